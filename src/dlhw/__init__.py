@@ -1,0 +1,23 @@
+"""Deep-learning coursework as experiments: configs describe them, one loop trains them, runs keep the answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlhw.runs import Run
+
+__version__ = "0.1.0"
+__all__ = ["UsageError", "load_run"]
+
+
+class UsageError(ValueError):
+    """Something a person wrote or left out. The message is one line: what, where, what is legal."""
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run directory for reading: config, metrics, summary, model. See :class:`dlhw.runs.Run`."""
+    from dlhw.runs import Run  # pandas and torch are paid for only by those who read runs
+
+    return Run(Path(path))

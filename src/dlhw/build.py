@@ -1,0 +1,168 @@
+"""From a config to the objects it describes, with every value checked first.
+
+A group of the config names a callable by ``_target_``; its other keys are that callable's keyword
+arguments. The callable's own annotations say what is legal: they are all the validation there is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import pydantic
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
+from torch import nn
+
+from dlhw import UsageError
+from dlhw.runtime import generator, key
+
+# Names that torch.optim and torch.nn.functional annotate as plain numbers, and what they may be.
+NON_NEGATIVE = Annotated[float, Field(ge=0)]
+FRACTION = Annotated[float, Field(ge=0, lt=1)]
+TORCH_NUMBERS: dict[str, Any] = {
+    "lr": NON_NEGATIVE,
+    "momentum": NON_NEGATIVE,
+    "weight_decay": NON_NEGATIVE,
+    "lr_decay": NON_NEGATIVE,
+    "eps": NON_NEGATIVE,
+    "alpha": FRACTION,
+    "label_smoothing": Annotated[float, Field(ge=0, le=1)],
+    "margin": NON_NEGATIVE,
+    "betas": tuple[FRACTION, FRACTION],
+}
+
+
+def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
+    """Check every group's options against its target. Raises UsageError with one line per mistake.
+
+    Args:
+        cfg: the composed config.
+        given: per group, the arguments that the program itself will pass.
+    """
+    mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
+    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
+        mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+
+def build(cfg: DictConfig, group: str, **given: Any) -> Any:
+    """The object that ``cfg[group]`` describes, None when the group names no target.
+
+    Raises UsageError for options that are unknown, missing or not legal.
+    """
+    target, options = _target(cfg, group)
+    if target is None:
+        return None
+    mistakes = _mistakes(cfg, group, set(given))
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+    try:
+        return target(**given, **_validated(target, options, set(given)))
+    except UsageError:
+        raise
+    except ValueError as error:  # torch's own words for a value that it does not take
+        raise UsageError(f"{group}={choice(cfg, group)}: {str(error).splitlines()[0]}") from error
+
+
+def deferred(cfg: DictConfig, group: str, **given: Any) -> Callable[..., Any] | None:
+    """Like :func:`build` for a target that is to be called later: it with its options bound."""
+    target, options = _target(cfg, group)
+    return None if target is None else functools.partial(target, **given, **options)
+
+
+def make_model(cfg: DictConfig, *, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The config's model, initialized. Its randomness depends on the seed alone, not on the device."""
+    torch.manual_seed(key(cfg.seed, "model"))
+    model: nn.Module = build(cfg, "model", shape=shape, classes=classes)
+    with torch.no_grad():
+        build(cfg, "init", model=model, generator=generator(cfg.seed, "init"))
+    return model
+
+
+def _target(cfg: DictConfig, group: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
+    path = options.pop("_target_", None)
+    if path is None:
+        return None, options
+    try:
+        partial = instantiate({"_target_": path, "_partial_": True})  # under Hydra's policy of what may be named
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
+    return partial.func, options
+
+
+def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """``options`` as the target's annotations want them. Raises pydantic.ValidationError."""
+    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)
+    of_torch = target.__module__.startswith("torch.")
+    fields: dict[str, Any] = {}
+    takes_more = False
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            takes_more = True
+        elif name not in given and (name in options or (parameter.default is parameter.empty and not of_torch)):
+            hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if of_torch else hints.get(name, Any)
+            fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
+    model = pydantic.create_model(
+        "Options",
+        __config__=pydantic.ConfigDict(
+            extra="allow" if takes_more else "forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+        ),
+        **fields,
+    )
+    checked = model.model_validate(options)
+    return {name: getattr(checked, name) for name in options}
+
+
+def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
+    target, options = _target(cfg, group)
+    if target is None:
+        return []
+    try:
+        _validated(target, options, given)
+    except pydantic.ValidationError as error:
+        seen: dict[str, str] = {}
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            seen.setdefault(name, _line(cfg, group, target, name, detail, given))
+        return list(seen.values())
+    return []
+
+
+def _line(cfg: DictConfig, group: str, target: Callable[..., Any], name: str, detail: Any, given: set[str]) -> str:
+    full = f"{group}.{name}"
+    if detail["type"] == "missing":
+        return f"{full}: missing; {group}={choice(cfg, group)} needs it"
+    if detail["type"] == "extra_forbidden":
+        legal = [option for option in inspect.signature(target).parameters if option not in given]
+        near = difflib.get_close_matches(name, legal, 1)
+        hint = f"did you mean {group}.{near[0]}? " if near else ""
+        return f"{full}: no such option of {group}={choice(cfg, group)}; {hint}(there are: {', '.join(legal)})"
+    value = OmegaConf.to_container(cfg[group], resolve=True)[name]  # type: ignore[index,call-overload]
+    written = OmegaConf.to_container(cfg[group], resolve=False)[name]  # type: ignore[index,call-overload]
+    alias = re.fullmatch(r"\$\{(\w+)\}", str(written))
+    spoken = f"{alias[1]}={value} ({full})" if alias else f"{full}={value}"
+    return f"{spoken}: {_legal(detail)}"
+
+
+def _legal(detail: Any) -> str:
+    message = str(detail["msg"])
+    message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace("a finite number", "finite (not nan or inf)")
+    message = re.sub(r"^must be a valid (number|integer|boolean|string).*", r"must be a \1", message)
+    return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
+
+
+def choice(cfg: DictConfig, group: str) -> str:
+    """What a user would call the option of a group: its name, or the last part of its target's."""
+    return str(cfg[group].get("name") or cfg[group]["_target_"].rpartition(".")[2]).lower()
+

@@ -1,0 +1,141 @@
+"""Checkpoints that survive any interruption: written atomically, checked when read, one older kept.
+
+``last.pt`` holds everything needed to go on, ``previous.pt`` is the one before it, ``best.pt`` the
+weights at the best validation epoch. All are plain ``torch.save`` files of tensors, numbers, strings
+and containers of them: ``torch.load(path, weights_only=True)`` reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlhw import UsageError
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Any]
+
+
+class CorruptCheckpoint(UsageError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write so that after a crash or power cut ``path`` holds the old content or the new, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":
+        return  # Windows cannot open directories; its renames are journaled
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, state: State) -> None:
+    """Write one checkpoint file atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def save_last(directory: Path, state: State) -> None:
+    """Write ``last.pt``; what was there becomes ``previous.pt``."""
+    last = directory / "last.pt"
+    if last.exists():
+        last.replace(directory / "previous.pt")
+    save(last, state)
+
+
+def load(path: Path) -> State:
+    """Read one checkpoint onto the CPU. Raises CorruptCheckpoint, naming the file, if any byte of it changed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged is not None:
+            raise CorruptCheckpoint(f"{path}: corrupt checkpoint (checksum of {damaged} does not match)")
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except CorruptCheckpoint:
+        raise
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CorruptCheckpoint(f"{path}: corrupt checkpoint ({str(error).splitlines()[0]})") from error
+    return state
+
+
+def load_last(directory: Path) -> State | None:
+    """The newest readable of ``last.pt`` and ``previous.pt``; None when the run has no checkpoint yet.
+
+    A corrupt file is named in the log. Raises CorruptCheckpoint when there are only corrupt ones.
+    """
+    found = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
+    failures = []
+    for path in found:
+        try:
+            return load(path)
+        except CorruptCheckpoint as error:
+            failures.append(error)
+            log.warning("%s", error)
+    if failures:
+        raise CorruptCheckpoint(f"{'; '.join(map(str, failures))}; there is no older one to go on from")
+    return None
+
+
+class Keeper:
+    """Decides when checkpoints are written while training goes on.
+
+    At most every ``every_seconds`` the state of the run goes to ``last.pt``, and the best weights since
+    then, held in memory meanwhile, to ``best.pt``. Leaving the context writes what is still held; after
+    an error only the best weights, because the state may stem from an unfinished epoch.
+    """
+
+    def __init__(self, directory: Path, state: Callable[[], State], *, every_seconds: float) -> None:
+        self._directory = directory
+        self._state = state
+        self._every_seconds = every_seconds
+        self._written = time.monotonic()
+        self._best: State | None = None
+        self._unwritten = False
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        self._write_best()
+        if kind is None and self._unwritten:
+            save_last(self._directory, self._state())
+
+    def keep(self, best: State | None) -> None:
+        """Note a finished epoch; ``best`` holds its weights if they are the best so far."""
+        self._best = best or self._best
+        self._unwritten = True
+        if time.monotonic() - self._written >= self._every_seconds:
+            self._write_best()
+            save_last(self._directory, self._state())
+            self._unwritten = False
+            self._written = time.monotonic()
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            save(self._directory / "best.pt", self._best)
+            self._best = None

@@ -1,0 +1,309 @@
+"""How a command line becomes a config: Hydra's composition with our rules and our words for mistakes.
+
+The rules on top of Hydra's: an experiment's values for a group are dropped when the command line chooses
+another option of that group; a top-level key must be read by something; ``resume=DIR`` brings back the
+config of the run in DIR. Only this module and ``build`` know Hydra, and this one does not import torch, so
+that help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+import hydra._internal.hydra as hydra_internal
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ResultDefault
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from dlhw import UsageError
+
+CONFIG_NAME = "train"
+RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
+Task = Callable[[DictConfig, Path, bool], None]
+
+
+def conf_dir() -> Path:
+    """The shipped ``conf/``: inside the installed package, or beside ``src/`` in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def command_line(task: Task) -> None:
+    """Run ``task(cfg, directory, in_sweep)`` as the command line asks.
+
+    A UsageError ends the program with its message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
+    """
+    prepare()
+
+    def job(cfg: DictConfig) -> None:
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            task(cfg, Path(HydraConfig.get().runtime.output_dir), in_sweep)
+        except UsageError as error:
+            if in_sweep:
+                raise
+            stop(error)
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(job)()
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def prepare() -> None:
+    """Teach Hydra our rules and resolvers; done once, before anything is composed."""
+    hydra_internal.ConfigLoaderImpl = Loader
+    OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
+    OmegaConf.register_new_resolver("dlhw.job_label", _job_label, replace=True)
+
+
+def stop(error: UsageError) -> NoReturn:
+    """End the program with the error's message alone; HYDRA_FULL_ERROR=1 shows where it came from."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    if logging.getLogger().handlers:
+        logging.getLogger("dlhw").error("%s", error)
+    else:
+        print(error, file=sys.stderr)
+    sys.exit(1)
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """The resolved config as ``config.yaml`` keeps it."""
+    return OmegaConf.to_yaml(cfg, resolve=True)
+
+
+class ClaimDirectory(Callback):
+    """Gives every run and every sweep a directory of its own, just before Hydra writes there."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.resume is None:
+            self._claim(config.hydra.run, "hydra.run.dir=", config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._claim(config.hydra.sweep, "hydra.sweep.dir=", config)
+
+    @staticmethod
+    def _claim(node: DictConfig, override: str, config: DictConfig) -> None:
+        from dlhw.record import claim_directory  # imports torch
+
+        chosen = any(line.startswith(override) for line in config.hydra.overrides.hydra)
+        try:
+            node.dir = str(claim_directory(Path(node.dir), exact=chosen))
+        except UsageError as error:
+            stop(error)
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's composition with the rules of this module."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._swapped: set[str] = set()
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        def compose(lines: list[str]) -> DictConfig:
+            return super(Loader, self).load_configuration(
+                config_name, lines, run_mode, from_shell, validate_sweep_overrides
+            )
+
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            self._swapped = self._groups_swapped_by(parsed, config_name)
+            resume = next((line.value() for line in parsed if line.key_or_group == "resume"), None)
+            if resume is not None:
+                return self._resumed(Path(str(resume)), parsed, compose)
+            cfg = compose(overrides)
+            self._reject_unread(cfg, parsed)
+        except UsageError as error:
+            stop(error)
+        except (HydraException, OmegaConfBaseException) as error:
+            try:
+                message = self._explain(overrides, compose, error)
+            except (HydraException, OmegaConfBaseException):
+                message = _first_line(error)
+            stop(UsageError(message))
+        return cfg
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        result = super()._load_single_config(default, repo)
+        if default.config_path is not None and default.config_path.startswith("experiment/"):
+            for group in self._swapped:
+                result.config.pop(group, None)
+        return result
+
+    def _groups_swapped_by(self, parsed: Sequence[Override], config_name: str | None) -> set[str]:
+        """Groups for which the command line chooses another option than the experiment does."""
+        chosen = {
+            line.key_or_group: str(line.value())
+            for line in parsed
+            if not line.is_sweep_override() and self.repository.group_exists(line.key_or_group)
+        }
+        if "experiment" not in chosen or len(chosen) == 1:
+            return set()
+        if chosen["experiment"] not in self.get_group_options("experiment"):
+            return set()
+        experiment = [line for line in parsed if line.key_or_group == "experiment"]
+        planned = create_defaults_list(
+            repo=self.repository,
+            config_name=config_name,
+            overrides_list=experiment,
+            prepend_hydra=False,
+            skip_missing=True,
+        ).overrides.known_choices
+        return {group for group, option in chosen.items() if group != "experiment" and planned.get(group) != option}
+
+    def _resumed(
+        self, directory: Path, parsed: Sequence[Override], compose: Callable[[list[str]], DictConfig]
+    ) -> DictConfig:
+        """The config that the run in ``directory`` was started with."""
+        directory = directory.expanduser().absolute()
+        if not (directory / "config.yaml").is_file():
+            raise UsageError(f"resume={directory}: not a run directory (it has no config.yaml)")
+        own = [line for line in parsed if not line.key_or_group.startswith("hydra")]
+        for line in own:
+            if line.key_or_group not in RESUME_MAY_CHANGE:
+                raise UsageError(
+                    f"{line.input_line}: a resumed run goes on with its own config; beside resume only "
+                    f"{' and '.join(RESUME_MAY_CHANGE[1:])} may be given"
+                )
+        cfg = compose([line.input_line for line in parsed if line not in own])
+        stored = OmegaConf.load(directory / "config.yaml")
+        with open_dict(cfg):
+            for name in [name for name in cfg if name != "hydra"]:
+                del cfg[name]
+            for name, node in stored.items():
+                cfg[name] = node
+            cfg.hydra.run.dir = str(directory)
+            cfg.hydra.output_subdir = None
+        planned = cfg.trainer.epochs
+        for line in own:
+            OmegaConf.update(cfg, line.key_or_group, line.value())
+        if cfg.trainer.epochs != planned and "epochs" in cfg.scheduler:
+            raise UsageError(f"trainer.epochs={cfg.trainer.epochs}: this run's schedule was laid out for {planned} epochs")
+        cfg.resume = str(directory)
+        return cfg
+
+    def _reject_unread(self, cfg: DictConfig, parsed: Sequence[Override]) -> None:
+        """Refuse top-level keys of the command line that no part of the config refers to."""
+        primary = self.repository.load_config(CONFIG_NAME)
+        assert primary is not None
+        text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"]))
+        for line in parsed:
+            name = line.key_or_group
+            if "." in name or line.is_delete() or self.repository.group_exists(name) or name in primary.config:
+                continue
+            if not re.search(rf"\$\{{{re.escape(name)}\b", text):
+                raise UsageError(f"{name}: nothing in this config reads it{self._hint(name, cfg)}")
+
+    def _explain(
+        self, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig], error: Exception
+    ) -> str:
+        """One line for what is wrong with the overrides, or Hydra's own first line."""
+        parsed = []
+        for text in overrides:
+            try:
+                parsed += OverridesParser.create().parse_overrides([text])
+            except HydraException:
+                return f"{text}: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
+        choices = [line for line in parsed if self.repository.group_exists(line.key_or_group)]
+        for line in choices:
+            options = self.get_group_options(line.key_or_group)
+            if not line.is_sweep_override() and line.value() is not None and str(line.value()) not in options:
+                near = difflib.get_close_matches(str(line.value()), options, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                return f"{line.key_or_group}={line.value()}: no such {line.key_or_group}; {hint}(there are: {', '.join(options)})"
+        cfg = compose([line.input_line for line in choices if not line.is_sweep_override()])
+        for line in parsed:
+            if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
+                return f"{line.key_or_group}: no such key{self._hint(line.key_or_group, cfg)}"
+        return _first_line(error)
+
+    def _hint(self, name: str, cfg: DictConfig) -> str:
+        """`; did you mean ...?` for a key that is not there, or the experiments that have it."""
+        knobs = [option for option in self.get_group_options("experiment") if name in self._own_keys(option)]
+        if knobs:
+            return f"; {name} is a knob of experiment={' and experiment='.join(knobs)}"
+        keys = list(_leaves(cfg))
+        leaf = name.rpartition(".")[2]
+        near = [key for key in keys if key.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, keys, 1)
+        if not near:
+            closest = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in keys], 1)
+            near = [key for key in keys if key.rpartition(".")[2] in closest]
+        return f"; did you mean {' or '.join(near[:3])}?" if near else "; --cfg job shows all keys"
+
+    def _own_keys(self, experiment: str) -> Iterable[str]:
+        loaded = self.repository.load_config(f"experiment/{experiment}")
+        return [] if loaded is None else [str(key) for key in loaded.config]
+
+
+def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
+    """Dotted names of all keys that hold a value, Hydra's own and ``_target_`` left out."""
+    for name in cfg:
+        if (not prefix and name == "hydra") or name == "_target_":
+            continue
+        node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none():
+            yield from _leaves(node, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _first_line(error: BaseException) -> str:
+    """What the innermost cause of an error says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _list_experiments() -> str:
+    """Names of the shipped experiments, each with the first line of its file, for ``--help``."""
+    files = sorted((conf_dir() / "experiment").glob("*.yaml"))
+    width = max(len(file.stem) for file in files)
+    questions = [file.open().readline().removeprefix("#").strip() for file in files]
+    return "\n".join(f"  {file.stem:<{width}}  {text}" for file, text in zip(files, questions, strict=True))
+
+
+def _job_label(overrides: ListConfig) -> str:
+    from dlhw.record import label  # imports torch
+
+    return label([str(line) for line in overrides])

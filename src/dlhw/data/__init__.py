@@ -1,0 +1,1 @@
+"""Data sets as tensors: read from files, checked, split, normalized."""

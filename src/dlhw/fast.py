@@ -1,0 +1,110 @@
+"""Ways to take the same training step sooner: fewer wrappers, one compiled graph, one CUDA graph.
+
+None of them changes what is computed; each has a test that says so and a line in the benchmark.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlhw import UsageError
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+
+def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """``optimizer.step`` without the wrappers that torch puts around it.
+
+    The wrappers serve the profiler and torch.compile. They import ``torch._dynamo`` at the first call
+    (as long as importing torch) and cost some 60 us at every step, a twentieth of a small net's step.
+    The update inside is the same.
+    """
+    step = type(optimizer).step
+    if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__}: evaluates the loss several times per step, the loop computes "
+            "it once per batch; use another class of torch.optim"
+        )
+    return torch.no_grad()(functools.partial(inspect.unwrap(step), optimizer))
+
+
+def optimizers_without_dynamo() -> None:
+    """Let torch.optim's classes be built without importing ``torch._dynamo`` (see :func:`undecorated_step`).
+
+    torch marks these methods as never to be compiled, and imports the compiler to do so. The mark is
+    looked up on the function first: found there, nothing is imported. A version of torch without such
+    marks only starts more slowly.
+    """
+    for name in ("add_param_group", "state_dict", "load_state_dict"):
+        inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if inner is not None and not hasattr(inner, "__dynamo_disable"):
+            setattr(inner, "__dynamo_disable", inner)  # noqa: B010
+
+
+def compiled(forward_backward: Step) -> Step:
+    """``forward_backward`` through torch.compile, with the dropout masks of eager mode."""
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._inductor.config.fallback_random = True
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # newer than torch 2.9, which makes two graphs of it
+        torch._dynamo.config.trace_autograd_ops = True
+    warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
+    return torch.compile(forward_backward, dynamic=False)
+
+
+def cuda_graphed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:
+    """Record ``step`` on a batch like (x, y) as a CUDA graph and replay it for every batch of that size.
+
+    Batches of another size (the last of an epoch) take the step itself. Recording needs a few real
+    steps to warm up; their effect on weights, buffers and optimizer state is undone.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in group and not group["fused"]:
+            raise UsageError("trainer.cuda_graphs=true: needs optimizer.fused=true")
+        if "capturable" in group:
+            group["capturable"] = True
+        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would be frozen into the graph
+    static_x, static_y = x.clone(), y.clone()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state_before = {
+        (parameter, name): value.clone()
+        for parameter, state in optimizer.state.items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            step(static_x, static_y)
+    torch.cuda.current_stream().wait_stream(warm_up)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            value.copy_(before[name])
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    value.copy_(state_before.get((parameter, name), torch.zeros_like(value)))
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        measured = step(static_x, static_y)
+
+    def replay(x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != static_x.shape:
+            return step(x, y)
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+        return measured
+
+    return replay

@@ -1,0 +1,48 @@
+"""Convolutional networks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from dlhw import UsageError
+from dlhw.models.dense import ActivationName, Dropout, Width
+
+
+def cnn(
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    channels: Annotated[list[Width], Field(min_length=1)],
+    kernel: Annotated[int, Field(gt=0)],
+    activation: ActivationName,
+    dropout: Dropout,
+    batch_norm: bool,
+) -> nn.Sequential:
+    """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
+    dropout and one dense layer to logits (C5.5 with channels [16, 32], kernel 5).
+
+    Maps (N, C, H, W) to (N, classes).
+    """
+    if len(shape) != 3:
+        raise UsageError(f"model=cnn: needs images (C, H, W), the data set's samples are {shape}; use model=mlp")
+    if kernel % 2 == 0:
+        raise UsageError(f"model.kernel={kernel}: must be odd, so that padding keeps the size")
+    depth, height, width = shape
+    layers: list[nn.Module] = []
+    for block in channels:
+        if min(height, width) < 2:
+            raise UsageError(
+                f"model.channels={list(channels)}: {len(channels)} poolings leave nothing of {shape[1]}x{shape[2]} images"
+            )
+        layers.append(nn.Conv2d(depth, block, kernel, padding=kernel // 2))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(block))
+        layers += [getattr(nn, activation)(), nn.MaxPool2d(2)]
+        depth, height, width = block, height // 2, width // 2
+    layers.append(nn.Flatten())
+    if dropout:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(depth * height * width, classes))

@@ -1,0 +1,39 @@
+"""Fully connected networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+Width = Annotated[int, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+ActivationName = Literal["ReLU", "Tanh", "Sigmoid", "ELU", "GELU", "LeakyReLU", "SiLU", "Identity"]
+
+
+def mlp(
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    hidden: list[Width],
+    activation: ActivationName,
+    dropout: Dropout,
+    batch_norm: bool,
+) -> nn.Sequential:
+    """Flatten, then a dense layer, batch norm, activation and dropout per entry of ``hidden``, then logits.
+
+    Maps (N, *shape) to (N, classes). An empty ``hidden`` is multinomial logistic regression.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    features = math.prod(shape)
+    for width in hidden:
+        layers.append(nn.Linear(features, width))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(getattr(nn, activation)())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, classes))

@@ -1,0 +1,70 @@
+"""Optimizers by name and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dlhw import UsageError
+
+Schedule = Callable[[float], float]
+Epochs = Annotated[float, Field(ge=0)]
+
+
+def by_name(params: Iterable[Tensor], *, name: str, **options: Any) -> torch.optim.Optimizer:
+    """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
+    return optimizer_class(name)(params, **options)
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of torch.optim called ``name``. Raises UsageError with the names there are."""
+    classes = {
+        attribute: value
+        for attribute, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    if name not in classes:
+        raise UsageError(f"optimizer.name={name}: not a class of torch.optim; there are {', '.join(sorted(classes))}")
+    return classes[name]
+
+
+# Schedules are pure functions of the time in epochs (a fraction within an epoch): the factor on the base
+# learning rate. They hold no state, so resuming has nothing to restore.
+
+
+def _warmed_up(after: Schedule, warmup_epochs: float) -> Schedule:
+    """Linear from 0 to the base rate over the warm-up, then ``after`` with time counted from its end."""
+
+    def factor(epoch: float) -> float:
+        if epoch < warmup_epochs:
+            return epoch / warmup_epochs
+        return after(epoch - warmup_epochs)
+
+    return factor
+
+
+def constant(*, warmup_epochs: Epochs) -> Schedule:
+    """The base learning rate throughout, after an optional linear warm-up."""
+    return _warmed_up(lambda epoch: 1.0, warmup_epochs)
+
+
+def step(*, every_epochs: Annotated[float, Field(gt=0)], factor: Annotated[float, Field(gt=0)], warmup_epochs: Epochs) -> Schedule:
+    """The rate times ``factor`` after every ``every_epochs`` epochs."""
+    return _warmed_up(lambda epoch: factor ** math.floor(epoch / every_epochs), warmup_epochs)
+
+
+def cosine(*, epochs: Annotated[float, Field(gt=0)], final_factor: Annotated[float, Field(ge=0)], warmup_epochs: Epochs) -> Schedule:
+    """Half a cosine from the base rate to ``final_factor`` times it at ``epochs`` (Loshchilov & Hutter 2017)."""
+    if warmup_epochs >= epochs:
+        raise UsageError(f"scheduler.warmup_epochs={warmup_epochs}: must be below the {epochs:g} epochs of the run")
+
+    def anneal(epoch: float) -> float:
+        progress = min(epoch / (epochs - warmup_epochs), 1.0)
+        return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return _warmed_up(anneal, warmup_epochs)

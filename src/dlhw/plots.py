@@ -1,0 +1,256 @@
+"""The look of every figure, and figures made from rows and arrays alone.
+
+Figures are ``matplotlib.figure.Figure`` objects without pyplot, which is slow to import and keeps global
+state; the caller saves them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+DPI = 160
+WIDTH_INCHES = 7.2  # a little over the text width of an A4 page: 9 pt stays readable after scaling
+
+# Okabe and Ito's colours, told apart with any common colour blindness and in grey print.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = {"train": PALETTE[0], "validation": PALETTE[1], "test": PALETTE[2], "reference": "#444444"}
+
+_MARKERS = {"train": "o", "validation": "s", "test": "^"}
+_COLUMNS = {"train": "train", "validation": "val", "test": "test"}  # name in figures: prefix in metrics.csv
+_MARKED_POINTS = 30  # up to so many points, each is marked; more would hide the line
+_TITLE_POINTS, _TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
+_LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
+
+
+def new_figure(
+    panels: int, *, title: str, subtitle: str = "", panel_inches: float = 2.9
+) -> tuple[Figure, list[Axes]]:
+    """A figure with ``panels`` axes side by side in the project's look, under a heading that wraps.
+
+    The figure grows with the heading, so the panels keep their size. Texts are drawn as they are, never as
+    TeX formulas.
+    """
+    heading = [(line, _TITLE_POINTS) for line in _wrapped(title, 68)]
+    heading += [(line, _TEXT_POINTS) for line in _wrapped(subtitle, 92)]
+    heading_inches = sum(points * _LINE_INCHES for _, points in heading) + 0.12
+    height = panel_inches + heading_inches
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained", facecolor="white")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, 0, 1, 1 - heading_inches / height), w_pad=0.06, h_pad=0.06, wspace=0.06)  # type: ignore[call-arg]
+    y_inches = height - 0.08
+    for line, points in heading:
+        main = points == _TITLE_POINTS
+        figure.text(
+            0.1 / WIDTH_INCHES,
+            y_inches / height,
+            line,
+            fontsize=points,
+            fontweight="bold" if main else "normal",
+            color="black" if main else COLORS["reference"],
+            va="top",
+            parse_math=False,
+        )
+        y_inches -= points * _LINE_INCHES
+    all_axes = [figure.add_subplot(1, panels, 1 + i) for i in range(panels)]
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#666666")
+        axes.grid(True, color="#E4E4E4", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", labelsize=_TICK_POINTS, color="#666666")
+    return figure, all_axes
+
+
+def curves(
+    rows: Sequence[Mapping[str, float]],
+    *,
+    title: str,
+    subtitle: str = "",
+    best_epoch: int | None,
+    flood: float = 0.0,
+    train_label: str = "train",
+    loss_label: str = "loss",
+) -> Figure:
+    """Loss and error against epoch for train, validation and test, from the rows of ``metrics.csv``.
+
+    A quantity without a column is left out, and so is the error panel when no row has an error (regression).
+    Log axes where values span more than a decade. ``flood`` > 0 draws the level b. The numbers at the best
+    and the last epoch stand under the title, and so does a train loss that stopped being finite.
+    """
+    assert rows, "curves of no epochs"
+    panels = [("loss", loss_label)]
+    if _all_values(rows, "error_percent"):
+        panels.append(("error_percent", "error (%)"))
+    notes = "\n".join(filter(None, [subtitle, _results(rows, best_epoch), _divergence(rows)]))
+    figure, all_axes = new_figure(len(panels), title=title, subtitle=notes)
+
+    for axes, (quantity, label) in zip(all_axes, panels, strict=True):
+        for name, prefix in _COLUMNS.items():
+            points = _points(rows, f"{prefix}_{quantity}")
+            if points:
+                _draw(axes, points, name=name, label=train_label if name == "train" else name)
+        values = _all_values(rows, quantity)
+        if quantity == "loss" and flood > 0:
+            level = f"b = {flood:g}"
+            axes.axhline(
+                flood,
+                color=COLORS["reference"],
+                linewidth=1.0,
+                linestyle=(0, (5, 2)),
+                zorder=2.5,
+                label=level,
+            )
+            values.append(flood)
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch,
+                color=COLORS["reference"],
+                linewidth=0.9,
+                linestyle=":",
+                zorder=2.5,
+                label=f"best epoch {best_epoch}",
+            )
+        _scale_epochs(axes, rows, best_epoch)
+        if quantity == "error_percent":
+            # One sample of MNIST is 0.002 %: without a floor, such values would take most of the axis.
+            _scale_values(axes, values, floor=0.1)
+            axes.set_ylim(top=min(axes.get_ylim()[1], 104.0))
+        else:
+            _scale_values(axes, values)
+        axes.set_xlabel("epoch", fontsize=_TEXT_POINTS)
+        axes.set_ylabel(label, fontsize=_TEXT_POINTS, parse_math=False)
+
+    entries = {
+        label: line
+        for axes in all_axes
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        # Below the panels and shared by them: it cannot cover a curve.
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=len(entries),
+            fontsize=_TEXT_POINTS,
+            frameon=False,
+            handlelength=1.8,
+            columnspacing=1.6,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        for handle in legend.get_lines():
+            handle.set_linewidth(max(1.4, handle.get_linewidth()))
+    return figure
+
+
+def _draw(axes: Axes, points: Sequence[tuple[float, float]], *, name: str, label: str) -> None:
+    marked = len(points) <= _MARKED_POINTS
+    axes.plot(
+        [epoch for epoch, _ in points],
+        [value for _, value in points],
+        color=COLORS[name],
+        label=label,
+        linewidth=1.4 if marked else 0.8,
+        marker=_MARKERS[name] if marked else "",
+        markersize=3.5 if len(points) > 2 else 5.0,
+        zorder={"train": 2.0, "test": 2.1, "validation": 2.2}[name],
+    )
+
+
+def _scale_epochs(axes: Axes, rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> None:
+    epochs = [row["epoch"] for row in rows] + ([] if best_epoch is None else [best_epoch])
+    pad = max(0.02 * (max(epochs) - min(epochs)), 0.1 if len(rows) > 1 else 0.5)
+    axes.set_xlim(min(epochs) - pad, max(epochs) + pad)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def _scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0) -> None:
+    """Choose the y scale: logarithmic over more than a decade, with zero kept at the foot of the axis."""
+    if not values:
+        return
+    low, high = min(values), max(values)
+    positive = [value for value in values if value > floor]
+    if low >= 0 and positive and high > 10 * min(positive):
+        few = high < 300 * min(positive)
+        if low > floor:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=12))
+            axes.set_ylim(low / 1.25, high * 1.25)
+        else:  # linear from 0 to the lowest decade, logarithmic above
+            lowest, highest = (math.floor(math.log10(value)) for value in (min(positive), high))
+            decades = [10.0**power for power in range(lowest, highest + 1, 1 + (highest - lowest) // 8)]
+            axes.set_yscale("symlog", linthresh=decades[0], linscale=0.4)
+            ticks = [factor * decade for decade in decades for factor in ((1, 2, 5) if few else (1,))]
+            axes.yaxis.set_major_locator(FixedLocator([0.0, *ticks]))
+            axes.set_ylim(-0.15 * decades[0], high * 1.25)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    bottom = 0.0 if 0 <= low <= high / 2 else low
+    pad = 0.06 * (high - bottom) or 0.1 * abs(high)
+    touches = low < bottom + pad  # a curve along the foot of the axis would be cut in half
+    if low == high == 0:
+        axes.set_ylim(-0.06, 1.0)
+    else:
+        axes.set_ylim(bottom - (pad if touches else 0.0), high + pad)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+
+
+def _value(row: Mapping[str, float], column: str) -> float:
+    return float(row.get(column, math.nan))
+
+
+def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:
+    """The finite values of a column with their epochs; a test set seen every tenth epoch is still a line."""
+    pairs = ((float(row["epoch"]), _value(row, column)) for row in rows)
+    return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
+
+
+def _all_values(rows: Sequence[Mapping[str, float]], quantity: str) -> list[float]:
+    return [value for prefix in _COLUMNS.values() for _, value in _points(rows, f"{prefix}_{quantity}")]
+
+
+def _results(rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> str:
+    """The numbers that a reader would otherwise measure off the axes: at the best and at the last epoch."""
+    quantity, form = (
+        ("error_percent", "error {:.2f} %") if _all_values(rows, "error_percent") else ("loss", "loss {:.4g}")
+    )
+    parts = []
+    for which, epoch in (("best", best_epoch), ("last", int(rows[-1]["epoch"]))):
+        row = next((row for row in rows if row["epoch"] == epoch), {})
+        numbers = [
+            f"{name} {form.format(value)}"
+            for name, prefix in _COLUMNS.items()
+            if name != "train" and math.isfinite(value := _value(row, f"{prefix}_{quantity}"))
+        ]
+        if numbers and not (which == "last" and epoch == best_epoch):
+            parts.append(f"{which} epoch {epoch}: {', '.join(numbers)}")
+    return "\n".join(parts)
+
+
+def _divergence(rows: Sequence[Mapping[str, float]]) -> str:
+    """A note on a train loss that is not finite at the end; nan elsewhere may mean not measured."""
+    epoch = None
+    for row in reversed(rows):
+        if "train_loss" not in row or math.isfinite(row["train_loss"]):
+            break
+        epoch = int(row["epoch"])
+    return "" if epoch is None else f"train loss not finite from epoch {epoch} on"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = []
+    for part in text.splitlines():
+        # Joined overrides (a=1,b=2,...) have no spaces; break them at commas rather than inside a word.
+        too_long = any(len(word) > width for word in part.split())
+        lines += textwrap.wrap(re.sub(r",(?=\S)", ", ", part) if too_long else part, width)
+    return lines

@@ -1,0 +1,181 @@
+"""What a person sees while a run goes on, whether or not anybody sits at a terminal.
+
+At a terminal, log lines stand above a live bar. Elsewhere (a Slurm log, a pipe) there is no bar, and a log
+line now and then takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_log = logging.getLogger("dlhw")
+_STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
+
+
+@functools.cache
+def console() -> Console:
+    """The one console of the process, on stderr, so that stdout stays free for results."""
+    # FORCE_COLOR makes rich take any stream for a terminal; a bar in a log file is noise nevertheless.
+    at_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return Console(stderr=True, force_interactive=None if at_terminal else False)
+
+
+class ConsoleHandler(logging.Handler):
+    """Writes log records above the live bar: the text as formatted, neither marked up, wrapped nor cut."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            shared = console()
+            if shared.is_interactive:
+                style = _STYLES.get(record.levelno, "")
+                shared.print(Text(text, style=style), soft_wrap=True)
+            else:
+                # Not through rich, which ends the process on a broken pipe and keeps what it cannot encode.
+                shared.file.write(text + "\n")
+                shared.file.flush()
+        except RecursionError:
+            raise
+        except Exception:
+            self.handleError(record)
+
+
+class Progress:
+    """A live bar over the epochs of a run, and a log line per epoch, at most one in ``log_every_seconds``.
+
+    The first and the last epoch always have their line. Use as a context manager; ``clock`` counts seconds.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        steps_per_epoch: int,
+        *,
+        start_epoch: int = 0,
+        label: str = "",
+        log_every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._epoch = start_epoch
+        self._first_step = self._steps = start_epoch * steps_per_epoch
+        self._label = label
+        self._log_every_seconds = log_every_seconds
+        self._clock = clock
+        self._started = clock()
+        self._logged: float | None = None
+        self._unlogged: str | None = None
+        self._results = ""
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        self._started = self._clock()
+        shared = console()
+        if shared.is_interactive:
+            self._live = Live(
+                console=shared,
+                get_renderable=self._render,
+                refresh_per_second=4,
+                transient=True,
+                # A redirected stdout holds results: those must not end up on the console.
+                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+            )
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._unlogged is not None:  # stopped early: the last epoch is known only now
+                _log.info(self._unlogged)
+        finally:
+            if self._live is not None:
+                with contextlib.suppress(OSError):  # the terminal is gone; the run need not be
+                    self._live.stop()
+                self._live = None
+
+    def step(self) -> None:
+        """Count one optimizer step; the bar's own thread reads the count, so this is one addition."""
+        self._steps += 1
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Show the results of the epoch just finished: train and validation loss and error, where present."""
+        self._epoch += 1
+        self._steps = self._epoch * self._steps_per_epoch
+        self._results = _results(row)
+        digits = len(str(self._epochs))
+        parts = [
+            f"epoch {self._epoch:>{digits}}/{self._epochs}",
+            self._results,
+            f"elapsed {_clock_time(self._elapsed)}",
+            f"left {_clock_time(self._left)}",
+        ]
+        line = "  ".join(filter(None, [self._label, *parts]))
+        now = self._clock()
+        due = self._logged is None or now - self._logged >= self._log_every_seconds
+        if due or self._epoch >= self._epochs:
+            _log.info(line)
+            self._logged = now
+            self._unlogged = None
+            if self._live is not None:
+                self._live.refresh()
+        else:
+            self._unlogged = line
+
+    @property
+    def _elapsed(self) -> float:
+        return self._clock() - self._started
+
+    @property
+    def _left(self) -> float:
+        """Seconds left at the mean pace since the start, nan before the first step."""
+        done = self._steps - self._first_step
+        remaining = self._epochs * self._steps_per_epoch - self._steps
+        return self._elapsed / done * max(0, remaining) if done else math.nan
+
+    def _render(self) -> RenderableType:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True, overflow="ellipsis")
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(
+            Text(f"{self._label} epoch {min(self._epoch + 1, self._epochs)}/{self._epochs}".lstrip()),
+            ProgressBar(total=max(1, self._epochs * self._steps_per_epoch), completed=self._steps),
+            Text(f"{_clock_time(self._elapsed)}, left {_clock_time(self._left)}"),
+        )
+        return Group(bar, Text(self._results, no_wrap=True, overflow="ellipsis")) if self._results else bar
+
+
+def _results(row: Mapping[str, float]) -> str:
+    parts = []
+    for name, prefix in (("train", "train"), ("validation", "val")):
+        loss, error = row.get(f"{prefix}_loss"), row.get(f"{prefix}_error_percent")
+        numbers = [] if loss is None else [f"loss {loss:<9.4g}"]
+        numbers += [] if error is None else [f"error {error:6.2f} %"]
+        if numbers:
+            parts.append(" ".join([name, *numbers]))
+    return "  ".join(parts)
+
+
+def _clock_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "-:--:--"

@@ -1,0 +1,114 @@
+"""What a run stands on: keyed randomness, device, precision, and where its numbers came from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import dlhw
+from dlhw import UsageError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
+
+
+def key(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose at one place of a run, e.g. ``key(0, "order", epoch)``.
+
+    Equal arguments give equal randomness however the run got there; different ones are unrelated.
+    """
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator keyed as in :func:`key`; on the CPU so that no draw depends on the device."""
+    return torch.Generator().manual_seed(key(seed, *purpose))
+
+
+def pick_device(name: DeviceName) -> torch.device:
+    """``auto`` is CUDA, else MPS, else CPU. Asking for a device that is not there is an error."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    if not present[name]:
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise UsageError(f"trainer.device={name}: not available here; available: {here} (or auto)")
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of a run: ``fp32``, ``tf32`` (CUDA matrix products), ``bf16`` (autocast), ``fp64``."""
+
+    name: PrecisionName
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.name == "tf32" and self.device.type != "cuda":
+            raise UsageError(
+                f"trainer.precision=tf32: is a CUDA format, the device is {self.device.type}; "
+                "use fp32, or bf16 for speed"
+            )
+        if self.name == "fp64" and self.device.type == "mps":
+            raise UsageError("trainer.precision=fp64: MPS has no float64; use trainer.device=cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and inputs; autocast lowers products only."""
+        return torch.float64 if self.name == "fp64" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.name == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def settle(device: torch.device, precision: Precision, *, deterministic: bool) -> None:
+    """Set the process-wide switches of torch that a run depends on, all of them, every time."""
+    torch.backends.cuda.matmul.allow_tf32 = precision.name == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        if deterministic:
+            torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, protects only bugs
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, machine, command line and git revision: what another person needs to get the same numbers."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"dlhw": dlhw.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "git_revision": _git_revision(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout this package runs from, ``+`` when it has changes; None outside of one."""
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() or None

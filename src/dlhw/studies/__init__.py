@@ -1,0 +1,1 @@
+"""Studies: questions answered without the training loop, in the same run directory."""

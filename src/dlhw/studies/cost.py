@@ -1,0 +1,48 @@
+"""What a model costs: parameters and multiply-adds of each layer for one sample (C5.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlhw.data.tensors import Dataset
+from dlhw.record import Record
+
+
+def cost(*, record: Record, data: Dataset, model: nn.Module) -> dict[str, Any]:
+    """Write ``tables/cost.csv``: layer, kind, output shape, parameters, multiply-adds of one sample's forward pass.
+
+    Multiply-adds are those of matrix products and convolutions, half of what torch's flop counter counts.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    leaves = {name: layer for name, layer in model.named_modules() if not list(layer.children())}
+
+    def note(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            shapes[name] = tuple(output.shape[1:])
+
+        return hook
+
+    handles = [layer.register_forward_hook(note(name)) for name, layer in leaves.items()]
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(data.normalize(data.train.x[:1]))
+    for handle in handles:
+        handle.remove()
+    root = type(model).__name__
+    counts = counter.get_flop_counts()
+    rows: list[dict[str, Any]] = [
+        {
+            "layer": name,
+            "kind": type(layer).__name__,
+            "output": "x".join(map(str, shapes[name])),
+            "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+            "multiply_adds": sum(counts.get(f"{root}.{name}", {}).values()) // 2,
+        }
+        for name, layer in leaves.items()
+    ]
+    record.table("cost", rows)
+    return {"multiply_adds": sum(row["multiply_adds"] for row in rows)}

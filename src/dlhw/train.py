@@ -1,0 +1,174 @@
+"""The entrypoint: from a command line to a run, ``python -m dlhw.train experiment=flooding b=0.05``.
+
+``main`` composes the config, ``run`` builds what it describes and trains it, or answers it by a study.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlhw import UsageError, config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from dlhw.loop import Fitted
+    from dlhw.record import Record
+
+log = logging.getLogger("dlhw")
+
+GIVEN: dict[str, set[str]] = {
+    "dataset": {"data_dir", "seed"},
+    "model": {"shape", "classes"},
+    "init": {"model", "generator"},
+    "loss": {"input", "target"},
+    "regularization": set(),
+    "optimizer": {"params"},
+    "scheduler": set(),
+    "trainer": set(),
+    "probe": {"model", "data"},
+    "study": {"record", "data", "model"},
+}
+"""What the program itself passes to each group's target; everything else comes from the config."""
+
+
+def main() -> None:
+    """What ``dlhw`` and ``python -m dlhw.train`` run."""
+    config.command_line(task)
+
+
+def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
+    """One run in ``directory``. Whatever ends it early, the directory tells; a run that never began leaves none."""
+    from dlhw.loop import TrainingFailed
+    from dlhw.record import Record
+
+    record = Record(directory)
+    try:
+        run(cfg, record)
+    except KeyboardInterrupt:
+        log.warning("interrupted; go on with resume=%s", directory)
+        raise
+    except Exception as error:
+        began = in_sweep or cfg.resume is not None or not isinstance(error, UsageError)
+        if not began:
+            record.discard()
+        elif not record.finished:
+            reason = str(error) if isinstance(error, UsageError | TrainingFailed) else repr(error)
+            record.summary({"status": "failed", "reason": reason})
+        if isinstance(error, TrainingFailed):
+            raise UsageError(f"{error} (what was trained until then: {directory})") from error
+        raise
+
+
+def run(cfg: DictConfig, record: Record) -> None:
+    """Build what the config describes, then train it or hand it to a study, and leave the run's files."""
+    import torch
+
+    from dlhw import fast, plots, runtime
+    from dlhw.build import build, check, choice, deferred, make_model
+    from dlhw.loop import fit
+    from dlhw.objective import Objective
+
+    if not cfg.trainer.compile:
+        fast.optimizers_without_dynamo()
+    check(cfg, GIVEN)
+    trainer = build(cfg, "trainer")
+    device = runtime.pick_device(trainer.device)
+    precision = runtime.Precision(trainer.precision, device)
+    runtime.settle(device, precision, deterministic=trainer.deterministic)
+    resume = _state_to_resume(cfg, record)
+
+    data = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed).to(device, precision.dtype)
+    model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
+    if trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    objective = Objective(deferred(cfg, "loss"), build(cfg, "regularization"))
+    optimizer = build(cfg, "optimizer", params=model.parameters())
+    schedule = build(cfg, "scheduler")
+
+    if cfg.resume is None:
+        record.create(config.to_yaml(cfg))
+    log.info("%s: %s on %s, in %s", cfg.name, choice(cfg, "model"), data.name, record.path)
+    about = {
+        "experiment": cfg.name,
+        "seed": cfg.seed,
+        "data": {"name": data.name, "sha256": data.sha256, "train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **runtime.provenance(device),
+    }
+    study = deferred(cfg, "study", record=record, data=data, model=model)
+    if study is not None:
+        record.summary({"status": "finished", **study(), **about})
+        return
+
+    fitted = fit(
+        model,
+        data,
+        objective,
+        optimizer,
+        schedule=schedule,
+        trainer=trainer,
+        precision=precision,
+        seed=cfg.seed,
+        record=record,
+        resume=resume,
+        probe=deferred(cfg, "probe"),
+    )
+    record.figure(
+        "curves",
+        plots.curves(
+            record.rows,
+            title=f"{cfg.name}: {choice(cfg, 'model')} on {data.name}",
+            best_epoch=int(fitted.best["epoch"]),
+            flood=objective.regularization.flood,
+            train_label=f"train ({trainer.train_metrics})",
+            loss_label=f"loss ({choice(cfg, 'loss')})",
+        ),
+    )
+    seconds = record.seconds()
+    record.summary(
+        {
+            "status": "finished",
+            "stopped": fitted.stopped,
+            "monitor": trainer.monitor,
+            "best": fitted.best,
+            "final": fitted.final,
+            "seconds": sum(seconds),
+            "seconds_per_epoch": statistics.median(seconds),
+            **about,
+        }
+    )
+    log.info("%s", _closing_words(fitted))
+
+
+def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
+    """The checkpoint of an interrupted run; None for a new run and for one stopped before its first checkpoint."""
+    from dlhw import checkpoint
+
+    if cfg.resume is None:
+        return None
+    state = checkpoint.load_last(record.path)
+    rows = state["rows"] if state else []
+    if record.finished and len(rows) >= cfg.trainer.epochs:
+        raise UsageError(
+            f"resume={cfg.resume}: finished already after {len(rows)} epochs; trainer.epochs=N with a larger N trains on"
+        )
+    record.reopen()
+    record.restore(rows)
+    return state
+
+
+def _closing_words(fitted: Fitted) -> str:
+    best = fitted.best
+    stopped = "no longer improving" if fitted.stopped == "patience" else "all epochs done"
+    return (
+        f"{stopped}; best validation error {best['val_error_percent']:.2f} % at epoch {best['epoch']}, "
+        f"test error there {best['test_error_percent']:.2f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

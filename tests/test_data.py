@@ -1,0 +1,484 @@
+"""Data sets: what a file must be to be read, where it is looked for, and how the parts are split and normalized."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import inspect
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from dlhw import UsageError
+from dlhw.data import idx
+from dlhw.data.digits import TEST_FROM, digits
+from dlhw.data.tensors import Dataset, Split, assemble, split_off
+
+CONF = Path(__file__).parent.parent / "conf" / "dataset"
+FACTORIES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}
+
+
+def options(name: str) -> dict[str, Any]:
+    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return {key: value for key, value in config.items() if key != "_target_"}
+
+
+def idx_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """The IDX file of an array of bytes, written from the format's description."""
+    words = [0x0800 + array.ndim, *array.shape]
+    return b"".join(word.to_bytes(4, "big") for word in words) + array.tobytes()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+@dataclass
+class Published:
+    """A small set in MNIST's form: its values, its files by name, and the Source that describes them."""
+
+    arrays: list[np.ndarray[Any, Any]]
+    plain: dict[str, bytes]
+    packed: dict[str, bytes]
+    source: idx.Source
+
+    def place(self, folder: Path, names: dict[str, bytes]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in names.items():
+            (folder / name).write_bytes(content)
+
+    def without_plain_checksums(self) -> idx.Source:
+        return replace(self.source, files=tuple(replace(file, md5=None) for file in self.source.files))
+
+
+@pytest.fixture
+def published() -> Published:
+    random = np.random.default_rng(0)
+    shapes = [(40, 5, 3), (40,), (12, 5, 3), (12,)]
+    arrays = [random.integers(0, 10 if len(s) == 1 else 256, s, dtype=np.uint8) for s in shapes]
+    names = [file.name for file in idx.MNIST.files]
+    plain = {name: idx_bytes(array) for name, array in zip(names, arrays, strict=True)}
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in plain.items()}
+    files = tuple(
+        replace(file, shape=shape, md5_gz=md5(packed[f"{file.name}.gz"]), md5=md5(plain[file.name]))
+        for file, shape in zip(idx.MNIST.files, shapes, strict=True)
+    )
+    return Published(arrays, plain, packed, replace(idx.MNIST, files=files))
+
+
+def assert_is(published: Published, parts: tuple[Split, Split]) -> None:
+    train, test = parts
+    x_train, y_train, x_test, y_test = published.arrays
+    for split, x, y in ((train, x_train, y_train), (test, x_test, y_test)):
+        assert split.x.dtype == torch.uint8
+        assert split.y.dtype == torch.int64
+        assert split.x.shape == (len(x), 1, 5, 3)
+        np.testing.assert_array_equal(split.x[:, 0], x)
+        np.testing.assert_array_equal(split.y, y)
+
+
+# Files: where they are found and what they must be
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST"])
+@pytest.mark.parametrize("form", ["plain", "packed"])
+def test_plain_and_gz_give_the_same_in_either_folder(
+    published: Published, tmp_path: Path, folder: str, form: str
+) -> None:
+    published.place(tmp_path / folder, getattr(published, form))
+    assert_is(published, idx.load(published.source, tmp_path, download=False))
+
+
+def bad_plain(good: bytes) -> dict[str, tuple[bytes, str]]:
+    return {
+        "empty": (b"", "truncated: 0 of"),
+        "header only": (good[:7], "truncated: 7 of"),
+        "truncated": (good[:-1], f"truncated: {len(good) - 1} of {len(good)} bytes"),
+        "trailing bytes": (good + b"\0", f"goes on after its {len(good)} bytes"),
+        "magic": (b"\0\0\x0d" + good[3:], "starts with 0x00000d03 instead of 0x00000803"),
+        "a web page": (b"<!DOCTYPE html>" + good[15:], "starts with 0x3c21444f"),
+        "count": (good[:7] + b"\x29" + good[8:], "has the shape (41, 5, 3) instead of (40, 5, 3)"),
+        "one bit": (good[:-1] + bytes([good[-1] ^ 1]), "altered: its md5 is"),
+    }
+
+
+@pytest.mark.parametrize("what", bad_plain(b""))
+def test_a_bad_plain_file_is_named_and_refused_though_a_good_gz_lies_beside_it(
+    published: Published, tmp_path: Path, what: str
+) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    published.place(folder, published.plain | published.packed)
+    published.place(tmp_path / "MNIST", published.plain)
+    bad = folder / "train-images-idx3-ubyte"
+    content, message = bad_plain(bad.read_bytes())[what]
+    bad.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        idx.load(published.source, tmp_path, download=True)
+    assert str(refused.value).startswith(f"{bad}: ")
+    assert message in str(refused.value)
+    assert "delete it so that it is downloaded again, or replace it" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_outside_the_classes_are_refused(published: Published, tmp_path: Path) -> None:
+    labels = published.arrays[1].copy()
+    labels[3] = 10
+    published.place(tmp_path / "MNIST", published.plain | {"train-labels-idx1-ubyte": idx_bytes(labels)})
+    with pytest.raises(UsageError, match=r"train-labels-idx1-ubyte: holds the label 10, legal are 0 to 9"):
+        idx.load(published.without_plain_checksums(), tmp_path, download=False)
+
+
+def test_a_gz_without_the_published_checksum_is_refused(published: Published, tmp_path: Path) -> None:
+    for content in (b"", published.packed["t10k-labels-idx1-ubyte.gz"][:-9], gzip.compress(b"other")):
+        published.place(tmp_path / "MNIST", published.packed | {"t10k-labels-idx1-ubyte.gz": content})
+        with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: truncated or altered: its md5 is"):
+            idx.load(published.source, tmp_path, download=False)
+
+
+def bad_gz(good: bytes) -> dict[str, tuple[bytes, str]]:
+    packed = gzip.compress(good)
+    return {
+        "not gzip": (b"not gzip", "Not a gzipped file"),
+        "cut": (packed[:-9], "ended before the end-of-stream marker"),
+        "broken stream": (packed[:12] + b"\xff" * 20 + packed[32:], "invalid"),
+        "wrong crc": (packed[:-8] + b"\0\0\0\0" + packed[-4:], "CRC check failed"),
+        "too much inside": (gzip.compress(good + bytes(10_000_000)), "goes on after its"),
+        "too little inside": (gzip.compress(good[:-1]), "truncated"),
+    }
+
+
+@pytest.mark.parametrize("what", bad_gz(b""))
+def test_a_gz_that_does_not_unpack_to_the_file_is_refused_whatever_its_checksum(
+    published: Published, tmp_path: Path, what: str
+) -> None:
+    file = published.source.files[0]
+    content, message = bad_gz(published.plain[file.name])[what]
+    path = tmp_path / f"{file.name}.gz"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        idx.read(replace(file, md5_gz=md5(content)), path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert message in str(refused.value)
+
+
+def test_without_a_checksum_for_the_plain_file_the_gz_beside_it_is_read(
+    published: Published, tmp_path: Path
+) -> None:
+    source = published.without_plain_checksums()
+    altered = published.plain["train-images-idx3-ubyte"][:-1] + b"?"
+    published.place(tmp_path / "MNIST", published.plain | {"train-images-idx3-ubyte": altered})
+    train, _ = idx.load(source, tmp_path, download=False)
+    assert train.x[-1, 0, -1, -1] == ord("?")  # nothing says that this is not the published file
+    published.place(tmp_path / "MNIST", published.packed)
+    assert_is(published, idx.load(source, tmp_path, download=False))
+    (tmp_path / "MNIST" / "train-images-idx3-ubyte.gz").write_bytes(b"bad")
+    with pytest.raises(UsageError, match=r"train-images-idx3-ubyte\.gz: "):
+        idx.load(source, tmp_path, download=False)
+
+
+@given(arrays(np.uint8, array_shapes(max_dims=4, min_side=0, max_side=6)))
+def test_parse_returns_what_was_written_and_takes_no_other_length(array: np.ndarray[Any, Any]) -> None:
+    content = np.frombuffer(idx_bytes(array), np.uint8)
+    file = idx.IdxFile("any", array.shape, 256, md5_gz="")
+    assert file.size == len(content)
+    np.testing.assert_array_equal(idx.parse(content, file), array)
+    for other in (content[:-1], np.append(content, np.uint8(0))):
+        with pytest.raises(ValueError, match="truncated|goes on"):
+            idx.parse(other, file)
+
+
+# Missing files and the download
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+def test_missing_files_say_where_to_place_what(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        FACTORIES[name](data_dir=str(tmp_path), seed=0, **options(name) | {"download": False})
+    message = str(refused.value)
+    assert message.startswith(f"dataset={name}: ")
+    assert str(tmp_path / {"mnist": "MNIST", "kmnist": "KMNIST"}.get(name, "FashionMNIST") / "raw") in message
+    assert all(file.name in message for file in idx.MNIST.files)
+    assert "dataset.download=false" in message
+    assert "dataset=digits" in message
+    assert "\n" not in message
+    assert not any(tmp_path.iterdir())
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def mirror(
+    published: Published, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The folder of a local web server that torchvision takes for its mirror, with the published gz files."""
+    import torchvision
+
+    folder = tmp_path_factory.mktemp("mirror")
+    published.place(folder, published.packed)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(
+            torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+        )
+        resources = [(f"{file.name}.gz", file.md5_gz) for file in published.source.files]
+        monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+        yield folder
+        server.shutdown()
+
+
+def test_what_is_missing_is_downloaded_and_the_rest_left_alone(
+    published: Published, mirror: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "MNIST" / "t10k-labels-idx1-ubyte"
+    published.place(mine.parent, {mine.name: published.plain[mine.name]})
+    assert_is(published, idx.load(published.source, tmp_path, download=True))
+    assert capfd.readouterr().out == ""
+    raw = sorted(path.name for path in (tmp_path / "MNIST" / "raw").iterdir())
+    kept = [name for name in published.plain | published.packed if not name.startswith(mine.name)]
+    assert raw == sorted(kept)
+    for path in mirror.iterdir():
+        path.unlink()
+    assert_is(published, idx.load(published.source, tmp_path, download=True))  # needs no server any more
+
+
+@pytest.mark.parametrize("cut", [0, 10])
+def test_a_download_that_breaks_off_leaves_no_file(
+    published: Published, mirror: Path, tmp_path: Path, cut: int
+) -> None:
+    last = mirror / "t10k-labels-idx1-ubyte.gz"
+    last.write_bytes(last.read_bytes()[:cut])
+    with pytest.raises(UsageError, match="the download failed: Error downloading t10k-labels-idx1-ubyte.gz"):
+        idx.load(published.source, tmp_path, download=True)
+    assert not list((tmp_path / "MNIST" / "raw").iterdir())
+
+
+def test_no_network_or_no_place_to_write_gives_one_line(
+    published: Published, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="the download failed: .*Not a directory.*dataset=digits"):
+        idx.load(published.source, tmp_path / "file", download=True)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(UsageError, match="the download failed: .*127.0.0.1:9.*dataset=digits") as refused:
+        idx.load(published.source, tmp_path, download=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("source", [idx.MNIST, idx.FASHION_MNIST, idx.KMNIST], ids=lambda source: source.name)
+def test_names_and_checksums_are_those_of_torchvision(source: idx.Source) -> None:
+    import torchvision
+
+    theirs = getattr(torchvision.datasets, source.folder)
+    assert [(f"{file.name}.gz", file.md5_gz) for file in source.files] == theirs.resources
+    assert list(source.classes) == [name.split(" - ")[0] for name in theirs.classes]
+
+
+# Splitting and normalizing
+
+
+def numbered(count: int) -> Split:
+    """Samples that say their own index."""
+    return Split(torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1), torch.arange(count))
+
+
+@given(st.integers(1, 250), st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(0, 2**40))
+def test_split_is_disjoint_complete_and_keyed_by_the_seed(count: int, fraction: float, seed: int) -> None:
+    split, wanted = numbered(count), round(fraction * count)
+    if wanted in {0, count}:
+        with pytest.raises(UsageError, match="leaves nothing"):
+            split_off(split, fraction, seed=seed)
+        return
+    rest, picked = split_off(split, fraction, seed=seed)
+    assert (len(rest), len(picked)) == (count - wanted, wanted)
+    assert sorted(rest.y.tolist() + picked.y.tolist()) == list(range(count))
+    for part in (rest, picked):
+        assert torch.equal(part.x.flatten().long(), part.y)
+    before = torch.get_rng_state()
+    again = split_off(split, fraction, seed=seed)
+    assert torch.equal(again[0].y, rest.y)
+    assert torch.equal(again[1].y, picked.y)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_gives_another_split() -> None:
+    picked = [tuple(split_off(numbered(100), 0.2, seed=seed)[1].y.tolist()) for seed in range(20)]
+    assert len(set(picked)) == 20
+    assert {len(numbers) for numbers in picked} == {20}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, math.nan])
+def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
+    with pytest.raises(UsageError, match=r"dataset\.validation_fraction=.*between 0 and 1"):
+        split_off(numbered(10), fraction, seed=0)
+
+
+def small(channels: int = 1) -> Dataset:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20, channels, 4, 3), dtype=torch.uint8, generator=random)
+    return assemble(
+        "small",
+        Split(x, torch.arange(20)),
+        Split(x[:5].flip(0), torch.arange(5)),
+        seed=3,
+        validation_fraction=0.2,
+        mean=0.1307,
+        std=0.3081,
+        largest=255,
+        classes=tuple("0123456789"),
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_is_pixel_over_largest_minus_mean_over_std(channels: int) -> None:
+    data = small(channels)
+    assert data.shape == (channels, 4, 3)
+    expected = (data.train.x.double() / 255 - 0.1307) / 0.3081
+    torch.testing.assert_close(data.normalize(data.train.x), expected, rtol=0, atol=1e-12)
+    single = data.to("cpu", torch.float32)
+    torch.testing.assert_close(single.normalize(data.train.x), expected.float(), rtol=0, atol=1e-6)
+    assert single.train.x.dtype == torch.uint8
+    explicit = torch.addcmul(single.shift, data.train.x.float(), single.scale)
+    assert torch.equal(single.normalize(data.train.x), explicit)
+
+
+def test_sha256_is_of_the_content_in_its_original_order() -> None:
+    data = small()
+    content = hashlib.sha256()
+    for part in (data.train, data.val):
+        assert not torch.equal(part.y, part.y.sort().values)  # the split shuffles; the hash must not see it
+    y = torch.cat([data.train.y, data.val.y])
+    x = torch.cat([data.train.x, data.val.x])[y.argsort()]
+    for tensor in (x, torch.arange(20), data.test.x, data.test.y):
+        content.update(tensor.numpy().tobytes())
+    assert data.sha256 == content.hexdigest()
+
+
+# The bundled digits
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    x, y = theirs.images.astype(np.uint8)[:, None], theirs.target.astype(np.int64)
+    content = b"".join(
+        part.tobytes() for cut in (slice(TEST_FROM), slice(TEST_FROM, None)) for part in (x[cut], y[cut])
+    )
+    data = digits(data_dir="", seed=0, **options("digits"))
+    assert data.sha256 == hashlib.sha256(content).hexdigest()
+    assert (len(data.train), len(data.val), len(data.test)) == (1132, 283, 382)
+    assert data.shape == (1, 8, 8)
+    np.testing.assert_array_equal(data.test.x, x[TEST_FROM:])
+    np.testing.assert_array_equal(data.test.y, y[TEST_FROM:])
+    np.testing.assert_array_equal(
+        y[TEST_FROM:][:120], y[:120]
+    )  # a new writer copies the sheet from its start
+
+
+def test_digits_have_the_same_test_part_for_every_seed_and_other_validation_parts() -> None:
+    one, two = (digits(data_dir="", seed=seed, **options("digits")) for seed in (1, 2))
+    assert torch.equal(one.test.x, two.test.x)
+    assert not torch.equal(one.val.x, two.val.x)
+    assert one.sha256 == two.sha256
+
+
+def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    with pytest.raises(UsageError, match=r"digits\.csv\.gz: cannot be read .*install scikit-learn again"):
+        digits(data_dir="", seed=0, **options("digits"))
+
+
+# Configurations
+
+
+def test_every_config_names_its_factory_and_exactly_its_options() -> None:
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES)
+    for name, factory in FACTORIES.items():
+        config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+        module, _, attribute = config["_target_"].rpartition(".")
+        assert getattr(importlib.import_module(module), attribute) is factory
+        assert {*options(name), "data_dir", "seed"} == set(inspect.signature(factory).parameters)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"validation_fraction": 0}, {"validation_fraction": 1}, {"std": 0}, {"std": -1}, {"mean": "nan"}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_wrong_option_is_seen_from_the_signature(name: str, wrong: dict[str, Any]) -> None:
+    checked = pydantic.validate_call(FACTORIES[name])
+    with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+        checked(data_dir="", seed=0, **options(name) | wrong)
+
+
+def test_reading_digits_imports_neither_scikit_learn_nor_torchvision() -> None:
+    program = (
+        "import sys\n"
+        "from dlhw.data import digits, idx\n"
+        "digits.digits(data_dir='', seed=0, mean=0.3, std=0.4, validation_fraction=0.2)\n"
+        "assert not {'sklearn', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# The real MNIST
+
+
+@pytest.fixture(scope="module")
+def real() -> tuple[Path, Dataset]:
+    root = Path(os.environ.get("DLHW_DATA", ""))
+    if "DLHW_DATA" not in os.environ or not (root / "MNIST" / "raw" / idx.MNIST.files[0].name).is_file():
+        pytest.skip("no MNIST/raw/train-images-idx3-ubyte in the folder that DLHW_DATA names")
+    return root, idx.mnist(data_dir=str(root), seed=0, **options("mnist") | {"download": False})
+
+
+@pytest.mark.real
+def test_real_mnist_has_48000_12000_10000_images_of_mean_0_and_std_1(real: tuple[Path, Dataset]) -> None:
+    _, data = real
+    assert (len(data.train), len(data.val), len(data.test)) == (48000, 12000, 10000)
+    assert data.shape == (1, 28, 28)
+    values = data.to("cpu", torch.float32).normalize(torch.cat([data.train.x, data.val.x]))
+    assert abs(values.mean().item()) < 5e-4  # the constants have four digits
+    assert abs(values.std().item() - 1) < 5e-4
+
+
+@pytest.mark.real
+def test_real_mnist_equals_torchvision_pixel_for_pixel(real: tuple[Path, Dataset]) -> None:
+    import torchvision
+
+    root, data = real
+    content = hashlib.sha256()
+    for train in (True, False):
+        theirs = torchvision.datasets.MNIST(root, train=train, download=False)
+        content.update(theirs.data.numpy().tobytes())
+        content.update(theirs.targets.numpy().tobytes())
+    assert data.sha256 == content.hexdigest()
+    assert torch.equal(data.test.x[:, 0], theirs.data)
+    assert torch.equal(data.test.y, theirs.targets)

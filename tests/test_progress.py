@@ -1,0 +1,246 @@
+"""A log line is whole, at a terminal or not; the bar is there only at a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import logging.config
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from rich.console import Console
+
+from dlhw import progress
+from dlhw.progress import ConsoleHandler, Progress
+
+ROW = {"train_loss": 0.25, "val_loss": 0.5, "train_error_percent": 7.5, "val_error_percent": 12.25}
+HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def attach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], io.StringIO]]:
+    """Replace the shared console, and send the dlhw logger to it through the handler."""
+    logger, handler = logging.getLogger("dlhw"), ConsoleHandler()
+    level = logger.level
+
+    def attach_(terminal: bool) -> io.StringIO:
+        file = io.StringIO()
+        environment = {"TERM": "xterm", "COLUMNS": "100", "LINES": "25"}
+        fake = Console(file=file, force_terminal=terminal, _environ=environment)
+        monkeypatch.setattr(progress, "console", lambda: fake)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        return file
+
+    yield attach_
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "dlhw"]
+
+
+def test_without_a_terminal_the_bar_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # colours a file, but makes no terminal of it
+    progress.console.cache_clear()
+    with Progress(3, 2) as bar:
+        for _ in range(3):
+            bar.step()
+            bar.step()
+            bar.epoch(ROW)
+    progress.console.cache_clear()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_console_is_one_and_writes_to_stderr() -> None:
+    progress.console.cache_clear()
+    assert progress.console() is progress.console()
+    assert progress.console().stderr
+
+
+def test_a_log_line_at_a_terminal_is_whole_and_the_bar_is_redrawn_below(
+    attach: Callable[[bool], io.StringIO],
+) -> None:
+    file = attach(True)
+    long = "[bold]not markup[/bold] :smile: 'text' 1234 " + "x" * 200
+    with Progress(3, 2, label="b=0.05") as bar:
+        bar.step()
+        before = file.tell()
+        logging.getLogger("dlhw").info(long)
+        written = file.getvalue()[before:]
+    assert ERASE_LINE in written[: written.index(long)]
+    assert long + "\n" in written
+    assert "b=0.05 epoch 1/3 " in written[written.index(long) + len(long) :]
+
+
+def test_the_bar_shows_epochs_results_and_times(attach: Callable[[bool], io.StringIO]) -> None:
+    file, clock = attach(True), Clock()
+    with Progress(4, 2, clock=clock) as bar:
+        bar.step()
+        bar.step()
+        clock.seconds += 60
+        before = file.tell()
+        bar.epoch(ROW)
+        written = file.getvalue()[before:]
+        written = written[written.index("left 0:03:00\n") + 13 :]  # what follows the log line
+    assert "epoch 2/4 " in written
+    assert "0:01:00, left 0:03:00" in written
+    assert "train loss 0.25      error   7.50 %  validation loss 0.5       error  12.25 %" in written
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_bar_is_closed_whatever_happens(
+    attach: Callable[[bool], io.StringIO], error: type[BaseException] | None
+) -> None:
+    file, streams = attach(True), (sys.stdout, sys.stderr)
+
+    def train() -> None:
+        with Progress(3, 2):
+            assert HIDE_CURSOR in file.getvalue()
+            if error is not None:
+                raise error
+
+    if error is None:
+        train()
+    else:
+        with pytest.raises(error):
+            train()
+    written = file.getvalue()
+    assert written.rindex(SHOW_CURSOR) > written.rindex(HIDE_CURSOR)
+    assert written.endswith(ERASE_LINE)  # the bar leaves nothing behind
+    assert (sys.stdout, sys.stderr) == streams
+    logging.getLogger("dlhw").info("after")
+    assert file.getvalue()[len(written) :] == "after\n"
+
+
+def test_first_and_last_epoch_are_logged_and_others_every_so_often(
+    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    file, clock = attach(False), Clock()
+    with Progress(12, 1, label="b=0.05", log_every_seconds=10, clock=clock) as bar:
+        for _ in range(12):
+            bar.step()
+            clock.seconds += 4
+            bar.epoch(ROW)
+    assert messages(caplog) == [
+        f"b=0.05  epoch {epoch}/12  train loss 0.25      error   7.50 %  "
+        f"validation loss 0.5       error  12.25 %  elapsed 0:00:{elapsed}  left 0:00:{left}"
+        for epoch, elapsed, left in ((" 1", "04", "44"), (" 4", "16", "32"), (" 7", "28", "20"))
+    ] + [
+        f"b=0.05  epoch {epoch}/12  train loss 0.25      error   7.50 %  "
+        f"validation loss 0.5       error  12.25 %  elapsed 0:00:{elapsed}  left 0:00:{left}"
+        for epoch, elapsed, left in (("10", "40", "08"), ("12", "48", "00"))
+    ]
+    assert file.getvalue() == "".join(f"{message}\n" for message in messages(caplog))
+
+
+def test_the_last_epoch_of_a_run_that_stops_early_is_logged(
+    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    attach(False)
+    with Progress(100, 1, clock=Clock()) as bar:
+        for _ in range(3):
+            bar.step()
+            bar.epoch(ROW)
+    assert [message[:13] for message in messages(caplog)] == ["epoch   1/100", "epoch   3/100"]
+
+
+def test_a_resumed_run_counts_on_and_estimates_from_its_own_pace(
+    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    attach(False)
+    clock = Clock()
+    with Progress(10, 5, start_epoch=8, clock=clock) as bar:
+        clock.seconds += 30
+        bar.epoch({})
+    assert messages(caplog) == ["epoch  9/10  elapsed 0:00:30  left 0:00:30"]
+
+
+def test_missing_and_not_finite_values(
+    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    attach(False)
+    with Progress(1, 1, clock=Clock()) as bar:
+        bar.epoch({"train_loss": float("nan"), "val_error_percent": 100.0})
+    assert "  train loss nan        validation error 100.00 %  " in messages(caplog)[0]
+
+
+def test_watching_draws_no_random_numbers(attach: Callable[[bool], io.StringIO]) -> None:
+    attach(True)
+    before = random.getstate(), torch.get_rng_state().tolist()
+    with Progress(2, 1) as bar:
+        bar.step()
+        bar.epoch(ROW)
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before
+
+
+@pytest.fixture
+def configured() -> Iterator[logging.Logger]:
+    """A logger set up as a config file does it, by the handler's dotted name."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "<%(levelname)s> %(message)s"}},
+            "handlers": {
+                "console": {"class": "dlhw.progress.ConsoleHandler", "formatter": "plain", "level": "INFO"}
+            },
+            "loggers": {"test_progress": {"handlers": ["console"], "level": "DEBUG", "propagate": False}},
+        }
+    )
+    logger = logging.getLogger("test_progress")
+    yield logger
+    logger.handlers.clear()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_handler_from_a_config(
+    attach: Callable[[bool], io.StringIO], configured: logging.Logger, terminal: bool
+) -> None:
+    file = attach(terminal)
+    configured.info("[red]%s[/red] %s", "a", "y" * 300)
+    configured.debug("too low")
+    assert file.getvalue() == f"<INFO> [red]a[/red] {'y' * 300}\n"
+
+
+def test_warnings_have_a_colour_at_a_terminal_only(
+    attach: Callable[[bool], io.StringIO], configured: logging.Logger
+) -> None:
+    file = attach(False)
+    configured.warning("careful")
+    assert file.getvalue() == "<WARNING> careful\n"
+    file = attach(True)
+    configured.warning("careful")
+    assert file.getvalue() == "\x1b[33m<WARNING> careful\x1b[0m\n"
+
+
+def test_a_broken_stream_does_not_end_the_run(
+    attach: Callable[[bool], io.StringIO],
+    configured: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = attach(False)
+
+    def write(text: str) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(file, "write", write)
+    configured.info("nobody reads")
+    assert "BrokenPipeError" in capsys.readouterr().err  # logging's own report
