@@ -1,4 +1,4 @@
-"""Data sets: what a file must be to be read, where it is looked for, and how the parts are split and normalized."""
+"""Data sets: which files are read and which refused, how the parts are split and normalized."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def bad_plain(good: bytes) -> dict[str, tuple[bytes, str]]:
     }
 
 
-@pytest.mark.parametrize("what", bad_plain(b""))
+@pytest.mark.parametrize("what", bad_plain(bytes(8)))
 def test_a_bad_plain_file_is_named_and_refused_though_a_good_gz_lies_beside_it(
     published: Published, tmp_path: Path, what: str
 ) -> None:
@@ -161,7 +161,7 @@ def bad_gz(good: bytes) -> dict[str, tuple[bytes, str]]:
         "cut": (packed[:-9], "ended before the end-of-stream marker"),
         "broken stream": (packed[:12] + b"\xff" * 20 + packed[32:], "invalid"),
         "wrong crc": (packed[:-8] + b"\0\0\0\0" + packed[-4:], "CRC check failed"),
-        "too much inside": (gzip.compress(good + bytes(10_000_000)), "goes on after its"),
+        "too much inside": (gzip.compress(good + bytes(1_000_000)), "goes on after its"),
         "too little inside": (gzip.compress(good[:-1]), "truncated"),
     }
 
@@ -202,7 +202,7 @@ def test_parse_returns_what_was_written_and_takes_no_other_length(array: np.ndar
     assert file.size == len(content)
     np.testing.assert_array_equal(idx.parse(content, file), array)
     for other in (content[:-1], np.append(content, np.uint8(0))):
-        with pytest.raises(ValueError, match="truncated|goes on"):
+        with pytest.raises(ValueError, match=r"truncated|goes on"):
             idx.parse(other, file)
 
 
@@ -238,7 +238,7 @@ def mirror(
     folder = tmp_path_factory.mktemp("mirror")
     published.place(folder, published.packed)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(
             torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
@@ -270,7 +270,9 @@ def test_a_download_that_breaks_off_leaves_no_file(
 ) -> None:
     last = mirror / "t10k-labels-idx1-ubyte.gz"
     last.write_bytes(last.read_bytes()[:cut])
-    with pytest.raises(UsageError, match="the download failed: Error downloading t10k-labels-idx1-ubyte.gz"):
+    with pytest.raises(
+        UsageError, match=r"the download failed: Error downloading t10k-labels-idx1-ubyte\.gz"
+    ):
         idx.load(published.source, tmp_path, download=True)
     assert not list((tmp_path / "MNIST" / "raw").iterdir())
 
@@ -281,10 +283,10 @@ def test_no_network_or_no_place_to_write_gives_one_line(
     import torchvision
 
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="the download failed: .*Not a directory.*dataset=digits"):
+    with pytest.raises(UsageError, match=r"the download failed: .*Not a directory.*dataset=digits"):
         idx.load(published.source, tmp_path / "file", download=True)
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(UsageError, match="the download failed: .*127.0.0.1:9.*dataset=digits") as refused:
+    with pytest.raises(UsageError, match=r"the download failed: .*127\.0\.0\.1:9.*dataset=digits") as refused:
         idx.load(published.source, tmp_path, download=True)
     assert "\n" not in str(refused.value)
 

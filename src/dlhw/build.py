@@ -146,8 +146,8 @@ def _line(cfg: DictConfig, group: str, target: Callable[..., Any], name: str, de
     if detail["type"] == "extra_forbidden":
         legal = [option for option in inspect.signature(target).parameters if option not in given]
         near = difflib.get_close_matches(name, legal, 1)
-        hint = f"did you mean {group}.{near[0]}? " if near else ""
-        return f"{full}: no such option of {group}={choice(cfg, group)}; {hint}(there are: {', '.join(legal)})"
+        hint = f"; did you mean {group}.{near[0]}?" if near else ""
+        return f"{full}: no such option of {group}={choice(cfg, group)}{hint} (there are: {', '.join(legal)})"
     value = OmegaConf.to_container(cfg[group], resolve=True)[name]  # type: ignore[index,call-overload]
     written = OmegaConf.to_container(cfg[group], resolve=False)[name]  # type: ignore[index,call-overload]
     alias = re.fullmatch(r"\$\{(\w+)\}", str(written))

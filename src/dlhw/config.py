@@ -9,7 +9,6 @@ that help and completion answer at once.
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 import signal
@@ -29,7 +28,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
@@ -93,10 +92,7 @@ def stop(error: UsageError) -> NoReturn:
     """End the program with the error's message alone; HYDRA_FULL_ERROR=1 shows where it came from."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    if logging.getLogger().handlers:
-        logging.getLogger("dlhw").error("%s", error)
-    else:
-        print(error, file=sys.stderr)
+    print(error, file=sys.stderr)
     sys.exit(1)
 
 
@@ -187,7 +183,7 @@ class Loader(ConfigLoaderImpl):
             repo=self.repository,
             config_name=config_name,
             overrides_list=experiment,
-            prepend_hydra=False,
+            prepend_hydra=True,
             skip_missing=True,
         ).overrides.known_choices
         return {group for group, option in chosen.items() if group != "experiment" and planned.get(group) != option}
@@ -250,8 +246,11 @@ class Loader(ConfigLoaderImpl):
             options = self.get_group_options(line.key_or_group)
             if not line.is_sweep_override() and line.value() is not None and str(line.value()) not in options:
                 near = difflib.get_close_matches(str(line.value()), options, 1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                return f"{line.key_or_group}={line.value()}: no such {line.key_or_group}; {hint}(there are: {', '.join(options)})"
+                hint = f"; did you mean {near[0]}?" if near else ""
+                return f"{line.input_line}: no such {line.key_or_group}{hint} (there are: {', '.join(options)})"
+        for line in parsed:
+            if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
+                return f"{line.input_line}: several values are a sweep, which needs -m; a list is written {line.key_or_group}=[...]"
         cfg = compose([line.input_line for line in choices if not line.is_sweep_override()])
         for line in parsed:
             if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
@@ -263,7 +262,7 @@ class Loader(ConfigLoaderImpl):
         knobs = [option for option in self.get_group_options("experiment") if name in self._own_keys(option)]
         if knobs:
             return f"; {name} is a knob of experiment={' and experiment='.join(knobs)}"
-        keys = list(_leaves(cfg))
+        keys = [key for key in _leaves(cfg) if key != name]
         leaf = name.rpartition(".")[2]
         near = [key for key in keys if key.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, keys, 1)
         if not near:
@@ -296,10 +295,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _list_experiments() -> str:
-    """Names of the shipped experiments, each with the first line of its file, for ``--help``."""
+    """Names of the shipped experiments, each with the question that its file opens with, for ``--help``."""
     files = sorted((conf_dir() / "experiment").glob("*.yaml"))
     width = max(len(file.stem) for file in files)
-    questions = [file.open().readline().removeprefix("#").strip() for file in files]
+    questions = [file.read_text().splitlines()[1].removeprefix("#").strip() for file in files]  # below @package
     return "\n".join(f"  {file.stem:<{width}}  {text}" for file, text in zip(files, questions, strict=True))
 
 

@@ -141,6 +141,10 @@ class Record:
     def summary(self, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
 
+    def fail(self, error: Exception) -> None:
+        """Leave word of what ended the run."""
+        self.summary({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+
     def reopen(self) -> None:
         """Take back the claim to be finished, before training goes on."""
         (self.path / "summary.json").unlink(missing_ok=True)

@@ -51,15 +51,20 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
     except KeyboardInterrupt:
         log.warning("interrupted; go on with resume=%s", directory)
         raise
-    except Exception as error:
-        began = in_sweep or cfg.resume is not None or not isinstance(error, UsageError)
-        if not began:
+    except UsageError as error:
+        if cfg.resume is None and not in_sweep:
             record.discard()
         elif not record.finished:
-            reason = str(error) if isinstance(error, UsageError | TrainingFailed) else repr(error)
-            record.summary({"status": "failed", "reason": reason})
-        if isinstance(error, TrainingFailed):
-            raise UsageError(f"{error} (what was trained until then: {directory})") from error
+            record.fail(error)
+        raise
+    except TrainingFailed as error:
+        record.fail(error)
+        log.error("%s (what was trained until then is in %s)", error, directory)
+        if in_sweep:
+            raise
+        raise SystemExit(1) from error
+    except Exception as error:
+        record.fail(error)
         raise
 
 
@@ -67,7 +72,7 @@ def run(cfg: DictConfig, record: Record) -> None:
     """Build what the config describes, then train it or hand it to a study, and leave the run's files."""
     import torch
 
-    from dlhw import fast, plots, runtime
+    from dlhw import fast, runtime
     from dlhw.build import build, check, choice, deferred, make_model
     from dlhw.loop import fit
     from dlhw.objective import Objective
@@ -117,6 +122,8 @@ def run(cfg: DictConfig, record: Record) -> None:
         resume=resume,
         probe=deferred(cfg, "probe"),
     )
+    from dlhw import plots  # matplotlib is wanted only now
+
     record.figure(
         "curves",
         plots.curves(

@@ -1,6 +1,6 @@
 """MNIST and the sets published in its format: IDX files found, downloaded, checked, read.
 
-No file is believed: it has the published checksum or, where there is none (unpacked Fashion-MNIST and KMNIST),
+No file is believed: it has the published checksum or, where there is none (unpacked Fashion-MNIST, KMNIST),
 the exact length and form. A bad file is named and refused; no other copy silently takes its place.
 """
 
