@@ -180,9 +180,7 @@ def test_a_gz_that_does_not_unpack_to_the_file_is_refused_whatever_its_checksum(
     assert message in str(refused.value)
 
 
-def test_without_a_checksum_for_the_plain_file_the_gz_beside_it_is_read(
-    published: Published, tmp_path: Path
-) -> None:
+def test_without_a_checksum_for_the_plain_file_the_gz_beside_it_is_read(published: Published, tmp_path: Path) -> None:
     source = published.without_plain_checksums()
     altered = published.plain["train-images-idx3-ubyte"][:-1] + b"?"
     published.place(tmp_path / "MNIST", published.plain | {"train-images-idx3-ubyte": altered})
@@ -240,9 +238,7 @@ def mirror(
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv("no_proxy", "*")
-        monkeypatch.setattr(
-            torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
-        )
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         resources = [(f"{file.name}.gz", file.md5_gz) for file in published.source.files]
         monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
         yield folder
@@ -270,9 +266,7 @@ def test_a_download_that_breaks_off_leaves_no_file(
 ) -> None:
     last = mirror / "t10k-labels-idx1-ubyte.gz"
     last.write_bytes(last.read_bytes()[:cut])
-    with pytest.raises(
-        UsageError, match=r"the download failed: Error downloading t10k-labels-idx1-ubyte\.gz"
-    ):
+    with pytest.raises(UsageError, match=r"the download failed: Error downloading t10k-labels-idx1-ubyte\.gz"):
         idx.load(published.source, tmp_path, download=True)
     assert not list((tmp_path / "MNIST" / "raw").iterdir())
 
@@ -397,9 +391,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     assert data.shape == (1, 8, 8)
     np.testing.assert_array_equal(data.test.x, x[TEST_FROM:])
     np.testing.assert_array_equal(data.test.y, y[TEST_FROM:])
-    np.testing.assert_array_equal(
-        y[TEST_FROM:][:120], y[:120]
-    )  # a new writer copies the sheet from its start
+    np.testing.assert_array_equal(y[TEST_FROM:][:120], y[:120])  # a new writer copies the sheet from its start
 
 
 def test_digits_have_the_same_test_part_for_every_seed_and_other_validation_parts() -> None:

@@ -105,9 +105,7 @@ def test_flood_level_is_a_line_at_b_inside_the_loss_panel_only() -> None:
         (2, {"train_loss": 0.0, "val_loss": 0.0, "test_loss": 0.0}, "linear"),
     ],
 )
-def test_loss_is_logarithmic_when_it_spans_more_than_a_decade(
-    epochs: int, fixed: dict[str, float], scale: str
-) -> None:
+def test_loss_is_logarithmic_when_it_spans_more_than_a_decade(epochs: int, fixed: dict[str, float], scale: str) -> None:
     rows = run(epochs, **fixed)
     loss = curves(rows, title="t", best_epoch=1).axes[0]
     assert loss.get_yscale() == scale
@@ -196,8 +194,7 @@ NOTHING_FINITE = {"train_loss": math.nan, "val_loss": math.nan, "test_loss": mat
         {"train_loss": 0.0, "train_error_percent": 0.0},
         {"train_error_percent": 100.0, "val_error_percent": 100.0, "test_error_percent": 100.0},
         NOTHING_FINITE,
-        NOTHING_FINITE
-        | {"train_error_percent": math.nan, "val_error_percent": 0.0, "test_error_percent": 0.0},
+        NOTHING_FINITE | {"train_error_percent": math.nan, "val_error_percent": 0.0, "test_error_percent": 0.0},
         {"train_loss": 1e-300},
         {"val_loss": 1e30},
     ],
@@ -210,9 +207,7 @@ def test_every_shape_of_run_is_drawn_without_a_warning(
 
 def test_any_title_is_drawn_as_it_is_and_leaves_the_panels_their_size() -> None:
     short = curves(run(4), title="t", best_epoch=3)
-    long = curves(
-        run(4), title="optimizer.lr=0.1,model=mlp," * 12, subtitle="cost $x_1 and $\\frac{", best_epoch=3
-    )
+    long = curves(run(4), title="optimizer.lr=0.1,model=mlp," * 12, subtitle="cost $x_1 and $\\frac{", best_epoch=3)
     (width, height), (long_width, long_height) = draw(short), draw(long)
     assert width == long_width
     assert height < long_height

@@ -172,9 +172,7 @@ def test_a_resumed_run_counts_on_and_estimates_from_its_own_pace(
     assert messages(caplog) == ["epoch  9/10  elapsed 0:00:30  left 0:00:30"]
 
 
-def test_missing_and_not_finite_values(
-    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_and_not_finite_values(attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture) -> None:
     attach(False)
     with Progress(1, 1, clock=Clock()) as bar:
         bar.epoch({"train_loss": float("nan"), "val_error_percent": 100.0})
@@ -198,9 +196,7 @@ def configured() -> Iterator[logging.Logger]:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"plain": {"format": "<%(levelname)s> %(message)s"}},
-            "handlers": {
-                "console": {"class": "dlhw.progress.ConsoleHandler", "formatter": "plain", "level": "INFO"}
-            },
+            "handlers": {"console": {"class": "dlhw.progress.ConsoleHandler", "formatter": "plain", "level": "INFO"}},
             "loggers": {"test_progress": {"handlers": ["console"], "level": "DEBUG", "propagate": False}},
         }
     )

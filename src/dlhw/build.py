@@ -24,6 +24,8 @@ from torch import nn
 from dlhw import UsageError
 from dlhw.runtime import generator, key
 
+OPTIONAL = ("probe", "study")
+
 # Names that torch.optim and torch.nn.functional annotate as plain numbers, and what they may be.
 NON_NEGATIVE = Annotated[float, Field(ge=0)]
 FRACTION = Annotated[float, Field(ge=0, lt=1)]
@@ -48,6 +50,9 @@ def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
         given: per group, the arguments that the program itself will pass.
     """
     mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
+    mistakes += [
+        f"{group}._target_: missing" for group in given if group not in OPTIONAL and not _target(cfg, group)[0]
+    ]
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
     if mistakes:
@@ -103,7 +108,8 @@ def _target(cfg: DictConfig, group: str) -> tuple[Callable[..., Any] | None, dic
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """``options`` as the target's annotations want them. Raises pydantic.ValidationError."""
-    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target, include_extras=True)
+    annotated: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    hints = typing.get_type_hints(annotated, include_extras=True)
     of_torch = target.__module__.startswith("torch.")
     fields: dict[str, Any] = {}
     takes_more = False
@@ -131,20 +137,20 @@ def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
     try:
         _validated(target, options, given)
     except pydantic.ValidationError as error:
+        legal = [name for name in inspect.signature(target).parameters if name not in given]
         seen: dict[str, str] = {}
         for detail in error.errors():
-            name = str(detail["loc"][0])
-            seen.setdefault(name, _line(cfg, group, target, name, detail, given))
+            seen.setdefault(str(detail["loc"][0]), _line(cfg, group, detail, legal))
         return list(seen.values())
     return []
 
 
-def _line(cfg: DictConfig, group: str, target: Callable[..., Any], name: str, detail: Any, given: set[str]) -> str:
+def _line(cfg: DictConfig, group: str, detail: Any, legal: list[str]) -> str:
+    name = str(detail["loc"][0])
     full = f"{group}.{name}"
     if detail["type"] == "missing":
         return f"{full}: missing; {group}={choice(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
-        legal = [option for option in inspect.signature(target).parameters if option not in given]
         near = difflib.get_close_matches(name, legal, 1)
         hint = f"; did you mean {group}.{near[0]}?" if near else ""
         return f"{full}: no such option of {group}={choice(cfg, group)}{hint} (there are: {', '.join(legal)})"
@@ -157,7 +163,9 @@ def _line(cfg: DictConfig, group: str, target: Callable[..., Any], name: str, de
 
 def _legal(detail: Any) -> str:
     message = str(detail["msg"])
-    message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace("a finite number", "finite (not nan or inf)")
+    message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace(
+        "a finite number", "finite (not nan or inf)"
+    )
     message = re.sub(r"^must be a valid (number|integer|boolean|string).*", r"must be a \1", message)
     return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
 
@@ -165,4 +173,3 @@ def _legal(detail: Any) -> str:
 def choice(cfg: DictConfig, group: str) -> str:
     """What a user would call the option of a group: its name, or the last part of its target's."""
     return str(cfg[group].get("name") or cfg[group]["_target_"].rpartition(".")[2]).lower()
-

@@ -78,7 +78,15 @@ def load(path: Path) -> State:
         raise
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise CorruptCheckpoint(f"{path}: corrupt checkpoint ({str(error).splitlines()[0]})") from error
     return state
 

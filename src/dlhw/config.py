@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
-import hydra._internal.hydra as hydra_internal
+import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
@@ -64,6 +64,7 @@ def command_line(task: Task) -> None:
                 raise
             stop(error)
 
+    Loader.ends_program = True
     signal.signal(signal.SIGTERM, _terminate)
     try:
         hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(job)()
@@ -71,6 +72,16 @@ def command_line(task: Task) -> None:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The config that a command line with these overrides gives: for scripts, notebooks and tests.
+
+    Raises UsageError.
+    """
+    prepare()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(CONFIG_NAME, overrides=list(overrides))
 
 
 class Terminated(KeyboardInterrupt):
@@ -83,7 +94,7 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 def prepare() -> None:
     """Teach Hydra our rules and resolvers; done once, before anything is composed."""
-    hydra_internal.ConfigLoaderImpl = Loader
+    hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]  # where loaders are made
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
     OmegaConf.register_new_resolver("dlhw.job_label", _job_label, replace=True)
 
@@ -123,7 +134,9 @@ class ClaimDirectory(Callback):
 
 
 class Loader(ConfigLoaderImpl):
-    """Hydra's composition with the rules of this module."""
+    """Hydra's composition with the rules of this module. Raises UsageError, or ends the program with it."""
+
+    ends_program = False
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -151,18 +164,23 @@ class Loader(ConfigLoaderImpl):
             cfg = compose(overrides)
             self._reject_unread(cfg, parsed)
         except UsageError as error:
-            stop(error)
+            if self.ends_program:
+                stop(error)
+            raise
         except (HydraException, OmegaConfBaseException) as error:
             try:
                 message = self._explain(overrides, compose, error)
             except (HydraException, OmegaConfBaseException):
                 message = _first_line(error)
-            stop(UsageError(message))
+            if self.ends_program:
+                stop(UsageError(message))
+            raise UsageError(message) from error
         return cfg
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         result = super()._load_single_config(default, repo)
         if default.config_path is not None and default.config_path.startswith("experiment/"):
+            assert isinstance(result.config, DictConfig)
             for group in self._swapped:
                 result.config.pop(group, None)
         return result
@@ -202,7 +220,7 @@ class Loader(ConfigLoaderImpl):
                     f"{line.input_line}: a resumed run goes on with its own config; beside resume only "
                     f"{' and '.join(RESUME_MAY_CHANGE[1:])} may be given"
                 )
-        cfg = compose([line.input_line for line in parsed if line not in own])
+        cfg = compose([str(line.input_line) for line in parsed if line not in own])
         stored = OmegaConf.load(directory / "config.yaml")
         with open_dict(cfg):
             for name in [name for name in cfg if name != "hydra"]:
@@ -215,7 +233,9 @@ class Loader(ConfigLoaderImpl):
         for line in own:
             OmegaConf.update(cfg, line.key_or_group, line.value())
         if cfg.trainer.epochs != planned and "epochs" in cfg.scheduler:
-            raise UsageError(f"trainer.epochs={cfg.trainer.epochs}: this run's schedule was laid out for {planned} epochs")
+            raise UsageError(
+                f"trainer.epochs={cfg.trainer.epochs}: this run's schedule was laid out for {planned} epochs"
+            )
         cfg.resume = str(directory)
         return cfg
 
@@ -223,7 +243,7 @@ class Loader(ConfigLoaderImpl):
         """Refuse top-level keys of the command line that no part of the config refers to."""
         primary = self.repository.load_config(CONFIG_NAME)
         assert primary is not None
-        text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [name for name in cfg if name != "hydra"]))
+        text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]))
         for line in parsed:
             name = line.key_or_group
             if "." in name or line.is_delete() or self.repository.group_exists(name) or name in primary.config:
@@ -231,9 +251,7 @@ class Loader(ConfigLoaderImpl):
             if not re.search(rf"\$\{{{re.escape(name)}\b", text):
                 raise UsageError(f"{name}: nothing in this config reads it{self._hint(name, cfg)}")
 
-    def _explain(
-        self, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig], error: Exception
-    ) -> str:
+    def _explain(self, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig], error: Exception) -> str:
         """One line for what is wrong with the overrides, or Hydra's own first line."""
         parsed = []
         for text in overrides:
@@ -250,10 +268,15 @@ class Loader(ConfigLoaderImpl):
                 return f"{line.input_line}: no such {line.key_or_group}{hint} (there are: {', '.join(options)})"
         for line in parsed:
             if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
-                return f"{line.input_line}: several values are a sweep, which needs -m; a list is written {line.key_or_group}=[...]"
-        cfg = compose([line.input_line for line in choices if not line.is_sweep_override()])
+                name = line.key_or_group
+                return f"{line.input_line}: several values are a sweep, which needs -m; a list is written {name}=[...]"
+        cfg = compose([str(line.input_line) for line in choices if not line.is_sweep_override()])
         for line in parsed:
-            if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
+            if (
+                line not in choices
+                and not line.is_add()
+                and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg
+            ):
                 return f"{line.key_or_group}: no such key{self._hint(line.key_or_group, cfg)}"
         return _first_line(error)
 
@@ -277,7 +300,7 @@ class Loader(ConfigLoaderImpl):
 
 def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
     """Dotted names of all keys that hold a value, Hydra's own and ``_target_`` left out."""
-    for name in cfg:
+    for name in map(str, cfg):
         if (not prefix and name == "hydra") or name == "_target_":
             continue
         node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)

@@ -45,7 +45,7 @@ def optimizers_without_dynamo() -> None:
     for name in ("add_param_group", "state_dict", "load_state_dict"):
         inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
         if inner is not None and not hasattr(inner, "__dynamo_disable"):
-            setattr(inner, "__dynamo_disable", inner)  # noqa: B010
+            setattr(inner, "__dynamo_disable", inner)
 
 
 def compiled(forward_backward: Step) -> Step:

@@ -43,12 +43,12 @@ def xavier(model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0
 
 def he(model: nn.Module, *, generator: torch.Generator, bias: float | None = None) -> None:
     """N(0, 2 / n_in), for ReLU (He et al. 2015, eq. 10)."""
-    _each_layer(
-        model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator), bias
-    )
+    _each_layer(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator), bias)
 
 
-def orthogonal(model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None) -> None:
+def orthogonal(
+    model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None
+) -> None:
     """Orthonormal rows or columns, times ``gain`` (Saxe et al. 2014); kernels are flattened to (n_out, rest)."""
     _each_layer(model, lambda weight: nn.init.orthogonal_(weight, gain, generator=generator), bias)
 

@@ -161,13 +161,12 @@ def training_step(
         wrong = (logits.detach().argmax(1) != y).sum()
         return torch.stack([loss.detach(), torch.zeros_like(loss) if penalty is None else penalty.detach(), wrong])
 
-    if trainer.compile:
-        forward_backward = compiled(forward_backward)
+    gradients: Step = compiled(forward_backward) if trainer.compile else forward_backward
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        measured = forward_backward(x, y)
+        measured = gradients(x, y)
         if trainer.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, trainer.clip_norm)
         update()
@@ -235,7 +234,9 @@ def require_finite(row: Row) -> None:
     """Raise TrainingFailed when a metric of an epoch is not finite."""
     for name, value in row.items():
         if not math.isfinite(value):
-            raise TrainingFailed(f"{name} is {value:g} after epoch {row['epoch']} (step {row['step']}): training diverged")
+            raise TrainingFailed(
+                f"{name} is {value:g} after epoch {row['epoch']} (step {row['step']}): training diverged"
+            )
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:

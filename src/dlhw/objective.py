@@ -74,9 +74,7 @@ class Objective:
     data_loss: DataLoss
     regularization: Regularization
 
-    def __call__(
-        self, logits: Tensor, y: Tensor, weights: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def __call__(self, logits: Tensor, y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         loss = self.data_loss(logits, y)
         penalty = self.regularization.penalty(weights)
         objective = flooded(loss, self.regularization.flood)

@@ -53,12 +53,22 @@ def constant(*, warmup_epochs: Epochs) -> Schedule:
     return _warmed_up(lambda epoch: 1.0, warmup_epochs)
 
 
-def step(*, every_epochs: Annotated[float, Field(gt=0)], factor: Annotated[float, Field(gt=0)], warmup_epochs: Epochs) -> Schedule:
+def step(
+    *,
+    every_epochs: Annotated[float, Field(gt=0)],
+    factor: Annotated[float, Field(gt=0)],
+    warmup_epochs: Epochs,
+) -> Schedule:
     """The rate times ``factor`` after every ``every_epochs`` epochs."""
     return _warmed_up(lambda epoch: factor ** math.floor(epoch / every_epochs), warmup_epochs)
 
 
-def cosine(*, epochs: Annotated[float, Field(gt=0)], final_factor: Annotated[float, Field(ge=0)], warmup_epochs: Epochs) -> Schedule:
+def cosine(
+    *,
+    epochs: Annotated[float, Field(gt=0)],
+    final_factor: Annotated[float, Field(ge=0)],
+    warmup_epochs: Epochs,
+) -> Schedule:
     """Half a cosine from the base rate to ``final_factor`` times it at ``epochs`` (Loshchilov & Hutter 2017)."""
     if warmup_epochs >= epochs:
         raise UsageError(f"scheduler.warmup_epochs={warmup_epochs}: must be below the {epochs:g} epochs of the run")

@@ -29,9 +29,7 @@ _TITLE_POINTS, _TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
 _LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 
 
-def new_figure(
-    panels: int, *, title: str, subtitle: str = "", panel_inches: float = 2.9
-) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, *, title: str, subtitle: str = "", panel_inches: float = 2.9) -> tuple[Figure, list[Axes]]:
     """A figure with ``panels`` axes side by side in the project's look, under a heading that wraps.
 
     The figure grows with the heading, so the panels keep their size. Texts are drawn as they are, never as
@@ -128,11 +126,7 @@ def curves(
         axes.set_xlabel("epoch", fontsize=_TEXT_POINTS)
         axes.set_ylabel(label, fontsize=_TEXT_POINTS, parse_math=False)
 
-    entries = {
-        label: line
-        for axes in all_axes
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    entries = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
         # Below the panels and shared by them: it cannot cover a curve.
         legend = figure.legend(

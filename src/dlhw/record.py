@@ -93,7 +93,10 @@ class Record:
         if self._ahead and self._ahead[0] == line:
             self._ahead.pop(0)
         elif self._ahead:  # computed again elsewhere or otherwise: what was written does not hold for this run
-            log.warning("epoch %d differs from what the interrupted run had written; its row is replaced", row["epoch"])
+            log.warning(
+                "epoch %d differs from what the interrupted run had written; its row is replaced",
+                row["epoch"],
+            )
             self._ahead = []
             self._write("metrics.csv", _lines(self.rows))
         else:

@@ -82,7 +82,7 @@ def settle(device: torch.device, precision: Precision, *, deterministic: bool) -
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
         if deterministic:
-            torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, protects only bugs
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -90,7 +90,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, machine, command line and git revision: what another person needs to get the same numbers."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {"dlhw": dlhw.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "dlhw": dlhw.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "git_revision": _git_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": platform.machine(),

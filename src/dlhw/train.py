@@ -90,7 +90,9 @@ def run(cfg: DictConfig, record: Record) -> None:
     model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
     if trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    objective = Objective(deferred(cfg, "loss"), build(cfg, "regularization"))
+    data_loss = deferred(cfg, "loss")
+    assert data_loss is not None
+    objective = Objective(data_loss, build(cfg, "regularization"))
     optimizer = build(cfg, "optimizer", params=model.parameters())
     schedule = build(cfg, "scheduler")
 
@@ -100,7 +102,13 @@ def run(cfg: DictConfig, record: Record) -> None:
     about = {
         "experiment": cfg.name,
         "seed": cfg.seed,
-        "data": {"name": data.name, "sha256": data.sha256, "train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "train": len(data.train),
+            "val": len(data.val),
+            "test": len(data.test),
+        },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **runtime.provenance(device),
     }
@@ -161,7 +169,7 @@ def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
     rows = state["rows"] if state else []
     if record.finished and len(rows) >= cfg.trainer.epochs:
         raise UsageError(
-            f"resume={cfg.resume}: finished already after {len(rows)} epochs; trainer.epochs=N with a larger N trains on"
+            f"resume={cfg.resume}: finished already after {len(rows)} epochs; a larger trainer.epochs trains on"
         )
     record.reopen()
     record.restore(rows)

@@ -62,9 +62,7 @@ class Source:
     classes: tuple[str, ...]
 
 
-def _files(
-    md5_gz: tuple[str, str, str, str], md5: tuple[str | None, ...] = (None,) * 4
-) -> tuple[IdxFile, ...]:
+def _files(md5_gz: tuple[str, str, str, str], md5: tuple[str | None, ...] = (None,) * 4) -> tuple[IdxFile, ...]:
     return (
         IdxFile("train-images-idx3-ubyte", (60000, 28, 28), 256, md5_gz[0], md5[0]),
         IdxFile("train-labels-idx1-ubyte", (60000,), 10, md5_gz[1], md5[1]),

@@ -102,8 +102,7 @@ def split_off(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split
     count = round(fraction * len(split))
     if not 0 < count < len(split):
         raise UsageError(
-            f"dataset.validation_fraction={fraction}: leaves nothing for training or validation "
-            f"of {len(split)} samples"
+            f"dataset.validation_fraction={fraction}: leaves nothing for training or validation of {len(split)} samples"
         )
     order = torch.randperm(len(split), generator=generator(seed, "split")).to(split.y.device)
     picked, rest = order[:count], order[count:]

@@ -35,7 +35,7 @@ def cnn(
     for block in channels:
         if min(height, width) < 2:
             raise UsageError(
-                f"model.channels={list(channels)}: {len(channels)} poolings leave nothing of {shape[1]}x{shape[2]} images"
+                f"model.channels={list(channels)}: as many poolings leave nothing of {shape[1]}x{shape[2]} images"
             )
         layers.append(nn.Conv2d(depth, block, kernel, padding=kernel // 2))
         if batch_norm:

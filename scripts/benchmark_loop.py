@@ -1,0 +1,406 @@
+"""How long does an epoch take in this project's loop, and how long in the loops people write?
+
+    python scripts/benchmark_loop.py
+
+measures seconds per epoch on MNIST (48,000 training samples, batches of 128, SGD with momentum, no
+evaluation) for the net of C5.2 (784-500-10, ReLU) and for the convolutional one of C5.5, and prints them as
+Markdown tables, each time also as its ratio to the same loop written by hand in twenty lines. ``dlhw.loop.fit``
+is measured whole: batches, running metrics, learning-rate schedule, metrics.csv, checkpoints, progress.
+
+The contestants take turns, round after round, so that a machine that slows down slows all of them; a ratio
+is between two times of the same round. In its turn each first trains an epoch that does not count
+(compilation, memory, caches). ``--all`` adds the slow ones, ``--startup`` the time until the first step and
+the memory, ``--equal-error`` the validation error after ten epochs in the fastest setting and in fp32.
+OMP_NUM_THREADS limits the threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from dlhw import config, runtime
+from dlhw.build import build, deferred, make_model
+from dlhw.data.tensors import Dataset, Split
+from dlhw.loop import Fitted, fit
+from dlhw.objective import Objective
+from dlhw.record import Record, Row
+
+MEAN, STD = 0.1307, 0.3081  # of pixel / 255
+BATCH, LR, MOMENTUM = 128, 0.1, 0.9
+YARDSTICK = "by hand, fp32"
+
+Epoch = Callable[[], object]
+Contestant = Callable[[int], list[float]]  # trains one epoch, then that many more; seconds of each of those
+
+# A setting is a sum of these, e.g. compile+bf16.
+OVERRIDES = {
+    "fp32": "trainer.precision=fp32",
+    "tf32": "trainer.precision=tf32",
+    "bf16": "trainer.precision=bf16",
+    "compile": "trainer.compile=true",
+    "channels_last": "trainer.channels_last=true",
+    "cuda_graphs": "trainer.cuda_graphs=true",
+}
+SETTINGS = {
+    "mlp": "fp32 bf16 compile compile+bf16",
+    "cnn": "fp32 bf16 channels_last channels_last+bf16 compile+channels_last compile+channels_last+bf16",
+}
+CUDA_SETTINGS = "tf32 cuda_graphs bf16+cuda_graphs"
+
+FIRST_UPDATE = """
+import os, time
+import dlhw.fast, dlhw.train
+
+def stop():
+    print(time.monotonic(), flush=True)
+    os._exit(0)
+
+dlhw.fast.undecorated_step = lambda optimizer: stop
+dlhw.train.main()
+"""
+IMPORT_TORCH = "import time, torch; print(time.monotonic())"
+# In a process of its own because Linux counts what the parent held when a child was started as the child's.
+PEAK_MEMORY = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, capture_output=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def by_hand(model: nn.Module, train: Split, *, precision: runtime.Precision) -> Epoch:
+    """The loop that someone who cares about speed writes: data in memory, no waiting for a loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
+
+    def epoch() -> float:
+        total = torch.zeros((), device=train.x.device)
+        for batch in torch.randperm(len(train), device=train.x.device).split(BATCH):
+            x = train.x[batch].float().sub_(255 * MEAN).div_(255 * STD)
+            with precision.autocast():
+                loss = F.cross_entropy(model(x), train.y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+        return total.item()  # waits for the device
+
+    return epoch
+
+
+def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: torch.device) -> Epoch:
+    """The loop of the tutorials: images decoded and transformed one by one, ``loss.item()`` at every step."""
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    images = datasets.MNIST(data_dir, train=True, transform=transform)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(images, range(48_000)), batch_size=BATCH, shuffle=True, num_workers=workers
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+
+    def epoch() -> float:
+        running = 0.0
+        for batch in loader:
+            x, y = (tensor.to(device) for tensor in batch)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            running += loss.item()
+        return running
+
+    return epoch
+
+
+def matrix_products(steps: int, *, dtype: torch.dtype, device: torch.device) -> Epoch:
+    """The five products of a step of the 784-500-10 net and nothing else: no loop on these kernels is faster."""
+    sizes = {"x": (BATCH, 784), "w1": (500, 784), "h": (BATCH, 500), "w2": (10, 500), "logits": (BATCH, 10)}
+    x, w1, h, w2, logits = (torch.randn(size, device=device, dtype=dtype) for size in sizes.values())
+    dw1, dh, dw2 = torch.empty_like(w1), torch.empty_like(h), torch.empty_like(w2)
+
+    def epoch() -> None:
+        for _ in range(steps):
+            torch.mm(x, w1.T, out=h)
+            torch.mm(h, w2.T, out=logits)
+            torch.mm(logits.T, h, out=dw2)
+            torch.mm(logits, w2, out=dh)
+            torch.mm(dh.T, x, out=dw1)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return epoch
+
+
+def with_sklearn(train: Split) -> Epoch:
+    """scikit-learn's MLPClassifier on the same net, one epoch per call."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+
+    x = train.x.cpu().flatten(1).float().sub_(255 * MEAN).div_(255 * STD).numpy()
+    y = train.y.cpu().numpy()
+    classifier = MLPClassifier(
+        (500,), solver="sgd", alpha=0, batch_size=BATCH, learning_rate_init=LR, momentum=MOMENTUM,
+        nesterovs_momentum=False, max_iter=1, warm_start=True, random_state=0,
+    )  # fmt: skip
+
+    def epoch() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(x, y)
+
+    return epoch
+
+
+def compose(model: str, setting: str, *overrides: str) -> DictConfig:
+    """The config of experiment mnist_mlp or mnist_cnn in a setting, with metrics of its own batches only."""
+    lines = [f"experiment=mnist_{model}", "trainer.train_metrics=running", *overrides]
+    with hydra.initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        return hydra.compose("train", [*lines, *(OVERRIDES[part] for part in setting.split("+"))])
+
+
+def train(cfg: DictConfig, data: Dataset, record: Record) -> Fitted:
+    """``fit`` on what ``cfg`` describes, put together as ``dlhw.train`` does."""
+    trainer = build(cfg, "trainer")
+    device = runtime.pick_device(trainer.device)
+    precision = runtime.Precision(trainer.precision, device)
+    runtime.settle(device, precision, deterministic=trainer.deterministic)
+    if trainer.compile:
+        torch.compiler.reset()  # it keeps no more than 8 versions of a step for the life of the process
+    data = data.to(device, precision.dtype)
+    model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
+    if trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return fit(
+        model,
+        data,
+        Objective(deferred(cfg, "loss"), build(cfg, "regularization")),
+        build(cfg, "optimizer", params=model.parameters()),
+        schedule=build(cfg, "scheduler"),
+        trainer=trainer,
+        precision=precision,
+        seed=cfg.seed,
+        record=record,
+    )
+
+
+class Clocked(Record):
+    """A run directory that notes when each epoch was recorded.
+
+    From one such moment to the next lies one whole epoch, checkpoint and progress included, which the
+    time in timing.csv ends before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.recorded: list[float] = []
+
+    def append(self, row: Row, *, seconds: float) -> None:
+        self.recorded.append(time.perf_counter())
+        super().append(row, seconds=seconds)
+
+
+def ours(model: str, setting: str, data: Dataset, epochs: int, *, device: str) -> list[float]:
+    """Seconds of ``epochs`` epochs of ``fit`` after a first that does not count."""
+    cfg = compose(model, setting, f"trainer.device={device}", f"trainer.epochs={epochs + 1}")
+    with tempfile.TemporaryDirectory() as directory:
+        record = Clocked(Path(directory))
+        train(cfg, data, record)
+    return [end - start for start, end in zip(record.recorded, record.recorded[1:], strict=False)]
+
+
+def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
+    """Seconds of ``epochs`` calls after a first that does not count, with torch's own defaults."""
+    runtime.settle(device, runtime.Precision("fp32", device), deterministic=False)
+    epoch()
+    seconds = []
+    for _ in range(epochs):
+        started = time.perf_counter()
+        epoch()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Contestant]:
+    """Everything that is to be measured on ``model``, by name, in the order of the table."""
+    device = runtime.pick_device(options.device)
+    on_device = data.train.to(device)
+    cfg = compose(model, "fp32")
+
+    def fresh() -> nn.Module:
+        return make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device)
+
+    epochs: dict[str, Epoch] = {
+        f"by hand, {name}": by_hand(fresh(), on_device, precision=runtime.Precision(name, device))
+        for name in ("fp32", "bf16")
+    }
+    if model == "mlp":
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            floor = matrix_products(len(data.train) // BATCH, dtype=dtype, device=device)
+            epochs[f"matrix products alone, {name}"] = floor
+    if model == "mlp" or options.all:
+        for workers in (0, 2):
+            loop = with_data_loader(fresh(), options.data_dir, workers=workers, device=device)
+            epochs[f"DataLoader and transforms, {workers} workers"] = loop
+    if model == "mlp" and options.all:
+        epochs["scikit-learn's MLPClassifier"] = with_sklearn(data.train)
+
+    entered: dict[str, Contestant] = {
+        name: functools.partial(theirs, epoch, device=device) for name, epoch in epochs.items()
+    }
+    settings = options.settings or settings_of(model, device)
+    one_sample = Split(data.test.x[:1], data.test.y[:1])  # whose evaluation takes no time
+    unevaluated = replace(data, val=one_sample, test=one_sample)
+    for setting in settings:
+        name = f"fit, {setting}"
+        entered[name] = functools.partial(ours, model, setting, unevaluated, device=options.device)
+    return entered
+
+
+def settings_of(model: str, device: torch.device) -> list[str]:
+    """The settings of ``fit`` that can be used on ``device``."""
+    return SETTINGS[model].split() + (CUDA_SETTINGS.split() if device.type == "cuda" else [])
+
+
+def measure(entered: dict[str, Contestant], *, rounds: int, epochs: int) -> dict[str, list[float]]:
+    """Seconds per epoch by name, one number a round (the median of its epochs), the contestants in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in entered}
+    for turn in range(1, rounds + 1):
+        for name, contestant in entered.items():
+            seconds[name].append(statistics.median(contestant(epochs)))
+            print(f"round {turn}/{rounds}: {name}: {seconds[name][-1]:.3f} s", file=sys.stderr)
+    return seconds
+
+
+def print_table(title: str, seconds: dict[str, list[float]]) -> None:
+    """Medians over the rounds with smallest and largest; a ratio is to the yardstick in the same round."""
+    print(f"\n{title}\n")
+    print("| loop | seconds per epoch | min–max | ratio | min–max |")
+    print("|---|--:|--:|--:|--:|")
+    for name, times in seconds.items():
+        ratios = [time / yardstick for time, yardstick in zip(times, seconds[YARDSTICK], strict=True)]
+        spread = [f"{statistics.median(row):.3f} | {min(row):.3f}–{max(row):.3f}" for row in (times, ratios)]
+        print(f"| {name} | {' | '.join(spread)} |", flush=True)
+
+
+def print_equal_error(model: str, settings: Sequence[str], *, options: argparse.Namespace) -> None:
+    """Validation error after ten epochs in each setting, over seeds 0, 1, 2 (which also choose the split)."""
+    print(f"\nValidation error of the {model} after 10 epochs, percent, seeds 0, 1, 2\n")
+    print("| setting | seed 0 | seed 1 | seed 2 | mean ± sd |")
+    print("|---|--:|--:|--:|--:|")
+    for setting in settings:
+        errors = []
+        for seed in range(3):
+            cfg = compose(model, setting, f"seed={seed}", "trainer.epochs=10", f"trainer.device={options.device}")
+            data = build(cfg, "dataset", data_dir=str(options.data_dir), seed=seed)
+            with tempfile.TemporaryDirectory() as directory:
+                errors.append(train(cfg, data, Record(Path(directory))).final["val_error_percent"])
+        cells = [f"{error:.2f}" for error in errors]
+        cells.append(f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}")
+        print(f"| {setting} | {' | '.join(cells)} |", flush=True)
+
+
+def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
+    """Seconds from the start of a process until its first update of the weights, and peak memory of a run."""
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = ["experiment=mnist_mlp", f"data_dir={data_dir.absolute()}", f"output_dir={directory}"]
+        arguments += [f"trainer.device={device}", "trainer.epochs=2"]
+        pairs = [
+            (_seconds_until_printed(FIRST_UPDATE, arguments), _seconds_until_printed(IMPORT_TORCH))
+            for _ in range(times)
+        ]
+        peaks = {
+            "python -m dlhw.train experiment=mnist_mlp trainer.epochs=2": _peak_mib("-m", "dlhw.train", *arguments),
+            "import torch": _peak_mib("-c", "import torch"),
+        }
+    print(f"\nStart-up, {times} pairs of processes in turn\n")
+    print("| from the start of the process | seconds | min–max |")
+    print("|---|--:|--:|")
+    update, torch_alone = ([pair[which] for pair in pairs] for which in (0, 1))
+    rows = {"first update of the weights": update, "import torch": torch_alone}
+    rows["difference"] = [after - before for after, before in pairs]
+    for name, seconds in rows.items():
+        print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f}–{max(seconds):.2f} |")
+    print("\n| process | peak resident memory, MiB |\n|---|--:|")
+    for name, mib in peaks.items():
+        print(f"| `{name}` | {mib:.0f} |", flush=True)
+
+
+def _seconds_until_printed(program: str, arguments: Sequence[str] = ()) -> float:
+    """From now until the moment (of the machine's monotonic clock) that a Python program prints."""
+    started = time.monotonic()
+    command = [sys.executable, "-c", program, *arguments]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout) - started
+
+
+def _peak_mib(*arguments: str) -> float:
+    command = [sys.executable, "-c", PEAK_MEMORY, sys.executable, *arguments]
+    peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
+
+
+def machine(device: torch.device) -> str:
+    """One line: processor or GPU, threads, versions, command."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(FileNotFoundError):  # Linux only
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} ({name})"
+    return (
+        f"{name}; {torch.get_num_threads()} threads; torch {torch.__version__}; Python "
+        f"{platform.python_version()}; `python {' '.join(['scripts/benchmark_loop.py', *sys.argv[1:]])}`"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--models", nargs="*", choices=["mlp", "cnn"], default=["mlp", "cnn"], help="nets; none: no table")
+    add("--rounds", type=int, default=3, help="how often each contestant has its turn")
+    add("--epochs", type=int, default=1, help="epochs that count in a turn, after one that does not")
+    add("--settings", nargs="+", metavar="PART+PART", help=f"of fit, sums of {', '.join(OVERRIDES)}; unset: all")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
+    add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder that holds MNIST/")
+    add("--all", action="store_true", help="also scikit-learn, and the DataLoader loop for the CNN")
+    add("--startup", action="store_true", help="also time to the first step and peak memory")
+    add("--equal-error", action="store_true", help="also the error after 10 epochs: fp32 and the fastest setting")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    config.prepare()
+    print(machine(runtime.pick_device(options.device)), flush=True)
+    if options.startup:
+        print_startup(options.data_dir, device=options.device)
+    data = build(compose("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
+    for model in options.models:
+        seconds = measure(contestants(model, data, options), rounds=options.rounds, epochs=options.epochs)
+        print_table(f"{model}, {options.rounds} rounds", seconds)
+        if options.equal_error:
+            fits = [name for name in seconds if name.startswith("fit, ")]
+            fastest = min(fits, key=lambda name: statistics.median(seconds[name])).removeprefix("fit, ")
+            print_equal_error(model, sorted({"fp32", fastest}), options=options)
+
+
+if __name__ == "__main__":
+    main()

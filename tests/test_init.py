@@ -1,0 +1,201 @@
+"""Initializations: bounds and moments as published, randomness from the generator alone, nothing else touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlhw import init
+
+CONF = Path(__file__).parent.parent / "conf" / "init"
+
+# name: the initialization with the options it needs
+INITIALIZATIONS: dict[str, Callable[..., None]] = {
+    "constant": lambda model, **options: init.constant(model, value=0.5, **options),
+    "default": init.default,
+    "he": init.he,
+    "orthogonal": init.orthogonal,
+    "uniform": lambda model, **options: init.uniform(model, d=0.1, **options),
+    "xavier": init.xavier,
+}
+RANDOM = ["he", "orthogonal", "uniform", "xavier"]
+LARGE = {"dense": lambda: nn.Linear(800, 500), "convolution": lambda: nn.Conv2d(60, 200, 5)}
+FAN_IN = {"dense": 800, "convolution": 60 * 25}
+FAN_OUT = {"dense": 500, "convolution": 200 * 25}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)]
+    with torch.no_grad():
+        for norm in (layers[1], layers[4]):
+            norm.weight.uniform_()
+            norm.bias.uniform_()
+    return nn.Sequential(*layers)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    return layer.weight.detach().double()
+
+
+def assert_uniform(weight: Tensor, d: float) -> None:
+    """U(-d, d): variance d^2/3, fourth moment d^4/5; sample moments of n draws within five deviations.
+
+    The deviation of the mean is d/sqrt(3 n), that of the second moment sqrt((1/5 - 1/9)/n) d^2.
+    """
+    n = weight.numel()
+    assert weight.abs().max() <= d * (1 + 1e-7)  # d itself is rounded to float32
+    assert weight.abs().max() > d * (1 - 20 / n)  # above it with probability e^-20
+    assert abs(weight.mean()) < 5 * d / math.sqrt(3 * n)
+    assert abs(weight.square().mean() - d**2 / 3) < 5 * math.sqrt(4 / 45 / n) * d**2
+
+
+def assert_normal(weight: Tensor, variance: float) -> None:
+    """N(0, v): moments v, 3 v^2; deviations of the sample's sqrt(v/n), sqrt(2/n) v, sqrt(96/n) v^2."""
+    n = weight.numel()
+    assert abs(weight.mean()) < 5 * math.sqrt(variance / n)
+    assert abs(weight.square().mean() - variance) < 5 * math.sqrt(2 / n) * variance
+    assert abs(weight.pow(4).mean() - 3 * variance**2) < 5 * math.sqrt(96 / n) * variance**2
+
+
+def test_every_initialization_of_the_configs_has_a_case_here() -> None:
+    assert sorted(INITIALIZATIONS) == sorted(file.stem for file in CONF.glob("*.yaml"))
+
+
+# Distributions
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_uniform(kind: str) -> None:
+    layer = LARGE[kind]()
+    init.uniform(layer, generator=generator(), d=0.3)
+    assert_uniform(weight_of(layer), 0.3)
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.5])
+@pytest.mark.parametrize("kind", LARGE)
+def test_xavier_is_equation_16(kind: str, gain: float) -> None:
+    layer = LARGE[kind]()
+    init.xavier(layer, generator=generator(), gain=gain)
+    assert_uniform(weight_of(layer), gain * math.sqrt(6 / (FAN_IN[kind] + FAN_OUT[kind])))
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_he_is_equation_10(kind: str) -> None:
+    layer = LARGE[kind]()
+    init.he(layer, generator=generator())
+    assert_normal(weight_of(layer), 2 / FAN_IN[kind])
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_default_is_as_documented(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = LARGE[kind]()
+    init.default(layer, generator=generator())
+    assert_uniform(weight_of(layer), 1 / math.sqrt(FAN_IN[kind]))
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(300, 200), nn.Linear(200, 300), nn.Linear(100, 100), nn.Conv2d(4, 20, 5), nn.Conv2d(2, 64, 3)],
+    ids=["wide", "tall", "square", "wide kernels", "tall kernels"],
+)
+def test_orthogonal_rows_or_columns_are_orthonormal(layer: nn.Module, gain: float) -> None:
+    init.orthogonal(layer, generator=generator(), gain=gain)
+    matrix = weight_of(layer).flatten(1)
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    identity = torch.eye(len(short), dtype=torch.float64)
+    assert torch.allclose(short @ short.T / gain**2, identity, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_constant(kind: str) -> None:
+    layer = LARGE[kind]()
+    init.constant(layer, generator=generator(), value=-0.25)
+    assert weight_of(layer).unique().tolist() == [-0.25]
+
+
+# What is touched, and with which randomness
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_equal_generators_give_equal_weights(name: str) -> None:
+    one, other = net(), net()
+    INITIALIZATIONS[name](one, generator=generator(3))
+    INITIALIZATIONS[name](other, generator=generator(3))
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_other_generators_give_other_weights(name: str) -> None:
+    one, other = net(), net()
+    INITIALIZATIONS[name](one, generator=generator(3))
+    INITIALIZATIONS[name](other, generator=generator(4))
+    assert not torch.equal(one[0].weight, other[0].weight)
+    assert not torch.equal(one[3].weight, other[3].weight)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_layers_of_one_model_differ(name: str) -> None:
+    twins = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    INITIALIZATIONS[name](twins, generator=generator())
+    assert not torch.equal(twins[0].weight, twins[1].weight)
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_the_global_generator_is_left_alone(name: str) -> None:
+    model = net()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    INITIALIZATIONS[name](model, generator=generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_biases_are_set_to_the_constant(name: str) -> None:
+    model = net()
+    INITIALIZATIONS[name](model, generator=generator(), bias=0.125)
+    assert model[0].bias.unique().tolist() == [0.125]
+    assert model[3].bias.unique().tolist() == [0.125]
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_biases_stay_without_a_constant(name: str) -> None:
+    model = net()
+    INITIALIZATIONS[name](model, generator=generator(), bias=None)
+    assert torch.equal(model[0].bias, net()[0].bias)
+    assert torch.equal(model[3].bias, net()[3].bias)
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_batch_norm_is_left_alone(name: str) -> None:
+    model, untouched = net(), net()
+    INITIALIZATIONS[name](model, generator=generator(), bias=0.125)
+    for layer in (1, 4):
+        for key, value in untouched[layer].state_dict().items():
+            assert torch.equal(model[layer].state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", INITIALIZATIONS)
+def test_layers_without_bias_are_legal(name: str) -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    INITIALIZATIONS[name](layer, generator=generator(), bias=0.125)
+    assert layer.bias is None
+
+
+def test_default_leaves_the_weights_as_built() -> None:
+    model = net()
+    init.default(model, generator=generator())
+    for mine, built in zip(model.parameters(), net().parameters(), strict=True):
+        assert torch.equal(mine, built)

@@ -1,0 +1,224 @@
+"""The specification: what must be equal to what, to the last bit or to 1e-12, in float64 on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dlhw.build import build, make_model
+from dlhw.config import compose
+from dlhw.data.tensors import Dataset
+from dlhw.loop import fit
+from dlhw.objective import Objective
+from dlhw.record import Record, Row
+from dlhw.runtime import Precision, generator
+
+EPOCHS = 3
+MODELS = ["model.hidden=[20]", "model.hidden=[20,10] model.dropout=0.3 model.batch_norm=true", "model=cnn"]
+OPTIMIZERS = ["optimizer=sgd", "optimizer=momentum", "optimizer=nesterov", "optimizer=adagrad", "optimizer=rmsprop",
+              "optimizer=adam", "optimizer=adamw"]  # fmt: skip
+
+
+def trained(directory: Path, *overrides: str) -> tuple[nn.Module, list[Row]]:
+    """Weights and rows of a run on digits in float64 with these overrides."""
+    from dlhw.train import run
+
+    directory.mkdir(parents=True)
+    lines = [word for line in overrides for word in line.split()]
+    cfg = compose("trainer.precision=fp64", f"trainer.epochs={EPOCHS}", "trainer.device=cpu", *lines)
+    record = Record(directory)
+    run(cfg, record)
+    state = torch.load(directory / "last.pt", weights_only=True)
+    model = make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    model.load_state_dict(state["model"])
+    return model, record.rows
+
+
+@functools.cache
+def plain_run(model: str) -> tuple[nn.Module, list[Row]]:
+    with tempfile.TemporaryDirectory() as directory:
+        return trained(Path(directory) / "run", model)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([value.double().flatten() for value in model.state_dict().values()])
+
+
+def digits(seed: int = 0) -> Dataset:
+    cfg = compose()
+    data: Dataset = build(cfg, "dataset", data_dir="", seed=seed)
+    return data.to(torch.device("cpu"), torch.float64)
+
+
+def textbook(seed: int, lr: float, momentum: float, batch_size: int) -> tuple[nn.Module, list[float], list[float]]:
+    """The loop that everybody writes, with the numbers of the run spelled out; validation loss and error per epoch."""
+    data = digits(seed)
+    model = make_model(compose("model.hidden=[20]", f"seed={seed}"), shape=(1, 8, 8), classes=10).double()
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    losses, errors = [], []
+    for epoch in range(1, EPOCHS + 1):
+        order = torch.randperm(len(data.train.x), generator=generator(seed, "order", epoch))
+        for i in range(0, len(order), batch_size):
+            x, y = data.train.x[order[i : i + batch_size]], data.train.y[order[i : i + batch_size]]
+            loss = cross_entropy(model((x.double() / 16 - 0.3054) / 0.3756), y)
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for p, v, g in zip(model.parameters(), velocity, grads, strict=True):
+                    v.mul_(momentum).add_(g)
+                    p.sub_(lr * v)
+        with torch.no_grad():
+            logits = model((data.val.x.double() / 16 - 0.3054) / 0.3756)
+        losses.append(float(cross_entropy(logits, data.val.y)))
+        errors.append(100 * float((logits.argmax(1) != data.val.y).double().mean()))
+    return model, losses, errors
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("batch_size", [128, 100, 5000])
+def test_the_loop_is_the_textbook_loop(tmp_path: Path, momentum: float, batch_size: int) -> None:
+    model, rows = trained(
+        tmp_path / "run", "model.hidden=[20] seed=3", f"optimizer.momentum={momentum} trainer.batch_size={batch_size}"
+    )
+    expected, losses, errors = textbook(3, 0.1, momentum, batch_size)
+    torch.testing.assert_close(weights(model), weights(expected), rtol=0, atol=1e-12)
+    assert [row["val_loss"] for row in rows] == pytest.approx(losses, abs=1e-12)
+    assert [row["val_error_percent"] for row in rows] == pytest.approx(errors, abs=1e-10)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_loop_is_torch_optim(tmp_path: Path, optimizer: str) -> None:
+    """Against the decorated ``step`` and ``zero_grad`` of the same class, in a plain loop."""
+    cfg = compose("model.hidden=[20]", optimizer)
+    data = digits()
+    model = make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    plain = build(cfg, "optimizer", params=model.parameters())
+    for epoch in range(1, EPOCHS + 1):
+        for batch in torch.randperm(len(data.train), generator=generator(0, "order", epoch)).split(128):
+            plain.zero_grad()
+            cross_entropy(model(data.normalize(data.train.x[batch])), data.train.y[batch]).backward()
+            plain.step()
+    ours, _ = trained(tmp_path / "run", "model.hidden=[20]", optimizer)
+    assert torch.equal(weights(ours), weights(model))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "off",
+    [
+        "regularization=flooding regularization.flood=0",
+        "regularization=l1 regularization.l1=0",
+        "regularization=l2 regularization.l2=0",
+        "loss.label_smoothing=0",
+        "trainer.clip_norm=1e300",
+        "scheduler=step scheduler.every_epochs=1000",
+        "scheduler=warmup scheduler.warmup_epochs=0",
+        "trainer.patience=1000",
+    ],
+)
+def test_what_is_off_is_absent(tmp_path: Path, off: str, model: str) -> None:
+    with_it, rows_with = trained(tmp_path / "with", model, off)
+    without, rows_without = plain_run(model)
+    assert torch.equal(weights(with_it), weights(without))
+    assert rows_with == rows_without
+
+
+@pytest.mark.parametrize(
+    "watching",
+    [
+        "probe=layers",
+        "trainer.train_metrics=evaluated",
+        "trainer.evaluation_batch_size=7",
+        "trainer.checkpoint_seconds=0",
+    ],
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_watching_never_touches(tmp_path: Path, watching: str, model: str) -> None:
+    watched, _ = trained(tmp_path / "watched", model, watching)
+    alone, _ = plain_run(model)
+    assert torch.equal(weights(watched), weights(alone))
+
+
+def test_l2_on_sgd_shrinks_the_weights(tmp_path: Path) -> None:
+    """Plain SGD on loss + l2 sum w^2 is weight decay by 2 l2 (E3); biases, which l2 leaves alone, need none."""
+    cfg = compose("model.hidden=[20]")
+    data, model = digits(), make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 2e-3},
+        {"params": [p for p in model.parameters() if p.ndim == 1]},
+    ]
+    plain = torch.optim.SGD(groups, lr=0.1)
+    for epoch in range(1, EPOCHS + 1):
+        for batch in torch.randperm(len(data.train), generator=generator(0, "order", epoch)).split(128):
+            plain.zero_grad()
+            cross_entropy(model(data.normalize(data.train.x[batch])), data.train.y[batch]).backward()
+            plain.step()
+    ours, rows = trained(tmp_path / "run", "model.hidden=[20] regularization=l2 regularization.l2=1e-3")
+    torch.testing.assert_close(weights(ours), weights(model), rtol=0, atol=1e-12)
+    assert rows[-1]["train_objective"] == pytest.approx(rows[-1]["train_loss"] + rows[-1]["train_penalty"], abs=1e-12)
+
+
+def test_flooding_holds_the_loss_up(tmp_path: Path) -> None:
+    """With b above any loss reached, training climbs: the objective is |R - b| + b, never below b."""
+    _, rows = trained(
+        tmp_path / "run", "regularization=flooding regularization.flood=1.5 trainer.train_metrics=running"
+    )
+    assert all(row["train_objective"] >= 1.5 for row in rows)
+    assert abs(rows[-1]["train_loss"] - 1.5) < 0.2
+
+
+def test_clipping_bounds_the_update(tmp_path: Path) -> None:
+    """One step of plain SGD moves the weights by lr times the clipped norm."""
+    cfg = compose("model.hidden=[20]")
+    before = weights(make_model(cfg, shape=(1, 8, 8), classes=10).double())
+    after, _ = trained(
+        tmp_path / "run", "model.hidden=[20] trainer.epochs=1 trainer.batch_size=5000 trainer.clip_norm=0.01"
+    )
+    assert float((weights(after) - before).norm()) == pytest.approx(0.1 * 0.01, rel=1e-4)  # torch adds 1e-6 to the norm
+
+
+def test_early_stopping_is_a_shorter_run(tmp_path: Path) -> None:
+    """Patience stops after that many epochs without a better one; until then the rows are those of the long run."""
+    _, long = trained(tmp_path / "long", "trainer.epochs=60")
+    _, short = trained(tmp_path / "short", "trainer.epochs=60 trainer.patience=5")
+    errors = [row["val_error_percent"] for row in long]
+    stop = next(n for n in range(1, 61) if n - (errors[:n].index(min(errors[:n])) + 1) >= 5)
+    assert len(short) == stop < 60
+    assert short == long[:stop]
+    best = torch.load(tmp_path / "short" / "best.pt", weights_only=True)
+    assert best["epoch"] == stop - 5
+
+
+def test_the_thread_of_randomness_is_the_seed(tmp_path: Path) -> None:
+    """Whatever was drawn before, a run's numbers follow from its seed; another seed gives others."""
+    one, _ = trained(tmp_path / "one", MODELS[1])
+    torch.rand(17)
+    again, _ = trained(tmp_path / "again", MODELS[1])
+    other, _ = trained(tmp_path / "other", MODELS[1], "seed=1")
+    assert torch.equal(weights(one), weights(again))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
+    """The loop takes objects: a model, a data set and an optimizer made by hand train alike."""
+    cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
+    data, model = digits(), make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    fitted = fit(
+        model,
+        data,
+        Objective(cross_entropy, build(cfg, "regularization")),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        schedule=lambda epoch: 1.0,
+        trainer=build(cfg, "trainer"),
+        precision=Precision("fp64", torch.device("cpu")),
+        seed=0,
+        record=Record(tmp_path),
+    )
+    expected, rows = trained(tmp_path / "run", "trainer.epochs=2 model.hidden=[20] optimizer.fused=null")
+    assert torch.equal(weights(model), weights(expected))
+    assert fitted.final == rows[-1]

@@ -1,0 +1,192 @@
+"""What training minimizes is what the sheets write: flooding, L1, L2 and their gradients, and nothing when off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dlhw.objective import (
+    Objective,
+    Regularization,
+    flooded,
+    l1_norm,
+    penalized_weights,
+    squared_l2_norm,
+)
+
+LOSSES = st.floats(0, 100)
+LEVELS = st.floats(0, 10)
+OFF = Regularization(flood=0.0, l1=0.0, l2=0.0)
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, requires_grad=True)
+
+
+def random_weights() -> list[Tensor]:
+    """A matrix and a kernel, the matrix with a zero in it, where |w| has no derivative."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((5, 3), (4, 2, 3, 3))
+    weights = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    weights[0][1, 2] = 0
+    return [weight.requires_grad_() for weight in weights]
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
+    return net.double()
+
+
+def small_batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 1, 4, 4, dtype=torch.float64, generator=generator)
+    return x, torch.randint(5, (7,), generator=generator)
+
+
+def gradients(regularization: Regularization) -> tuple[Tensor, dict[str, Tensor]]:
+    """Objective and its gradients for one batch of a small net."""
+    net, (x, y) = small_net(), small_batch()
+    value, _, _ = Objective(nn.functional.cross_entropy, regularization)(net(x), y, penalized_weights(net))
+    value.backward()
+    return value.detach(), {name: parameter.grad for name, parameter in net.named_parameters()}
+
+
+# Flooding
+
+
+@settings(deadline=None)
+@given(loss=LOSSES, b=LEVELS)
+def test_flooded_is_its_formula(loss: float, b: float) -> None:
+    # three roundings of numbers not larger than the result: a few units in the last place, 2.2e-16 each
+    assert flooded(scalar(loss), b).item() == pytest.approx(abs(loss - b) + b, rel=1e-15, abs=0)
+
+
+@settings(deadline=None)
+@given(loss=LOSSES, b=LEVELS)
+def test_flooded_never_lies_below_b(loss: float, b: float) -> None:
+    assert flooded(scalar(loss), b).item() >= b
+
+
+@pytest.mark.parametrize(("loss", "slope"), [(0.0, -1.0), (0.2999, -1.0), (0.3001, 1.0), (5.0, 1.0)])
+def test_flooded_gradient_changes_sign_at_b(loss: float, slope: float) -> None:
+    risk = scalar(loss)
+    flooded(risk, 0.3).backward()
+    assert risk.grad == slope
+
+
+@settings(deadline=None)
+@given(loss=st.floats(0, allow_infinity=False), width=st.sampled_from([torch.float32, torch.float64]))
+def test_b_zero_is_the_identity(loss: float, width: torch.dtype) -> None:
+    risk = torch.tensor(loss, dtype=width, requires_grad=True)
+    value = flooded(risk, 0.0)
+    value.backward()
+    assert value.item() == risk.item()
+    assert risk.grad == 1
+
+
+def test_b_zero_leaves_the_gradient_at_loss_zero() -> None:
+    risk = scalar(0.0)
+    flooded(risk, 0.0).backward()
+    assert risk.grad == 1  # |.| would give 0 here
+
+
+def test_b_zero_leaves_a_net_s_gradients_bit_identical() -> None:
+    net, (x, y) = small_net(), small_batch()
+    nn.functional.cross_entropy(net(x), y).backward()
+    _, ours = gradients(OFF)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(ours[name], parameter.grad), name
+
+
+def test_below_b_a_net_s_gradients_change_sign() -> None:
+    _, plain = gradients(OFF)
+    _, below = gradients(Regularization(flood=50.0, l1=0.0, l2=0.0))
+    for name, gradient in plain.items():
+        assert torch.equal(below[name], -gradient), name
+
+
+# Penalties
+
+
+def test_l1_norm_is_its_formula() -> None:
+    by_hand = sum(abs(value) for weight in random_weights() for value in weight.flatten().tolist())
+    assert l1_norm(random_weights()).item() == pytest.approx(by_hand, rel=1e-14)
+
+
+def test_squared_l2_norm_is_its_formula() -> None:
+    by_hand = sum(value**2 for weight in random_weights() for value in weight.flatten().tolist())
+    assert squared_l2_norm(random_weights()).item() == pytest.approx(by_hand, rel=1e-14)
+
+
+def test_penalty_is_the_weighted_sum_of_both() -> None:
+    weights = random_weights()
+    penalty = Regularization(flood=0.0, l1=0.3, l2=0.7).penalty(weights)
+    expected = 0.3 * l1_norm(weights) + 0.7 * squared_l2_norm(weights)
+    assert penalty.item() == pytest.approx(expected.item(), rel=1e-15)
+
+
+def test_l1_gradient_is_l1_times_the_sign() -> None:
+    weights = random_weights()
+    Regularization(flood=0.0, l1=0.3, l2=0.0).penalty(weights).backward()
+    for weight in weights:
+        assert torch.equal(weight.grad, 0.3 * weight.detach().sign())
+
+
+def test_l2_gradient_is_twice_l2_times_the_weights() -> None:
+    weights = random_weights()
+    Regularization(flood=0.0, l1=0.0, l2=0.7).penalty(weights).backward()
+    for weight in weights:
+        assert torch.allclose(weight.grad, 2 * 0.7 * weight.detach(), rtol=1e-15, atol=0)
+
+
+def test_l2_shrinks_weights_by_one_minus_twice_lr_l2() -> None:
+    weights = random_weights()
+    before = [weight.detach().clone() for weight in weights]
+    Regularization(flood=0.0, l1=0.0, l2=0.01).penalty(weights).backward()
+    for weight, old in zip(weights, before, strict=True):
+        stepped = weight.detach() - 0.5 * weight.grad
+        assert torch.allclose(stepped, (1 - 2 * 0.5 * 0.01) * old, rtol=1e-15, atol=0)
+
+
+def test_no_penalty_when_both_are_off() -> None:
+    assert OFF.penalty(random_weights()) is None
+
+
+@pytest.mark.parametrize("on", [{"l1": 1e-3, "l2": 0.0}, {"l1": 0.0, "l2": 1e-3}], ids=["l1", "l2"])
+def test_a_penalty_when_one_is_on(on: dict[str, float]) -> None:
+    assert Regularization(flood=0.0, **on).penalty(random_weights()) is not None
+
+
+def test_penalized_are_matrices_and_kernels() -> None:
+    net = small_net()
+    assert [id(weight) for weight in penalized_weights(net)] == [id(net[0].weight), id(net[4].weight)]
+
+
+def test_penalties_leave_biases_and_normalization_out() -> None:
+    _, plain = gradients(OFF)
+    _, penalized = gradients(Regularization(flood=0.0, l1=0.1, l2=0.1))
+    untouched = {name for name in plain if torch.equal(plain[name], penalized[name])}
+    assert untouched == {"0.bias", "1.weight", "1.bias", "4.bias"}
+
+
+# Objective
+
+
+def test_objective_floods_the_data_loss_and_not_the_penalty() -> None:
+    weights = [torch.full((2, 2), 3.0, dtype=torch.float64)]
+    objective = Objective(lambda logits, y: logits.mean(), Regularization(flood=1.0, l1=0.0, l2=0.5))
+    value, loss, penalty = objective(torch.full((4, 2), 0.25, dtype=torch.float64), torch.zeros(4), weights)
+    assert (loss.item(), penalty.item()) == (0.25, 18.0)
+    assert value.item() == 1.75 + 18.0  # |0.25 - 1| + 1, and 0.5 * 4 * 3^2
+
+
+def test_objective_with_everything_off_is_the_data_loss() -> None:
+    net, (x, y) = small_net(), small_batch()
+    value, loss, penalty = Objective(nn.functional.cross_entropy, OFF)(net(x), y, penalized_weights(net))
+    assert torch.equal(value, loss)
+    assert torch.equal(loss, nn.functional.cross_entropy(small_net()(x), y))
+    assert penalty is None

@@ -1,0 +1,162 @@
+"""Schedules equal torch's at whole epochs; every class of torch.optim works by its name or is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+
+from dlhw import UsageError
+from dlhw.build import build
+from dlhw.fast import undecorated_step
+from dlhw.optim import Schedule, by_name, constant, cosine, optimizer_class, step
+
+LR = 0.4
+DENSE = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
+DENSE += ["Rprop", "SGD"]
+REFUSED = {"LBFGS": "evaluates the loss several times", "Muon": "2D", "SparseAdam": "dense gradients"}
+
+
+def rates(scheduler: type[lr_scheduler.LRScheduler], epochs: int, **options: float) -> list[float]:
+    """torch's learning rates at the beginning of each epoch, and at the end of the last."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=LR)
+    torchs = scheduler(optimizer, **options)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(epochs):
+        optimizer.step()
+        torchs.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+def ours(schedule: Schedule, epochs: int, *, start: int = 0) -> list[float]:
+    return [LR * schedule(float(epoch)) for epoch in range(start, start + epochs + 1)]
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_step_is_torch_s(warmup: int) -> None:
+    schedule = step(every_epochs=3, factor=0.3, warmup_epochs=warmup)
+    expected = rates(lr_scheduler.StepLR, 12, step_size=3, gamma=0.3)
+    assert ours(schedule, 12, start=warmup) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("final", [0.0, 0.05])
+def test_cosine_is_torch_s(warmup: int, final: float) -> None:
+    schedule = cosine(epochs=10 + warmup, final_factor=final, warmup_epochs=warmup)
+    expected = rates(lr_scheduler.CosineAnnealingLR, 10, T_max=10, eta_min=final * LR)
+    assert ours(schedule, 10, start=warmup) == pytest.approx(expected, abs=1e-12)
+
+
+def test_cosine_stays_at_its_end() -> None:
+    schedule = cosine(epochs=10, final_factor=0.05, warmup_epochs=0)
+    assert schedule(10.0) == pytest.approx(0.05, abs=1e-15)
+    assert schedule(13.0) == schedule(10.0)
+
+
+def test_warm_up_is_torch_s() -> None:
+    # torch's LinearLR cannot begin at 0: it joins after the first of the five epochs
+    schedule = constant(warmup_epochs=5)
+    expected = rates(lr_scheduler.LinearLR, 8, start_factor=1 / 5, total_iters=4)
+    assert ours(schedule, 8, start=1) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        constant(warmup_epochs=5),
+        step(every_epochs=2, factor=0.1, warmup_epochs=5),
+        cosine(epochs=20, final_factor=0.0, warmup_epochs=5),
+    ],
+    ids=["constant", "step", "cosine"],
+)
+def test_warm_up_rises_from_zero_in_a_line(schedule: Schedule) -> None:
+    found = [schedule(epoch) for epoch in (0.0, 0.5, 1.25, 2.5, 4.0, 5.0)]
+    assert found == pytest.approx([0.0, 0.1, 0.25, 0.5, 0.8, 1.0], abs=1e-15)
+
+
+@given(st.floats(0, 1000))
+def test_constant_is_constant(epoch: float) -> None:
+    assert constant(warmup_epochs=0)(epoch) == 1
+
+
+@given(st.floats(0, 5.999))
+def test_step_changes_at_its_epochs_only(epoch: float) -> None:
+    expected = 1.0 if epoch < 2 else 0.5 if epoch < 4 else 0.25
+    assert step(every_epochs=2, factor=0.5, warmup_epochs=0)(epoch) == expected
+
+
+@given(st.floats(0, 10), st.floats(0, 10))
+def test_cosine_falls(one: float, other: float) -> None:
+    schedule = cosine(epochs=10, final_factor=0.1, warmup_epochs=0)
+    assert 0.1 <= schedule(max(one, other)) <= schedule(min(one, other)) <= 1
+
+
+@pytest.mark.parametrize("warmup", [10, 12.5])
+def test_cosine_without_time_after_its_warm_up_is_refused(warmup: float) -> None:
+    with pytest.raises(
+        UsageError, match=rf"^scheduler\.warmup_epochs={warmup}: must be below the 10 epochs of the run$"
+    ):
+        cosine(epochs=10, final_factor=0.0, warmup_epochs=warmup)
+
+
+# Optimizers by name
+
+
+def two_steps(name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights of a small net before and after two steps, taken as the training loop takes them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(8, 3), torch.randint(2, (8,))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    config = OmegaConf.create({"optimizer": {"_target_": "dlhw.optim.by_name", "name": name, "lr": 0.01}})
+    optimizer = build(config, "optimizer", params=net.parameters())
+    update = undecorated_step(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        update()
+    return before, [parameter.detach() for parameter in net.parameters()]
+
+
+def test_every_class_of_torch_has_a_case_here() -> None:
+    with pytest.raises(UsageError) as caught:
+        optimizer_class("Adem")
+    listed = str(caught.value).partition("there are ")[2].split(", ")
+    assert set(DENSE) <= set(listed)  # Muon came with torch 2.9
+    assert set(listed) <= {*DENSE, *REFUSED}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_by_name_trains(name: str) -> None:
+    before, after = two_steps(name)
+    for old, new in zip(before, after, strict=True):
+        assert torch.isfinite(new).all()
+        assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_by_name_refuses_what_cannot_train(name: str) -> None:
+    with pytest.raises(UsageError, match=REFUSED[name]) as caught:
+        two_steps(name)
+    assert "\n" not in str(caught.value)
+    assert name.lower() in str(caught.value).lower()
+
+
+def test_by_name_passes_its_options_on() -> None:
+    optimizer = by_name([torch.zeros(1, requires_grad=True)], name="NAdam", lr=0.5, momentum_decay=0.25)
+    assert type(optimizer) is torch.optim.NAdam
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum_decay"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("name", ["adam", "Optimizer", "lr_scheduler", "Tensor", ""])
+def test_by_name_refuses_other_names(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"^optimizer\.name={name}: not a class of torch\.optim; there are "):
+        by_name([torch.zeros(1, requires_grad=True)], name=name)

@@ -1,0 +1,224 @@
+"""Stopped anywhere, in whatever way, and resumed: the files of an uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlhw import UsageError, checkpoint, loop
+from dlhw.config import compose
+from dlhw.progress import Progress
+from dlhw.record import Record
+from dlhw.train import run
+
+RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
+       "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip
+STEPS = 5  # per epoch: 1,132 samples in batches of 256
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, never interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(compose(*RUN), Record(directory))
+    return directory
+
+
+def start_or_resume(directory: Path, *extra: str) -> None:
+    resumed = (directory / "config.yaml").exists()
+    lines = [f"resume={directory}"] if resumed else RUN
+    run(compose(*lines, *extra), Record(directory))
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
+    """Make the next run stop within its ``steps``-th step from where it starts."""
+    count = 0
+
+    def stop(self: Progress) -> None:
+        nonlocal count
+        count += 1
+        if count == steps:
+            raise kind
+
+    monkeypatch.setattr(Progress, "step", stop)
+
+
+def same_state(one: object, other: object) -> bool:
+    """Equality of checkpoints, tensors bit for bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_state, one, other))
+    return one == other
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    for name in ("last.pt", "best.pt"):
+        assert same_state(checkpoint.load(one / name), checkpoint.load(other / name)), name
+
+
+@pytest.mark.parametrize("every_seconds", [0, 1000])
+@pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 2, 6 * STEPS])
+def test_stopped_at_any_step(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every_seconds: int
+) -> None:
+    """With a checkpoint after every epoch, and with none at all."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            run(compose(*RUN, f"trainer.checkpoint_seconds={every_seconds}"), Record(tmp_path))
+    rows = (tmp_path / "metrics.csv").read_bytes() if (tmp_path / "metrics.csv").exists() else b""
+    assert rows.count(b"\n") == ((steps - 1) // STEPS + 1 if steps > STEPS else 0)
+    with monkeypatch.context() as patch:  # stopped again early on: the rows of finished epochs stay
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            start_or_resume(tmp_path)
+    if rows:
+        assert (tmp_path / "metrics.csv").read_bytes() == rows
+    start_or_resume(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_stopped_after_every_epoch(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, STEPS + 1)
+            lines = RUN if not (tmp_path / "config.yaml").exists() else [f"resume={tmp_path}"]
+            cfg = compose(*lines)
+            cfg.trainer.checkpoint_seconds = 0
+            with pytest.raises(KeyboardInterrupt):
+                run(cfg, Record(tmp_path))
+    start_or_resume(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_stopped_between_row_and_checkpoint(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Keeper, "keep", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            start_or_resume(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
+    start_or_resume(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_stopped_after_the_last_epoch(tmp_path: Path, whole: Path) -> None:
+    """Everything trained, but neither summary nor figure written: resuming writes them and trains nothing."""
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "curves.png").unlink()
+    start_or_resume(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes()[:-7]),
+        lambda run: (run / "metrics.csv").unlink(),
+        lambda run: (run / "timing.csv").unlink(),
+        lambda run: (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000]),
+        lambda run: (run / "last.pt").unlink(),
+        lambda run: (run / ".last.pt.partial").write_bytes(b"cut off"),
+    ],
+    ids=["row cut off", "no rows", "no times", "checkpoint cut off", "between two renames", "leftover"],
+)
+def test_after_a_power_cut(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, damage: object) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4 * STEPS + 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
+    damage(tmp_path)  # type: ignore[operator]
+    start_or_resume(tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_only_corrupt_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4 * STEPS + 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(UsageError, match=r"last\.pt.*previous\.pt"):
+        start_or_resume(tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+def test_training_on_is_a_longer_run(tmp_path: Path) -> None:
+    constant = [*RUN, "scheduler=none"]
+    run(compose(*constant, "trainer.epochs=4"), Record(tmp_path))
+    run(compose(f"resume={tmp_path}", "trainer.epochs=6"), Record(tmp_path))
+    (tmp_path / "long").mkdir()
+    run(compose(*constant), Record(tmp_path / "long"))
+    assert_same_run(tmp_path, tmp_path / "long")
+
+
+def test_a_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
+    """The best weights so far lie in memory between checkpoints; they are written when training fails."""
+    rate_explodes_after_epoch_3 = ["scheduler=step", "scheduler.every_epochs=3", "scheduler.factor=1e20"]
+    with pytest.raises(loop.TrainingFailed, match=r"at step 29 \(epoch 4, step 2 of 9\)"):
+        run(compose(*rate_explodes_after_epoch_3, "model.hidden=[12]", "trainer.device=cpu"), Record(tmp_path))
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert len(rows) == 3
+    best = min(range(len(rows)), key=lambda row: float(rows[row].split(",")[9]))
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == best + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_killed_at_random_moments(tmp_path: Path, threads: str) -> None:
+    """Real processes, killed eleven times each by kill -9, SIGTERM or Ctrl-C, while starting, training or writing."""
+    lines = ["trainer.epochs=1500", "model.hidden=[64]", "model.dropout=0.2", "optimizer=momentum",
+             "trainer.checkpoint_seconds=0.02", "trainer.device=cpu"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    chance = random.Random(int(threads))
+    directory = tmp_path / "killed"
+
+    def command(*overrides: str) -> list[str]:
+        return [sys.executable, "-m", "dlhw.train", *overrides]
+
+    subprocess.run(
+        command(*lines, f"hydra.run.dir={tmp_path / 'whole'}"), env=environment, check=True, capture_output=True
+    )
+    metrics, kills, rows = directory / "metrics.csv", 0, ""
+    while kills < 11:
+        resumed = (directory / "config.yaml").exists()
+        overrides = [f"resume={directory}"] if resumed else [*lines, f"hydra.run.dir={directory}"]
+        if not resumed:
+            shutil.rmtree(directory, ignore_errors=True)
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(command(*overrides), env=environment, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + chance.choice([3, 60, 60, 60])  # now and then while it is still starting
+        log = directory / "timing.csv"
+        started = log.stat().st_size if log.exists() else 0
+        while time.monotonic() < deadline and (log.stat().st_size if log.exists() else 0) <= started:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.4))
+        if process.poll() is not None:
+            break
+        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.communicate(timeout=60)
+        kills += 1
+        after = metrics.read_text() if metrics.exists() else ""
+        assert after.startswith(rows[: rows.rfind("\n") + 1]), "a finished epoch's row was lost"
+        assert len(after) >= size - 200
+        rows = after
+    assert kills == 11, f"the run ended after {kills} kills: {process.communicate()}"
+    subprocess.run(command(f"resume={directory}"), env=environment, check=True, capture_output=True)
+    assert_same_run(directory, tmp_path / "whole")
