@@ -77,6 +77,7 @@ def stop():
 dlhw.fast.undecorated_step = lambda optimizer: stop
 dlhw.train.main()
 """
+TRAIN = "import dlhw.train; dlhw.train.main()"
 IMPORT_TORCH = "import time, torch; print(time.monotonic())"
 # In a process of its own because Linux counts what the parent held when a child was started as the child's.
 PEAK_MEMORY = """
@@ -156,10 +157,9 @@ def with_sklearn(train: Split) -> Epoch:
 
     x = train.x.cpu().flatten(1).float().sub_(255 * MEAN).div_(255 * STD).numpy()
     y = train.y.cpu().numpy()
-    classifier = MLPClassifier(
-        (500,), solver="sgd", alpha=0, batch_size=BATCH, learning_rate_init=LR, momentum=MOMENTUM,
-        nesterovs_momentum=False, max_iter=1, warm_start=True, random_state=0,
-    )  # fmt: skip
+    options = {"learning_rate_init": LR, "momentum": MOMENTUM, "nesterovs_momentum": False, "alpha": 0}
+    options |= {"batch_size": BATCH, "max_iter": 1, "warm_start": True}
+    classifier = MLPClassifier((500,), solver="sgd", **options)
 
     def epoch() -> None:
         with warnings.catch_warnings():
@@ -170,8 +170,8 @@ def with_sklearn(train: Split) -> Epoch:
 
 
 def compose(model: str, setting: str, *overrides: str) -> DictConfig:
-    """The config of experiment mnist_mlp or mnist_cnn in a setting, with metrics of its own batches only."""
-    lines = [f"experiment=mnist_{model}", "trainer.train_metrics=running", *overrides]
+    """The config of C5.2 with this model in a setting, with metrics of the training batches only."""
+    lines = ["experiment=mnist_mlp", f"model={model}", "trainer.train_metrics=running", *overrides]
     with hydra.initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
         return hydra.compose("train", [*lines, *(OVERRIDES[part] for part in setting.split("+"))])
 
@@ -182,23 +182,14 @@ def train(cfg: DictConfig, data: Dataset, record: Record) -> Fitted:
     device = runtime.pick_device(trainer.device)
     precision = runtime.Precision(trainer.precision, device)
     runtime.settle(device, precision, deterministic=trainer.deterministic)
-    if trainer.compile:
-        torch.compiler.reset()  # it keeps no more than 8 versions of a step for the life of the process
     data = data.to(device, precision.dtype)
     model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
     if trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return fit(
-        model,
-        data,
-        Objective(deferred(cfg, "loss"), build(cfg, "regularization")),
-        build(cfg, "optimizer", params=model.parameters()),
-        schedule=build(cfg, "scheduler"),
-        trainer=trainer,
-        precision=precision,
-        seed=cfg.seed,
-        record=record,
-    )
+    objective = Objective(deferred(cfg, "loss"), build(cfg, "regularization"))
+    optimizer = build(cfg, "optimizer", params=model.parameters())
+    named = {"trainer": trainer, "precision": precision, "seed": cfg.seed, "record": record}
+    return fit(model, data, objective, optimizer, schedule=build(cfg, "scheduler"), **named)
 
 
 class Clocked(Record):
@@ -247,14 +238,13 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     def fresh() -> nn.Module:
         return make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device)
 
-    epochs: dict[str, Epoch] = {
-        f"by hand, {name}": by_hand(fresh(), on_device, precision=runtime.Precision(name, device))
-        for name in ("fp32", "bf16")
-    }
+    epochs: dict[str, Epoch] = {}
+    for precision in (runtime.Precision("fp32", device), runtime.Precision("bf16", device)):
+        epochs[f"by hand, {precision.name}"] = by_hand(fresh(), on_device, precision=precision)
     if model == "mlp":
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            floor = matrix_products(len(data.train) // BATCH, dtype=dtype, device=device)
-            epochs[f"matrix products alone, {name}"] = floor
+            products = matrix_products(len(data.train) // BATCH, dtype=dtype, device=device)
+            epochs[f"matrix products alone, {name}"] = products
     if model == "mlp" or options.all:
         for workers in (0, 2):
             loop = with_data_loader(fresh(), options.data_dir, workers=workers, device=device)
@@ -262,21 +252,15 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     if model == "mlp" and options.all:
         epochs["scikit-learn's MLPClassifier"] = with_sklearn(data.train)
 
-    entered: dict[str, Contestant] = {
-        name: functools.partial(theirs, epoch, device=device) for name, epoch in epochs.items()
-    }
-    settings = options.settings or settings_of(model, device)
+    entered: dict[str, Contestant] = {}
+    for name, epoch in epochs.items():
+        entered[name] = functools.partial(theirs, epoch, device=device)
     one_sample = Split(data.test.x[:1], data.test.y[:1])  # whose evaluation takes no time
     unevaluated = replace(data, val=one_sample, test=one_sample)
-    for setting in settings:
-        name = f"fit, {setting}"
-        entered[name] = functools.partial(ours, model, setting, unevaluated, device=options.device)
+    fitting = f"{SETTINGS[model]} {CUDA_SETTINGS if device.type == 'cuda' else ''}".split()
+    for setting in options.settings or fitting:
+        entered[f"fit, {setting}"] = functools.partial(ours, model, setting, unevaluated, device=options.device)
     return entered
-
-
-def settings_of(model: str, device: torch.device) -> list[str]:
-    """The settings of ``fit`` that can be used on ``device``."""
-    return SETTINGS[model].split() + (CUDA_SETTINGS.split() if device.type == "cuda" else [])
 
 
 def measure(entered: dict[str, Contestant], *, rounds: int, epochs: int) -> dict[str, list[float]]:
@@ -322,20 +306,17 @@ def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
     with tempfile.TemporaryDirectory() as directory:
         arguments = ["experiment=mnist_mlp", f"data_dir={data_dir.absolute()}", f"output_dir={directory}"]
         arguments += [f"trainer.device={device}", "trainer.epochs=2"]
-        pairs = [
-            (_seconds_until_printed(FIRST_UPDATE, arguments), _seconds_until_printed(IMPORT_TORCH))
-            for _ in range(times)
-        ]
+        pairs = [(_seconds_until(FIRST_UPDATE, *arguments), _seconds_until(IMPORT_TORCH)) for _ in range(times)]
         peaks = {
-            "python -m dlhw.train experiment=mnist_mlp trainer.epochs=2": _peak_mib("-m", "dlhw.train", *arguments),
-            "import torch": _peak_mib("-c", "import torch"),
+            "python -m dlhw.train experiment=mnist_mlp trainer.epochs=2": _peak_mib(TRAIN, *arguments),
+            "import torch": _peak_mib("import torch"),
         }
     print(f"\nStart-up, {times} pairs of processes in turn\n")
     print("| from the start of the process | seconds | min–max |")
     print("|---|--:|--:|")
-    update, torch_alone = ([pair[which] for pair in pairs] for which in (0, 1))
+    update, torch_alone = zip(*pairs, strict=True)
     rows = {"first update of the weights": update, "import torch": torch_alone}
-    rows["difference"] = [after - before for after, before in pairs]
+    rows["difference"] = tuple(after - before for after, before in pairs)
     for name, seconds in rows.items():
         print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f}–{max(seconds):.2f} |")
     print("\n| process | peak resident memory, MiB |\n|---|--:|")
@@ -343,17 +324,21 @@ def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
         print(f"| `{name}` | {mib:.0f} |", flush=True)
 
 
-def _seconds_until_printed(program: str, arguments: Sequence[str] = ()) -> float:
-    """From now until the moment (of the machine's monotonic clock) that a Python program prints."""
+def _seconds_until(program: str, *arguments: str) -> float:
+    """From now until the moment, on the machine's monotonic clock, that a Python program prints."""
     started = time.monotonic()
-    command = [sys.executable, "-c", program, *arguments]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout) - started
+    return float(_printed(program, *arguments)) - started
 
 
-def _peak_mib(*arguments: str) -> float:
-    command = [sys.executable, "-c", PEAK_MEMORY, sys.executable, *arguments]
-    peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def _peak_mib(program: str, *arguments: str) -> float:
+    peak = int(_printed(PEAK_MEMORY, sys.executable, "-c", program, *arguments))
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
+
+
+def _printed(program: str, *arguments: str) -> str:
+    """What a Python program prints, in a process of its own."""
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def machine(device: torch.device) -> str:

@@ -62,6 +62,13 @@ class Fitted:
     final: Row
     stopped: Literal["epochs", "patience"]
 
+    def __str__(self) -> str:
+        why = "no longer improving" if self.stopped == "patience" else "all epochs done"
+        return (
+            f"{why}; best validation error {self.best['val_error_percent']:.2f} % at epoch {self.best['epoch']}, "
+            f"test error there {self.best['test_error_percent']:.2f} %"
+        )
+
 
 def fit(
     model: nn.Module,

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -89,7 +90,7 @@ def settle(device: torch.device, precision: Precision, *, deterministic: bool) -
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, machine, command line and git revision: what another person needs to get the same numbers."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "dlhw.train", *sys.argv[1:]]),
         "versions": {
             "dlhw": dlhw.__version__,
             "torch": torch.__version__,

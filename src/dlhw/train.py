@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from dlhw import UsageError, config
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dlhw.loop import Fitted
+    from dlhw.loop import Fitted, Trainer
     from dlhw.record import Record
 
 log = logging.getLogger("dlhw")
@@ -98,18 +99,13 @@ def run(cfg: DictConfig, record: Record) -> None:
 
     if cfg.resume is None:
         record.create(config.to_yaml(cfg))
-    log.info("%s: %s on %s, in %s", cfg.name, choice(cfg, "model"), data.name, record.path)
+    title = f"{cfg.name}: {choice(cfg, 'model')} on {data.name}"
+    log.info("%s, in %s", title, record.path)
     about = {
         "experiment": cfg.name,
         "seed": cfg.seed,
-        "data": {
-            "name": data.name,
-            "sha256": data.sha256,
-            "train": len(data.train),
-            "val": len(data.val),
-            "test": len(data.test),
-        },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "data": data.description,
         **runtime.provenance(device),
     }
     study = deferred(cfg, "study", record=record, data=data, model=model)
@@ -130,33 +126,24 @@ def run(cfg: DictConfig, record: Record) -> None:
         resume=resume,
         probe=deferred(cfg, "probe"),
     )
-    from dlhw import plots  # matplotlib is wanted only now
-
-    record.figure(
-        "curves",
-        plots.curves(
-            record.rows,
-            title=f"{cfg.name}: {choice(cfg, 'model')} on {data.name}",
-            best_epoch=int(fitted.best["epoch"]),
-            flood=objective.regularization.flood,
-            train_label=f"train ({trainer.train_metrics})",
-            loss_label=f"loss ({choice(cfg, 'loss')})",
-        ),
-    )
+    _draw_curves(record, fitted, title=title, trainer=trainer, flood=objective.regularization.flood)
     seconds = record.seconds()
-    record.summary(
-        {
-            "status": "finished",
-            "stopped": fitted.stopped,
-            "monitor": trainer.monitor,
-            "best": fitted.best,
-            "final": fitted.final,
-            "seconds": sum(seconds),
-            "seconds_per_epoch": statistics.median(seconds),
-            **about,
-        }
+    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds)}
+    record.summary({"status": "finished", "monitor": trainer.monitor, **asdict(fitted), **times, **about})
+    log.info("%s", fitted)
+
+
+def _draw_curves(record: Record, fitted: Fitted, *, title: str, trainer: Trainer, flood: float) -> None:
+    from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
+
+    figure = plots.curves(
+        record.rows,
+        title=title,
+        best_epoch=int(fitted.best["epoch"]),
+        flood=flood,
+        train_label=f"train ({trainer.train_metrics})",
     )
-    log.info("%s", _closing_words(fitted))
+    record.figure("curves", figure)
 
 
 def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
@@ -174,15 +161,6 @@ def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
     record.reopen()
     record.restore(rows)
     return state
-
-
-def _closing_words(fitted: Fitted) -> str:
-    best = fitted.best
-    stopped = "no longer improving" if fitted.stopped == "patience" else "all epochs done"
-    return (
-        f"{stopped}; best validation error {best['val_error_percent']:.2f} % at epoch {best['epoch']}, "
-        f"test error there {best['test_error_percent']:.2f} %"
-    )
 
 
 if __name__ == "__main__":

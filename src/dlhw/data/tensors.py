@@ -50,6 +50,12 @@ class Dataset:
         """Of one sample: (C, H, W)."""
         return tuple(self.train.x.shape[1:])
 
+    @property
+    def description(self) -> dict[str, str | int]:
+        """Name, fingerprint and sizes of the parts, as a run's summary states them."""
+        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+        return {"name": self.name, "sha256": self.sha256, **sizes}
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """The same data on ``device``; inputs will have ``dtype``. Pixels stay uint8."""
         return replace(

@@ -1,0 +1,39 @@
+"""What several test files share: composing a config as the command line does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from dlhw import config
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture(scope="session")
+def compose() -> Iterator[Compose]:
+    """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
+    before = Singleton.get_state()
+    config.prepare()
+
+    def composed(*overrides: str, sweep: bool = False) -> DictConfig:
+        hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(config.conf_dir())))
+        try:
+            return hydra.compose_config(
+                config.CONFIG_NAME,
+                list(overrides),
+                run_mode=RunMode.MULTIRUN if sweep else RunMode.RUN,
+                with_log_configuration=False,
+            )
+        finally:
+            GlobalHydra.instance().clear()
+
+    yield composed
+    Singleton.set_state(before)

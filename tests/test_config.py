@@ -1,0 +1,509 @@
+"""Configs: every file composes and is legal, which value wins, what each mistake is answered with."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import graphlib
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Compose
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import dlhw
+from dlhw import UsageError, config, train
+from dlhw.build import build, check, make_model
+from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.record import Record, read_summary
+
+CONF = config.conf_dir()
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
+NEEDED = {"optimizer/torch.yaml": ["optimizer.name=NAdam"]}  # files that leave an option to the user
+
+Mistake = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def mistake(compose: Compose) -> Iterator[Mistake]:
+    """``mistake("optimizer.lr=-1")``: what the program says to a command line; empty if it takes it."""
+
+    def said(*overrides: str, sweep: bool = False) -> str:
+        stderr = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(stderr):
+                cfg = compose(*overrides, sweep=sweep)
+        except SystemExit as stopped:
+            assert stopped.code == 1
+            return stderr.getvalue().removesuffix("\n")
+        assert stderr.getvalue() == ""
+        try:
+            check(cfg, train.GIVEN)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        yield said
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_no_config_file_is_lost_or_forgotten() -> None:
+    assert Counter(path.parent.as_posix() for path in FILES) == {
+        ".": 1,
+        "dataset": 4,
+        "experiment": 3,
+        "hydra/help": 1,
+        "hydra/hydra_logging": 1,
+        "hydra/job_logging": 1,
+        "init": 6,
+        "loss": 2,
+        "model": 2,
+        "optimizer": 8,
+        "probe": 2,
+        "regularization": 4,
+        "scheduler": 4,
+        "study": 2,
+        "trainer": 1,
+    }
+
+
+def test_every_group_has_its_row_of_arguments_given_by_the_program() -> None:
+    groups = {path.parts[0] for path in FILES if len(path.parts) > 1}
+    assert groups - {"experiment", "hydra"} == set(train.GIVEN)
+
+
+@pytest.mark.parametrize("file", [path for path in FILES if path.parts[0] != "hydra"], ids=lambda path: path.as_posix())
+def test_every_file_composes_and_its_options_are_those_of_its_target(compose: Compose, file: Path) -> None:
+    group = [] if file.parent == Path() else [f"{file.parent.as_posix()}={file.stem}"]
+    cfg = compose(*group, *NEEDED.get(file.as_posix(), []))
+    check(cfg, train.GIVEN)
+    choices = cfg.hydra.runtime.choices
+    if group:
+        assert choices[file.parent.as_posix()] == file.stem
+    for part in ("help", "hydra_logging", "job_logging"):
+        assert choices[f"hydra/{part}"] == "dlhw"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_opens_with_its_question_and_command_and_carries_its_name(compose: Compose, name: str) -> None:
+    package, question, *rest = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert package == "# @package _global_"
+    assert question.startswith("# ")
+    assert "?" in question
+    assert any(line.startswith(f"#   python -m dlhw.train experiment={name}") for line in rest)
+    assert "_target_" not in "\n".join(rest)
+    assert compose(f"experiment={name}").name == name
+
+
+def synthetic(
+    *, data_dir: str, seed: int, mean: float, std: float, validation_fraction: float, download: bool
+) -> Dataset:
+    """Noise in MNIST's shape: 32 training samples, which are two steps of 16, 8 to validate, 8 to test."""
+
+    def split(count: int) -> Split:
+        pixels = torch.Generator().manual_seed(count)
+        x = torch.randint(256, (count, 1, 28, 28), generator=pixels, dtype=torch.uint8)
+        return Split(x, torch.arange(count) % 10)
+
+    return assemble(
+        "synthetic",
+        split(40),
+        split(8),
+        seed=seed,
+        validation_fraction=validation_fraction,
+        mean=mean,
+        std=std,
+        largest=255,
+        classes=tuple("0123456789"),
+    )
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(compose: Compose, tmp_path: Path, name: str) -> None:
+    cfg = compose(
+        f"experiment={name}",
+        f"dataset._target_={__name__}.synthetic",
+        "trainer.epochs=1",
+        "trainer.batch_size=16",
+        "trainer.device=cpu",
+    )
+    assert SHAPES[cfg.hydra.runtime.choices.dataset] == (1, 28, 28)
+    with open_dict(cfg):
+        del cfg["hydra"]  # as in a run
+    train.run(cfg, Record(tmp_path))
+    summary = read_summary(tmp_path)
+    assert summary["status"] == "finished"
+    assert summary["experiment"] == name
+    assert summary["final"]["step"] == 2
+    assert OmegaConf.load(tmp_path / "config.yaml") == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+
+
+# --- which value wins -------------------------------------------------------------------------------------
+
+
+def test_experiment_wins_over_group_defaults(compose: Compose) -> None:
+    assert compose().trainer.epochs == 20
+    cfg = compose("experiment=mnist_mlp")
+    assert cfg.trainer.epochs == 500
+    assert cfg.hydra.runtime.choices.dataset == "mnist"
+    assert cfg.hydra.runtime.choices.optimizer == "momentum"
+    assert (cfg.optimizer.lr, cfg.optimizer.momentum) == (0.1, 0.9)
+
+
+def test_command_line_wins_over_both(compose: Compose) -> None:
+    for overrides in (
+        ("experiment=mnist_mlp", "trainer.epochs=3", "optimizer.lr=0.5", "dataset=digits"),
+        ("trainer.epochs=3", "optimizer.lr=0.5", "dataset=digits", "experiment=mnist_mlp"),
+    ):
+        cfg = compose(*overrides)
+        assert (cfg.trainer.epochs, cfg.optimizer.lr) == (3, 0.5)
+        assert cfg.dataset._target_ == "dlhw.data.digits.digits"
+
+
+def test_flooding_inherits_and_its_knob_sets_the_level(compose: Compose) -> None:
+    parent, child = compose("experiment=mnist_mlp"), compose("experiment=flooding", "b=0.02")
+    assert child.regularization.flood == 0.02
+    assert compose("experiment=flooding").regularization.flood == 0.05
+    for group in ("dataset", "model", "init", "loss", "optimizer", "scheduler", "trainer"):
+        assert child[group] == parent[group]
+
+
+def test_group_chosen_on_the_command_line_drops_the_experiments_values_for_it(compose: Compose) -> None:
+    swapped = compose("experiment=mnist_mlp", "optimizer=adam")
+    assert swapped.optimizer == compose("optimizer=adam").optimizer
+    assert swapped.optimizer.lr == 0.001
+    assert swapped.model.hidden == [500]  # the other groups keep theirs
+    assert swapped.trainer.epochs == 500
+    assert compose("experiment=mnist_mlp", "optimizer=adam", "optimizer.lr=0.3").optimizer.lr == 0.3
+
+
+def test_inherited_values_are_dropped_too(compose: Compose) -> None:
+    swapped = compose("experiment=flooding", "model=cnn")
+    assert swapped.model == compose("model=cnn").model
+    assert "hidden" not in swapped.model
+    assert swapped.regularization.flood == 0.05
+    assert compose("experiment=flooding", "regularization=none").regularization.flood == 0.0
+
+
+def test_naming_the_experiments_own_option_changes_nothing(compose: Compose) -> None:
+    plain = compose("experiment=mnist_mlp")
+    for same in ("model=mlp", "optimizer=momentum", "dataset=mnist", "trainer=default", "scheduler=none"):
+        named = compose("experiment=mnist_mlp", same)
+        for cfg in (plain, named):
+            with open_dict(cfg):
+                cfg.pop("hydra", None)
+        assert named == plain
+
+
+@pytest.mark.parametrize("model", [path.stem for path in FILES if path.parent.name == "model"])
+@pytest.mark.parametrize("dataset", SHAPES)
+def test_every_model_takes_every_data_set(compose: Compose, dataset: str, model: str) -> None:
+    cfg = compose(f"dataset={dataset}", f"model={model}")
+    assert cfg.dataset == compose(f"dataset={dataset}").dataset
+    assert cfg.model == compose(f"model={model}").model
+    shape = SHAPES[dataset]
+    assert make_model(cfg, shape=shape, classes=10)(torch.zeros(4, *shape)).shape == (4, 10)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    # values
+    "optimizer.lr=-1": "optimizer.lr=-1: must be greater than or equal to 0",
+    "optimizer.lr=abc": "optimizer.lr=abc: must be a number",
+    "optimizer.lr=": "optimizer.lr=: must be a number",
+    "optimizer.lr=nan": "optimizer.lr=nan: must be finite (not nan or inf)",
+    "optimizer.lr=inf": "optimizer.lr=inf: must be finite (not nan or inf)",
+    "optimizer.lr=[1,2]": "optimizer.lr=[1, 2]: must be a number",
+    "trainer.batch_size=0": "trainer.batch_size=0: must be greater than 0",
+    "trainer.batch_size=1.5": "trainer.batch_size=1.5: must be a whole number",
+    "trainer.epochs=two": "trainer.epochs=two: must be a whole number",
+    "trainer.patience=0": "trainer.patience=0: must be greater than 0",
+    "trainer.deterministic=3": "trainer.deterministic=3: must be true or false",
+    "trainer.device=tpu": "trainer.device=tpu: must be 'auto', 'cpu', 'cuda' or 'mps'",
+    "trainer.monitor=val_acc": "trainer.monitor=val_acc: must be 'val_loss' or 'val_error_percent'",
+    "experiment=flooding b=nan": "b=nan (regularization.flood): must be finite (not nan or inf)",
+    "experiment=flooding b=-0.1": "b=-0.1 (regularization.flood): must be greater than or equal to 0",
+    "experiment=flooding b=": "b= (regularization.flood): must be a number",
+    "model.dropout=1": "model.dropout=1: must be less than 1",
+    "model.dropout=-0.1": "model.dropout=-0.1: must be greater than or equal to 0",
+    "model.hidden=[5,0]": "model.hidden=[5, 0]: must be greater than 0",
+    "dataset.std=0": "dataset.std=0: must be greater than 0",
+    "loss.label_smoothing=2": "loss.label_smoothing=2: must be less than or equal to 1",
+    "optimizer=adam optimizer.betas=[0.9,1]": "optimizer.betas=[0.9, 1]: must be less than 1",
+    "seed=-1": "seed=-1: must be a whole number, 0 or greater",
+    "seed=1.5": "seed=1.5: must be a whole number, 0 or greater",
+    "seed=abc": "seed=abc: must be a whole number, 0 or greater",
+    "~model.hidden": "model.hidden: missing; model=mlp needs it",
+    # two at once, in the order of the config's groups
+    "trainer.batch_size=0 optimizer.lr=-1": (
+        "optimizer.lr=-1: must be greater than or equal to 0\ntrainer.batch_size=0: must be greater than 0"
+    ),
+    "seed=-1 model.dropout=2 model.batch_norm=3": (
+        "model.dropout=2: must be less than 1\n"
+        "model.batch_norm=3: must be true or false\n"
+        "seed=-1: must be a whole number, 0 or greater"
+    ),
+    # options
+    "model=mpl": "model=mpl: no such model; did you mean mlp? (there are: cnn, mlp)",
+    "loss=mse": "loss=mse: no such loss (there are: cross_entropy, multi_margin)",
+    "model=": "model=: no such model (there are: cnn, mlp)",
+    "experiment=floding": (
+        "experiment=floding: no such experiment; did you mean flooding? (there are: flooding, mnist_cnn, mnist_mlp)"
+    ),
+    "experiment=zzz": "experiment=zzz: no such experiment (there are: flooding, mnist_cnn, mnist_mlp)",
+    "experiment=zzz model=cnn": "experiment=zzz: no such experiment (there are: flooding, mnist_cnn, mnist_mlp)",
+    # keys
+    "lr=0.1": "lr: no such key; did you mean optimizer.lr?",
+    "epochs=3": "epochs: no such key; did you mean trainer.epochs?",
+    "trainr.epochs=3": "trainr.epochs: no such key; did you mean trainer.epochs?",
+    "trainer.epoch=3": "trainer.epoch: no such key; did you mean trainer.epochs?",
+    "Optimizer.lr=0.1": "Optimizer.lr: no such key; did you mean optimizer.lr?",
+    "optimizer.momentun=0.5": "optimizer.momentun: no such key; did you mean optimizer.momentum?",
+    "model.hiden=[5]": "model.hiden: no such key; did you mean model.hidden?",
+    "+model.hiden=[5]": (
+        "model.hiden: no such option of model=mlp; did you mean model.hidden? "
+        "(there are: hidden, activation, dropout, batch_norm)"
+    ),
+    "+model.zzz=5": ("model.zzz: no such option of model=mlp (there are: hidden, activation, dropout, batch_norm)"),
+    "experiment=mnist_mlp optimizer=adam optimizer.nesterov=true": (
+        "optimizer.nesterov: no such key; --cfg job shows all keys"
+    ),
+    "zzz=3": "zzz: no such key; --cfg job shows all keys",
+    "b=0.1": "b: no such key; b is a knob of experiment=flooding",
+    "experiment=mnist_mlp b=0.1": "b: no such key; b is a knob of experiment=flooding",
+    "+b=0.1": "b: nothing in this config reads it; b is a knob of experiment=flooding",
+    "+bb=1": "bb: nothing in this config reads it; --cfg job shows all keys",
+    "experiment=flooding +bb=1": "bb: nothing in this config reads it; did you mean b?",
+    "+lr=0.1": "lr: nothing in this config reads it; did you mean optimizer.lr?",
+    # form
+    "optimizer.lr=0.1,0.2": (
+        "optimizer.lr=0.1,0.2: several values are a sweep, which needs -m; a list is written optimizer.lr=[...]"
+    ),
+    "seed=range(3)": "seed=range(3): several values are a sweep, which needs -m; a list is written seed=[...]",
+    "nonsense": ("nonsense: cannot be read as an override; write key=value, quoted if it holds spaces or commas"),
+    "optimizer.lr=0.1 a=[": (
+        "a=[: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "answer"), MISTAKES.items(), ids=MISTAKES)
+def test_mistake_is_answered_in_one_line_each(mistake: Mistake, line: str, answer: str) -> None:
+    assert mistake(*line.split()) == answer
+
+
+def test_unquoted_space_is_a_mistake(mistake: Mistake) -> None:
+    assert mistake("my name=3") == (
+        "my name=3: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "model.hidden=[]",
+        "optimizer.lr=0",
+        "experiment=flooding b=0",
+        "+optimizer.dampening=0.1",
+        "optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01",
+        "experiment=flooding model=cnn optimizer=adamw scheduler=cosine",
+        "++optimizer.lr=0.3",
+        "hydra.run.dir=here",
+    ],
+)
+def test_what_is_legal_passes(mistake: Mistake, line: str) -> None:
+    assert mistake(*line.split()) == ""
+
+
+def test_several_values_are_legal_in_a_sweep(mistake: Mistake) -> None:
+    assert mistake("optimizer.lr=0.1,0.2", sweep=True) == ""
+
+
+def test_full_error_shows_where_a_mistake_came_from(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UsageError, match=r"^lr: no such key; did you mean optimizer\.lr\?$"):
+        compose("lr=0.1")
+
+
+FLOAT_TEXTS = st.one_of(
+    st.floats().map(repr),
+    st.floats().map(lambda value: f"{value:.3g}"),
+    st.integers().map(str),
+    st.text("0123456789.eE+-_", min_size=0, max_size=8),
+    st.sampled_from(["nan", "-nan", ".nan", "inf", "-inf", "infinity", "1e400", "-0.0", "null", "1e-400"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=FLOAT_TEXTS)
+@example(text="0.1")
+@example(text="-1")
+def test_any_number_for_the_rate_is_used_or_refused_in_one_line(compose: Compose, mistake: Mistake, text: str) -> None:
+    answer = mistake(f"optimizer.lr={text}")
+    if answer:
+        assert answer.startswith("optimizer.lr=")
+        assert len(answer.splitlines()) == 1
+        return
+    optimizer = build(compose(f"optimizer.lr={text}"), "optimizer", params=[torch.zeros(1)])
+    assert optimizer.param_groups[0]["lr"] == float(text) >= 0
+
+
+# --- going on with a run ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(compose: Compose, tmp_path: Path) -> Callable[..., Path]:
+    """``stored("model=cnn")``: a directory with the ``config.yaml`` that a run with these overrides leaves."""
+
+    def store(*overrides: str) -> Path:
+        cfg = compose(*overrides)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        (tmp_path / "config.yaml").write_text(config.to_yaml(cfg))
+        return tmp_path
+
+    return store
+
+
+def without_hydra(cfg: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(content, dict)
+    return {str(name): value for name, value in content.items() if name != "hydra"}
+
+
+def test_resume_brings_back_the_config_of_the_run(compose: Compose, stored: Callable[..., Path]) -> None:
+    directory = stored("experiment=flooding", "b=0.3", "model.hidden=[7]", "seed=4", "dataset=digits")
+    cfg = compose(f"resume={directory}")
+    before = without_hydra(OmegaConf.load(directory / "config.yaml"))
+    assert without_hydra(cfg) == before | {"resume": str(directory)}
+    assert cfg.hydra.run.dir == str(directory)
+    assert cfg.hydra.output_subdir is None
+    assert cfg.hydra.job.name == "flooding"
+
+
+def test_resume_may_change_the_number_of_epochs_and_where_data_is(
+    compose: Compose, stored: Callable[..., Path]
+) -> None:
+    directory = stored()
+    before = without_hydra(compose(f"resume={directory}"))
+    after = without_hydra(compose("trainer.epochs=50", f"resume={directory}", "data_dir=elsewhere"))
+    assert after == before | {
+        "data_dir": "elsewhere",
+        "trainer": before["trainer"] | {"epochs": 50},
+    }
+
+
+def test_resume_takes_a_path_relative_to_where_one_stands(
+    compose: Compose, stored: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = stored()
+    monkeypatch.chdir(directory.parent)
+    assert compose(f"resume={directory.name}").resume == str(directory)
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=0.2", "model=cnn", "seed=0", "+b=1", "experiment=flooding"])
+def test_resume_refuses_to_change_anything_else(mistake: Mistake, stored: Callable[..., Path], override: str) -> None:
+    assert mistake(f"resume={stored()}", override) == (
+        f"{override}: a resumed run goes on with its own config; "
+        "beside resume only data_dir and trainer.epochs may be given"
+    )
+
+
+def test_resume_refuses_what_is_not_a_run(mistake: Mistake, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        assert mistake(f"resume={path}") == f"resume={path}: not a run directory (it has no config.yaml)"
+
+
+def test_resume_refuses_more_epochs_for_a_schedule_laid_out_for_fewer(
+    compose: Compose, mistake: Mistake, stored: Callable[..., Path]
+) -> None:
+    directory = stored("scheduler=cosine", "trainer.epochs=10")
+    assert mistake(f"resume={directory}", "trainer.epochs=20") == (
+        "trainer.epochs=20: this run's schedule was laid out for 10 epochs"
+    )
+    assert compose(f"resume={directory}", "trainer.epochs=10").scheduler.epochs == 10
+
+
+def test_resume_checks_the_values_it_may_change(mistake: Mistake, stored: Callable[..., Path]) -> None:
+    directory = stored()
+    assert mistake(f"resume={directory}", "trainer.epochs=0") == "trainer.epochs=0: must be greater than 0"
+
+
+# --- imports ----------------------------------------------------------------------------------------------
+
+SOURCE = Path(dlhw.__file__).parent
+
+IMPORTS: dict[str, set[str]] = {
+    "train": {"dlhw", "build", "checkpoint", "config", "fast", "loop", "objective", "plots", "record", "runtime"},
+    "config": {"dlhw", "record"},
+    "runs": {"dlhw", "build", "checkpoint", "record"},
+    "build": {"dlhw", "runtime"},
+    "loop": {"checkpoint", "data", "fast", "objective", "optim", "progress", "record", "runtime"},
+    "studies": {"data", "record"},
+    "probes": {"data"},
+    "plots": set(),
+    "progress": set(),
+    "record": {"dlhw", "checkpoint"},
+    "checkpoint": {"dlhw"},
+    "fast": {"dlhw"},
+    "objective": set(),
+    "data": {"dlhw", "runtime"},
+    "models": {"dlhw"},
+    "init": set(),
+    "optim": {"dlhw"},
+    "runtime": {"dlhw"},
+    "dlhw": set(),
+}
+"""What each module or package of ours imports of ours, wherever in its text; ``dlhw`` is the package itself."""
+
+ON_CALL = {("dlhw", "runs")}
+"""``dlhw.load_run`` alone reaches up, when it is called."""
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of our modules that a file imports; ``from dlhw import x`` is ``dlhw.x`` if that is one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "dlhw")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name their module in full"
+            module = node.module or ""
+            if module.split(".")[0] == "dlhw":
+                for name in node.names:
+                    path = SOURCE.parent.joinpath(*module.split("."), name.name)
+                    is_module = path.is_dir() or path.with_suffix(".py").is_file()
+                    yield f"{module}.{name.name}" if is_module else module
+
+
+def unit(module: str) -> str:
+    """``dlhw.data.idx`` -> ``data``, ``dlhw`` -> ``dlhw``."""
+    return module.split(".")[1] if "." in module else "dlhw"
+
+
+def test_imports_point_downwards() -> None:
+    found: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = "dlhw" if parts == ("__init__",) else parts[0]
+        edges = {unit(module) for module in imported(ast.parse(path.read_text()))}
+        found.setdefault(name, set()).update(edges - {name})
+    assert {upper for upper in found["dlhw"]} == {upper for _, upper in ON_CALL}
+    found["dlhw"] = set()
+    assert found == IMPORTS
+    order = list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises CycleError for a cycle
+    assert order[0] in {name for name, below in IMPORTS.items() if not below}

@@ -1,0 +1,238 @@
+"""Each faster way to take a step takes the same step: to the bit, to rounding where kernels are others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from dlhw import UsageError
+from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.fast import cuda_graphed, undecorated_step
+from dlhw.loop import Trainer, set_learning_rates, training_step
+from dlhw.models.convolutional import cnn
+from dlhw.objective import Objective, Regularization
+from dlhw.runtime import Precision
+
+DEFAULTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml").read_text())
+CPU = Trainer(**{name: value for name, value in DEFAULTS.items() if name != "_target_"} | {"batch_size": 8})
+CPU = replace(CPU, device="cpu")
+STEPS = 20
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler, g++"
+)
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {}),
+    "sgd, fused": (torch.optim.SGD, {"fused": True}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-3}),
+    "momentum, fused": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-3, "fused": True}),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "nesterov, fused": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
+    "adagrad": (torch.optim.Adagrad, {}),
+    "adagrad, fused": (torch.optim.Adagrad, {"fused": True}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.5}),
+    "adam": (torch.optim.Adam, {}),
+    "adam, fused": (torch.optim.Adam, {"fused": True}),
+    "adamw": (torch.optim.AdamW, {}),
+    "adamw, fused": (torch.optim.AdamW, {"fused": True}),
+    "nadam": (torch.optim.NAdam, {}),
+}
+
+
+def images(count: int = 48) -> Dataset:
+    """Random images (1, 8, 8) of five classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    whole = Split(x, torch.randint(5, (count,), generator=generator))
+    return assemble(
+        "random",
+        whole,
+        whole,
+        seed=0,
+        validation_fraction=1 / 6,
+        mean=0.5,
+        std=0.3,
+        largest=255,
+        classes=tuple("abcde"),
+    )
+
+
+def net() -> nn.Sequential:
+    """With dropout and batch norm: what a step changes beside the weights."""
+    torch.manual_seed(0)
+    return cnn((1, 8, 8), 5, channels=[4], kernel=3, activation="ReLU", dropout=0.5, batch_norm=True)
+
+
+def objective() -> Objective:
+    return Objective(nn.functional.cross_entropy, Regularization(flood=0.0, l1=0.0, l2=1e-3))
+
+
+def rate(step: int) -> float:
+    return 0.0625 / (1 + step % 3)
+
+
+# Without the wrappers
+
+
+def trained(
+    name: str, step_of: Callable[[torch.optim.Optimizer], Callable[[], Any]]
+) -> tuple[list[Tensor], torch.optim.Optimizer]:
+    """Weights after steps on a noisy problem with a changing learning rate."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 5), (5,))]
+    kind, options = OPTIMIZERS[name]
+    optimizer = kind(weights, lr=0.1, **options)
+    step = step_of(optimizer)
+    for number in range(STEPS):
+        set_learning_rates(optimizer, [rate(number)])
+        optimizer.zero_grad()
+        x = torch.randn(6, 7, generator=generator)
+        (torch.tanh(x @ weights[0] + weights[1]).square().mean()).backward()
+        step()
+    return weights, optimizer
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_undecorated_step_is_the_optimizer_s_step(name: str) -> None:
+    expected, reference = trained(name, lambda optimizer: optimizer.step)
+    weights, optimizer = trained(name, undecorated_step)
+    for mine, theirs in zip(weights, expected, strict=True):
+        assert torch.equal(mine, theirs)
+    for weight, other in zip(weights, expected, strict=True):
+        mine_state, theirs_state = optimizer.state[weight], reference.state[other]
+        assert mine_state.keys() == theirs_state.keys()
+        for key, value in theirs_state.items():
+            same = torch.equal(mine_state[key], value) if isinstance(value, Tensor) else mine_state[key] == value
+            assert same, key
+
+
+def test_undecorated_step_records_no_graph() -> None:
+    (weight, _), _ = trained("sgd", undecorated_step)
+    assert weight.is_leaf
+    assert torch.is_grad_enabled()
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
+    optimizer = torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(UsageError, match=r"^optimizer=LBFGS: .*; use another class of torch\.optim$"):
+        undecorated_step(optimizer)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_building_and_stepping_does_not_import_the_compiler(name: str) -> None:
+    program = f"""
+import sys, torch
+from dlhw.fast import optimizers_without_dynamo, undecorated_step
+optimizers_without_dynamo()
+weight = torch.ones(3, requires_grad=True)
+optimizer = torch.optim.{name}([weight], lr=0.5, fused=True)
+step = undecorated_step(optimizer)
+for _ in range(2):
+    weight.grad = torch.ones(3)
+    step()
+optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules, weight.tolist())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "False [0.0, 0.0, 0.0]\n")
+
+
+# The loop's step, compiled or recorded
+
+
+def loop_steps(
+    trainer: Trainer, kind: type[torch.optim.Optimizer], *, precision: Precision, steps: int, **options: Any
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The model's state after some of the loop's steps, and what each step measured, (steps, 3)."""
+    device = precision.device
+    data = images().to(device, precision.dtype)
+    model = net().to(device, precision.dtype).train()
+    optimizer = kind(model.parameters(), lr=rate(0), fused=True, **options)
+    step = training_step(model, data, objective(), optimizer, trainer=trainer, precision=precision)
+    torch.manual_seed(1)  # of the dropout masks
+    measured = []
+    for number in range(steps):
+        set_learning_rates(optimizer, [rate(number)])
+        count = 5 if number % 4 == 3 else trainer.batch_size  # now and then a batch that is not full
+        first = number * 3 % 20
+        batch = slice(first, first + count)
+        measured.append(step(data.train.x[batch], data.train.y[batch]).clone())
+    return model.state_dict(), torch.stack(measured)
+
+
+def assert_same(one: tuple[dict[str, Tensor], Tensor], two: tuple[dict[str, Tensor], Tensor], rtol: float) -> None:
+    assert torch.allclose(one[1], two[1], rtol=rtol, atol=rtol)
+    for name, value in two[0].items():
+        assert torch.allclose(one[0][name], value, rtol=rtol, atol=rtol), name
+
+
+def test_the_step_has_dropout_and_moves_buffers() -> None:
+    # what the comparisons below would not notice if it were missing
+    precision = Precision("fp64", torch.device("cpu"))
+    state, _ = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=2)
+    assert any(isinstance(layer, nn.Dropout) for layer in net())
+    assert not torch.equal(state["1.running_mean"], net().double()[1].running_mean)
+    assert not torch.equal(state["0.weight"], net().double()[0].weight)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_step_is_the_eager_step() -> None:
+    precision = Precision("fp64", torch.device("cpu"))
+    eager = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=8, momentum=0.9)
+    compiled = loop_steps(replace(CPU, compile=True), torch.optim.SGD, precision=precision, steps=8, momentum=0.9)
+    assert_same(compiled, eager, 1e-10)
+
+
+CUDA = replace(CPU, device="cuda", cuda_graphs=True)
+ON_CUDA = [
+    pytest.param(torch.optim.SGD, {"momentum": 0.9}, id="momentum"),
+    pytest.param(torch.optim.Adam, {}, id="adam"),
+]
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("kind", "options"), ON_CUDA)
+def test_a_recorded_step_is_the_eager_step(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    precision = Precision("fp32", torch.device("cuda"))
+    eager = loop_steps(replace(CUDA, cuda_graphs=False), kind, precision=precision, steps=STEPS, **options)
+    recorded = loop_steps(CUDA, kind, precision=precision, steps=STEPS, **options)
+    assert_same(recorded, eager, 1e-5)  # some hundred roundings of 6e-8
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("kind", "options"), ON_CUDA)
+def test_recording_leaves_no_trace(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    precision = Precision("fp32", torch.device("cuda"))
+    data, model = images().to("cuda", torch.float32), net().cuda().train()
+    optimizer = kind(model.parameters(), lr=0.1, fused=True, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training_step(model, data, objective(), optimizer, trainer=CUDA, precision=precision)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            assert not isinstance(value, Tensor) or not value.any(), name
+
+
+def test_recording_needs_a_fused_optimizer() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=False)
+    x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UsageError, match=r"^trainer\.cuda_graphs=true: needs optimizer\.fused=true$"):
+        cuda_graphed(lambda x, y: y, model, optimizer, x, y)

@@ -1,0 +1,137 @@
+"""What a run leaves behind can be read back, and its weights have the error that its summary states."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from dlhw import UsageError, config, load_run
+from dlhw.build import build
+from dlhw.data.tensors import Dataset, Split
+from dlhw.record import Record
+from dlhw.runs import Run
+from dlhw.train import run as train
+
+# A second epoch with thirty times the rate is worse than the first: best and last weights are not the same.
+WORSE = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=30", "trainer.epochs=2"]
+SMALL = ["model.hidden=[16]", "model.batch_norm=true", "model.dropout=0.2", "trainer.device=cpu"]
+
+
+def made(path: Path, overrides: list[str]) -> Path:
+    """A run on digits, trained in this process."""
+    path.mkdir()
+    config.prepare()
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        cfg = compose(config.CONFIG_NAME, overrides)
+    train(cfg, Record(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("runs") / "run", [*SMALL, *WORSE])
+
+
+@pytest.fixture
+def run(directory: Path) -> Run:
+    return load_run(str(directory))
+
+
+def data_of(run: Run) -> Dataset:
+    data: Dataset = build(run.config, "dataset", data_dir=run.config.data_dir, seed=run.config.seed)
+    return data.to("cpu", torch.float32)
+
+
+def measured(model: nn.Module, data: Dataset, split: Split) -> tuple[float, float]:
+    """Mean cross entropy and percent wrong."""
+    with torch.no_grad():
+        logits = model(data.normalize(split.x))
+    wrong = (logits.argmax(1) != split.y).double().mean()
+    return float(nn.functional.cross_entropy(logits.double(), split.y)), 100 * float(wrong)
+
+
+def test_metrics_have_one_row_per_epoch(run: Run) -> None:
+    assert run.metrics.index.tolist() == [1, 2]
+    assert run.metrics.index.name == "epoch"
+    assert run.metrics["lr"].tolist() == pytest.approx([0.1, 3.0])
+    assert run.metrics.dtypes.map(pd.api.types.is_numeric_dtype).all()
+
+
+def test_config_is_the_run_s(run: Run) -> None:
+    assert run.config.model.hidden == [16]
+    assert run.config.trainer.epochs == 2
+    assert "hydra" not in run.config
+
+
+def test_summary_agrees_with_the_metrics(run: Run) -> None:
+    assert run.summary["status"] == "finished"
+    for name in ("best", "final"):
+        stated = dict(run.summary[name])
+        row = run.metrics.loc[stated.pop("epoch")].to_dict()
+        assert row == pytest.approx(stated, rel=1e-9)
+    assert run.summary["best"]["epoch"] == run.metrics[run.summary["monitor"]].idxmin()
+    assert run.summary["final"]["epoch"] == 2
+
+
+def test_summary_counts_the_parameters(run: Run) -> None:
+    assert run.summary["parameters"] == (64 * 16 + 16) + 2 * 16 + (16 * 10 + 10)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize(("weights", "stated"), [("best", "best"), ("last", "final")])
+def test_weights_have_the_error_that_the_summary_states(run: Run, weights: str, stated: str, part: str) -> None:
+    data = data_of(run)
+    loss, error = measured(run.model(weights), data, getattr(data, part))
+    assert error == run.summary[stated][f"{part}_error_percent"]
+    assert loss == pytest.approx(run.summary[stated][f"{part}_loss"], rel=1e-5)
+
+
+def test_best_and_last_weights_differ(run: Run) -> None:
+    # or else the test above could not tell them apart
+    assert run.summary["best"]["epoch"] == 1
+    assert run.summary["best"]["val_error_percent"] < run.summary["final"]["val_error_percent"]
+
+
+def test_the_model_is_a_copy_in_evaluation_mode(run: Run) -> None:
+    one, other = run.model(), run.model()
+    assert not any(layer.training for layer in one.modules())
+    with torch.no_grad():
+        next(one.parameters()).zero_()
+    assert next(other.parameters()).any()
+
+
+def test_the_model_keeps_double_precision(tmp_path: Path) -> None:
+    path = made(tmp_path / "run", ["model.hidden=[]", "trainer.epochs=1", "trainer.precision=fp64", *SMALL[3:]])
+    assert {value.dtype for value in load_run(path).model().parameters()} == {torch.float64}
+
+
+def test_a_run_left_its_files(directory: Path) -> None:
+    expected = ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv", "summary.json", "timing.csv"]
+    assert sorted(file.name for file in directory.iterdir()) == expected
+    assert json.loads((directory / "summary.json").read_text())["data"]["name"] == "digits"
+
+
+def test_repr_names_path_and_status(run: Run, directory: Path) -> None:
+    assert repr(run) == f"Run({str(directory)!r}, status=finished)"
+
+
+def test_an_unfinished_run_can_be_read(directory: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "metrics.csv"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    run = load_run(tmp_path)
+    assert run.summary == {}
+    assert len(run.metrics) == 2
+    assert repr(run) == f"Run({str(tmp_path)!r}, status=unfinished)"
+
+
+@pytest.mark.parametrize("name", [".", "nowhere", "file"])
+def test_another_path_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"not a run directory \(it has no config\.yaml\)$"):
+        load_run(tmp_path / name)
