@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -18,12 +17,12 @@ Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture(scope="session")
-def compose() -> Iterator[Compose]:
+def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
-    before = Singleton.get_state()
     config.prepare()
 
     def composed(*overrides: str, sweep: bool = False) -> DictConfig:
+        before = Singleton.get_state()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(config.conf_dir())))
         try:
             return hydra.compose_config(
@@ -33,7 +32,6 @@ def compose() -> Iterator[Compose]:
                 with_log_configuration=False,
             )
         finally:
-            GlobalHydra.instance().clear()
+            Singleton.set_state(before)
 
-    yield composed
-    Singleton.set_state(before)
+    return composed

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,11 +132,16 @@ def flipped(position: int, mask: int) -> bytes:
 def check_damaged(path: Path, content: bytes) -> None:
     """Refused by its name and in one line, or unharmed."""
     path.write_bytes(content)
+    refusal, back = "", None
     try:
-        back = load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch has words of its own for odd bytes
+            back = load(path)
     except CorruptCheckpoint as error:
-        assert str(error).startswith(f"{path}: corrupt checkpoint (")
-        assert "\n" not in str(error)
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith(f"{path}: corrupt checkpoint (")
+        assert "\n" not in refusal
     else:
         assert same(back, STATE)
 
@@ -163,7 +169,8 @@ def test_another_byte_anywhere(scratch: Path, position: int, mask: int) -> None:
 
 def test_a_flip_in_the_table_of_contents(scratch: Path) -> None:
     for position in range(GOOD.index(b"PK\x01\x02"), len(GOOD)):
-        check_damaged(scratch, flipped(position, 0xFF))
+        for mask in (0x10, 0xFF):  # 0x10 turns a tensor into a folder at one place: torch reads nothing there
+            check_damaged(scratch, flipped(position, mask))
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import graphlib
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Compose
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import dlhw
+from conftest import Compose
 from dlhw import UsageError, config, train
 from dlhw.build import build, check, make_model
 from dlhw.data.tensors import Dataset, Split, assemble
@@ -34,27 +32,17 @@ Mistake = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def mistake(compose: Compose) -> Iterator[Mistake]:
+def mistake(compose: Compose) -> Mistake:
     """``mistake("optimizer.lr=-1")``: what the program says to a command line; empty if it takes it."""
 
     def said(*overrides: str, sweep: bool = False) -> str:
-        stderr = io.StringIO()
         try:
-            with contextlib.redirect_stderr(stderr):
-                cfg = compose(*overrides, sweep=sweep)
-        except SystemExit as stopped:
-            assert stopped.code == 1
-            return stderr.getvalue().removesuffix("\n")
-        assert stderr.getvalue() == ""
-        try:
-            check(cfg, train.GIVEN)
+            check(compose(*overrides, sweep=sweep), train.GIVEN)
         except UsageError as error:
             return str(error)
         return ""
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HYDRA_FULL_ERROR", raising=False)
-        yield said
+    return said
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -279,9 +267,6 @@ MISTAKES = {
         "(there are: hidden, activation, dropout, batch_norm)"
     ),
     "+model.zzz=5": ("model.zzz: no such option of model=mlp (there are: hidden, activation, dropout, batch_norm)"),
-    "experiment=mnist_mlp optimizer=adam optimizer.nesterov=true": (
-        "optimizer.nesterov: no such key; --cfg job shows all keys"
-    ),
     "zzz=3": "zzz: no such key; --cfg job shows all keys",
     "b=0.1": "b: no such key; b is a knob of experiment=flooding",
     "experiment=mnist_mlp b=0.1": "b: no such key; b is a knob of experiment=flooding",
@@ -304,6 +289,37 @@ MISTAKES = {
 @pytest.mark.parametrize(("line", "answer"), MISTAKES.items(), ids=MISTAKES)
 def test_mistake_is_answered_in_one_line_each(mistake: Mistake, line: str, answer: str) -> None:
     assert mistake(*line.split()) == answer
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("+model=mlp", "model"),
+        pytest.param("=3", "=3", marks=pytest.mark.xfail(strict=True, reason="ends with a traceback")),
+        pytest.param("~model", "model", marks=pytest.mark.xfail(strict=True, reason="ends with a traceback")),
+        pytest.param("model=null", "model=", marks=pytest.mark.xfail(strict=True, reason="ends with a traceback")),
+        pytest.param(
+            "optimizer.lr=${foo}", "optimizer.lr", marks=pytest.mark.xfail(strict=True, reason="ends with a traceback")
+        ),
+        pytest.param(
+            "trainer.epochs=true", "trainer.epochs=", marks=pytest.mark.xfail(strict=True, reason="is taken for 1")
+        ),
+        pytest.param(
+            "optimizer=adam optimizer.betas=[0.9]",
+            "optimizer.betas=",
+            marks=pytest.mark.xfail(strict=True, reason="is called missing"),
+        ),
+    ],
+)
+def test_odd_mistake_is_answered_in_one_line_that_names_it(mistake: Mistake, line: str, named: str) -> None:
+    answer = mistake(*line.split())
+    assert answer.startswith(named)
+    assert len(answer.splitlines()) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="ends with a traceback")
+def test_no_experiment_can_be_asked_for(compose: Compose) -> None:
+    assert without_hydra(compose("experiment=null")) == without_hydra(compose())
 
 
 def test_unquoted_space_is_a_mistake(mistake: Mistake) -> None:
@@ -334,10 +350,14 @@ def test_several_values_are_legal_in_a_sweep(mistake: Mistake) -> None:
     assert mistake("optimizer.lr=0.1,0.2", sweep=True) == ""
 
 
-def test_full_error_shows_where_a_mistake_came_from(compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+@pytest.mark.parametrize("overrides", [(), ("experiment=flooding", "b=0.2", "model=cnn")])
+def test_compose_for_scripts_gives_what_the_command_line_gets(compose: Compose, overrides: tuple[str, ...]) -> None:
+    assert config.compose(*overrides) == without_hydra(compose(*overrides))
+
+
+def test_compose_for_scripts_raises_what_the_command_line_says() -> None:
     with pytest.raises(UsageError, match=r"^lr: no such key; did you mean optimizer\.lr\?$"):
-        compose("lr=0.1")
+        config.compose("lr=0.1")
 
 
 FLOAT_TEXTS = st.one_of(
@@ -349,18 +369,19 @@ FLOAT_TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=FLOAT_TEXTS)
 @example(text="0.1")
 @example(text="-1")
-def test_any_number_for_the_rate_is_used_or_refused_in_one_line(compose: Compose, mistake: Mistake, text: str) -> None:
-    answer = mistake(f"optimizer.lr={text}")
-    if answer:
-        assert answer.startswith("optimizer.lr=")
-        assert len(answer.splitlines()) == 1
-        return
-    optimizer = build(compose(f"optimizer.lr={text}"), "optimizer", params=[torch.zeros(1)])
-    assert optimizer.param_groups[0]["lr"] == float(text) >= 0
+def test_any_number_for_the_rate_is_used_or_refused_in_one_line(compose: Compose, text: str) -> None:
+    try:
+        cfg = compose(f"optimizer.lr={text}")
+        optimizer = build(cfg, "optimizer", params=[torch.zeros(1)])
+    except UsageError as error:
+        assert str(error).startswith("optimizer.lr=")
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert optimizer.param_groups[0]["lr"] == float(text) >= 0
 
 
 # --- going on with a run ----------------------------------------------------------------------------------
@@ -502,7 +523,7 @@ def test_imports_point_downwards() -> None:
         name = "dlhw" if parts == ("__init__",) else parts[0]
         edges = {unit(module) for module in imported(ast.parse(path.read_text()))}
         found.setdefault(name, set()).update(edges - {name})
-    assert {upper for upper in found["dlhw"]} == {upper for _, upper in ON_CALL}
+    assert found["dlhw"] == {upper for _, upper in ON_CALL}
     found["dlhw"] = set()
     assert found == IMPORTS
     order = list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises CycleError for a cycle

@@ -20,7 +20,7 @@ from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.fast import cuda_graphed, undecorated_step
 from dlhw.loop import Trainer, set_learning_rates, training_step
-from dlhw.models.convolutional import cnn
+from dlhw.models.dense import mlp
 from dlhw.objective import Objective, Regularization
 from dlhw.runtime import Precision
 
@@ -73,7 +73,7 @@ def images(count: int = 48) -> Dataset:
 def net() -> nn.Sequential:
     """With dropout and batch norm: what a step changes beside the weights."""
     torch.manual_seed(0)
-    return cnn((1, 8, 8), 5, channels=[4], kernel=3, activation="ReLU", dropout=0.5, batch_norm=True)
+    return mlp((1, 8, 8), 5, hidden=[20, 10], activation="ReLU", dropout=0.5, batch_norm=True)
 
 
 def objective() -> Objective:
@@ -131,23 +131,23 @@ def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
         undecorated_step(optimizer)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam"])
-def test_building_and_stepping_does_not_import_the_compiler(name: str) -> None:
-    program = f"""
+def test_building_and_stepping_does_not_import_the_compiler() -> None:
+    program = """
 import sys, torch
 from dlhw.fast import optimizers_without_dynamo, undecorated_step
 optimizers_without_dynamo()
-weight = torch.ones(3, requires_grad=True)
-optimizer = torch.optim.{name}([weight], lr=0.5, fused=True)
-step = undecorated_step(optimizer)
-for _ in range(2):
-    weight.grad = torch.ones(3)
-    step()
-optimizer.load_state_dict(optimizer.state_dict())
-print("torch._dynamo" in sys.modules, weight.tolist())
+for kind in (torch.optim.SGD, torch.optim.Adam):
+    weight = torch.ones(3, requires_grad=True)
+    optimizer = kind([weight], lr=0.5, fused=True)
+    step = undecorated_step(optimizer)
+    for _ in range(2):
+        weight.grad = torch.ones(3)
+        step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    print(kind.__name__, "torch._dynamo" in sys.modules, weight.abs().max().item() < 1e-6)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "False [0.0, 0.0, 0.0]\n")
+    assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "SGD False True\nAdam False True\n")
 
 
 # The loop's step, compiled or recorded
@@ -184,8 +184,8 @@ def test_the_step_has_dropout_and_moves_buffers() -> None:
     precision = Precision("fp64", torch.device("cpu"))
     state, _ = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=2)
     assert any(isinstance(layer, nn.Dropout) for layer in net())
-    assert not torch.equal(state["1.running_mean"], net().double()[1].running_mean)
-    assert not torch.equal(state["0.weight"], net().double()[0].weight)
+    assert not torch.equal(state["2.running_mean"], net().double()[2].running_mean)
+    assert not torch.equal(state["1.weight"], net().double()[1].weight)
 
 
 @pytest.mark.slow

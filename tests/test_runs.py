@@ -18,8 +18,8 @@ from dlhw.record import Record
 from dlhw.runs import Run
 from dlhw.train import run as train
 
-# A second epoch with thirty times the rate is worse than the first: best and last weights are not the same.
-WORSE = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=30", "trainer.epochs=2"]
+# A second epoch with a thousand times the rate is worse than the first: best and last weights are not the same.
+WORSE = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000", "trainer.epochs=2"]
 SMALL = ["model.hidden=[16]", "model.batch_norm=true", "model.dropout=0.2", "trainer.device=cpu"]
 
 
@@ -59,7 +59,7 @@ def measured(model: nn.Module, data: Dataset, split: Split) -> tuple[float, floa
 def test_metrics_have_one_row_per_epoch(run: Run) -> None:
     assert run.metrics.index.tolist() == [1, 2]
     assert run.metrics.index.name == "epoch"
-    assert run.metrics["lr"].tolist() == pytest.approx([0.1, 3.0])
+    assert run.metrics["lr"].tolist() == pytest.approx([0.1, 100.0])
     assert run.metrics.dtypes.map(pd.api.types.is_numeric_dtype).all()
 
 

@@ -196,9 +196,9 @@ def test_products_on_cuda_have_the_precision_asked_for(name: str, least: float, 
 
 
 def test_provenance_names_versions_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/somewhere/dlhw", "experiment=flooding", "b=0.05"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/dlhw", "experiment=flooding", "name=my run"])
     found = json.loads(json.dumps(provenance(CPU)))
-    assert found["command"] == "dlhw experiment=flooding b=0.05"
+    assert found["command"] == "python -m dlhw.train experiment=flooding 'name=my run'"
     assert found["versions"] == {
         "dlhw": dlhw.__version__,
         "torch": str(torch.__version__),

@@ -1,9 +1,9 @@
 """How a command line becomes a config: Hydra's composition with our rules and our words for mistakes.
 
-The rules on top of Hydra's: an experiment's values for a group are dropped when the command line chooses
-another option of that group; a top-level key must be read by something; ``resume=DIR`` brings back the
-config of the run in DIR. Only this module and ``build`` know Hydra, and this one does not import torch, so
-that help and completion answer at once.
+The rules on top of Hydra's: an experiment's values for a group are dropped when the command line, or an
+experiment built on it, chooses another option of that group; a top-level key must be read by something;
+``resume=DIR`` brings back the config of the run in DIR. Only this module and ``build`` know Hydra, and this one
+does not import torch, so that help and completion answer at once.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Loader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
-        self._swapped: set[str] = set()
+        self._choices: dict[str, str | None] = {}
 
     def load_configuration(
         self,
@@ -157,7 +157,7 @@ class Loader(ConfigLoaderImpl):
 
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
-            self._swapped = self._groups_swapped_by(parsed, config_name)
+            self._choices = self._choices_given(overrides)
             resume = next((line.value() for line in parsed if line.key_or_group == "resume"), None)
             if resume is not None:
                 return self._resumed(Path(str(resume)), parsed, compose)
@@ -178,33 +178,31 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        """One file of the composition; an experiment's without its values for groups that are chosen otherwise."""
         result = super()._load_single_config(default, repo)
-        if default.config_path is not None and default.config_path.startswith("experiment/"):
+        folder, _, name = str(default.config_path).rpartition("/")
+        if folder == "experiment" and self._choices:
+            planned = self._choices_given([f"experiment={name}"])
             assert isinstance(result.config, DictConfig)
-            for group in self._swapped:
+            for group in [group for group, option in planned.items() if self._choices.get(group) != option]:
                 result.config.pop(group, None)
         return result
 
-    def _groups_swapped_by(self, parsed: Sequence[Override], config_name: str | None) -> set[str]:
-        """Groups for which the command line chooses another option than the experiment does."""
-        chosen = {
-            line.key_or_group: str(line.value())
-            for line in parsed
-            if not line.is_sweep_override() and self.repository.group_exists(line.key_or_group)
-        }
-        if "experiment" not in chosen or len(chosen) == 1:
-            return set()
-        if chosen["experiment"] not in self.get_group_options("experiment"):
-            return set()
-        experiment = [line for line in parsed if line.key_or_group == "experiment"]
-        planned = create_defaults_list(
-            repo=self.repository,
-            config_name=config_name,
-            overrides_list=experiment,
-            prepend_hydra=True,
-            skip_missing=True,
-        ).overrides.known_choices
-        return {group for group, option in chosen.items() if group != "experiment" and planned.get(group) != option}
+    def _choices_given(self, lines: Sequence[str]) -> dict[str, str | None]:
+        """The option of every group after these overrides; nothing when one of them names no option."""
+        try:
+            planned = create_defaults_list(
+                repo=self.repository,
+                config_name=CONFIG_NAME,
+                overrides_list=OverridesParser.create().parse_overrides(list(lines)),
+                prepend_hydra=True,
+                skip_missing=True,
+            )
+        except (HydraException, OmegaConfBaseException):
+            return {}  # composing, which follows, says what is wrong
+        choices: dict[str, str | None] = planned.overrides.known_choices
+        choices.pop("experiment", None)
+        return choices
 
     def _resumed(
         self, directory: Path, parsed: Sequence[Override], compose: Callable[[list[str]], DictConfig]
@@ -249,7 +247,8 @@ class Loader(ConfigLoaderImpl):
             if "." in name or line.is_delete() or self.repository.group_exists(name) or name in primary.config:
                 continue
             if not re.search(rf"\$\{{{re.escape(name)}\b", text):
-                raise UsageError(f"{name}: nothing in this config reads it{self._hint(name, cfg)}")
+                replaced = not line.is_add() and "; the group that did was given another option"
+                raise UsageError(f"{name}: nothing in this config reads it{replaced or self._hint(name, cfg)}")
 
     def _explain(self, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig], error: Exception) -> str:
         """One line for what is wrong with the overrides, or Hydra's own first line."""

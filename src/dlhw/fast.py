@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,8 @@ def compiled(forward_backward: Step) -> Step:
     torch._inductor.config.fallback_random = True
     if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # newer than torch 2.9, which makes two graphs of it
         torch._dynamo.config.trace_autograd_ops = True
+    torch.compiler.reset()  # what an earlier run in this process compiled counts towards a limit, then nothing compiles
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports the CUDA that a CPU lacks
     warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
     return torch.compile(forward_backward, dynamic=False)
 

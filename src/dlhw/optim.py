@@ -18,7 +18,14 @@ Epochs = Annotated[float, Field(ge=0)]
 
 def by_name(params: Iterable[Tensor], *, name: str, **options: Any) -> torch.optim.Optimizer:
     """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
-    return optimizer_class(name)(params, **options)
+    if name == "SparseAdam":
+        raise UsageError(
+            "optimizer.name=SparseAdam: is for sparse gradients, those of these models are dense gradients"
+        )
+    try:
+        return optimizer_class(name)(params, **options)
+    except TypeError as error:
+        raise UsageError(f"optimizer=torch: {str(error).partition(') ')[2] or error}") from error
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

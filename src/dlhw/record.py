@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -42,18 +43,27 @@ def claim_directory(wanted: Path, *, exact: bool) -> Path:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if path.is_dir() and not any(path.iterdir()) and exact:
-                return path
             if exact:
-                raise UsageError(
-                    f"{path}: exists already; runs are never overwritten: choose another directory, "
-                    f"or go on with it by resume={path}"
-                ) from None
+                _claim_empty(path)
+                return path
         except OSError as error:
             raise UsageError(f"{path}: the run directory cannot be created ({error.strerror})") from error
         else:
             return path
     raise AssertionError
+
+
+def _claim_empty(path: Path) -> None:
+    """Take over an empty folder; making ``.hydra`` in it decides between two who try at once."""
+    try:
+        if path.is_dir() and not any(path.iterdir()):
+            (path / ".hydra").mkdir()
+            return
+    except FileExistsError:
+        pass
+    raise UsageError(
+        f"{path}: exists already, and runs are never overwritten; choose another directory, or resume={path}"
+    )
 
 
 class Record:
@@ -68,6 +78,9 @@ class Record:
         self._ahead: list[str] = []  # lines of metrics.csv from epochs after the checkpoint resumed from
 
     def create(self, config_yaml: str) -> None:
+        """Write ``config.yaml``. Raises UsageError when a run is there already."""
+        if (self.path / "config.yaml").exists():
+            raise UsageError(f"{self.path}: holds a run already; runs are never overwritten")
         write_atomically(self.path / "config.yaml", config_yaml.encode())
 
     @property
@@ -100,17 +113,16 @@ class Record:
             self._ahead = []
             self._write("metrics.csv", _lines(self.rows))
         else:
-            self._append("metrics.csv", line if len(self.rows) > 1 else _line(row) + line)
-        header = "" if (self.path / "timing.csv").exists() else "epoch,seconds\n"
-        self._append("timing.csv", f"{header}{row['epoch']:.0f},{seconds:.4f}\n")
+            self._append("metrics.csv", line, header=_line(row))
+        self._append("timing.csv", f"{row['epoch']:.0f},{seconds:.4f}\n", header="epoch,seconds\n")
 
     def _write(self, name: str, lines: Sequence[str]) -> None:
         if lines or (self.path / name).exists():
             write_atomically(self.path / name, "".join(lines).encode())
 
-    def _append(self, name: str, text: str) -> None:
+    def _append(self, name: str, line: str, *, header: str) -> None:
         with (self.path / name).open("a", newline="") as file:
-            file.write(text)
+            file.write(line if file.tell() else header + line)
 
     def seconds(self) -> list[float]:
         """Wall time of each epoch as last computed."""
@@ -197,10 +209,8 @@ def _complete_lines(path: Path) -> list[str]:
 
 def label(overrides: Sequence[str], *, longest: int = 80) -> str:
     """A directory name for a job of a sweep, from its overrides: safe on every file system, short, distinct."""
-    parts = [override.removeprefix("+") for override in overrides if not override.startswith("experiment=")]
-    name = re.sub(r"[^\w=.,+-]+", "_", ",".join(parts)).strip("._,") or "defaults"
-    if len(name) > longest:
-        import hashlib
-
-        name = f"{name[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    parts = ",".join(override.removeprefix("+") for override in overrides if not override.startswith("experiment="))
+    name = re.sub(r"[^\w=.,+-]+", "_", parts).strip("._,") or "defaults"
+    if len(name) > longest or (name != parts and parts):
+        name = f"{name[: longest - 9]}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
     return name

@@ -69,7 +69,7 @@ class Dataset:
 
     def normalize(self, x: Tensor) -> Tensor:
         """Pixels (N, C, H, W) uint8 -> inputs in the dtype given to :meth:`to` (float64 before)."""
-        return torch.addcmul(self.shift, x, self.scale)  # promotes uint8 itself: one kernel a step
+        return x.to(self.scale.dtype, copy=True).mul_(self.scale).add_(self.shift)
 
 
 def assemble(

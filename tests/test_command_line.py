@@ -1,0 +1,520 @@
+"""The command line by running it: what a run leaves, exit codes, what is said, stopping and going on.
+
+Where it makes no difference, ``main`` runs in this process, which saves the seconds that importing torch takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.core.singleton import Singleton
+
+from dlhw import UsageError, config, progress, train
+from dlhw.record import Record, claim_directory
+
+SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
+LONG = (*SMALL, "trainer.epochs=8", "trainer.batch_size=1", "trainer.checkpoint_seconds=0")
+RUN = {
+    ".hydra/config.yaml",
+    ".hydra/hydra.yaml",
+    ".hydra/overrides.yaml",
+    "best.pt",
+    "config.yaml",
+    "curves.png",
+    "last.pt",
+    "metrics.csv",
+    "run.log",
+    "summary.json",
+    "timing.csv",
+}
+MEASURED = {f"{part}_{metric}" for part in ("train", "val", "test") for metric in ("loss", "error_percent", "accuracy")}
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Of what was said on stderr."""
+        return self.err.splitlines()
+
+
+FROM_OUTSIDE = ("HYDRA_FULL_ERROR", "DLHW_DATA", "FORCE_COLOR")  # would change what the runs here do
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread, so that the small models here are not slowed down."""
+    return {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE} | {
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+def start(*overrides: str, at: Path, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "dlhw.train", *overrides],
+        cwd=at,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> Ended:
+    out, err = process.communicate(timeout=100)
+    return Ended(process.returncode, out, err)
+
+
+def dlhw(*overrides: str, at: Path) -> Ended:
+    """``dlhw ...`` in the folder ``at``, in this process; what it changes in the process is put back."""
+    singletons, root = Singleton.get_state(), logging.getLogger()
+    handlers, level, on_terminate = list(root.handlers), root.level, signal.getsignal(signal.SIGTERM)
+    threads = torch.get_num_threads()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    progress.console.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(at)
+        for name in FROM_OUTSIDE:
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", ["dlhw", *overrides])
+        patch.setattr(config.Loader, "ends_program", False)
+        torch.set_num_threads(1)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                train.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        finally:
+            torch.set_num_threads(threads)
+            signal.signal(signal.SIGTERM, on_terminate)
+            for handler in root.handlers:
+                if handler not in handlers:
+                    handler.close()
+            root.handlers[:], root.level = handlers, level
+            Singleton.set_state(singletons)
+            progress.console.cache_clear()
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def files(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    return content
+
+
+def only(paths: Sequence[Path]) -> Path:
+    assert len(paths) == 1
+    return paths[0]
+
+
+# --- a run ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finished:
+    ended: Ended
+    path: Path
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run of two epochs in a process of its own; read it, copy it, do not change it."""
+    root = tmp_path_factory.mktemp("finished")
+    ended = end(start(*SMALL, "trainer.epochs=2", at=root))
+    return Finished(ended, only(list(root.glob("outputs/train/*"))), root)
+
+
+def test_run_leaves_the_files_of_the_contract_and_nothing_else(finished: Finished) -> None:
+    assert finished.ended.code == 0
+    assert files(finished.path) == RUN
+    assert files(finished.root) == {f"outputs/train/{finished.path.name}/{name}" for name in RUN}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", finished.path.name)
+
+
+def test_run_says_what_it_does_and_draws_no_bar_without_a_terminal(finished: Finished) -> None:
+    ended = finished.ended
+    assert ended.out == ""
+    assert "\x1b" not in ended.err
+    assert "\r" not in ended.err
+    assert ended.lines[0] == f"train: mlp on digits, in {finished.path}"
+    assert [line.split("  ")[0] for line in ended.lines[1:-1]] == ["epoch 1/2", "epoch 2/2"]
+    best = summary(finished.path)["best"]
+    assert ended.lines[-1] == (
+        f"all epochs done; best validation error {best['val_error_percent']:.2f} % at epoch {best['epoch']}, "
+        f"test error there {best['test_error_percent']:.2f} %"
+    )
+    logged = [line.split(" ", 3)[3] for line in (finished.path / "run.log").read_text().splitlines()]
+    assert logged == ended.lines
+
+
+def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
+    content = summary(finished.path)
+    with (finished.path / "metrics.csv").open() as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {"epoch", "step", "lr", "train_objective", "train_penalty"} | MEASURED
+    assert content["status"] == "finished"
+    assert content["stopped"] == "epochs"
+    assert content["final"] == pytest.approx(rows[-1], rel=1e-9)
+    assert content["best"] == pytest.approx(min(rows, key=lambda row: row[content["monitor"]]), rel=1e-9)
+    assert content["parameters"] == (64 + 1) * 8 + (8 + 1) * 10
+    assert content["seed"] == 0
+    assert content["device"] == "cpu"
+    assert content["experiment"] == "train"
+    assert content["data"]["name"] == "digits"
+    assert [content["data"][part] for part in ("train", "val", "test")] == [1132, 283, 382]
+    assert re.fullmatch("[0-9a-f]{64}", content["data"]["sha256"])
+    assert shlex.split(content["command"])[-4:] == [*SMALL, "trainer.epochs=2"]
+    assert content["versions"].keys() == {"dlhw", "torch", "python"}
+    assert content["seconds"] > 0
+    assert content.keys() >= {"git_revision", "seconds_per_epoch", "processor", "threads"}
+
+
+def test_config_is_kept_resolved(finished: Finished) -> None:
+    stored = yaml.safe_load((finished.path / "config.yaml").read_text())
+    assert stored == config.compose(*SMALL, "trainer.epochs=2")
+    assert "${" not in (finished.path / "config.yaml").read_text()
+
+
+def test_weights_are_readable_without_running_code(finished: Finished) -> None:
+    best, last = (torch.load(finished.path / name, weights_only=True) for name in ("best.pt", "last.pt"))
+    assert best["epoch"] == summary(finished.path)["best"]["epoch"]
+    assert [row["epoch"] for row in last["rows"]] == [1, 2]
+
+
+def test_equal_runs_have_equal_metrics(finished: Finished, tmp_path: Path) -> None:
+    assert dlhw(*SMALL, "trainer.epochs=2", "hydra.run.dir=again", at=tmp_path).code == 0
+    again, first = ((path / "metrics.csv").read_bytes() for path in (tmp_path / "again", finished.path))
+    assert again == first
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+
+def test_mistake_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    ended = end(start("optimizer.lr=-1", at=tmp_path))
+    assert ended == Ended(1, "", "optimizer.lr=-1: must be greater than or equal to 0\n")
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "outputs"])
+
+
+def test_full_error_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
+    ended = end(start("lr=3", at=tmp_path, HYDRA_FULL_ERROR="1"))
+    assert ended.code == 1
+    assert ended.lines.count("Traceback (most recent call last):") >= 1
+    assert ended.lines[-1] == "dlhw.UsageError: lr: no such key; did you mean optimizer.lr?"
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["lr=3"], "lr: no such key; did you mean optimizer.lr?"),
+        (["model=cnn", "model.kernel=4"], "model.kernel=4: must be odd, so that padding keeps the size"),
+        (["seed=-1"], "seed=-1: must be a whole number, 0 or greater"),
+        (["resume=nowhere"], "resume={at}/nowhere: not a run directory (it has no config.yaml)"),
+        (
+            ["dataset=mnist", "dataset.download=false", "data_dir=none"],
+            "dataset=mnist: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
+            "t10k-labels-idx1-ubyte not in none/MNIST/raw or none/MNIST, and dataset.download=false; "
+            "place these files there, plain or as .gz, or use dataset=digits, which needs no download",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_no_mistake_leaves_a_run_behind(tmp_path: Path, overrides: list[str], line: str) -> None:
+    ended = dlhw(*overrides, at=tmp_path)
+    assert ended == Ended(1, "", line.format(at=tmp_path) + "\n")
+    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "outputs"])
+
+
+def test_diverging_run_fails_and_names_the_step(tmp_path: Path) -> None:
+    ended = dlhw(*SMALL, "optimizer.lr=1e30", "trainer.epochs=2", at=tmp_path)
+    path = only(list(tmp_path.glob("outputs/train/*")))
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    content = summary(path)
+    assert content["status"] == "failed"
+    assert re.fullmatch(
+        r"TrainingFailed: loss \S+, penalty 0 at step 2 \(epoch 1, step 2 of 9\): training diverged; .*",
+        content["reason"],
+    )
+    assert ended.lines[-1] == (
+        f"{content['reason'].removeprefix('TrainingFailed: ')} (what was trained until then is in {path})"
+    )
+    assert ended.lines[-1] in (path / "run.log").read_text()
+    assert "metrics.csv" not in files(path)  # no epoch was finished
+
+
+# --- help, configs and completion -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"]], ids=" ".join)
+def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dlhw.train", *arguments],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "dlhw.config" in loaded
+    assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "pandas", "numpy", "matplotlib"})
+    assert list(tmp_path.iterdir()) == []
+    if arguments == ["--help"]:
+        shipped = sorted((config.conf_dir() / "experiment").glob("*.yaml"))
+        questions = {file.stem: file.read_text().splitlines()[1].removeprefix("# ") for file in shipped}
+        listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.stdout, re.MULTILINE)
+        assert dict(listed) == questions
+        assert 'eval "$(dlhw -sc install=bash)"' in ended.stdout
+    else:
+        assert yaml.safe_load(ended.stdout) == config.compose()
+        assert "${" not in ended.stdout
+
+
+@pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "dlhw").exists(), reason="the dlhw console script is not installed")
+@pytest.mark.parametrize(
+    ("typed", "listed"),
+    [
+        ("experiment=", {f"experiment={path.stem}" for path in (config.conf_dir() / "experiment").iterdir()}),
+        ("optimizer=ad", {"optimizer=adagrad", "optimizer=adam", "optimizer=adamw"}),
+        ("trainer.epo", {"trainer.epochs="}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tab_completes_options_and_keys(tmp_path: Path, typed: str, listed: set[str]) -> None:
+    line = f"dlhw {typed}"
+    ended = subprocess.run(
+        [Path(sys.prefix) / "bin" / "dlhw", "-sc", "query=bash"],
+        cwd=tmp_path,
+        env=environment(COMP_LINE=line, COMP_POINT=str(len(line))),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(ended.stdout.split()) == listed
+    assert ended.stderr == ""
+
+
+# --- directories ------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_never_overwritten(finished: Finished, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "here")
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    ended = dlhw(*SMALL, "hydra.run.dir=here", at=tmp_path)
+    assert ended == Ended(
+        1,
+        "",
+        "here: exists already, and runs are never overwritten; choose another directory, or resume=here\n",
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+
+
+def claimed_at_once(claim: Callable[[], Path], times: int) -> list[Path | UsageError]:
+    """What ``times`` threads that start together get."""
+    got: list[Path | UsageError] = []
+    together = threading.Barrier(times)
+
+    def one() -> None:
+        together.wait()
+        try:
+            got.append(claim())
+        except UsageError as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
+def test_runs_started_in_the_same_moment_get_directories_of_their_own(tmp_path: Path) -> None:
+    wanted = tmp_path / "outputs" / "train" / "now"
+    got = claimed_at_once(lambda: claim_directory(wanted, exact=False), 8)
+    expected = {wanted, *(wanted.with_name(f"now-{number}") for number in range(2, 9))}
+    assert set(got) == expected
+    assert set(wanted.parent.iterdir()) == expected
+
+
+def test_sweep_makes_one_directory_with_one_for_each_job(tmp_path: Path) -> None:
+    ended = dlhw("-m", "experiment=flooding", *SMALL, "trainer.epochs=1", "b=0.02,0.1", at=tmp_path)
+    assert ended.code == 0
+    sweep = only(list(tmp_path.glob("outputs/flooding/*")))
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert len(jobs) == 2
+    for path, b in zip(jobs, (0.02, 0.1), strict=True):
+        assert path.name.endswith(f"b={b}")
+        assert files(path) == RUN
+        assert yaml.safe_load((path / "config.yaml").read_text())["regularization"]["flood"] == b
+        assert summary(path)["status"] == "finished"
+
+
+def test_sweep_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
+    ended = dlhw("-m", *SMALL, "trainer.epochs=1", "optimizer.lr=0.1,1e30,-1,0.2", at=tmp_path)
+    assert ended.code == 1
+    sweep = only(list(tmp_path.glob("outputs/train/*")))
+    states = {}
+    for path in sweep.glob("*/summary.json"):
+        overrides = yaml.safe_load((path.parent / ".hydra" / "overrides.yaml").read_text())
+        states[float(overrides[-1].removeprefix("optimizer.lr="))] = summary(path.parent)["status"]
+    assert states == {0.1: "finished", 1e30: "failed", -1.0: "failed", 0.2: "finished"}
+
+
+# --- stopping and going on --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stopped:
+    ended: Ended
+    path: Path
+    rows: int
+    files: set[str]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[signal.Signals, Stopped]]:
+    """Runs of LONG that got a signal after their first epoch, both at a time."""
+    root = tmp_path_factory.mktemp("stopped")
+    # Where the tests run with Ctrl-C ignored (in a shell's background), the runs would ignore it as well.
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes = {sent: start(*LONG, f"hydra.run.dir={sent.name}", at=root) for sent in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, on_interrupt)
+    result, deadline = {}, time.monotonic() + 100
+    try:
+        for sent, process in processes.items():
+            metrics = root / sent.name / "metrics.csv"
+            while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
+                assert process.poll() is None, end(process).err
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(sent)
+        for sent, process in processes.items():
+            ended, path = end(process), root / sent.name
+            rows = len((path / "metrics.csv").read_text().splitlines()) - 1
+            result[sent] = Stopped(ended, path, rows, files(path))
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return result
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uninterrupted")
+    assert dlhw(*LONG, "hydra.run.dir=run", at=root).code == 0
+    return root / "run"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_run_says_how_to_go_on_and_then_finishes_as_if_nothing_had_been(
+    stopped: dict[signal.Signals, Stopped], uninterrupted: Path, sent: signal.Signals, code: int
+) -> None:
+    run = stopped[sent]
+    assert run.ended.code == code
+    assert run.ended.lines[-1] == f"interrupted; go on with resume={run.path}"
+    assert "Traceback" not in run.ended.err
+    assert 0 < run.rows < 8
+    assert "summary.json" not in run.files
+
+    ended = dlhw(f"resume={run.path}", at=run.path.parent)
+    assert ended.code == 0, ended.err
+    assert summary(run.path)["status"] == "finished"
+    assert files(run.path) - {"previous.pt"} == RUN
+    assert (run.path / "metrics.csv").read_bytes() == (uninterrupted / "metrics.csv").read_bytes()
+    for weights in ("best.pt", "last.pt"):
+        resumed, straight = (
+            torch.load(path / weights, weights_only=True)["model"] for path in (run.path, uninterrupted)
+        )
+        assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+
+
+def test_finished_run_is_not_resumed(finished: Finished, tmp_path: Path) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "run")
+    before = {file: (path / file).read_bytes() for file in files(path)}
+    ended = dlhw("resume=run", at=tmp_path)
+    assert ended == Ended(1, "", f"resume={path}: finished already after 2 epochs; a larger trainer.epochs trains on\n")
+    assert {file: (path / file).read_bytes() for file in files(path)} == before
+
+
+def test_more_epochs_train_on_to_the_same_bits(finished: Finished, tmp_path: Path) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "run")
+    assert dlhw("resume=run", "trainer.epochs=5", at=tmp_path).code == 0
+    assert dlhw(*SMALL, "trainer.epochs=5", "hydra.run.dir=straight", at=tmp_path).code == 0
+    assert summary(path)["final"]["epoch"] == 5
+    resumed, straight = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("run", "straight"))
+    assert resumed == straight
+
+
+@pytest.mark.xfail(strict=True, reason="config.yaml keeps the first number of epochs, and resume goes by it")
+def test_run_stopped_while_training_on_remembers_how_far_it_was_to_go(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "run")
+    append = Record.append
+
+    def append_until_interrupted(record: Record, row: dict[str, float], *, seconds: float) -> None:
+        append(record, row, seconds=seconds)
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "append", append_until_interrupted)
+        assert dlhw("resume=run", "trainer.epochs=5", at=tmp_path).code == 130
+    assert yaml.safe_load((path / "config.yaml").read_text())["trainer"]["epochs"] == 5
+    assert dlhw("resume=run", at=tmp_path).code == 0
+    assert summary(path)["final"]["epoch"] == 5
+
+
+# --- the package ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_configs(tmp_path: Path) -> None:
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed")
+    project = Path(__file__).parent.parent
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=project,
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(only(list(tmp_path.glob("*.whl")))) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("dlhw/conf/")}
+    conf = project / "conf"
+    assert packed == {f"dlhw/conf/{path.relative_to(conf).as_posix()}" for path in conf.rglob("*.yaml")}
