@@ -369,19 +369,20 @@ FLOAT_TEXTS = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(text=FLOAT_TEXTS)
 @example(text="0.1")
 @example(text="-1")
 def test_any_number_for_the_rate_is_used_or_refused_in_one_line(compose: Compose, text: str) -> None:
     try:
-        cfg = compose(f"optimizer.lr={text}")
-        optimizer = build(cfg, "optimizer", params=[torch.zeros(1)])
+        optimizer = build(compose(f"optimizer.lr={text}"), "optimizer", params=[torch.zeros(1)])
     except UsageError as error:
-        assert str(error).startswith("optimizer.lr=")
-        assert len(str(error).splitlines()) == 1
+        answer = str(error)
     else:
         assert optimizer.param_groups[0]["lr"] == float(text) >= 0
+        return
+    assert answer.startswith("optimizer.lr=")
+    assert len(answer.splitlines()) == 1
 
 
 # --- going on with a run ----------------------------------------------------------------------------------
@@ -526,5 +527,4 @@ def test_imports_point_downwards() -> None:
     assert found["dlhw"] == {upper for _, upper in ON_CALL}
     found["dlhw"] = set()
     assert found == IMPORTS
-    order = list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises CycleError for a cycle
-    assert order[0] in {name for name, below in IMPORTS.items() if not below}
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError: the table itself has a top and a bottom
