@@ -10,8 +10,8 @@ after every epoch, which is more often than its default.
 
 The contestants take turns, round after round, so that a machine that slows down slows all of them; a ratio
 is between two times of the same round. In its turn each first trains an epoch that does not count
-(compilation, memory, caches). ``--all`` adds the slow ones, ``--startup`` the time until the first step and
-the memory, ``--equal-error`` the validation error after ten epochs in the fastest setting and in fp32.
+(compilation, memory, caches). ``--all`` adds the slow ones, ``--equal-error`` the validation error after ten
+epochs in the fastest setting and in fp32.
 OMP_NUM_THREADS limits the threads.
 """
 
@@ -23,7 +23,6 @@ import functools
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,18 +31,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from dlhw import config, runtime
-from dlhw.build import build, deferred, make_model
+from dlhw import runtime
+from dlhw.build import build, make_model
+from dlhw.config import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.loop import Fitted, fit
-from dlhw.objective import Objective
 from dlhw.record import Record, Row
+from dlhw.train import assemble
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
 BATCH, LR, MOMENTUM = 128, 0.1, 0.9
@@ -66,26 +65,6 @@ SETTINGS = {
     "cnn": "fp32 bf16 channels_last channels_last+bf16 compile+channels_last compile+channels_last+bf16",
 }
 CUDA_SETTINGS = "tf32 cuda_graphs bf16+cuda_graphs"
-
-FIRST_UPDATE = """
-import os, time
-import dlhw.fast, dlhw.train
-
-def stop():
-    print(time.monotonic(), flush=True)
-    os._exit(0)
-
-dlhw.fast.undecorated_step = lambda optimizer: stop
-dlhw.train.main()
-"""
-TRAIN = "import dlhw.train; dlhw.train.main()"
-IMPORT_TORCH = "import time, torch; print(time.monotonic())"
-# In a process of its own because Linux counts what the parent held when a child was started as the child's.
-PEAK_MEMORY = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True, capture_output=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
 
 
 def by_hand(model: nn.Module, train: Split, *, precision: runtime.Precision) -> Epoch:
@@ -170,29 +149,30 @@ def with_sklearn(train: Split) -> Epoch:
     return epoch
 
 
-def compose(model: str, setting: str, *overrides: str) -> DictConfig:
+def composed(model: str, setting: str, *overrides: str) -> DictConfig:
     """The config of C5.2 with this model in a setting, with metrics of the training batches only."""
     lines = ["experiment=mnist_mlp", f"model={model}", "trainer.train_metrics=running", *overrides]
-    with hydra.initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
-        return hydra.compose("train", [*lines, *(OVERRIDES[part] for part in setting.split("+"))])
+    return compose(*lines, *(OVERRIDES[part] for part in setting.split("+")))
 
 
-def train(cfg: DictConfig, data: Dataset, record: Record) -> Fitted:
-    """``fit`` on what ``cfg`` describes, put together as ``dlhw.train`` does."""
-    trainer = build(cfg, "trainer")
-    device = runtime.pick_device(trainer.device)
-    precision = runtime.Precision(trainer.precision, device)
-    runtime.settle(device, precision, deterministic=trainer.deterministic)
-    data = data.to(device, precision.dtype)
-    model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
-    if trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    loss = deferred(cfg, "loss")
-    assert loss is not None
-    objective = Objective(loss, build(cfg, "regularization"))
-    optimizer = build(cfg, "optimizer", params=model.parameters())
-    named = {"trainer": trainer, "precision": precision, "seed": cfg.seed, "record": record}
-    return fit(model, data, objective, optimizer, schedule=build(cfg, "scheduler"), **named)
+def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Fitted:
+    """``fit`` on what ``cfg`` describes; without evaluation, one sample stands for validation and test."""
+    parts = assemble(cfg)
+    data = parts.data
+    if not evaluate:
+        one_sample = Split(data.test.x[:1], data.test.y[:1])
+        data = replace(data, val=one_sample, test=one_sample)
+    return fit(
+        parts.model,
+        data,
+        parts.objective,
+        parts.optimizer,
+        schedule=parts.schedule,
+        trainer=parts.trainer,
+        precision=parts.precision,
+        seed=cfg.seed,
+        record=record,
+    )
 
 
 class Clocked(Record):
@@ -211,13 +191,13 @@ class Clocked(Record):
         super().append(row, seconds=seconds)
 
 
-def ours(model: str, setting: str, data: Dataset, epochs: int, *, device: str) -> list[float]:
+def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> list[float]:
     """Seconds of ``epochs`` epochs of ``fit`` after a first that does not count, each with its checkpoint."""
-    fixed = [f"trainer.device={device}", f"trainer.epochs={epochs + 1}", "trainer.checkpoint_seconds=0"]
-    cfg = compose(model, setting, *fixed)
+    fixed = [f"trainer.epochs={epochs + 1}", "trainer.checkpoint_seconds=0"]
+    cfg = composed(model, setting, *options.where, *fixed)
     with tempfile.TemporaryDirectory() as directory:
         record = Clocked(Path(directory))
-        train(cfg, data, record)
+        train(cfg, record, evaluate=False)
     return [end - start for start, end in zip(record.recorded, record.recorded[1:], strict=False)]
 
 
@@ -237,7 +217,7 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     """Everything that is to be measured on ``model``, by name, in the order of the table."""
     device = runtime.pick_device(options.device)
     on_device = data.train.to(device)
-    cfg = compose(model, "fp32")
+    cfg = composed(model, "fp32")
 
     def fresh() -> nn.Module:
         return make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device)
@@ -259,11 +239,9 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     entered: dict[str, Contestant] = {}
     for name, epoch in epochs.items():
         entered[name] = functools.partial(theirs, epoch, device=device)
-    one_sample = Split(data.test.x[:1], data.test.y[:1])  # whose evaluation takes no time
-    unevaluated = replace(data, val=one_sample, test=one_sample)
     fitting = f"{SETTINGS[model]} {CUDA_SETTINGS if device.type == 'cuda' else ''}".split()
     for setting in options.settings or fitting:
-        entered[f"fit, {setting}"] = functools.partial(ours, model, setting, unevaluated, device=options.device)
+        entered[f"fit, {setting}"] = functools.partial(ours, model, setting, options)
     return entered
 
 
@@ -296,53 +274,12 @@ def print_equal_error(model: str, settings: Sequence[str], *, options: argparse.
     for setting in settings:
         errors = []
         for seed in range(3):
-            cfg = compose(model, setting, f"seed={seed}", "trainer.epochs=10", f"trainer.device={options.device}")
-            data = build(cfg, "dataset", data_dir=str(options.data_dir), seed=seed)
+            cfg = composed(model, setting, f"seed={seed}", "trainer.epochs=10", *options.where)
             with tempfile.TemporaryDirectory() as directory:
-                errors.append(train(cfg, data, Record(Path(directory))).final["val_error_percent"])
+                errors.append(train(cfg, Record(Path(directory)), evaluate=True).final["val_error_percent"])
         cells = [f"{error:.2f}" for error in errors]
         cells.append(f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f}")
         print(f"| {setting} | {' | '.join(cells)} |", flush=True)
-
-
-def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
-    """Seconds from the start of a process until its first update of the weights, and peak memory of a run."""
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = ["experiment=mnist_mlp", f"data_dir={data_dir.absolute()}", f"output_dir={directory}"]
-        arguments += [f"trainer.device={device}", "trainer.epochs=2"]
-        pairs = [(_seconds_until(FIRST_UPDATE, *arguments), _seconds_until(IMPORT_TORCH)) for _ in range(times)]
-        peaks = {
-            "python -m dlhw.train experiment=mnist_mlp trainer.epochs=2": _peak_mib(TRAIN, *arguments),
-            "import torch": _peak_mib("import torch"),
-        }
-    print(f"\nStart-up, {times} pairs of processes in turn\n")
-    print("| from the start of the process | seconds | min–max |")
-    print("|---|--:|--:|")
-    update, torch_alone = zip(*pairs, strict=True)
-    rows = {"first update of the weights": update, "import torch": torch_alone}
-    rows["difference"] = tuple(after - before for after, before in pairs)
-    for name, seconds in rows.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f}–{max(seconds):.2f} |")
-    print("\n| process | peak resident memory, MiB |\n|---|--:|")
-    for name, mib in peaks.items():
-        print(f"| `{name}` | {mib:.0f} |", flush=True)
-
-
-def _seconds_until(program: str, *arguments: str) -> float:
-    """From now until the moment, on the machine's monotonic clock, that a Python program prints."""
-    started = time.monotonic()
-    return float(_printed(program, *arguments)) - started
-
-
-def _peak_mib(program: str, *arguments: str) -> float:
-    peak = int(_printed(PEAK_MEMORY, sys.executable, "-c", program, *arguments))
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
-
-
-def _printed(program: str, *arguments: str) -> str:
-    """What a Python program prints, in a process of its own."""
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def machine(device: torch.device) -> str:
@@ -370,18 +307,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
     add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder that holds MNIST/")
     add("--all", action="store_true", help="also scikit-learn, and the DataLoader loop for the CNN")
-    add("--startup", action="store_true", help="also time to the first step and peak memory")
     add("--equal-error", action="store_true", help="also the error after 10 epochs: fp32 and the fastest setting")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
-    config.prepare()
+    options.where = [f"trainer.device={options.device}", f"data_dir={options.data_dir}"]
     print(machine(runtime.pick_device(options.device)), flush=True)
-    if options.startup:
-        print_startup(options.data_dir, device=options.device)
-    data = build(compose("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
+    data = build(composed("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
     for model in options.models:
         seconds = measure(contestants(model, data, options), rounds=options.rounds, epochs=options.epochs)
         print_table(f"{model}, {options.rounds} rounds", seconds)

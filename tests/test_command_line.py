@@ -480,7 +480,6 @@ def test_more_epochs_train_on_to_the_same_bits(finished: Finished, tmp_path: Pat
     assert resumed == straight
 
 
-@pytest.mark.xfail(strict=True, reason="config.yaml keeps the first number of epochs, and resume goes by it")
 def test_run_stopped_while_training_on_remembers_how_far_it_was_to_go(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

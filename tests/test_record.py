@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -346,7 +347,7 @@ def test_a_crash_leaves_the_old_summary(tmp_path: Path, call: str, monkeypatch: 
 def test_discard_removes_a_run_that_never_began(tmp_path: Path) -> None:
     path = tmp_path / "experiment" / "run"
     path.mkdir(parents=True)
-    Record(path).create("seed: 0\n")
+    Record(path).keep_config("seed: 0\n", new=True)
     (path / "train.log").write_text("x")
     Record(path).discard()
     assert list(tmp_path.iterdir()) == []
@@ -364,7 +365,7 @@ def test_discard_leaves_what_has_results(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / name).write_text("x")
-    Record(path).create("seed: 0\n")
+    Record(path).keep_config("seed: 0\n", new=True)
     Record(path).discard()
     assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", name])
 
@@ -398,8 +399,12 @@ def test_labels_of_distinct_jobs_are_distinct(one: list[str], other: list[str]) 
 
 def test_long_labels_are_cut_and_stay_distinct() -> None:
     one, other = (label([f"model.hidden={'1' * 200}{end}", "seed=0"]) for end in "12")
-    assert len(one) == len(other) == 80
     assert one != other
+    for name in (one, other):
+        assert re.fullmatch(r"seed=0-[0-9a-f]{8}", name)
+    many = [f"model.channels={n}" for n in range(100)]
+    assert len(label(many)) <= 120
+    assert re.fullmatch(r"(model\.channels=\d+,)*model\.channels=\d+-[0-9a-f]{8}", label(many))
 
 
 @pytest.mark.parametrize(

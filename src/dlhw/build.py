@@ -18,7 +18,9 @@ import pydantic
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import nn
 
 from dlhw import UsageError
@@ -49,10 +51,13 @@ def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
         cfg: the composed config.
         given: per group, the arguments that the program itself will pass.
     """
-    mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
-    mistakes += [
-        f"{group}._target_: missing" for group in given if group not in OPTIONAL and not _target(cfg, group)[0]
-    ]
+    try:
+        OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    mistakes = [f"{group}: missing" for group in given if cfg.get(group) is None]
+    if not mistakes:
+        mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
     if mistakes:
@@ -101,7 +106,7 @@ def _target(cfg: DictConfig, group: str) -> tuple[Callable[..., Any] | None, dic
     try:
         partial = instantiate({"_target_": path, "_partial_": True})  # under Hydra's policy of what may be named
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = " ".join(str(error.__cause__ or error).split())
         raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
     return partial.func, options
 
@@ -118,6 +123,8 @@ def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[s
             takes_more = True
         elif name not in given and (name in options or (parameter.default is parameter.empty and not of_torch)):
             hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if of_torch else hints.get(name, Any)
+            if isinstance(options.get(name), bool):
+                hint = Annotated[hint, BeforeValidator(_true_or_false_for(hint))]
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     model = pydantic.create_model(
         "Options",
@@ -130,10 +137,22 @@ def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[s
     return {name: getattr(checked, name) for name in options}
 
 
+def _true_or_false_for(hint: Any) -> Callable[[bool], bool]:
+    """A check that ``hint`` means true and false themselves, which pydantic also takes for the numbers 1 and 0."""
+
+    def check(value: bool) -> bool:
+        takes_bool = bool in (hint, *typing.get_args(hint)) or hint is Any
+        if not takes_bool:
+            raise PydanticCustomError("bool", "must be a number, not true or false")
+        return value
+
+    return check
+
+
 def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
     target, options = _target(cfg, group)
     if target is None:
-        return []
+        return [] if group in OPTIONAL else [f"{group}._target_: missing"]
     try:
         _validated(target, options, given)
     except pydantic.ValidationError as error:
@@ -148,26 +167,30 @@ def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
 def _line(cfg: DictConfig, group: str, detail: Any, legal: list[str]) -> str:
     name = str(detail["loc"][0])
     full = f"{group}.{name}"
-    if detail["type"] == "missing":
+    if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{full}: missing; {group}={choice(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, legal, 1)
         hint = f"; did you mean {group}.{near[0]}?" if near else ""
         return f"{full}: no such option of {group}={choice(cfg, group)}{hint} (there are: {', '.join(legal)})"
-    value = OmegaConf.to_container(cfg[group], resolve=True)[name]  # type: ignore[index,call-overload]
-    written = OmegaConf.to_container(cfg[group], resolve=False)[name]  # type: ignore[index,call-overload]
-    alias = re.fullmatch(r"\$\{(\w+)\}", str(written))
+    value = _as_written(cfg[group][name])
+    alias = re.fullmatch(r"\$\{(\w+)\}", str(OmegaConf.to_container(cfg[group])[name]))  # type: ignore[index,call-overload]
     spoken = f"{alias[1]}={value} ({full})" if alias else f"{full}={value}"
     return f"{spoken}: {_legal(detail)}"
 
 
 def _legal(detail: Any) -> str:
-    message = str(detail["msg"])
+    message = "too few values" if detail["type"] == "missing" else str(detail["msg"])
     message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace(
         "a finite number", "finite (not nan or inf)"
     )
-    message = re.sub(r"^must be a valid (number|integer|boolean|string).*", r"must be a \1", message)
+    message = re.sub(r"^must be a valid (number|integer|boolean|string|list|tuple).*", r"must be a \1", message)
     return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
+
+
+def _as_written(value: Any) -> str:
+    """A config value as its user writes it: null, true, 0.1, [1, 2]."""
+    return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]
 
 
 def choice(cfg: DictConfig, group: str) -> str:

@@ -2,18 +2,17 @@
 
 The rules on top of Hydra's: an experiment's values for a group are dropped when the command line, or an
 experiment built on it, chooses another option of that group; a top-level key must be read by something;
-``resume=DIR`` brings back the config of the run in DIR. Only this module and ``build`` know Hydra, and this one
-does not import torch, so that help and completion answer at once.
+``resume=DIR`` brings back the config of the run in DIR. Only this module, ``mistakes`` and ``build`` know Hydra, and
+this one does not import torch, so that help and completion answer at once.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -28,17 +27,18 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw import UsageError
+from dlhw import UsageError, mistakes
 
 CONFIG_NAME = "train"
 RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
 Task = Callable[[DictConfig, Path, bool], None]
 
 
@@ -108,8 +108,8 @@ def stop(error: UsageError) -> NoReturn:
 
 
 def to_yaml(cfg: DictConfig) -> str:
-    """The resolved config as ``config.yaml`` keeps it."""
-    return OmegaConf.to_yaml(cfg, resolve=True)
+    """The resolved config as ``config.yaml`` keeps it: that of the run itself, also when it is being resumed."""
+    return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"resume": None}), resolve=True)
 
 
 class ClaimDirectory(Callback):
@@ -158,20 +158,22 @@ class Loader(ConfigLoaderImpl):
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
             self._choices = self._choices_given(overrides)
-            resume = next((line.value() for line in parsed if line.key_or_group == "resume"), None)
-            if resume is not None:
-                return self._resumed(Path(str(resume)), parsed, compose)
+            resume = next((line for line in parsed if line.key_or_group == "resume"), None)
+            if resume is not None and resume.value() is not None:
+                if run_mode == RunMode.MULTIRUN:
+                    raise UsageError(f"{resume.input_line}: one run is resumed at a time, without -m")
+                return self._resumed(str(resume.value()), parsed, compose)
             cfg = compose(overrides)
             self._reject_unread(cfg, parsed)
         except UsageError as error:
             if self.ends_program:
                 stop(error)
             raise
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSITION_ERRORS as error:
             try:
-                message = self._explain(overrides, compose, error)
-            except (HydraException, OmegaConfBaseException):
-                message = _first_line(error)
+                message = mistakes.explain(overrides, self, compose, error)
+            except COMPOSITION_ERRORS:
+                message = mistakes.first_line(error)
             if self.ends_program:
                 stop(UsageError(message))
             raise UsageError(message) from error
@@ -198,19 +200,17 @@ class Loader(ConfigLoaderImpl):
                 prepend_hydra=True,
                 skip_missing=True,
             )
-        except (HydraException, OmegaConfBaseException):
+        except COMPOSITION_ERRORS:
             return {}  # composing, which follows, says what is wrong
         choices: dict[str, str | None] = planned.overrides.known_choices
         choices.pop("experiment", None)
         return choices
 
-    def _resumed(
-        self, directory: Path, parsed: Sequence[Override], compose: Callable[[list[str]], DictConfig]
-    ) -> DictConfig:
-        """The config that the run in ``directory`` was started with."""
-        directory = directory.expanduser().absolute()
-        if not (directory / "config.yaml").is_file():
-            raise UsageError(f"resume={directory}: not a run directory (it has no config.yaml)")
+    def _resumed(self, path: str, parsed: Sequence[Override], compose: Callable[[list[str]], DictConfig]) -> DictConfig:
+        """The config that the run in the directory ``path`` was started with."""
+        directory = Path(path).expanduser().absolute()
+        if not path or not (directory / "config.yaml").is_file():
+            raise UsageError(f"resume={path}: not a run directory (it has no config.yaml)")
         own = [line for line in parsed if not line.key_or_group.startswith("hydra")]
         for line in own:
             if line.key_or_group not in RESUME_MAY_CHANGE:
@@ -248,72 +248,7 @@ class Loader(ConfigLoaderImpl):
                 continue
             if not re.search(rf"\$\{{{re.escape(name)}\b", text):
                 replaced = not line.is_add() and "; the group that did was given another option"
-                raise UsageError(f"{name}: nothing in this config reads it{replaced or self._hint(name, cfg)}")
-
-    def _explain(self, overrides: Sequence[str], compose: Callable[[list[str]], DictConfig], error: Exception) -> str:
-        """One line for what is wrong with the overrides, or Hydra's own first line."""
-        parsed = []
-        for text in overrides:
-            try:
-                parsed += OverridesParser.create().parse_overrides([text])
-            except HydraException:
-                return f"{text}: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
-        choices = [line for line in parsed if self.repository.group_exists(line.key_or_group)]
-        for line in choices:
-            options = self.get_group_options(line.key_or_group)
-            if not line.is_sweep_override() and line.value() is not None and str(line.value()) not in options:
-                near = difflib.get_close_matches(str(line.value()), options, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                return f"{line.input_line}: no such {line.key_or_group}{hint} (there are: {', '.join(options)})"
-        for line in parsed:
-            if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
-                name = line.key_or_group
-                return f"{line.input_line}: several values are a sweep, which needs -m; a list is written {name}=[...]"
-        cfg = compose([str(line.input_line) for line in choices if not line.is_sweep_override()])
-        for line in parsed:
-            if (
-                line not in choices
-                and not line.is_add()
-                and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg
-            ):
-                return f"{line.key_or_group}: no such key{self._hint(line.key_or_group, cfg)}"
-        return _first_line(error)
-
-    def _hint(self, name: str, cfg: DictConfig) -> str:
-        """`; did you mean ...?` for a key that is not there, or the experiments that have it."""
-        knobs = [option for option in self.get_group_options("experiment") if name in self._own_keys(option)]
-        if knobs:
-            return f"; {name} is a knob of experiment={' and experiment='.join(knobs)}"
-        keys = [key for key in _leaves(cfg) if key != name]
-        leaf = name.rpartition(".")[2]
-        near = [key for key in keys if key.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, keys, 1)
-        if not near:
-            closest = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in keys], 1)
-            near = [key for key in keys if key.rpartition(".")[2] in closest]
-        return f"; did you mean {' or '.join(near[:3])}?" if near else "; --cfg job shows all keys"
-
-    def _own_keys(self, experiment: str) -> Iterable[str]:
-        loaded = self.repository.load_config(f"experiment/{experiment}")
-        return [] if loaded is None else [str(key) for key in loaded.config]
-
-
-def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
-    """Dotted names of all keys that hold a value, Hydra's own and ``_target_`` left out."""
-    for name in map(str, cfg):
-        if (not prefix and name == "hydra") or name == "_target_":
-            continue
-        node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_none():
-            yield from _leaves(node, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _first_line(error: BaseException) -> str:
-    """What the innermost cause of an error says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+                raise UsageError(f"{name}: nothing in this config reads it{replaced or mistakes.hint(name, self, cfg)}")
 
 
 def _list_experiments() -> str:

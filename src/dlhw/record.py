@@ -77,11 +77,11 @@ class Record:
         self.rows: list[Row] = []
         self._ahead: list[str] = []  # lines of metrics.csv from epochs after the checkpoint resumed from
 
-    def create(self, config_yaml: str) -> None:
-        """Write ``config.yaml``. Raises UsageError when a run is there already."""
-        if (self.path / "config.yaml").exists():
+    def keep_config(self, text: str, *, new: bool) -> None:
+        """Write ``config.yaml``. Raises UsageError when the run is ``new`` and the directory holds one already."""
+        if new and (self.path / "config.yaml").exists():
             raise UsageError(f"{self.path}: holds a run already; runs are never overwritten")
-        write_atomically(self.path / "config.yaml", config_yaml.encode())
+        write_atomically(self.path / "config.yaml", text.encode())
 
     @property
     def finished(self) -> bool:
@@ -207,10 +207,13 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def label(overrides: Sequence[str], *, longest: int = 80) -> str:
+def label(overrides: Sequence[str], *, longest: int = 120) -> str:
     """A directory name for a job of a sweep, from its overrides: safe on every file system, short, distinct."""
-    parts = ",".join(override.removeprefix("+") for override in overrides if not override.startswith("experiment="))
-    name = re.sub(r"[^\w=.,+-]+", "_", parts).strip("._,") or "defaults"
-    if len(name) > longest or (name != parts and parts):
-        name = f"{name[: longest - 9]}-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
-    return name
+    told = [override.removeprefix("+") for override in overrides if not override.startswith("experiment=")]
+    parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in told]
+    name = ""
+    for part in parts:  # whole overrides only: half a value would be another value
+        name = ",".join(filter(None, [name, part])) if len(name) + len(part) < longest - 9 else name
+    if name != ",".join(told):
+        name = f"{name}-{hashlib.sha256(','.join(told).encode()).hexdigest()[:8]}".lstrip("-")
+    return name or "defaults"

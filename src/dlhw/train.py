@@ -1,13 +1,13 @@
 """The entrypoint: from a command line to a run, ``python -m dlhw.train experiment=flooding b=0.05``.
 
-``main`` composes the config, ``run`` builds what it describes and trains it, or answers it by a study.
+``main`` composes the config, ``assemble`` builds what it describes, ``run`` trains it or answers it by a study.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,15 @@ from dlhw import UsageError, config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch.nn import Module
+    from torch.optim import Optimizer
 
+    from dlhw.data.tensors import Dataset
     from dlhw.loop import Fitted, Trainer
+    from dlhw.objective import Objective
+    from dlhw.optim import Schedule
     from dlhw.record import Record
+    from dlhw.runtime import Precision
 
 log = logging.getLogger("dlhw")
 
@@ -70,67 +76,90 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
 
 
 def run(cfg: DictConfig, record: Record) -> None:
-    """Build what the config describes, then train it or hand it to a study, and leave the run's files."""
+    """Train what the config describes, or hand it to a study, and leave the run's files."""
+    from dlhw import runtime
+    from dlhw.build import choice, deferred
+    from dlhw.loop import fit
+
+    parts = assemble(cfg)
+    state = _state_to_resume(cfg, record)
+    record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
+    title = f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
+    log.info("%s, in %s", title, record.path)
+    about = {
+        "experiment": cfg.name,
+        "seed": cfg.seed,
+        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        "data": parts.data.description,
+        **runtime.provenance(parts.precision.device),
+    }
+    study = deferred(cfg, "study", record=record, data=parts.data, model=parts.model)
+    if study is not None:
+        record.summary({"status": "finished", **study(), **about})
+        return
+
+    fitted = fit(
+        parts.model,
+        parts.data,
+        parts.objective,
+        parts.optimizer,
+        schedule=parts.schedule,
+        trainer=parts.trainer,
+        precision=parts.precision,
+        seed=cfg.seed,
+        record=record,
+        resume=state,
+        probe=deferred(cfg, "probe"),
+    )
+    _draw_curves(record, fitted, title=title, trainer=parts.trainer, flood=parts.objective.regularization.flood)
+    seconds = record.seconds()
+    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds)}
+    record.summary({"status": "finished", "monitor": parts.trainer.monitor, **asdict(fitted), **times, **about})
+    log.info("%s", fitted)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a config describes, on their device, ready to be trained."""
+
+    trainer: Trainer
+    precision: Precision
+    data: Dataset
+    model: Module
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Check every value of the config, then build what it describes. Raises UsageError."""
     import torch
 
     from dlhw import fast, runtime
-    from dlhw.build import build, check, choice, deferred, make_model
-    from dlhw.loop import fit
+    from dlhw.build import build, check, deferred, make_model
     from dlhw.objective import Objective
 
-    if not cfg.trainer.compile:
-        fast.optimizers_without_dynamo()
+    fast.optimizers_without_dynamo()
     check(cfg, GIVEN)
     trainer = build(cfg, "trainer")
     device = runtime.pick_device(trainer.device)
     precision = runtime.Precision(trainer.precision, device)
     runtime.settle(device, precision, deterministic=trainer.deterministic)
-    resume = _state_to_resume(cfg, record)
-
     data = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed).to(device, precision.dtype)
     model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
     if trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
     data_loss = deferred(cfg, "loss")
     assert data_loss is not None
-    objective = Objective(data_loss, build(cfg, "regularization"))
-    optimizer = build(cfg, "optimizer", params=model.parameters())
-    schedule = build(cfg, "scheduler")
-
-    if cfg.resume is None:
-        record.create(config.to_yaml(cfg))
-    title = f"{cfg.name}: {choice(cfg, 'model')} on {data.name}"
-    log.info("%s, in %s", title, record.path)
-    about = {
-        "experiment": cfg.name,
-        "seed": cfg.seed,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "data": data.description,
-        **runtime.provenance(device),
-    }
-    study = deferred(cfg, "study", record=record, data=data, model=model)
-    if study is not None:
-        record.summary({"status": "finished", **study(), **about})
-        return
-
-    fitted = fit(
-        model,
-        data,
-        objective,
-        optimizer,
-        schedule=schedule,
+    return Parts(
         trainer=trainer,
         precision=precision,
-        seed=cfg.seed,
-        record=record,
-        resume=resume,
-        probe=deferred(cfg, "probe"),
+        data=data,
+        model=model,
+        objective=Objective(data_loss, build(cfg, "regularization")),
+        optimizer=build(cfg, "optimizer", params=model.parameters()),
+        schedule=build(cfg, "scheduler"),
     )
-    _draw_curves(record, fitted, title=title, trainer=trainer, flood=objective.regularization.flood)
-    seconds = record.seconds()
-    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds)}
-    record.summary({"status": "finished", "monitor": trainer.monitor, **asdict(fitted), **times, **about})
-    log.info("%s", fitted)
 
 
 def _draw_curves(record: Record, fitted: Fitted, *, title: str, trainer: Trainer, flood: float) -> None:
