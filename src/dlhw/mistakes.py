@@ -50,7 +50,7 @@ def hint(name: str, loader: ConfigLoaderImpl, cfg: DictConfig) -> str:
     keys = [key for key in _leaves(cfg) if key != name]
     group, _, leaf = name.rpartition(".")
     siblings = [key for key in keys if group and key.startswith(f"{group}.")]
-    closest = difflib.get_close_matches(leaf, _last_parts(siblings or keys), 1, cutoff=0.7)
+    closest = difflib.get_close_matches(leaf, _last_parts(siblings or keys), 1, cutoff=0.65)
     near = [key for key in siblings or keys if key.rpartition(".")[2] in closest]
     near = near or [key for key in keys if key.rpartition(".")[2] == leaf]
     if near:

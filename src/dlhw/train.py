@@ -85,6 +85,7 @@ def run(cfg: DictConfig, record: Record) -> None:
     state = _state_to_resume(cfg, record)
     record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
     title = f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
+    loss_label = f"loss ({choice(cfg, 'loss').replace('_', ' ')})"
     log.info("%s, in %s", title, record.path)
     about = {
         "experiment": cfg.name,
@@ -111,7 +112,7 @@ def run(cfg: DictConfig, record: Record) -> None:
         resume=state,
         probe=deferred(cfg, "probe"),
     )
-    _draw_curves(record, fitted, title=title, trainer=parts.trainer, flood=parts.objective.regularization.flood)
+    _draw_curves(record, fitted, parts, title=title, loss_label=loss_label)
     seconds = record.seconds()
     times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds)}
     record.summary({"status": "finished", "monitor": parts.trainer.monitor, **asdict(fitted), **times, **about})
@@ -162,15 +163,16 @@ def assemble(cfg: DictConfig) -> Parts:
     )
 
 
-def _draw_curves(record: Record, fitted: Fitted, *, title: str, trainer: Trainer, flood: float) -> None:
+def _draw_curves(record: Record, fitted: Fitted, parts: Parts, *, title: str, loss_label: str) -> None:
     from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
 
     figure = plots.curves(
         record.rows,
         title=title,
         best_epoch=int(fitted.best["epoch"]),
-        flood=flood,
-        train_label=f"train ({trainer.train_metrics})",
+        flood=parts.objective.regularization.flood,
+        train_label=f"train ({parts.trainer.train_metrics})",
+        loss_label=loss_label,
     )
     record.figure("curves", figure)
 
