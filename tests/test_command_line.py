@@ -146,6 +146,14 @@ class Finished:
     root: Path
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_data_folder() -> Iterator[None]:
+    """The folder of data sets is the default one, wherever these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DLHW_DATA", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of two epochs in a process of its own; read it, copy it, do not change it."""

@@ -120,6 +120,8 @@ class ClaimDirectory(Callback):
             self._claim(config.hydra.run, "hydra.run.dir=", config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.resume is not None:
+            stop(UsageError(f"resume={config.resume}: one run is resumed at a time, without -m"))
         self._claim(config.hydra.sweep, "hydra.sweep.dir=", config)
 
     @staticmethod
@@ -160,8 +162,8 @@ class Loader(ConfigLoaderImpl):
             self._choices = self._choices_given(overrides)
             resume = next((line for line in parsed if line.key_or_group == "resume"), None)
             if resume is not None and resume.value() is not None:
-                if run_mode == RunMode.MULTIRUN:
-                    raise UsageError(f"{resume.input_line}: one run is resumed at a time, without -m")
+                if resume.is_sweep_override():
+                    raise UsageError(f"{resume.input_line}: one run is resumed at a time")
                 return self._resumed(str(resume.value()), parsed, compose)
             cfg = compose(overrides)
             self._reject_unread(cfg, parsed)
@@ -210,7 +212,7 @@ class Loader(ConfigLoaderImpl):
         """The config that the run in the directory ``path`` was started with."""
         directory = Path(path).expanduser().absolute()
         if not path or not (directory / "config.yaml").is_file():
-            raise UsageError(f"resume={path}: not a run directory (it has no config.yaml)")
+            raise UsageError(f"resume={directory if path else ''}: not a run directory (it has no config.yaml)")
         own = [line for line in parsed if not line.key_or_group.startswith("hydra")]
         for line in own:
             if line.key_or_group not in RESUME_MAY_CHANGE:
