@@ -51,15 +51,22 @@ def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
         cfg: the composed config.
         given: per group, the arguments that the program itself will pass.
     """
+    own = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
     try:
-        OmegaConf.to_container(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]), resolve=True)
+        OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    mistakes = [f"{group}: missing" for group in given if cfg.get(group) is None]
+    mistakes = [f"{group}: missing" for group in given if not isinstance(cfg.get(group), DictConfig)]
+    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(own)]
     if not mistakes:
         mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
+    if not re.fullmatch(r"[\w.+-]*\w", str(cfg.name)) or not isinstance(cfg.name, str):
+        mistakes.append(f"name={cfg.name}: must be letters, digits and . _ + - alone, it names a folder")
+    for folder in ("data_dir", "output_dir"):
+        if not isinstance(cfg[folder], str) or not cfg[folder]:
+            mistakes.append(f"{folder}={cfg[folder]}: must be the path of a folder")
     if mistakes:
         raise UsageError("\n".join(mistakes))
 
@@ -79,7 +86,7 @@ def build(cfg: DictConfig, group: str, **given: Any) -> Any:
         return target(**given, **_validated(target, options, set(given)))
     except UsageError:
         raise
-    except ValueError as error:  # torch's own words for a value that it does not take
+    except (ValueError, TypeError, RuntimeError) as error:  # torch's own words for a value that it does not take
         raise UsageError(f"{group}={choice(cfg, group)}: {str(error).splitlines()[0]}") from error
 
 

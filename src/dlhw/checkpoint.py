@@ -33,13 +33,22 @@ class CorruptCheckpoint(UsageError):
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write so that after a crash or power cut ``path`` holds the old content or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    _written_beside(path, content).replace(path)
     _sync_directory(path.parent)
+
+
+def _written_beside(path: Path, content: bytes | memoryview) -> Path:
+    """A file with the content, synchronized to disk, that has only to be renamed to ``path``."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk it would hold the room that a last word needs
+        raise
+    return partial
 
 
 def _sync_directory(directory: Path) -> None:
@@ -54,17 +63,23 @@ def _sync_directory(directory: Path) -> None:
 
 def save(path: Path, state: State) -> None:
     """Write one checkpoint file atomically."""
+    write_atomically(path, _serialized(state))
+
+
+def _serialized(state: State) -> memoryview:
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
 def save_last(directory: Path, state: State) -> None:
-    """Write ``last.pt``; what was there becomes ``previous.pt``."""
+    """Write ``last.pt``; what was there becomes ``previous.pt``, once the new one is safe on disk."""
     last = directory / "last.pt"
+    written = _written_beside(last, _serialized(state))
     if last.exists():
         last.replace(directory / "previous.pt")
-    save(last, state)
+    written.replace(last)
+    _sync_directory(directory)
 
 
 def load(path: Path) -> State:
@@ -72,7 +87,7 @@ def load(path: Path) -> State:
     try:
         damage = _damage(path)
         state: State = {} if damage else torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
             KeyError) as error:  # fmt: skip
@@ -95,13 +110,17 @@ def _damage(path: Path) -> str | None:
 def load_last(directory: Path) -> State | None:
     """The newest readable of ``last.pt`` and ``previous.pt``; None when the run has no checkpoint yet.
 
-    A corrupt file is named in the log. Raises CorruptCheckpoint when there are only corrupt ones.
+    A corrupt file is named in the log and put aside as ``corrupt.pt``, so that it takes no other's place. Raises
+    CorruptCheckpoint when there are only corrupt ones.
     """
     found = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
     failures = []
     for path in found:
         try:
-            return load(path)
+            state = load(path)
+            for failed in found[: found.index(path)]:
+                failed.replace(directory / "corrupt.pt")
+            return state
         except CorruptCheckpoint as error:
             failures.append(error)
             log.warning("%s", error)

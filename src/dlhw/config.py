@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import hydra
 import hydra._internal.hydra
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
@@ -38,6 +39,7 @@ from dlhw import UsageError, mistakes
 
 CONFIG_NAME = "train"
 RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
+PATHS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
 Task = Callable[[DictConfig, Path, bool], None]
 
@@ -68,10 +70,11 @@ def command_line(task: Task) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(job)()
-    except Terminated:
-        sys.exit(128 + signal.SIGTERM)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt as interruption:
+        caught = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on the way out already
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(128 + caught)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -109,7 +112,8 @@ def stop(error: UsageError) -> NoReturn:
 
 def to_yaml(cfg: DictConfig) -> str:
     """The resolved config as ``config.yaml`` keeps it: that of the run itself, also when it is being resumed."""
-    return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"resume": None}), resolve=True)
+    data_dir = str(Path(cfg.data_dir).expanduser().absolute())  # a resumed run may start elsewhere
+    return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"resume": None, "data_dir": data_dir}), resolve=True)
 
 
 class ClaimDirectory(Callback):
@@ -123,6 +127,7 @@ class ClaimDirectory(Callback):
         if config.resume is not None:
             stop(UsageError(f"resume={config.resume}: one run is resumed at a time, without -m"))
         self._claim(config.hydra.sweep, "hydra.sweep.dir=", config)
+        config.hydra.overrides.hydra.append(_quoted(f"hydra.sweep.dir={config.hydra.sweep.dir}"))  # for every job alike
 
     @staticmethod
     def _claim(node: DictConfig, override: str, config: DictConfig) -> None:
@@ -143,6 +148,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self._choices: dict[str, str | None] = {}
+        self._experiments = ""  # the text of the experiment files that were composed
 
     def load_configuration(
         self,
@@ -157,6 +163,8 @@ class Loader(ConfigLoaderImpl):
                 config_name, lines, run_mode, from_shell, validate_sweep_overrides
             )
 
+        overrides = [_quoted(line) for line in overrides]
+        self._experiments = ""
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
             self._choices = self._choices_given(overrides)
@@ -188,6 +196,7 @@ class Loader(ConfigLoaderImpl):
         if folder == "experiment" and self._choices:
             planned = self._choices_given([f"experiment={name}"])
             assert isinstance(result.config, DictConfig)
+            self._experiments += OmegaConf.to_yaml(result.config)
             for group in [group for group, option in planned.items() if self._choices.get(group) != option]:
                 result.config.pop(group, None)
         return result
@@ -221,7 +230,12 @@ class Loader(ConfigLoaderImpl):
                     f"{' and '.join(RESUME_MAY_CHANGE[1:])} may be given"
                 )
         cfg = compose([str(line.input_line) for line in parsed if line not in own])
-        stored = OmegaConf.load(directory / "config.yaml")
+        try:
+            stored = OmegaConf.load(directory / "config.yaml")
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{directory / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
+        if not isinstance(stored, DictConfig) or "trainer" not in stored:
+            raise UsageError(f"resume={directory}: not a run directory (its config.yaml is not that of a run)")
         with open_dict(cfg):
             for name in [name for name in cfg if name != "hydra"]:
                 del cfg[name]
@@ -240,17 +254,34 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _reject_unread(self, cfg: DictConfig, parsed: Sequence[Override]) -> None:
-        """Refuse top-level keys of the command line that no part of the config refers to."""
+        """Refuse top-level keys that no part of the config refers to, on the command line and in an experiment."""
         primary = self.repository.load_config(CONFIG_NAME)
         assert primary is not None
         text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]))
-        for line in parsed:
-            name = line.key_or_group
-            if "." in name or line.is_delete() or self.repository.group_exists(name) or name in primary.config:
+        given = {line.key_or_group.partition(".")[0]: line for line in parsed if not line.is_delete()}
+        for name in map(str, cfg):
+            if name == "hydra" or name in primary.config or self.repository.group_exists(name) or _reads(text, name):
                 continue
-            if not re.search(rf"\$\{{{re.escape(name)}\b", text):
-                replaced = not line.is_add() and "; the group that did was given another option"
-                raise UsageError(f"{name}: nothing in this config reads it{replaced or mistakes.hint(name, self, cfg)}")
+            if not _reads(self._experiments, name):
+                raise UsageError(f"{name}: nothing in this config reads it{mistakes.hint(name, self, cfg)}")
+            if name in given:
+                raise UsageError(
+                    f"{name}: nothing in this config reads it; the group that did was given another option"
+                )
+
+
+def _reads(text: str, name: str) -> bool:
+    """Whether a config, as text, refers to a top-level key."""
+    return re.search(rf"\$\{{{re.escape(name)}\b", text) is not None
+
+
+def _quoted(line: str) -> str:
+    """An override whose value is a path, quoted for Hydra's grammar, which takes no =, comma or accent otherwise."""
+    name, equals, path = line.partition("=")
+    if name.lstrip("+") not in PATHS or not equals or path in ("", "null") or path[0] in "'\"" or "${" in path:
+        return line
+    escaped = path.replace("'", "\\'")
+    return f"{name}='{escaped}'"
 
 
 def _list_experiments() -> str:

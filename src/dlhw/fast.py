@@ -19,6 +19,10 @@ from dlhw import UsageError
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
+# Optimizers whose state begins as zeros, so that a warm-up can be undone, and whose fused update reads the learning
+# rate from the device.
+GRAPHED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
 
 def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     """``optimizer.step`` without the wrappers that torch puts around it.
@@ -69,9 +73,15 @@ def cuda_graphed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer,
     Batches of another size (the last of an epoch) take the step itself. Recording needs a few real
     steps to warm up; their effect on weights, buffers and optimizer state is undone.
     """
+    if x.device.type != "cuda" or any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        raise UsageError("trainer.cuda_graphs=true: needs a CUDA device and another precision than fp64")
+    if not isinstance(optimizer, GRAPHED) or any(
+        not group["fused"] or group.get("dampening") for group in optimizer.param_groups
+    ):
+        raise UsageError(
+            "trainer.cuda_graphs=true: needs optimizer sgd (without dampening), adam or adamw with optimizer.fused=true"
+        )
     for group in optimizer.param_groups:
-        if "fused" in group and not group["fused"]:
-            raise UsageError("trainer.cuda_graphs=true: needs optimizer.fused=true")
         if "capturable" in group:
             group["capturable"] = True
         group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would be frozen into the graph

@@ -16,14 +16,16 @@ Schedule = Callable[[float], float]
 Epochs = Annotated[float, Field(ge=0)]
 
 
-def by_name(params: Iterable[Tensor], *, name: str, **options: Any) -> torch.optim.Optimizer:
+def by_name(
+    params: Iterable[Tensor], *, name: str, lr: Annotated[float, Field(ge=0)], **options: Any
+) -> torch.optim.Optimizer:
     """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
     if name == "SparseAdam":
         raise UsageError(
             "optimizer.name=SparseAdam: is for sparse gradients, those of these models are dense gradients"
         )
     try:
-        return optimizer_class(name)(params, **options)
+        return optimizer_class(name)(params, **options, lr=lr)  # type: ignore[call-arg]  # every class has one
     except TypeError as error:
         raise UsageError(f"optimizer=torch: {str(error).partition(') ')[2] or error}") from error
 

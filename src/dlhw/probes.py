@@ -12,7 +12,7 @@ from dlhw.data.tensors import Dataset
 
 
 def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=0)]) -> list[dict[str, Any]]:
-    """Per parameter: its norm and the norm of the data loss's gradient on the first training samples.
+    """Per parameter: its norm and the norm of the cross-entropy's gradient on the first training samples.
 
     One row per parameter: name, size, norm, gradient_norm (Frobenius). The model is watched in evaluation mode.
     """

@@ -15,9 +15,10 @@ import itertools
 import json
 import logging
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,28 @@ class Record:
         self.rows: list[Row] = []
         self._ahead: list[str] = []  # lines of metrics.csv from epochs after the checkpoint resumed from
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process alone; the lock ends with the process, however that ends.
+
+        Raises UsageError when another process holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows has no such locks
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise UsageError(f"{self.path}: another process is training this run") from error
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def keep_config(self, text: str, *, new: bool) -> None:
         """Write ``config.yaml``. Raises UsageError when the run is ``new`` and the directory holds one already."""
         if new and (self.path / "config.yaml").exists():
@@ -125,7 +148,9 @@ class Record:
             file.write(line if file.tell() else header + line)
 
     def seconds(self) -> list[float]:
-        """Wall time of each epoch as last computed."""
+        """Wall time of each epoch as last computed; empty when the times were lost."""
+        if not (self.path / "timing.csv").exists():
+            return []
         with (self.path / "timing.csv").open(newline="") as file:
             return list({int(line["epoch"]): float(line["seconds"]) for line in csv.DictReader(file)}.values())
 
@@ -158,7 +183,8 @@ class Record:
 
     def fail(self, error: Exception) -> None:
         """Leave word of what ended the run."""
-        self.summary({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        with contextlib.suppress(OSError):  # no room for it on a full disk: the error itself is on its way
+            self.summary({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
 
     def reopen(self) -> None:
         """Take back the claim to be finished, before training goes on."""
@@ -209,7 +235,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 def label(overrides: Sequence[str], *, longest: int = 120) -> str:
     """A directory name for a job of a sweep, from its overrides: safe on every file system, short, distinct."""
-    told = [override.removeprefix("+") for override in overrides if not override.startswith("experiment=")]
+    told = [override.removeprefix("+") for override in overrides]
     parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in told]
     name = ""
     for part in parts:  # whole overrides only: half a value would be another value

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ GIVEN: dict[str, set[str]] = {
     "dataset": {"data_dir", "seed"},
     "model": {"shape", "classes"},
     "init": {"model", "generator"},
-    "loss": {"input", "target"},
+    "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
     "regularization": set(),
     "optimizer": {"params"},
     "scheduler": set(),
@@ -53,26 +54,28 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
     from dlhw.record import Record
 
     record = Record(directory)
-    try:
-        run(cfg, record)
-    except KeyboardInterrupt:
-        log.warning("interrupted; go on with resume=%s", directory)
-        raise
-    except UsageError as error:
-        if cfg.resume is None and not in_sweep:
-            record.discard()
-        elif not record.finished:
-            record.fail(error)
-        raise
-    except TrainingFailed as error:
-        record.fail(error)
-        log.error("%s (what was trained until then is in %s)", error, directory)
-        if in_sweep:
+    with record.locked():
+        try:
+            run(cfg, record)
+        except KeyboardInterrupt:
+            log.warning("interrupted; go on with %s", shlex.quote(f"resume={directory}"))
             raise
-        raise SystemExit(1) from error
-    except Exception as error:
-        record.fail(error)
-        raise
+        except UsageError as error:
+            if in_sweep and not record.finished:
+                record.fail(error)
+                log.error("%s", error)
+            elif cfg.resume is None and not in_sweep:
+                record.discard()
+            raise
+        except (TrainingFailed, OSError) as error:
+            record.fail(error)
+            log.error("%s (what was trained until then is in %s)", error, directory)
+            if in_sweep:
+                raise
+            raise SystemExit(1) from error
+        except Exception as error:
+            record.fail(error)
+            raise
 
 
 def run(cfg: DictConfig, record: Record) -> None:
@@ -114,7 +117,7 @@ def run(cfg: DictConfig, record: Record) -> None:
     )
     _draw_curves(record, fitted, parts, title=title, loss_label=loss_label)
     seconds = record.seconds()
-    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds)}
+    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds) if seconds else None}
     record.summary({"status": "finished", "monitor": parts.trainer.monitor, **asdict(fitted), **times, **about})
     log.info("%s", fitted)
 
@@ -150,6 +153,12 @@ def assemble(cfg: DictConfig) -> Parts:
     model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
     if trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
+    if normalizing and len(data.train) % trainer.batch_size == 1 % trainer.batch_size:
+        raise UsageError(
+            f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
+            "batch norm can take no variance; choose another"
+        )
     data_loss = deferred(cfg, "loss")
     assert data_loss is not None
     return Parts(
@@ -180,15 +189,26 @@ def _draw_curves(record: Record, fitted: Fitted, parts: Parts, *, title: str, lo
 def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
     """The checkpoint of an interrupted run; None for a new run and for one stopped before its first checkpoint."""
     from dlhw import checkpoint
+    from dlhw.loop import best_row
+    from dlhw.record import read_summary
 
     if cfg.resume is None:
         return None
+    summary = read_summary(record.path)
+    trained = summary.get("final", {}).get("epoch", 0)
+    if record.finished and (trained >= cfg.trainer.epochs or summary.get("stopped") != "epochs"):
+        raise UsageError(
+            f"resume={cfg.resume}: finished already after {trained} epochs"
+            + ("; a larger trainer.epochs trains on" if summary.get("stopped") == "epochs" else "")
+        )
     state = checkpoint.load_last(record.path)
     rows = state["rows"] if state else []
-    if record.finished and len(rows) >= cfg.trainer.epochs:
-        raise UsageError(
-            f"resume={cfg.resume}: finished already after {len(rows)} epochs; a larger trainer.epochs trains on"
-        )
+    if len(rows) < trained or len(rows) > cfg.trainer.epochs:
+        raise UsageError(f"resume={cfg.resume}: the checkpoint is of epoch {len(rows)}, the run is not")
+    if rows:
+        best = best_row(rows, cfg.trainer.monitor)["epoch"]
+        if not (record.path / "best.pt").exists() or checkpoint.load(record.path / "best.pt")["epoch"] < best:
+            raise UsageError(f"resume={cfg.resume}: best.pt no longer holds the weights of epoch {best}; train anew")
     record.reopen()
     record.restore(rows)
     return state
