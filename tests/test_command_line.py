@@ -210,7 +210,10 @@ def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
 
 def test_config_is_kept_resolved(finished: Finished) -> None:
     stored = yaml.safe_load((finished.path / "config.yaml").read_text())
-    assert stored == config.compose(*SMALL, "trainer.epochs=2")
+    expected = config.compose(*SMALL, "trainer.epochs=2")
+    expected.data_dir = stored["data_dir"]
+    assert stored == expected
+    assert Path(stored["data_dir"]).is_absolute()  # the run may be resumed from another folder
     assert "${" not in (finished.path / "config.yaml").read_text()
 
 
@@ -525,3 +528,23 @@ def test_wheel_carries_the_configs(tmp_path: Path) -> None:
         packed = {name for name in wheel.namelist() if name.startswith("dlhw/conf/")}
     conf = project / "conf"
     assert packed == {f"dlhw/conf/{path.relative_to(conf).as_posix()}" for path in conf.rglob("*.yaml")}
+
+
+def test_resume_of_a_finished_run_is_refused_by_a_process_of_its_own(finished: Finished) -> None:
+    """Hydra composes twice in a real process, which the other tests of resume do not see."""
+    before = {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()}
+    ended = end(start(f"resume={finished.path}", at=finished.path.parent))
+    assert ended.code == 1
+    assert ended.err == f"resume={finished.path}: finished already after 2 epochs; a larger trainer.epochs trains on\n"
+    assert {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["a=1,b=2", "dé", "a (b)", "it's"])
+def test_paths_need_no_quotes_of_hydras(name: str) -> None:
+    assert config.compose(f"output_dir=/tmp/{name}", f"data_dir={name}/x").output_dir == f"/tmp/{name}"
+
+
+def test_two_sweeps_at_once_have_a_directory_each(tmp_path: Path) -> None:
+    pair = [start("-m", *SMALL, "trainer.epochs=1", "seed=0,1", "name=pair", at=tmp_path) for _ in range(2)]
+    assert [end(process).code for process in pair] == [0, 0]
+    assert len(list(tmp_path.glob("outputs/pair/*/*/summary.json"))) == 4

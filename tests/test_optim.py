@@ -159,4 +159,4 @@ def test_by_name_passes_its_options_on() -> None:
 @pytest.mark.parametrize("name", ["adam", "Optimizer", "lr_scheduler", "Tensor", ""])
 def test_by_name_refuses_other_names(name: str) -> None:
     with pytest.raises(UsageError, match=rf"^optimizer\.name={name}: not a class of torch\.optim; there are "):
-        by_name([torch.zeros(1, requires_grad=True)], name=name)
+        by_name([torch.zeros(1, requires_grad=True)], name=name, lr=0.1)

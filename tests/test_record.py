@@ -411,7 +411,7 @@ def test_long_labels_are_cut_and_stay_distinct() -> None:
     ("overrides", "expected"),
     [
         (["b=0.05", "seed=3"], "b=0.05,seed=3"),
-        (["experiment=flooding", "b=0.05"], "b=0.05"),
+        (["experiment=flooding", "b=0.05"], "experiment=flooding,b=0.05"),
         (["+optimizer.weight_decay=1e-4"], "optimizer.weight_decay=1e-4"),
         (["model.hidden=[500,200]"], "model.hidden=_500,200-c97e5ed5"),
         (["data_dir=/tmp/my data"], "data_dir=_tmp_my_data-f983826f"),

@@ -160,6 +160,60 @@ def test_only_corrupt_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "metrics.csv").read_bytes() == rows
 
 
+def test_a_corrupt_checkpoint_takes_no_good_ones_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed from previous.pt and stopped before another checkpoint: previous.pt is still there to resume from."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4 * STEPS + 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sync_directory", lambda directory: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(checkpoint, "write_atomically", lambda path, content: path.write_bytes(content))
+        with pytest.raises(KeyboardInterrupt):
+            start_or_resume(tmp_path)
+    assert len(checkpoint.load(tmp_path / "previous.pt")["rows"]) == 3
+    assert (tmp_path / "corrupt.pt").read_bytes() == b"not a checkpoint"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        Record(tmp_path).locked(),
+        pytest.raises(UsageError, match="another process is training this run"),
+        Record(tmp_path).locked(),
+    ):
+        raise AssertionError
+    with Record(tmp_path).locked():
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_lost_best_weights_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4 * STEPS + 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(UsageError, match=r"best\.pt no longer holds the weights of epoch"):
+        start_or_resume(tmp_path)
+
+
+def test_fewer_epochs_than_trained_are_refused(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    cfg = compose(f"resume={tmp_path / 'run'}")
+    cfg.trainer.epochs = 4
+    with pytest.raises(UsageError, match="the checkpoint is of epoch 6"):
+        run(cfg, Record(tmp_path / "run"))
+
+
+def test_times_lost_with_everything_trained(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "timing.csv").unlink()
+    start_or_resume(tmp_path / "run")
+    assert Record(tmp_path / "run").finished
+
+
 def test_training_on_is_a_longer_run(tmp_path: Path) -> None:
     constant = [*RUN, "scheduler=none"]
     run(compose(*constant, "trainer.epochs=4"), Record(tmp_path))
