@@ -158,6 +158,8 @@ class Loader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
+        """The config for these overrides. Raises UsageError with one line for what is wrong with them."""
+
         def compose(lines: list[str]) -> DictConfig:
             return super(Loader, self).load_configuration(
                 config_name, lines, run_mode, from_shell, validate_sweep_overrides
