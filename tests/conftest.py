@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: more threads only wait for each other
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and its children, ignore Ctrl-C
-
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +16,12 @@ from omegaconf import DictConfig
 from dlhw import config
 
 Compose = Callable[..., DictConfig]
+
+
+def pytest_configure() -> None:
+    """Settle what the tests and the processes they start inherit, before torch is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: more threads only wait for each other
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
 
 
 @pytest.fixture(scope="session")
