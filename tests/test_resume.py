@@ -238,7 +238,7 @@ def test_a_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_killed_at_random_moments(tmp_path: Path, threads: str) -> None:
     """Real processes, killed eleven times each by kill -9, SIGTERM or Ctrl-C, while starting, training or writing."""
-    lines = ["trainer.epochs=1500", "model.hidden=[64]", "model.dropout=0.2", "optimizer=momentum",
+    lines = ["trainer.epochs=2000", "model.hidden=[64]", "model.dropout=0.2", "optimizer=momentum",
              "trainer.checkpoint_seconds=0.02", "trainer.device=cpu"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     chance = random.Random(int(threads))
@@ -263,7 +263,7 @@ def test_killed_at_random_moments(tmp_path: Path, threads: str) -> None:
         started = log.stat().st_size if log.exists() else 0
         while time.monotonic() < deadline and (log.stat().st_size if log.exists() else 0) <= started:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.4))
+        time.sleep(chance.uniform(0, 0.2))
         if process.poll() is not None:
             break
         process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
