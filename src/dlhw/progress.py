@@ -39,6 +39,7 @@ class ConsoleHandler(logging.Handler):
     """Writes log records above the live bar: the text as formatted, neither marked up, wrapped nor cut."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; an error in doing so is reported as :mod:`logging` reports it, and does not stop a run."""
         try:
             text = self.format(record)
             shared = console()
