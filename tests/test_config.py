@@ -127,6 +127,7 @@ def test_every_experiment_runs_two_steps(compose: Compose, tmp_path: Path, name:
         "trainer.epochs=1",
         "trainer.batch_size=16",
         "trainer.device=cpu",
+        f"data_dir={tmp_path}",
     )
     assert SHAPES[cfg.hydra.runtime.choices.dataset] == (1, 28, 28)
     with open_dict(cfg):
