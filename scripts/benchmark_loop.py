@@ -40,7 +40,8 @@ from dlhw import runtime
 from dlhw.build import build, make_model
 from dlhw.config import compose
 from dlhw.data.tensors import Dataset, Split
-from dlhw.loop import Fitted, fit
+from dlhw.ensemble import Single
+from dlhw.loop import Fitted, Run, fit
 from dlhw.record import Record, Row
 from dlhw.train import assemble
 
@@ -162,17 +163,10 @@ def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Fitted:
     if not evaluate:
         one_sample = Split(data.test.x[:1], data.test.y[:1])
         data = replace(data, val=one_sample, test=one_sample)
-    return fit(
-        parts.model,
-        data,
-        parts.objective,
-        parts.optimizer,
-        schedule=parts.schedule,
-        trainer=parts.trainer,
-        precision=parts.precision,
-        seed=cfg.seed,
-        record=record,
-    )
+    run = Run(record, seed=cfg.seed, regularization=parts.regularization)
+    single = Single(parts.model, parts.optimizer, parts.schedule)
+    fit(single, [run], data, parts.data_loss, trainer=parts.trainer, precision=parts.precision)
+    return run.result(parts.trainer)
 
 
 class Clocked(Record):
@@ -216,7 +210,7 @@ def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
 def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Contestant]:
     """Everything that is to be measured on ``model``, by name, in the order of the table."""
     device = runtime.pick_device(options.device)
-    on_device = data.train.to(device)
+    on_device = Split(data.train.x.to(device), data.train.y.to(device))
     cfg = composed(model, "fp32")
 
     def fresh() -> nn.Module:

@@ -30,7 +30,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from dlhw import UsageError
 from dlhw.data import idx
-from dlhw.data.digits import TEST_FROM, digits
+from dlhw.data.digits import TEST_FROM, _parts, digits
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
@@ -404,6 +404,7 @@ def test_digits_have_the_same_test_part_for_every_seed_and_other_validation_part
 
 def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    _parts.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     with pytest.raises(UsageError, match=r"digits\.csv\.gz: cannot be read .*install scikit-learn again"):
         digits(data_dir="", seed=0, **options("digits"))

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.fast import cuda_graphed, undecorated_step
-from dlhw.loop import Trainer, set_learning_rates, training_step
+from dlhw.ensemble import Single
+from dlhw.fast import Step, cuda_graphed, undecorated_step
+from dlhw.loop import Run, Trainer, training_step
 from dlhw.models.dense import mlp
-from dlhw.objective import Objective, Regularization
+from dlhw.models.dropout import Dropout
+from dlhw.objective import Regularization
+from dlhw.record import Record
 from dlhw.runtime import Precision
 
 DEFAULTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml").read_text())
@@ -76,8 +79,14 @@ def net() -> nn.Sequential:
     return mlp((1, 8, 8), 5, hidden=[20, 10], activation="ReLU", dropout=0.5, batch_norm=True)
 
 
-def objective() -> Objective:
-    return Objective(nn.functional.cross_entropy, Regularization(flood=0.0, l1=0.0, l2=1e-3))
+def loop_step(
+    model: nn.Module, data: Dataset, optimizer: torch.optim.Optimizer, trainer: Trainer, precision: Precision
+) -> tuple[Single, Step]:
+    """A run with some L2 whose rate at the "epoch" n is ``rate(n)``, and its step."""
+    single = Single(model, optimizer, lambda number: rate(int(number)) / rate(0))
+    run = Run(Record(Path()), seed=0, regularization=Regularization(flood=0.0, l1=0.0, l2=1e-3))
+    loss = nn.functional.cross_entropy
+    return single, training_step(single, [run], data, loss, trainer=trainer, precision=precision)
 
 
 def rate(step: int) -> float:
@@ -97,7 +106,7 @@ def trained(
     optimizer = kind(weights, lr=0.1, **options)
     step = step_of(optimizer)
     for number in range(STEPS):
-        set_learning_rates(optimizer, [rate(number)])
+        optimizer.param_groups[0]["lr"] = rate(number)
         optimizer.zero_grad()
         x = torch.randn(6, 7, generator=generator)
         (torch.tanh(x @ weights[0] + weights[1]).square().mean()).backward()
@@ -156,20 +165,20 @@ for kind in (torch.optim.SGD, torch.optim.Adam):
 def loop_steps(
     trainer: Trainer, kind: type[torch.optim.Optimizer], *, precision: Precision, steps: int, **options: Any
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's state after some of the loop's steps, and what each step measured, (steps, 3)."""
+    """The model's state after some of the loop's steps, and what each step measured, (steps, 1, 3)."""
     device = precision.device
     data = images().to(device, precision.dtype)
     model = net().to(device, precision.dtype).train()
     optimizer = kind(model.parameters(), lr=rate(0), fused=True, **options)
-    step = training_step(model, data, objective(), optimizer, trainer=trainer, precision=precision)
-    torch.manual_seed(1)  # of the dropout masks
+    single, step = loop_step(model, data, optimizer, trainer, precision)
+    single.rekey([1], epoch=1)
     measured = []
     for number in range(steps):
-        set_learning_rates(optimizer, [rate(number)])
+        single.set_rates(number)
         count = 5 if number % 4 == 3 else trainer.batch_size  # now and then a batch that is not full
         first = number * 3 % 20
         batch = slice(first, first + count)
-        measured.append(step(data.train.x[batch], data.train.y[batch]).clone())
+        measured.append(step(data.train.x[None, batch], data.train.y[None, batch]).clone())
     return model.state_dict(), torch.stack(measured)
 
 
@@ -183,7 +192,7 @@ def test_the_step_has_dropout_and_moves_buffers() -> None:
     # what the comparisons below would not notice if it were missing
     precision = Precision("fp64", torch.device("cpu"))
     state, _ = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=2)
-    assert any(isinstance(layer, nn.Dropout) for layer in net())
+    assert any(isinstance(layer, Dropout) for layer in net())
     assert not torch.equal(state["2.running_mean"], net().double()[2].running_mean)
     assert not torch.equal(state["1.weight"], net().double()[1].weight)
 
@@ -222,7 +231,7 @@ def test_recording_leaves_no_trace(kind: type[torch.optim.Optimizer], options: d
     data, model = images().to("cuda", torch.float32), net().cuda().train()
     optimizer = kind(model.parameters(), lr=0.1, fused=True, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    training_step(model, data, objective(), optimizer, trainer=CUDA, precision=precision)
+    loop_step(model, data, optimizer, CUDA, precision)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     for state in optimizer.state.values():
@@ -235,4 +244,4 @@ def test_recording_needs_a_cuda_device() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
     with pytest.raises(UsageError, match=r"^trainer\.cuda_graphs=true: needs a CUDA device"):
-        cuda_graphed(lambda x, y: y, model, optimizer, x, y)
+        cuda_graphed(lambda x, y: y, list(model.parameters()), optimizer, x, y)

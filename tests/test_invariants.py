@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from dlhw.build import build, make_model
 from dlhw.config import compose
 from dlhw.data.tensors import Dataset
-from dlhw.loop import fit
-from dlhw.objective import Objective
+from dlhw.ensemble import Single
+from dlhw.loop import Run, fit
 from dlhw.record import Record, Row
 from dlhw.runtime import Precision, generator
 
@@ -208,17 +208,9 @@ def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
     """The loop takes objects: a model, a data set and an optimizer made by hand train alike."""
     cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
     data, model = digits(), make_model(cfg, shape=(1, 8, 8), classes=10).double()
-    fitted = fit(
-        model,
-        data,
-        Objective(cross_entropy, build(cfg, "regularization")),
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        schedule=lambda epoch: 1.0,
-        trainer=build(cfg, "trainer"),
-        precision=Precision("fp64", torch.device("cpu")),
-        seed=0,
-        record=Record(tmp_path),
-    )
+    run, trainer = Run(Record(tmp_path), seed=0, regularization=build(cfg, "regularization")), build(cfg, "trainer")
+    single = Single(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: 1.0)
+    fit(single, [run], data, cross_entropy, trainer=trainer, precision=Precision("fp64", torch.device("cpu")))
     expected, rows = trained(tmp_path / "run", "trainer.epochs=2 model.hidden=[20] optimizer.fused=null")
     assert torch.equal(weights(model), weights(expected))
-    assert fitted.final == rows[-1]
+    assert run.result(trainer).final == rows[-1]

@@ -12,6 +12,7 @@ from torch import nn
 from dlhw import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import ActivationName, mlp
+from dlhw.models.dropout import Dropout, hashed
 
 DIGITS, MNIST = (1, 8, 8), (1, 28, 28)
 PLAIN: dict[str, Any] = {"activation": "ReLU", "dropout": 0.0, "batch_norm": False}
@@ -105,7 +106,54 @@ def test_cnn_without_extras_has_none() -> None:
     ids=["mlp", "cnn"],
 )
 def test_dropout_has_its_probability(model: nn.Sequential) -> None:
-    assert {layer.p for layer in model if isinstance(layer, nn.Dropout)} == {0.25}
+    assert {float(layer.rate) for layer in model if isinstance(layer, Dropout)} == {0.25}
+
+
+# Dropout
+
+
+def split_mix_64(key: int, index: int) -> int:
+    """One number of the generator as its authors write it, in whole numbers without a sign."""
+    z = (index * 0x9E3779B97F4A7C15 + key) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**62 + 12345, 2**63 - 1])
+def test_dropout_hashes_with_split_mix_64(key: int) -> None:
+    assert [number % 2**64 for number in hashed(50, torch.tensor(key)).tolist()] == [
+        split_mix_64(key, index) for index in range(50)
+    ]
+
+
+def dropped(rate: float, *, key: int, passes: int = 1) -> list[torch.Tensor]:
+    layer = Dropout(rate).double().train()
+    layer.key.fill_(key)
+    return [layer(torch.ones(400, 500, dtype=torch.float64)) for _ in range(passes)]
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
+def test_dropout_drops_its_share_and_scales_the_rest(rate: float) -> None:
+    (values,) = dropped(rate, key=7)
+    deviation = (rate * (1 - rate) / values.numel()) ** 0.5
+    assert float((values == 0).double().mean()) == pytest.approx(rate, abs=5 * deviation)
+    assert values.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-15)
+
+
+def test_dropout_masks_of_passes_and_keys_are_unrelated() -> None:
+    """A value is dropped by both of two masks with probability rate^2."""
+    one, two = dropped(0.3, key=1, passes=2)
+    (other,) = dropped(0.3, key=2)
+    for mask in (two, other, one.roll(1, 0), one.roll(1, 1)):
+        both = float(((one == 0) & (mask == 0)).double().mean())
+        assert both == pytest.approx(0.09, abs=5 * (0.09 * 0.91 / one.numel()) ** 0.5)
+
+
+def test_dropout_of_nothing_and_in_evaluation_changes_nothing() -> None:
+    x = torch.randn(5, 7)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
 @pytest.mark.parametrize("name", get_args(ActivationName))

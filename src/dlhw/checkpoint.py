@@ -68,8 +68,17 @@ def save(path: Path, state: State) -> None:
 
 def _serialized(state: State) -> memoryview:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_of_their_own(state), buffer)
     return buffer.getbuffer()
+
+
+def _of_their_own(value: Any) -> Any:
+    """The same with tensors that are parts of larger ones copied, because torch.save would write the larger ones."""
+    if isinstance(value, dict):
+        return type(value)((name, _of_their_own(part)) for name, part in value.items())
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def save_last(directory: Path, state: State) -> None:
@@ -143,6 +152,10 @@ class Keeper:
         self._every_seconds = every_seconds
         self._written = time.monotonic()
         self._best: State | None = None
+        self._unwritten = False
+
+    def give_up(self) -> None:
+        """The state of the run is of no use any more; only the best weights will be written."""
         self._unwritten = False
 
     def __enter__(self) -> Keeper:

@@ -9,11 +9,11 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlhw import UsageError
 
@@ -67,13 +67,15 @@ def compiled(forward_backward: Step) -> Step:
     return torch.compile(forward_backward, dynamic=False)
 
 
-def cuda_graphed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:
+def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:
     """Record ``step`` on a batch like (x, y) as a CUDA graph and replay it for every batch of that size.
+
+    ``tensors`` are the weights and buffers that it changes.
 
     Batches of another size (the last of an epoch) take the step itself. Recording needs a few real
     steps to warm up; their effect on weights, buffers and optimizer state is undone.
     """
-    if x.device.type != "cuda" or any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+    if x.device.type != "cuda" or any(tensor.dtype == torch.float64 for tensor in tensors if tensor.requires_grad):
         raise UsageError("trainer.cuda_graphs=true: needs a CUDA device and another precision than fp64")
     if not isinstance(optimizer, GRAPHED) or any(
         not group["fused"] or group.get("dampening") for group in optimizer.param_groups
@@ -86,7 +88,7 @@ def cuda_graphed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer,
             group["capturable"] = True
         group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would be frozen into the graph
     static_x, static_y = x.clone(), y.clone()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = [tensor.detach().clone() for tensor in tensors]
     state_before = {
         (parameter, name): value.clone()
         for parameter, state in optimizer.state.items()
@@ -101,8 +103,8 @@ def cuda_graphed(step: Step, model: nn.Module, optimizer: torch.optim.Optimizer,
             step(static_x, static_y)
     torch.cuda.current_stream().wait_stream(warm_up)
     with torch.no_grad():
-        for name, value in model.state_dict().items():
-            value.copy_(before[name])
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, Tensor):

@@ -1,15 +1,16 @@
 """Training and evaluation: when to step, evaluate, write, keep the best weights, stop.
 
 One epoch is the plain PyTorch loop. The data set lives on the device, so a batch is an index; losses
-stay there too until the epoch ends, so nothing waits for the device in between.
+stay there too until the epoch ends, so nothing waits for the device in between. One run is trained, or
+several at once: what concerns one model is written for one model, and ``variants.map`` makes it of all.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,17 +18,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dlhw import checkpoint
+from dlhw.checkpoint import Keeper, State
 from dlhw.data.tensors import Dataset, Split
+from dlhw.ensemble import Variants
 from dlhw.fast import Step, compiled, cuda_graphed, undecorated_step
-from dlhw.objective import DataLoss, Objective, flooded, penalized_weights
-from dlhw.optim import Schedule
+from dlhw.objective import DataLoss, Objective, Regularization, flooded, penalized_weights
 from dlhw.progress import Progress
 from dlhw.record import Record, Row
 from dlhw.runtime import DeviceName, Precision, PrecisionName, generator, key
 
 Count = Annotated[int, Field(gt=0)]
 Probe = Callable[[nn.Module, Dataset], list[dict[str, Any]]]
+
+NEAR_ZERO = 1e-3
+"""Weights of a smaller absolute value count as near zero (D4.2)."""
 
 
 class TrainingFailed(RuntimeError):
@@ -45,9 +49,11 @@ class Trainer:
     monitor: Literal["val_loss", "val_error_percent"]
     patience: Count | None
     clip_norm: Annotated[float, Field(gt=0)] | None
+    probe_every_epochs: Count | None
     checkpoint_seconds: Annotated[float, Field(ge=0)]
     device: DeviceName
     precision: PrecisionName
+    threads: Count | None
     compile: bool
     cuda_graphs: bool
     channels_last: bool
@@ -56,7 +62,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What :func:`fit` found; the weights themselves are in ``best.pt`` and ``last.pt``."""
+    """What came out of a run; the weights themselves are in ``best.pt`` and ``last.pt``."""
 
     best: Row
     final: Row
@@ -70,119 +76,204 @@ class Fitted:
         )
 
 
+class Run:
+    """What a run has of its own while it is trained, alone or with others.
+
+    ``resume`` is the checkpoint that it goes on from, None for the start; ``record`` has its rows already.
+    """
+
+    def __init__(
+        self, record: Record, *, seed: int, regularization: Regularization, resume: State | None = None
+    ) -> None:
+        self.record = record
+        self.seed = seed
+        self.regularization = regularization
+        self.resume = resume
+        self.failure: TrainingFailed | None = None
+        self._best: Row | None = None
+
+    def best(self, trainer: Trainer) -> Row:
+        """The first epoch with the smallest monitored metric."""
+        if self._best is None:
+            self._best = best_row(self.record.rows, trainer.monitor)
+        return self._best
+
+    def add(self, row: Row, trainer: Trainer, *, seconds: float) -> bool:
+        """Record an epoch; whether it is the best so far."""
+        improved = not self.record.rows or row[trainer.monitor] < self.best(trainer)[trainer.monitor]
+        self.record.append(row, seconds=seconds)
+        if improved:
+            self._best = row
+        return improved
+
+    def goes_on(self, trainer: Trainer) -> bool:
+        """Whether there is another epoch for it."""
+        rows = self.record.rows
+        if self.failure is not None or len(rows) >= trainer.epochs:
+            return False
+        waited = rows[-1]["epoch"] - self.best(trainer)["epoch"] if rows else 0
+        return trainer.patience is None or waited < trainer.patience
+
+    def result(self, trainer: Trainer) -> Fitted:
+        """What came out. Raises TrainingFailed if it failed."""
+        if self.failure is not None:
+            raise self.failure
+        rows = self.record.rows
+        return Fitted(self.best(trainer), rows[-1], "epochs" if len(rows) >= trainer.epochs else "patience")
+
+
 def fit(
-    model: nn.Module,
+    variants: Variants,
+    runs: Sequence[Run],
     data: Dataset,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    data_loss: DataLoss,
     *,
-    schedule: Schedule,
     trainer: Trainer,
     precision: Precision,
-    seed: int,
-    record: Record,
-    resume: checkpoint.State | None = None,
     probe: Probe | None = None,
-) -> Fitted:
-    """Train ``model`` in place, one row of ``record`` per epoch, from the start or from a checkpoint.
+) -> None:
+    """Train in place, a row in each run's record per epoch; ``run.result`` then tells what came out.
 
-    The order of the samples and every random number of an epoch are keyed by (seed, epoch): a resumed
-    run goes on with the bits of an uninterrupted one. Raises TrainingFailed when a loss is not finite.
+    ``variants`` are the models of ``runs``, in the same order; ``data`` has rows for each of them where their
+    parts differ. The order of the samples and every random number of an epoch are keyed by (seed, epoch): a
+    resumed run goes on with the bits of an uninterrupted one. A run whose loss is not finite fails; the others
+    do not notice.
     """
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    if resume is not None:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
     train, steps = data.train, -(-len(data.train) // trainer.batch_size)
-    step = training_step(model, data, objective, optimizer, trainer=trainer, precision=precision)
-    measured_on = {"val": data.val, "test": data.test}
-    if trainer.train_metrics == "evaluated":
-        measured_on = {"train": train, **measured_on}
+    first = len(runs[0].record.rows)
+    if first:
+        variants.load([run.resume for run in runs if run.resume is not None])
+    step = training_step(variants, runs, data, data_loss, trainer=trainer, precision=precision)
+    measure = metrics(variants, runs, data, data_loss, trainer=trainer, precision=precision)
 
-    def weights() -> checkpoint.State:
-        return {"model": model.state_dict(), "shape": list(data.shape), "classes": len(data.classes)}
-
-    def state() -> checkpoint.State:
-        return {**weights(), "optimizer": optimizer.state_dict(), "rows": record.rows}
-
-    with (
-        Progress(trainer.epochs, steps, start_epoch=len(record.rows)) as progress,
-        checkpoint.Keeper(record.path, state, every_seconds=trainer.checkpoint_seconds) as keeper,
-    ):
-        for epoch in range(len(record.rows) + 1, trainer.epochs + 1):
-            if out_of_patience(record.rows, trainer):
+    with ExitStack() as opened:
+        label = f"best of {len(runs)} runs" if len(runs) > 1 else ""
+        progress = opened.enter_context(Progress(trainer.epochs, steps, start_epoch=first, label=label))
+        keep = _keeping(variants, runs, data, trainer=trainer, probe=probe, opened=opened)
+        for epoch in range(first + 1, trainer.epochs + 1):
+            going = [k for k, run in enumerate(runs) if run.goes_on(trainer)]
+            if not going:
                 break
             started = time.perf_counter()
-            torch.manual_seed(key(seed, "forward", epoch))
-            order = torch.randperm(len(train), generator=generator(seed, "order", epoch)).to(train.x.device)
-            history = torch.empty(steps, 3, device=train.x.device, dtype=precision.dtype)
-            model.train()
-            for index, batch in enumerate(order.split(trainer.batch_size)):
-                factor = schedule(epoch - 1 + index / steps)
-                set_learning_rates(optimizer, [rate * factor for rate in rates])
-                history[index] = step(train.x.index_select(0, batch), train.y.index_select(0, batch))
+            torch.manual_seed(key(runs[0].seed, "forward", epoch))
+            variants.rekey([run.seed for run in runs], epoch)
+            samples = shuffled(train, runs, epoch)
+            history = torch.empty(steps, len(runs), 3, device=samples.device, dtype=precision.dtype)
+            variants.train()
+            for index, batch in enumerate(samples.split(trainer.batch_size, dim=1)):
+                variants.set_rates(epoch - 1 + index / steps)
+                history[index] = step(*train.gather(batch))
                 progress.step()
 
-            row: Row = {"epoch": epoch, "step": epoch * steps, "lr": rates[0] * factor}
-            row |= running_metrics(history, order, trainer.batch_size, objective, epoch=epoch)
-            for name, split in measured_on.items():
-                metrics = evaluate(model, data, split, objective.data_loss, trainer=trainer, precision=precision)
-                row |= {f"{name}_{metric}": value for metric, value in metrics.items()}
-            require_finite(row)
-            record.append(row, seconds=time.perf_counter() - started)
-            if probe is not None:
-                record.probe(f"epoch_{epoch:04d}", probe(model, data))
-            improved = best_row(record.rows, trainer.monitor) is row
-            keeper.keep(copy.deepcopy(weights()) | {"epoch": epoch} if improved else None)
-            progress.epoch(row)
+            rows = measure(epoch, history)
+            seconds = (time.perf_counter() - started) / len(going)
+            improved = []
+            for k in going:
+                runs[k].failure = failure(history[:, k], rows[k])
+                if runs[k].failure is None and runs[k].add(rows[k], trainer, seconds=seconds):
+                    improved.append(k)
+            keep(epoch, going, improved)
+            progress.epoch(best_row([rows[k] for k in going], trainer.monitor))
 
-    return Fitted(
-        best=best_row(record.rows, trainer.monitor),
-        final=record.rows[-1],
-        stopped="epochs" if len(record.rows) >= trainer.epochs else "patience",
-    )
+
+def _keeping(
+    variants: Variants,
+    runs: Sequence[Run],
+    data: Dataset,
+    *,
+    trainer: Trainer,
+    probe: Probe | None,
+    opened: ExitStack,
+) -> Callable[[int, Sequence[int], Sequence[int]], None]:
+    """The function of (epoch, runs that were trained, those that improved) that probes and keeps weights.
+
+    What it holds back is written when ``opened`` closes.
+    """
+    sizes = {"shape": list(data.shape), "classes": len(data.classes)}
+
+    def look(k: int, epoch: int) -> None:
+        if probe is not None:
+            runs[k].record.probe(f"epoch_{epoch:04d}", probe(variants.model(k), data))
+
+    def keeper(k: int) -> Keeper:
+        def state() -> State:
+            (weights,) = variants.weights([k])
+            return {"model": weights, **sizes, "optimizer": variants.optimizer_state(k), "rows": runs[k].record.rows}
+
+        return opened.enter_context(Keeper(runs[k].record.path, state, every_seconds=trainer.checkpoint_seconds))
+
+    def keep(epoch: int, trained: Sequence[int], improved: Sequence[int]) -> None:
+        best = dict(zip(improved, variants.weights(improved), strict=True))
+        for k in trained:
+            if runs[k].failure is not None:
+                keepers[k].give_up()
+                continue
+            every = trainer.probe_every_epochs
+            if not runs[k].goes_on(trainer) or (every is not None and epoch % every == 0):
+                look(k, epoch)
+            keepers[k].keep({"model": best[k], **sizes, "epoch": epoch} if k in best else None)
+
+    keepers = [keeper(k) for k in range(len(runs))]
+    for k, run in enumerate(runs):
+        opened.enter_context(run.record.at_ease())
+        if not run.record.rows:
+            look(k, epoch=0)
+    return keep
 
 
 def training_step(
-    model: nn.Module,
+    variants: Variants,
+    runs: Sequence[Run],
     data: Dataset,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    data_loss: DataLoss,
     *,
     trainer: Trainer,
     precision: Precision,
 ) -> Step:
     """The function of one batch that changes the weights.
 
-    It maps raw samples (N, *shape) and targets (N,) to a tensor (3,): data loss, penalty, number of
-    wrongly classified samples, all before the update.
+    It maps raw samples (K, B, *shape) and targets (K, B), or (1, ...) where all runs have the same, to a tensor
+    (K, 3): data loss, penalty, number of wrongly classified samples, all before the update.
     """
-    weights = penalized_weights(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    update = undecorated_step(optimizer)
+
+    def of_one(model: nn.Module, regularization: Regularization, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = predict(model, data, x, trainer=trainer, precision=precision)
+        value, loss, penalty = Objective(data_loss, regularization)(logits, y, penalized_weights(model))
+        wrong = (logits.detach().argmax(1) != y).sum()
+        penalty = torch.zeros_like(loss) if penalty is None else penalty
+        return value, torch.stack([loss.detach(), penalty.detach(), wrong.to(loss.dtype)])
+
+    of_all = variants.map(of_one, [run.regularization for run in runs])
 
     def forward_backward(x: Tensor, y: Tensor) -> Tensor:
-        logits = predict(model, data, x, trainer=trainer, precision=precision)
-        value, loss, penalty = objective(logits, y, weights)
-        value.backward()
-        wrong = (logits.detach().argmax(1) != y).sum()
-        return torch.stack([loss.detach(), torch.zeros_like(loss) if penalty is None else penalty.detach(), wrong])
+        value, measured = of_all(x, y)
+        value.sum().backward()
+        return measured
 
     gradients: Step = compiled(forward_backward) if trainer.compile else forward_backward
+    update = undecorated_step(variants.optimizer)
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        for parameter in parameters:
-            parameter.grad = None
+        variants.clear_gradients()
         measured = gradients(x, y)
         if trainer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, trainer.clip_norm)
+            variants.clip(trainer.clip_norm)
+        variants.gather_gradients()
         update()
         return measured
 
     if trainer.cuda_graphs:
-        first = slice(trainer.batch_size)
-        return cuda_graphed(step, model, optimizer, data.train.x[first], data.train.y[first])
+        batch = shuffled(data.train, runs, epoch=1)[:, : trainer.batch_size]
+        return cuda_graphed(step, variants.tensors(), variants.optimizer, *data.train.gather(batch))
     return step
+
+
+def shuffled(train: Split, runs: Sequence[Run], epoch: int) -> Tensor:
+    """Where the samples of an epoch lie in the pool, in each run's order, (K, n); (1, n) where all have the same."""
+    seeds = dict.fromkeys(run.seed for run in runs)
+    own = runs if len(seeds) > 1 else runs[:1]
+    order = torch.stack([torch.randperm(len(train), generator=generator(run.seed, "order", epoch)) for run in own])
+    return train.rows_at(order.to(train.pool_y.device))
 
 
 def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, precision: Precision) -> Tensor:
@@ -195,73 +286,101 @@ def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, pre
     return logits.to(precision.dtype)
 
 
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, data: Dataset, split: Split, loss: DataLoss, *, trainer: Trainer, precision: Precision
-) -> Row:
-    """Mean loss, percent wrongly classified and accuracy (0 to 1) of the model in evaluation mode."""
-    model.eval()
-    losses, wrongs = [], []
-    size = trainer.evaluation_batch_size
-    for x, y in zip(split.x.split(size), split.y.split(size), strict=True):
-        logits = predict(model, data, x, trainer=trainer, precision=precision)
-        losses.append(loss(logits, y) * len(y))
-        wrongs.append((logits.argmax(1) != y).sum())
-    model.train()
-    return _metrics(torch.stack(losses).cpu().double().sum() / len(split), torch.stack(wrongs).sum(), len(split))
+def metrics(
+    variants: Variants,
+    runs: Sequence[Run],
+    data: Dataset,
+    data_loss: DataLoss,
+    *,
+    trainer: Trainer,
+    precision: Precision,
+) -> Callable[[int, Tensor], list[Row]]:
+    """The function of an epoch and the record of its steps, (steps, K, 3), that gives the row of each run.
 
-
-def _metrics(loss: Tensor, wrong: Tensor, count: int) -> Row:
-    error = float(wrong) / count
-    return {"loss": float(loss), "error_percent": 100 * error, "accuracy": 1 - error}
-
-
-def running_metrics(history: Tensor, order: Tensor, batch_size: int, objective: Objective, *, epoch: int) -> Row:
-    """Means over an epoch's steps, each measured on its batch just before its update, from (steps, 3).
-
-    Raises TrainingFailed naming the first step whose loss or penalty is not finite.
+    Evaluation takes ``trainer.evaluation_batch_size`` samples at a time, in an ensemble for all models together, but
+    no fewer for each than in training.
     """
-    losses, penalties, wrong = history.cpu().double().unbind(1)
-    not_finite = (~torch.isfinite(losses + penalties)).nonzero()
-    if len(not_finite):
-        step = int(not_finite[0])
-        raise TrainingFailed(
-            f"loss {losses[step]:g}, penalty {penalties[step]:g} at step {(epoch - 1) * len(losses) + step + 1} "
-            f"(epoch {epoch}, step {step + 1} of {len(losses)}): training diverged; "
-            "try a smaller optimizer.lr, or set trainer.clip_norm"
-        )
-    shares = torch.tensor([len(batch) / len(order) for batch in order.split(batch_size)], dtype=torch.float64)
-    objectives = flooded(losses, objective.regularization.flood) + penalties
-    metrics = _metrics(losses @ shares, wrong.sum(), len(order))
-    row = {f"train_{metric}": value for metric, value in metrics.items()}
+
+    def of_one(model: nn.Module, regularization: Regularization, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = predict(model, data, x, trainer=trainer, precision=precision)
+        return data_loss(logits, y), (logits.argmax(1) != y).sum()
+
+    of_all = variants.map(of_one, [run.regularization for run in runs])
+    whole = trainer.evaluation_batch_size
+    size = min(whole, max(whole // len(runs), trainer.batch_size))
+    parts = {"val": data.val, "test": data.test}
+    if trainer.train_metrics == "evaluated":
+        parts = {"train": data.train, **parts}
+
+    def evaluated(part: Split) -> dict[str, list[float]]:
+        losses, wrongs = [], []
+        for batch in part.all_rows().split(size, dim=1):
+            loss, wrong = of_all(*part.gather(batch))
+            losses.append(loss * batch.shape[1])
+            wrongs.append(wrong)
+        return _metrics(torch.stack(losses).cpu().double().sum(0) / len(part), torch.stack(wrongs).sum(0), len(part))
+
+    @torch.inference_mode()
+    def measure(epoch: int, history: Tensor) -> list[Row]:
+        variants.train(False)
+        tables = {f"{name}_": evaluated(part) for name, part in parts.items()} | {"": weight_metrics(variants)}
+        variants.train()
+        steps = history.cpu().double()
+        rows = []
+        for k, run in enumerate(runs):
+            row: Row = {"epoch": epoch, "step": epoch * len(steps), "lr": variants.rate(k)}
+            row |= running_metrics(steps[:, k], len(data.train), trainer.batch_size, run.regularization.flood)
+            row |= {prefix + name: values[k] for prefix, table in tables.items() for name, values in table.items()}
+            rows.append(row)
+        return rows
+
+    return measure
+
+
+def _metrics(loss: Tensor, wrong: Tensor, count: int) -> dict[str, list[float]]:
+    error = wrong.cpu().double() / count
+    return {"loss": loss.tolist(), "error_percent": (100 * error).tolist(), "accuracy": (1 - error).tolist()}
+
+
+def running_metrics(history: Tensor, count: int, batch_size: int, flood: float) -> Row:
+    """Means over an epoch of ``count`` samples, each measured on its batch just before its update, from (steps, 3)."""
+    losses, penalties, wrong = history.unbind(1)
+    shares = torch.tensor([min(batch_size, count - start) / count for start in range(0, count, batch_size)])
+    shares = shares.to(losses.dtype)
+    objectives = flooded(losses, flood) + penalties
+    means = _metrics((losses @ shares).unsqueeze(0), wrong.sum().unsqueeze(0), count)
+    row = {f"train_{name}": value for name, (value,) in means.items()}
     return row | {"train_objective": float(objectives @ shares), "train_penalty": float(penalties @ shares)}
 
 
-def require_finite(row: Row) -> None:
-    """Raise TrainingFailed when a metric of an epoch is not finite."""
+def weight_metrics(variants: Variants) -> dict[str, list[float]]:
+    """Of all weight matrices and kernels of each model: their norm, and the percentage that is near zero."""
+    weights = [tensor.flatten(1) for tensor in variants.stacked() if tensor.ndim > 2]
+    squares = torch.stack([weight.square().sum(1) for weight in weights]).sum(0)
+    small = torch.stack([(weight.abs() < NEAR_ZERO).sum(1) for weight in weights]).sum(0)
+    count = sum(weight.shape[1] for weight in weights)
+    return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.double() / count).tolist()}
+
+
+def failure(history: Tensor, row: Row) -> TrainingFailed | None:
+    """Why a run cannot go on after an epoch: the first step (of (steps, 3)) or metric that is not finite."""
+    losses, penalties, _ = history.unbind(1)
+    not_finite = (~torch.isfinite(losses + penalties)).nonzero()
+    if len(not_finite):
+        step = int(not_finite[0])
+        return TrainingFailed(
+            f"loss {losses[step]:g}, penalty {penalties[step]:g} at step {row['step'] - len(losses) + step + 1} "
+            f"(epoch {row['epoch']}, step {step + 1} of {len(losses)}): training diverged; "
+            "try a smaller optimizer.lr, or set trainer.clip_norm"
+        )
     for name, value in row.items():
         if not math.isfinite(value):
-            raise TrainingFailed(
+            return TrainingFailed(
                 f"{name} is {value:g} after epoch {row['epoch']} (step {row['step']}): training diverged"
             )
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
-    """One rate per parameter group, in place where the rate is a tensor (a CUDA graph reads it there)."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+    return None
 
 
 def best_row(rows: Sequence[Row], monitor: str) -> Row:
     """The first epoch with the smallest ``monitor``."""
     return min(rows, key=lambda row: row[monitor])
-
-
-def out_of_patience(rows: Sequence[Row], trainer: Trainer) -> bool:
-    """Whether the monitored metric has not improved for ``patience`` epochs."""
-    if trainer.patience is None or not rows:
-        return False
-    return rows[-1]["epoch"] - best_row(rows, trainer.monitor)["epoch"] >= trainer.patience

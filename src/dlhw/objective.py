@@ -18,7 +18,7 @@ DataLoss = Callable[[Tensor, Tensor], Tensor]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-def flooded(loss: Tensor, b: float) -> Tensor:
+def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
     """|loss - b| + b: below the flood level b the gradient changes sign (C5.3; Ishida et al. 2020).
 
     Written as a choice between the two branches, so that b = 0 leaves a non-negative loss and its
@@ -39,7 +39,7 @@ def squared_l2_norm(weights: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Regularization:
-    """Strengths of what is added to the data loss; 0 is off."""
+    """Strengths of what is added to the data loss; 0 is off. Those of one variant of an ensemble are scalar tensors."""
 
     flood: NonNegative
     l1: NonNegative
@@ -51,11 +51,15 @@ class Regularization:
         Both off is a case of its own because summing the weights costs as much as updating them.
         """
         terms = []
-        if self.l1:
+        if _is_on(self.l1):
             terms.append(self.l1 * l1_norm(weights))
-        if self.l2:
+        if _is_on(self.l2):
             terms.append(self.l2 * squared_l2_norm(weights))
         return torch.stack(terms).sum() if terms else None
+
+
+def _is_on(strength: float | Tensor) -> bool:
+    return isinstance(strength, Tensor) or strength != 0
 
 
 def penalized_weights(model: torch.nn.Module) -> list[Tensor]:

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,9 @@ class Record:
         self.path = path
         self.rows: list[Row] = []
         self._ahead: list[str] = []  # lines of metrics.csv from epochs after the checkpoint resumed from
+        self._pending: dict[str, list[str]] = {}  # of each file: its header, lines that are not written yet
+        self._every_seconds = 0.0
+        self._written = 0.0
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -134,18 +138,37 @@ class Record:
                 row["epoch"],
             )
             self._ahead = []
+            self._flush()
             self._write("metrics.csv", _lines(self.rows))
         else:
             self._append("metrics.csv", line, header=_line(row))
         self._append("timing.csv", f"{row['epoch']:.0f},{seconds:.4f}\n", header="epoch,seconds\n")
+        if time.monotonic() - self._written >= self._every_seconds:
+            self._flush()
 
     def _write(self, name: str, lines: Sequence[str]) -> None:
         if lines or (self.path / name).exists():
             write_atomically(self.path / name, "".join(lines).encode())
 
     def _append(self, name: str, line: str, *, header: str) -> None:
-        with (self.path / name).open("a", newline="") as file:
-            file.write(line if file.tell() else header + line)
+        self._pending.setdefault(name, [header]).append(line)
+
+    def _flush(self) -> None:
+        while self._pending:
+            name, (header, *lines) = self._pending.popitem()
+            with (self.path / name).open("a", newline="") as file:
+                file.write("".join(lines if file.tell() else [header, *lines]))
+        self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def at_ease(self, *, every_seconds: float = 0.2) -> Iterator[None]:
+        """Write rows at most so often, and all of them at the end: opening files costs more than a small epoch."""
+        self._every_seconds = every_seconds
+        try:
+            yield
+        finally:
+            self._every_seconds = 0.0
+            self._flush()
 
     def seconds(self) -> list[float]:
         """Wall time of each epoch as last computed; empty when the times were lost."""

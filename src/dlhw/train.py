@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from dlhw.data.tensors import Dataset
-    from dlhw.loop import Fitted, Trainer
-    from dlhw.objective import Objective
+    from dlhw.loop import Probe, Run, Trainer
+    from dlhw.objective import DataLoss, Regularization
     from dlhw.optim import Schedule
     from dlhw.record import Record
     from dlhw.runtime import Precision
@@ -80,46 +80,78 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
 
 def run(cfg: DictConfig, record: Record) -> None:
     """Train what the config describes, or hand it to a study, and leave the run's files."""
-    from dlhw import runtime
-    from dlhw.build import choice, deferred
+    from dlhw.build import deferred
+    from dlhw.ensemble import Single
     from dlhw.loop import fit
 
     parts = assemble(cfg)
+    job = begin(cfg, record, parts)
+    study = deferred(cfg, "study", record=record, data=parts.data, model=parts.model)
+    if study is not None:
+        record.summary({"status": "finished", **study(), **about(cfg, parts)})
+        return
+    fit(
+        Single(parts.model, parts.optimizer, parts.schedule),
+        [job],
+        parts.data,
+        parts.data_loss,
+        trainer=parts.trainer,
+        precision=parts.precision,
+        probe=parts.probe,
+    )
+    finish(cfg, parts, job)
+
+
+def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
+    """The run that the config describes, at its start or, with ``cfg.resume``, at its last checkpoint."""
+    from dlhw.loop import Run
+
     state = _state_to_resume(cfg, record)
     record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
-    title = f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
-    loss_label = f"loss ({choice(cfg, 'loss').replace('_', ' ')})"
-    log.info("%s, in %s", title, record.path)
-    about = {
+    log.info("%s, in %s", title(cfg, parts), record.path)
+    return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state)
+
+
+def finish(cfg: DictConfig, parts: Parts, job: Run) -> None:
+    """Draw the curves of a run that was trained and write its summary. Raises TrainingFailed if it failed."""
+    from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
+    from dlhw.build import choice
+
+    fitted, record = job.result(parts.trainer), job.record
+    figure = plots.curves(
+        record.rows,
+        title=title(cfg, parts),
+        best_epoch=int(fitted.best["epoch"]),
+        flood=parts.regularization.flood,
+        train_label=f"train ({parts.trainer.train_metrics})",
+        loss_label=f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
+    )
+    record.figure("curves", figure)
+    seconds = record.seconds()
+    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds) if seconds else None}
+    content = {"monitor": parts.trainer.monitor, **asdict(fitted), **times, **about(cfg, parts)}
+    record.summary({"status": "finished", **content})
+    log.info("%s", fitted)
+
+
+def title(cfg: DictConfig, parts: Parts) -> str:
+    """What a run is, in a few words."""
+    from dlhw.build import choice
+
+    return f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
+
+
+def about(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+    """What a summary says of a run besides its results."""
+    from dlhw import runtime
+
+    return {
         "experiment": cfg.name,
         "seed": cfg.seed,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
         "data": parts.data.description,
         **runtime.provenance(parts.precision.device),
     }
-    study = deferred(cfg, "study", record=record, data=parts.data, model=parts.model)
-    if study is not None:
-        record.summary({"status": "finished", **study(), **about})
-        return
-
-    fitted = fit(
-        parts.model,
-        parts.data,
-        parts.objective,
-        parts.optimizer,
-        schedule=parts.schedule,
-        trainer=parts.trainer,
-        precision=parts.precision,
-        seed=cfg.seed,
-        record=record,
-        resume=state,
-        probe=deferred(cfg, "probe"),
-    )
-    _draw_curves(record, fitted, parts, title=title, loss_label=loss_label)
-    seconds = record.seconds()
-    times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds) if seconds else None}
-    record.summary({"status": "finished", "monitor": parts.trainer.monitor, **asdict(fitted), **times, **about})
-    log.info("%s", fitted)
 
 
 @dataclass(frozen=True)
@@ -130,9 +162,11 @@ class Parts:
     precision: Precision
     data: Dataset
     model: Module
-    objective: Objective
+    data_loss: DataLoss
+    regularization: Regularization
     optimizer: Optimizer
     schedule: Schedule
+    probe: Probe | None
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -141,7 +175,6 @@ def assemble(cfg: DictConfig) -> Parts:
 
     from dlhw import fast, runtime
     from dlhw.build import build, check, deferred, make_model
-    from dlhw.objective import Objective
 
     fast.optimizers_without_dynamo()
     check(cfg, GIVEN)
@@ -166,24 +199,12 @@ def assemble(cfg: DictConfig) -> Parts:
         precision=precision,
         data=data,
         model=model,
-        objective=Objective(data_loss, build(cfg, "regularization")),
+        data_loss=data_loss,
+        regularization=build(cfg, "regularization"),
         optimizer=build(cfg, "optimizer", params=model.parameters()),
         schedule=build(cfg, "scheduler"),
+        probe=deferred(cfg, "probe"),
     )
-
-
-def _draw_curves(record: Record, fitted: Fitted, parts: Parts, *, title: str, loss_label: str) -> None:
-    from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
-
-    figure = plots.curves(
-        record.rows,
-        title=title,
-        best_epoch=int(fitted.best["epoch"]),
-        flood=parts.objective.regularization.flood,
-        train_label=f"train ({parts.trainer.train_metrics})",
-        loss_label=loss_label,
-    )
-    record.figure("curves", figure)
 
 
 def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:

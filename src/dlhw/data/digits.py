@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 from pathlib import Path
@@ -32,12 +33,9 @@ def digits(
     The test part is the same for every seed. Its writers are not those of training and validation, so
     that its error is some percent higher than the validation error.
     """
-    table = torch.from_numpy(_read())
-    x, y = table[:, :64].reshape(-1, 1, 8, 8).contiguous(), table[:, 64].long()
     return assemble(
         "digits",
-        Split(x[:TEST_FROM], y[:TEST_FROM]),
-        Split(x[TEST_FROM:], y[TEST_FROM:]),
+        *_parts(),
         seed=seed,
         validation_fraction=validation_fraction,
         mean=mean,
@@ -45,6 +43,13 @@ def digits(
         largest=16,
         classes=tuple("0123456789"),
     )
+
+
+@functools.cache  # every job of a sweep asks for them
+def _parts() -> tuple[Split, Split]:
+    table = torch.from_numpy(_read())
+    x, y = table[:, :64].reshape(-1, 1, 8, 8).contiguous(), table[:, 64].long()
+    return Split(x[:TEST_FROM], y[:TEST_FROM]), Split(x[TEST_FROM:], y[TEST_FROM:])
 
 
 def _read() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

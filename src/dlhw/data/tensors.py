@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,18 +14,52 @@ from dlhw import UsageError
 from dlhw.runtime import generator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """Samples ``x`` (N, C, H, W) uint8 and their labels ``y`` (N,) int64."""
+    """Some samples of a pool: those at ``rows``, in that order; all of them when ``rows`` is None.
 
-    x: Tensor
-    y: Tensor
+    The pool, samples (P, *shape) and their labels (P,) int64, is shared by the parts that were split off it.
+    ``rows`` is (n,), or (K, n) for K variants that are trained together and have n samples each.
+    """
+
+    pool_x: Tensor
+    pool_y: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.pool_y) if self.rows is None else self.rows.shape[-1]
 
-    def to(self, device: torch.device | str) -> Split:
-        return Split(self.x.to(device), self.y.to(device))
+    def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Samples and labels at some positions of this part."""
+        rows = self.all_rows()[0, index]
+        return self.pool_x[rows], self.pool_y[rows]
+
+    @property
+    def x(self) -> Tensor:
+        """All samples (n, *shape), copied from the pool."""
+        return self.pool_x if self.rows is None else self.pool_x.index_select(0, self.rows)
+
+    @property
+    def y(self) -> Tensor:
+        """Their labels (n,)."""
+        return self.pool_y if self.rows is None else self.pool_y.index_select(0, self.rows)
+
+    def all_rows(self) -> Tensor:
+        """Where in the pool the samples lie, (1, n) or (K, n)."""
+        rows = torch.arange(len(self), device=self.pool_y.device) if self.rows is None else self.rows
+        return rows.view(-1, len(self))
+
+    def rows_at(self, order: Tensor) -> Tensor:
+        """Where in the pool the samples at the positions ``order`` (K, n) lie, (K, n)."""
+        if self.rows is None:
+            return order
+        return self.rows.expand(len(order), -1).gather(1, order)
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
+        flat = rows.flatten()
+        x = self.pool_x.index_select(0, flat).unflatten(0, rows.shape)
+        return x, self.pool_y.index_select(0, flat).view(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -48,7 +83,7 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample: (C, H, W)."""
-        return tuple(self.train.x.shape[1:])
+        return tuple(self.train.pool_x.shape[1:])
 
     @property
     def description(self) -> dict[str, str | int]:
@@ -58,11 +93,16 @@ class Dataset:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """The same data on ``device``; inputs will have ``dtype``. Pixels stay uint8."""
+
+        def part(split: Split) -> Split:
+            rows = None if split.rows is None else split.rows.to(device)
+            return Split(_on(device, split.pool_x), _on(device, split.pool_y), rows)
+
         return replace(
             self,
-            train=self.train.to(device),
-            val=self.val.to(device),
-            test=self.test.to(device),
+            train=part(self.train),
+            val=part(self.val),
+            test=part(self.test),
             shift=self.shift.to(device, dtype),
             scale=self.scale.to(device, dtype),
         )
@@ -70,6 +110,11 @@ class Dataset:
     def normalize(self, x: Tensor) -> Tensor:
         """Pixels (N, C, H, W) uint8 -> inputs in the dtype given to :meth:`to` (float64 before)."""
         return x.to(self.scale.dtype, copy=True).mul_(self.scale).add_(self.shift)
+
+
+@functools.lru_cache(maxsize=8)  # parts, and jobs of a sweep, that share a pool go on sharing it
+def _on(device: torch.device | str, tensor: Tensor) -> Tensor:
+    return tensor.to(device)
 
 
 def assemble(
@@ -86,9 +131,7 @@ def assemble(
 ) -> Dataset:
     """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``."""
     constant = torch.ones(train.x.shape[1], 1, 1, dtype=torch.float64)
-    with ThreadPoolExecutor(1) as pool:  # hashing 55 MB and gathering them take as long as each other
-        sha256 = pool.submit(_sha256, train, test)
-        rest, val = split_off(train, validation_fraction, seed=seed)
+    rest, val = split_off(train, validation_fraction, seed=seed)
     return Dataset(
         name=name,
         train=rest,
@@ -97,7 +140,7 @@ def assemble(
         shift=constant * (-mean / std),
         scale=constant / (largest * std),
         classes=classes,
-        sha256=sha256.result(),
+        sha256=_sha256(train, test),
     )
 
 
@@ -110,14 +153,24 @@ def split_off(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split
         raise UsageError(
             f"dataset.validation_fraction={fraction}: leaves nothing for training or validation of {len(split)} samples"
         )
-    order = torch.randperm(len(split), generator=generator(seed, "split")).to(split.y.device)
-    picked, rest = order[:count], order[count:]
-    return (
-        Split(split.x.index_select(0, rest), split.y.index_select(0, rest)),
-        Split(split.x.index_select(0, picked), split.y.index_select(0, picked)),
-    )
+    order = torch.randperm(len(split), generator=generator(seed, "split")).to(split.pool_y.device)
+    return split_at(split, order[count:]), split_at(split, order[:count])
 
 
+def split_at(split: Split, index: Tensor) -> Split:
+    """The samples of ``split`` at the positions ``index`` (n,), sharing its pool."""
+    return Split(split.pool_x, split.pool_y, index if split.rows is None else split.rows[index])
+
+
+def together(parts: Sequence[Split]) -> Split:
+    """One part that stands for K parts of a pool, equally long: with rows of each, or of all when they are the same."""
+    first = parts[0]
+    assert all(part.pool_x is first.pool_x and len(part) == len(first) for part in parts)
+    rows = torch.cat([part.all_rows() for part in parts])
+    return first if (rows == rows[0]).all() else Split(first.pool_x, first.pool_y, rows)
+
+
+@functools.lru_cache(maxsize=2)  # every job of a sweep asks for that of the same data
 def _sha256(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:

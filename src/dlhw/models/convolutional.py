@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import nn
 
 from dlhw import UsageError
-from dlhw.models.dense import ActivationName, Dropout, Width
+from dlhw.models.dense import ActivationName, DropoutRate, Width
+from dlhw.models.dropout import Dropout
 
 
 def cnn(
@@ -18,7 +19,7 @@ def cnn(
     channels: Annotated[list[Width], Field(min_length=1)],
     kernel: Annotated[int, Field(gt=0)],
     activation: ActivationName,
-    dropout: Dropout,
+    dropout: DropoutRate,
     batch_norm: bool,
 ) -> nn.Sequential:
     """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
@@ -44,5 +45,5 @@ def cnn(
         depth, height, width = block, height // 2, width // 2
     layers.append(nn.Flatten())
     if dropout:
-        layers.append(nn.Dropout(dropout))
+        layers.append(Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(depth * height * width, classes))

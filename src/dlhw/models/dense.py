@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from dlhw.models.dropout import Dropout
+
 Width = Annotated[int, Field(gt=0)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 ActivationName = Literal["ReLU", "Tanh", "Sigmoid", "ELU", "GELU", "LeakyReLU", "SiLU", "Identity"]
 
 
@@ -19,7 +21,7 @@ def mlp(
     *,
     hidden: list[Width],
     activation: ActivationName,
-    dropout: Dropout,
+    dropout: DropoutRate,
     batch_norm: bool,
 ) -> nn.Sequential:
     """Flatten, then a dense layer, batch norm, activation and dropout per entry of ``hidden``, then logits.
@@ -34,6 +36,6 @@ def mlp(
             layers.append(nn.BatchNorm1d(width))
         layers.append(getattr(nn, activation)())
         if dropout:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
         features = width
     return nn.Sequential(*layers, nn.Linear(features, classes))

@@ -1,0 +1,108 @@
+"""Variants trained together equal their single runs, in float64, over a hundred steps, for all that may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from dlhw import train
+from dlhw.config import compose
+from dlhw.record import Record
+from dlhw.sweeps.vectorized import Job, group_key, train_together
+
+BASE = ("dataset=digits", "trainer.precision=fp64", "trainer.device=cpu", "trainer.epochs=12")
+DIFFERENT = {
+    "flooding": ["regularization=flooding regularization.flood=0", "regularization=flooding regularization.flood=0.7"],
+    "seed": ["seed=0", "seed=1", "seed=2"],
+    "rate": ["optimizer.lr=0.1", "optimizer.lr=0.02", "optimizer.lr=0.1"],
+    "momentum": ["optimizer=sgd", "optimizer=momentum", "optimizer=nesterov"],
+    "weight decay": ["optimizer=adamw", "optimizer=adamw optimizer.weight_decay=0.3"],
+    "betas": ["optimizer=adam", "optimizer=adam optimizer.betas=[0.5,0.9] optimizer.lr=0.01 seed=3"],
+    "adagrad": ["optimizer=adagrad", "optimizer=adagrad optimizer.lr=0.1 +optimizer.initial_accumulator_value=0.1"],
+    "rmsprop": ["optimizer=rmsprop", "optimizer=rmsprop optimizer.momentum=0.9"],
+    "by name": ["optimizer=torch optimizer.name=NAdam", "optimizer=torch optimizer.name=NAdam optimizer.lr=0.01"],
+    "penalties": ["", "regularization=l1 regularization.l1=1e-3", "regularization=l2 regularization.l2=1e-3"],
+    "dropout rate": ["model.dropout=0.2", "model.dropout=0.5", "model.dropout=0.2 seed=4"],
+    "batch norm": ["model.batch_norm=true", "model.batch_norm=true optimizer.lr=0.03 seed=1"],
+    "dropout and batch norm": [
+        "model.hidden=[12,8] model.batch_norm=true model.dropout=0.3",
+        "model.hidden=[12,8] model.batch_norm=true model.dropout=0.1 seed=5 optimizer=momentum",
+    ],
+    "kind of initialization": ["init=uniform init.d=2", "init=xavier", "init=orthogonal", "init=he", "init=uniform"],
+    "schedule": ["scheduler=cosine", "scheduler=step scheduler.every_epochs=2", "scheduler=warmup", ""],
+    "clipping": ["trainer.clip_norm=0.5", "trainer.clip_norm=0.5 seed=1"],
+    "convolutions": [
+        "model=cnn model.channels=[3,4] model.kernel=3 trainer.channels_last=true model.dropout=0.2",
+        "model=cnn model.channels=[3,4] model.kernel=3 trainer.channels_last=true model.dropout=0.4 seed=2",
+    ],
+    "convolutions with batch norm": [
+        "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true",
+        "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true seed=2 regularization=l2",
+    ],
+    "evaluated, hinge loss": [
+        "trainer.train_metrics=evaluated loss=multi_margin",
+        "trainer.train_metrics=evaluated loss=multi_margin seed=9",
+    ],
+}
+
+
+def words(line: str) -> list[str]:
+    return [*BASE, *(line if "model" in line else f"model.hidden=[12] {line}").split()]
+
+
+def job(directory: Path, line: str) -> Job:
+    directory.mkdir(parents=True)
+    cfg = compose(*words(line))
+    parts = train.assemble(cfg)
+    return Job(cfg, parts, train.begin(cfg, Record(directory), parts))
+
+
+def alone(directory: Path, line: str) -> Record:
+    directory.mkdir(parents=True)
+    record = Record(directory)
+    train.run(compose(*words(line)), record)
+    return record
+
+
+def assert_equal(ours: Any, expected: Any, where: str) -> None:
+    """Nested states of equal structure, numbers to 1e-10."""
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys(), where
+        for name in expected:
+            assert_equal(ours[name], expected[name], f"{where}.{name}")
+    elif isinstance(expected, list | tuple):
+        assert len(ours) == len(expected), where
+        for i, (one, other) in enumerate(zip(ours, expected, strict=True)):
+            assert_equal(one, other, f"{where}[{i}]")
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10, msg=lambda text: f"{where}: {text}")
+    elif isinstance(expected, float):
+        assert ours == pytest.approx(expected, abs=1e-10, rel=1e-10), where
+    else:
+        assert ours == expected, where
+
+
+@pytest.mark.parametrize("lines", DIFFERENT.values(), ids=DIFFERENT)
+def test_every_variant_is_its_single_run(tmp_path: Path, lines: list[str]) -> None:
+    jobs = [job(tmp_path / f"together{k}", line) for k, line in enumerate(lines)]
+    by_kind: dict[str, list[Job]] = {}
+    for one in jobs:
+        by_kind.setdefault(group_key(one.cfg, 0), []).append(one)
+    assert len(by_kind) == 1
+    train_together(jobs)
+    for k, line in enumerate(lines):
+        single = alone(tmp_path / f"alone{k}", line)
+        assert single.rows[-1]["step"] >= 100
+        assert_equal(jobs[k].run.record.rows, single.rows, "rows")
+        for name in ("last.pt", "best.pt"):
+            ours, expected = (
+                torch.load(tmp_path / f"{kind}{k}" / name, weights_only=True) for kind in ("together", "alone")
+            )
+            assert_equal(ours, expected, name)
+        assert OmegaConf.load(tmp_path / f"together{k}" / "config.yaml") == OmegaConf.load(
+            tmp_path / f"alone{k}" / "config.yaml"
+        )
