@@ -117,7 +117,7 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 def prepare() -> None:
     """Teach Hydra our rules, resolvers and plugins; done in every process before anything is composed."""
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]  # where loaders are made
-    Plugins.instance().is_in_toplevel_plugins_module = _admit
+    Plugins.instance().is_in_toplevel_plugins_module = _admit  # type: ignore[method-assign,assignment]
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
 

@@ -20,8 +20,9 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ from hydra.core.override_parser.types import Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw import UsageError, config
+from dlhw.config import Program
 
 log = logging.getLogger("dlhw")
 
 
-class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
+class Grid(Sweeper):
     """All combinations of ``params`` and of the command line, where a key given again replaces that of ``params``.
 
     Values are written as for Hydra's own sweeper: ``1,2``, ``choice(1,2)``, ``range(...)``, ``glob(...)``. With
@@ -51,15 +53,16 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
         self.params = params or {}
         self.fail_fast = fail_fast
 
-    def setup(self, *, hydra_context: HydraContext, task_function: config.Program, config: DictConfig) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        assert isinstance(task_function, Program)
         self.context = hydra_context
         self.program = task_function
-        self.config = config
+        self.cfg = config
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 when one failed; an interruption passes through."""
         try:
-            lines = [f"{name}={_written(value)}" for name, value in self.params.items() if value is not None]
+            lines = [f"{name}={value}" for name, value in self.params.items() if value is not None]
             plans = expand(lines, arguments, self.context.config_loader)
             jobs = self._compose(plans)
             with self._directory() as directory:
@@ -74,7 +77,7 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
         jobs = []
         for plan in plans:
             try:
-                cfg = self.context.config_loader.load_sweep_config(self.config, list(plan.overrides))
+                cfg = self.context.config_loader.load_sweep_config(self.cfg, list(plan.overrides))
                 jobs.append(Job(plan, config.without_hydra(cfg)))
             except UsageError as error:
                 jobs.append(Job(plan, None, error))
@@ -104,16 +107,16 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
         from dlhw.checkpoint import write_atomically
         from dlhw.record import Record
 
-        directory = Path(self.config.hydra.sweep.dir)
+        directory = Path(self.cfg.hydra.sweep.dir)
         if not (directory / "multirun.yaml").is_file():
-            directory = config.claim(self.config, "sweep")
+            directory = config.claim(self.cfg, "sweep")
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(Record(directory).locked())
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
-            self.config.data_dir = str(Path(self.config.data_dir).expanduser().absolute())  # as a run's config.yaml
-            write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+            self.cfg.data_dir = str(Path(self.cfg.data_dir).expanduser().absolute())  # as a run's config.yaml
+            write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(self.cfg).encode())
             yield directory
 
     def _run(self, jobs: Sequence[Job], directory: Path) -> dict[Path, str]:
@@ -142,8 +145,7 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
             ended = ""
             raise
         finally:
-            failures = {path: _reason(path, ended) for path in paths}
-            failures = {path: reason for path, reason in failures.items() if reason}
+            failures = {path: reason for path in paths if (reason := _reason(path, ended))}
             runs = [path for path in paths if (path / "config.yaml").is_file()]
             table = self._conclude(directory, runs, failures, seconds=time.monotonic() - started)
             if table:
@@ -151,7 +153,7 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
             for path, reason in failures.items():
                 log.error("%s failed: %s", path.name, reason)
             if ended == "":
-                log.warning("go on with %s", shlex.quote(f"resume={directory}"))
+                log.warning("stopped early; go on with %s", shlex.quote(f"resume={directory}"))
         return failures
 
     def _launch(self, jobs: Sequence[tuple[Job, Path]]) -> str | None:
@@ -159,8 +161,8 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
         if not jobs:
             return None
         program = Worker(self.program, len(jobs), platform.node(), os.getpid())
-        launcher = Plugins.instance().instantiate_launcher(self.context, program, self.config)
-        if not self.config.hydra.verbose:
+        launcher = Plugins.instance().instantiate_launcher(self.context, program, self.cfg)
+        if not self.cfg.hydra.verbose:
             for name in ("hydra", "hydra_plugins"):  # launchers' lines about each job, of which ours says more
                 logging.getLogger(name).setLevel(logging.WARNING)
         lines = [[*job.plan.overrides, f"hydra.sweep.subdir='{path.name}'"] for job, path in jobs]
@@ -184,8 +186,8 @@ class Grid(Sweeper):  # type: ignore[misc]  # Hydra has no types
         from dlhw.build import build
 
         conclude = importlib.import_module("dlhw.comparison").conclude
-        comparison = build(self.config, "comparison") if "comparison" in self.config else None
-        about = {"experiment": self.config.name, "seconds": seconds}
+        comparison = build(self.cfg, "comparison") if "comparison" in self.cfg else None
+        about = {"experiment": self.cfg.name, "seconds": seconds}
         return str(conclude(directory, runs, comparison=comparison, failures=failures, about=about))
 
 
@@ -210,7 +212,7 @@ class Job:
 class Worker:
     """The program as a launcher's processes call it: it says which job it is, and ends with the sweep."""
 
-    program: config.Program
+    program: Program
     jobs: int
     host: str
     sweeper: int
@@ -291,11 +293,13 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise UsageError(f"{override.input_line}: a grid needs single values, as in {key}=0.1,0.2 or {key}=range(0,1,0.1)")
+        raise UsageError(
+            f"{override.input_line}: a grid needs single values, as in {key}=0.1,0.2 or {key}=range(0,1,0.1)"
+        )
     if isinstance(value, RangeSweep):
         texts = [str(number) for number in _range(value, str(override.input_line))]
     else:
-        texts = list(override.sweep_iterator(Transformer.str))
+        texts = [_written(element) for element in override.sweep_iterator()]
     if not texts:
         raise UsageError(f"{override.input_line}: has no values")
     return [f"{key}={text}" for text in texts]
@@ -307,21 +311,21 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
     assert stop is not None
     if step == 0 or not all(map(math.isfinite, (start, stop, step))):
         raise UsageError(f"{line}: a range needs finite ends and a step that is not 0")
-    numbers: Any
+    numbers: list[Any]
     if all(isinstance(number, int) for number in (start, stop, step)):
         numbers = list(range(start, stop, step))  # type: ignore[arg-type]
     else:
-        count = math.ceil((stop - start) / step - 1e-9)
-        numbers = [float(f"{start + index * step:.12g}") for index in range(count)]
+        first, last, width = (Decimal(repr(number)) for number in (start, stop, step))  # as written
+        count = math.ceil((last - first) / width - Decimal("1e-9"))
+        numbers = [float(f"{first + index * width:.12g}") for index in range(count)]
     if sweep.shuffle:
         random.shuffle(numbers)
-    return numbers  # type: ignore[no-any-return]
+    return numbers
 
 
 def _written(value: Any) -> str:
-    """A value of ``params`` as on the command line; a list is one value."""
-    text = Transformer.str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-    return value if isinstance(value, str) else str(text)
+    """A parsed value as on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(Transformer.str(value))
 
 
 def _directories(jobs: Sequence[Job], directory: Path) -> list[Path]:
