@@ -94,7 +94,8 @@ def end(process: subprocess.Popen[str]) -> Ended:
 def dlhw(*overrides: str, at: Path) -> Ended:
     """``dlhw ...`` in the folder ``at``, in this process; what it changes in the process is put back."""
     singletons, root = Singleton.get_state(), logging.getLogger()
-    handlers, level, on_terminate = list(root.handlers), root.level, signal.getsignal(signal.SIGTERM)
+    handlers, level = list(root.handlers), root.level
+    on_signal = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
     threads = torch.get_num_threads()
     out, err, code = io.StringIO(), io.StringIO(), 0
     progress.console.cache_clear()
@@ -112,7 +113,8 @@ def dlhw(*overrides: str, at: Path) -> Ended:
             code = ended.code if isinstance(ended.code, int) else 1
         finally:
             torch.set_num_threads(threads)
-            signal.signal(signal.SIGTERM, on_terminate)
+            for sent, handler_before in on_signal.items():
+                signal.signal(sent, handler_before)
             for handler in root.handlers:
                 if handler not in handlers:
                     handler.close()
@@ -381,28 +383,34 @@ def test_runs_started_in_the_same_moment_get_directories_of_their_own(tmp_path: 
     assert set(wanted.parent.iterdir()) == expected
 
 
-def test_sweep_makes_one_directory_with_one_for_each_job(tmp_path: Path) -> None:
-    ended = dlhw("-m", "experiment=flooding", "dataset=digits", "trainer.epochs=1", "b=0.02,0.1", at=tmp_path)
+def test_sweep_makes_one_directory_with_one_for_each_job_named_by_what_varies(tmp_path: Path) -> None:
+    ended = dlhw("experiment=flooding", "-m", "dataset=digits", "trainer.epochs=1", "b=0.02,0.10", at=tmp_path)
     assert ended.code == 0
     sweep = only(list(tmp_path.glob("outputs/flooding/*")))
-    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
-    assert len(jobs) == 2
-    for path, b in zip(jobs, (0.02, 0.1), strict=True):
-        assert path.name.endswith(f"b={b}")
+    jobs = {path.name: path for path in sweep.iterdir() if path.is_dir()}
+    assert set(jobs) == {"b=0.02", "b=0.1"}
+    for name, path in jobs.items():
         assert files(path) == RUN
+        b = float(name.removeprefix("b="))
         assert yaml.safe_load((path / "config.yaml").read_text())["regularization"]["flood"] == b
         assert summary(path)["status"] == "finished"
+    assert ended.lines[0] == f"2 jobs, in {sweep.relative_to(tmp_path)}"
+    assert [line for line in ended.lines if line.startswith("job ")] == ["job 1 of 2: b=0.02", "job 2 of 2: b=0.1"]
 
 
 def test_sweep_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
-    ended = dlhw("-m", *SMALL, "trainer.epochs=1", "optimizer.lr=0.1,1e30,-1,0.2", at=tmp_path)
+    ended = dlhw("-m", *SMALL, "trainer.epochs=2", "optimizer.lr=0.1,1e35,0.2", "hydra.sweep.dir=here", at=tmp_path)
     assert ended.code == 1
-    sweep = only(list(tmp_path.glob("outputs/train/*")))
-    states = {}
-    for path in sweep.glob("*/summary.json"):
-        overrides = yaml.safe_load((path.parent / ".hydra" / "overrides.yaml").read_text())
-        states[float(overrides[-1].removeprefix("optimizer.lr="))] = summary(path.parent)["status"]
-    assert states == {0.1: "finished", 1e30: "failed", -1.0: "failed", 0.2: "finished"}
+    states = {path.parent.name: summary(path.parent) for path in tmp_path.glob("here/*/summary.json")}
+    failed = states.pop("optimizer.lr=1e+35")
+    assert {name: state["status"] for name, state in states.items()} == {
+        "optimizer.lr=0.1": "finished",
+        "optimizer.lr=0.2": "finished",
+    }
+    assert failed["status"] == "failed"
+    assert ended.lines[-1] == f"optimizer.lr=1e+35 failed: {failed['reason']}"
+    assert "Traceback" not in ended.err
+    assert "Error executing job" not in ended.err
 
 
 # --- stopping and going on --------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
         "hydra/help": 1,
         "hydra/hydra_logging": 1,
         "hydra/job_logging": 1,
+        "hydra/sweeper": 1,
         "init": 6,
         "loss": 2,
         "model": 2,
@@ -462,6 +463,7 @@ SOURCE = Path(dlhw.__file__).parent
 IMPORTS: dict[str, set[str]] = {
     "train": {"dlhw", "build", "checkpoint", "config", "data", "fast", "loop", "objective", "optim", "plots", "record"}
     | {"runtime"},
+    "sweeps": {"dlhw", "build", "checkpoint", "config", "record"},
     "config": {"dlhw", "mistakes", "record"},
     "mistakes": set(),
     "runs": {"dlhw", "build", "checkpoint", "record"},

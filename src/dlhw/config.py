@@ -1,38 +1,44 @@
 """How a command line becomes a config: Hydra's composition with our rules and our words for mistakes.
 
 The rules on top of Hydra's: an experiment's values for a group are dropped when the command line, or an
-experiment built on it, chooses another option of that group; a top-level key must be read by something;
-``resume=DIR`` brings back the config of the run in DIR. Only this module, ``mistakes`` and ``build`` know Hydra, and
-this one does not import torch, so that help and completion answer at once.
+experiment built on it, chooses another option of that group; a top-level key must be read by something; ``size``
+is one of ``sizes``; ``resume=DIR`` brings back the config of the run, or the overrides of the sweep, in DIR. Only
+this module, ``mistakes``, ``build`` and ``sweeps`` know Hydra, and this one does not import torch, so that help and
+completion answer at once.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import hydra
 import hydra._internal.hydra
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dlhw import UsageError, mistakes
@@ -41,7 +47,10 @@ CONFIG_NAME = "train"
 RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
 PATHS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
-Task = Callable[[DictConfig, Path, bool], None]
+PLUGINS = ("dlhw.sweeps.grid.Grid",)
+"""Sweepers and launchers of ours by class, which Hydra would only take from a package named hydra_plugins."""
+NOT_COMPARED = ("data_dir", "output_dir", "resume", "comparison")
+"""Keys in which two configs of the same run may differ."""
 
 
 def conf_dir() -> Path:
@@ -50,26 +59,36 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
-def command_line(task: Task) -> None:
-    """Run ``task(cfg, directory, in_sweep)`` as the command line asks.
+@dataclass(frozen=True)
+class Program:
+    """What Hydra calls for every config: ``task(cfg, directory, in_sweep)``; ``check(cfg)`` raises UsageError."""
 
-    A UsageError ends the program with its message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
-    """
-    prepare()
+    task: Callable[[DictConfig, Path, bool], None]
+    check: Callable[[DictConfig], None]
 
-    def job(cfg: DictConfig) -> None:
-        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    def __call__(self, cfg: DictConfig) -> None:
+        settings = HydraConfig.get()
+        in_sweep = settings.mode == RunMode.MULTIRUN
         try:
-            task(cfg, Path(HydraConfig.get().runtime.output_dir), in_sweep)
+            self.task(cfg, Path(settings.runtime.output_dir), in_sweep)
         except UsageError as error:
             if in_sweep:
                 raise
             stop(error)
 
+
+def command_line(program: Program) -> None:
+    """Run the program as the command line asks.
+
+    A UsageError ends it with its message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
+    """
+    prepare()
     Loader.ends_program = True
+    Loader.composed.clear()
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # argparse wants it first
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(job)()
+        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(program)()
     except KeyboardInterrupt as interruption:
         caught = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # on the way out already
@@ -96,10 +115,19 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def prepare() -> None:
-    """Teach Hydra our rules and resolvers; done once, before anything is composed."""
+    """Teach Hydra our rules, resolvers and plugins; done in every process before anything is composed."""
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[attr-defined]  # where loaders are made
+    Plugins.instance().is_in_toplevel_plugins_module = _admit  # type: ignore[method-assign,assignment]
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
-    OmegaConf.register_new_resolver("dlhw.job_label", _job_label, replace=True)
+    OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
+
+
+def _admit(name: str) -> bool:
+    """Whether Hydra may use the plugin of this class, which it asks just before doing so; ours is imported now."""
+    if name in PLUGINS:
+        Plugins.instance().register(get_class(name))
+        return True
+    return Plugins.is_in_toplevel_plugins_module(name)
 
 
 def stop(error: UsageError) -> NoReturn:
@@ -116,34 +144,67 @@ def to_yaml(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"resume": None, "data_dir": data_dir}), resolve=True)
 
 
+def same_run(cfg: DictConfig, directory: Path) -> bool:
+    """Whether the run in ``directory`` has this config, apart from where its data and its directory are."""
+    try:
+        stored = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        return False
+    wanted = OmegaConf.to_container(without_hydra(cfg), resolve=True, enum_to_str=True)
+    assert isinstance(wanted, dict)
+    for name in NOT_COMPARED:
+        wanted.pop(name, None)
+        if isinstance(stored, dict):
+            stored.pop(name, None)
+    return wanted == stored
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of the config without Hydra's own part."""
+    return OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+
+
 class ClaimDirectory(Callback):
-    """Gives every run and every sweep a directory of its own, just before Hydra writes there."""
+    """Gives every run, and every sweep but ours, a directory of its own, just before Hydra writes there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume is None:
-            self._claim(config.hydra.run, "hydra.run.dir=", config)
+            claim(config, "run", stop)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume is not None:
             stop(UsageError(f"resume={config.resume}: one run is resumed at a time, without -m"))
-        self._claim(config.hydra.sweep, "hydra.sweep.dir=", config)
-        config.hydra.overrides.hydra.append(_quoted(f"hydra.sweep.dir={config.hydra.sweep.dir}"))  # for every job alike
+        if config.hydra.sweeper._target_ not in PLUGINS:  # ours looks for mistakes first
+            claim(config, "sweep", stop)
 
-    @staticmethod
-    def _claim(node: DictConfig, override: str, config: DictConfig) -> None:
-        from dlhw.record import claim_directory  # imports torch
 
-        chosen = any(line.startswith(override) for line in config.hydra.overrides.hydra)
-        try:
-            node.dir = str(claim_directory(Path(node.dir), exact=chosen))
-        except UsageError as error:
-            stop(error)
+def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn] | None = None) -> Path:
+    """Create the directory of a run or sweep and note it in its config.
+
+    Raises UsageError where there is one, or hands it to ``refuse``: Hydra makes a warning of a callback's errors.
+    """
+    from dlhw.record import claim_directory  # imports torch
+
+    override = f"hydra.{kind}.dir"
+    chosen = any(line.startswith(f"{override}=") for line in config.hydra.overrides.hydra)
+    try:
+        directory = claim_directory(Path(config.hydra[kind].dir), exact=chosen)
+    except UsageError as error:
+        if refuse is None:
+            raise
+        refuse(error)
+    config.hydra[kind].dir = str(directory)
+    if kind == "sweep" and not chosen:
+        config.hydra.overrides.hydra.append(_quoted(f"{override}={directory}"))  # for every job alike
+    return directory
 
 
 class Loader(ConfigLoaderImpl):
     """Hydra's composition with the rules of this module. Raises UsageError, or ends the program with it."""
 
     ends_program = False
+    composed: ClassVar[dict[Any, DictConfig]] = {}
+    """Configs of jobs, by all that they depend on but the values of plain options."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -159,7 +220,65 @@ class Loader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """The config for these overrides. Raises UsageError with one line for what is wrong with them."""
+        try:
+            return self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        except UsageError as error:
+            if self.ends_program:
+                stop(error)
+            raise
 
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        """The config of one job, equal to Hydra's, in milliseconds when jobs like it came before.
+
+        Jobs that differ in the values of plain options alone are composed once, then copied and updated. Raises
+        UsageError, also where mistakes on the command line end the program.
+        """
+        prepare()  # this may be a worker's process
+        lines = [_quoted(line) for line in [*master_config.hydra.overrides.hydra, *sweep_overrides]]
+        config_name = master_config.hydra.job.config_name
+        try:
+            parsed = [_parsed(line) for line in lines]
+        except HydraException:
+            parsed = []  # composing says what is wrong
+        plain = [override for override in parsed if self._is_plain(override)]
+        sources = tuple((source.provider, source.path) for source in self.config_search_path.get_path())
+        unvalued = tuple(line.key_or_group if line in plain else line.input_line for line in parsed)
+        key = (config_name, os.getcwd(), sources, unvalued)
+        if parsed and key in self.composed:
+            cfg = copy.deepcopy(self.composed[key])
+            self._apply_overrides_to_config(plain, cfg)
+            own = [line for line in parsed if not line.is_hydra_override()]
+            cfg.hydra.overrides.hydra = [line.input_line for line in parsed if line.is_hydra_override()]
+            cfg.hydra.overrides.task = [line.input_line for line in own]
+            cfg.hydra.job.override_dirname = get_overrides_dirname(own, **cfg.hydra.job.config.override_dirname)
+            _check_size(cfg)
+        else:
+            cfg = self._load(config_name, lines, RunMode.RUN)
+            self.composed[key] = copy.deepcopy(cfg)
+        OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+        return cfg
+
+    def _is_plain(self, override: Override) -> bool:
+        """Whether the override gives a key that is there another number, text or list, and does nothing else."""
+        return (
+            override.type == OverrideType.CHANGE
+            and override.value_type == ValueType.ELEMENT
+            and override.package is None
+            and override.key_or_group != "resume"
+            and not isinstance(override.value(), dict)
+            and not re.search(r"\$\{|\?\?\?", override.input_line or "")
+            and (not override.is_hydra_override() or override.key_or_group in ("hydra.sweep.dir", "hydra.sweep.subdir"))
+            and not self.repository.group_exists(override.key_or_group)
+        )
+
+    def _load(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
         def compose(lines: list[str]) -> DictConfig:
             return super(Loader, self).load_configuration(
                 config_name, lines, run_mode, from_shell, validate_sweep_overrides
@@ -169,25 +288,26 @@ class Loader(ConfigLoaderImpl):
         self._experiments = ""
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
-            self._choices = self._choices_given(overrides)
             resume = next((line for line in parsed if line.key_or_group == "resume"), None)
             if resume is not None and resume.value() is not None:
                 if resume.is_sweep_override():
                     raise UsageError(f"{resume.input_line}: one run is resumed at a time")
-                return self._resumed(str(resume.value()), parsed, compose)
+                if not (Path(str(resume.value())).expanduser() / "multirun.yaml").is_file():
+                    self._choices = self._choices_given(overrides)
+                    return self._resumed(str(resume.value()), parsed, compose)
+                overrides = _overrides_of_sweep(Path(str(resume.value())).expanduser().absolute(), parsed)
+                parsed = OverridesParser.create().parse_overrides(overrides)
+            self._choices = self._choices_given(overrides)
             cfg = compose(overrides)
             self._reject_unread(cfg, parsed)
-        except UsageError as error:
-            if self.ends_program:
-                stop(error)
+            _check_size(cfg)
+        except UsageError:
             raise
         except COMPOSITION_ERRORS as error:
             try:
                 message = mistakes.explain(overrides, self, compose, error)
             except COMPOSITION_ERRORS:
                 message = mistakes.first_line(error)
-            if self.ends_program:
-                stop(UsageError(message))
             raise UsageError(message) from error
         return cfg
 
@@ -259,7 +379,7 @@ class Loader(ConfigLoaderImpl):
         """Refuse top-level keys that no part of the config refers to, on the command line and in an experiment."""
         primary = self.repository.load_config(CONFIG_NAME)
         assert primary is not None
-        text = OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]))
+        text = OmegaConf.to_yaml(without_hydra(cfg))
         given = {line.key_or_group.partition(".")[0]: line for line in parsed if not line.is_delete()}
         for name in map(str, cfg):
             if name == "hydra" or name in primary.config or self.repository.group_exists(name) or _reads(text, name):
@@ -270,6 +390,41 @@ class Loader(ConfigLoaderImpl):
                 raise UsageError(
                     f"{name}: nothing in this config reads it; the group that did was given another option"
                 )
+
+
+def _overrides_of_sweep(directory: Path, parsed: Sequence[Override]) -> list[str]:
+    """What the sweep in ``directory`` was started with, for going on there."""
+    path = directory / "multirun.yaml"
+    for line in parsed:
+        if not line.is_hydra_override() and line.key_or_group not in ("resume", "data_dir"):
+            raise UsageError(
+                f"{line.input_line}: a resumed sweep goes on with its own overrides; beside resume only data_dir "
+                "may be given"
+            )
+    try:
+        stored = OmegaConf.load(path)
+        of_hydra, of_task = [list(stored.hydra.overrides[part]) for part in ("hydra", "task")]
+        data_dir = str(stored.data_dir)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UsageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    given = [str(line.input_line) for line in parsed if line.key_or_group != "resume"]
+    if not any(line.startswith("data_dir=") for line in given):
+        given.append(_quoted(f"data_dir={data_dir}"))
+    replaced = ("hydra.sweep.dir=", "hydra.mode=", "data_dir=")
+    kept = [line for line in [*of_hydra, *of_task] if not line.startswith(replaced)]
+    return [*kept, *given, "hydra.mode=MULTIRUN", _quoted(f"hydra.sweep.dir={directory}")]
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(line: str) -> Override:
+    override: Override = OverridesParser.create().parse_override(line)
+    return override
+
+
+def _check_size(cfg: DictConfig) -> None:
+    """Refuse a ``size`` that the config has no ``sizes`` for."""
+    if "sizes" in cfg and str(cfg.size) not in cfg.sizes:
+        raise UsageError(f"size={cfg.size}: no such size{mistakes.among(str(cfg.size), list(map(str, cfg.sizes)))}")
 
 
 def _reads(text: str, name: str) -> bool:
@@ -294,7 +449,8 @@ def _list_experiments() -> str:
     return "\n".join(f"  {file.stem:<{width}}  {text}" for file, text in zip(files, questions, strict=True))
 
 
-def _job_label(overrides: ListConfig) -> str:
-    from dlhw.record import label  # imports torch
-
-    return label([str(line) for line in overrides])
+def _repeat(value: Any, times: int) -> list[Any]:
+    """``${dlhw.repeat:${width},${depth}}``: as many hidden layers of one width."""
+    if not isinstance(times, int) or isinstance(times, bool) or times < 0:
+        raise ValueError(f"{times}: the number of repetitions must be a whole number, 0 or greater")
+    return [value] * times

@@ -28,9 +28,7 @@ def explain(overrides: Sequence[str], loader: ConfigLoaderImpl, compose: Compose
             return f"{line.input_line}: {line.key_or_group} is there already; leave out the +"
         options = loader.get_group_options(line.key_or_group)
         if not line.is_sweep_override() and str(line.value()) not in options and not line.is_delete():
-            near = difflib.get_close_matches(str(line.value()), options, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            return f"{line.input_line}: no such {line.key_or_group}{meant} (there are: {', '.join(options)})"
+            return f"{line.input_line}: no such {line.key_or_group}{among(str(line.value()), options)}"
     for line in parsed:
         if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
             name = line.key_or_group
@@ -40,6 +38,12 @@ def explain(overrides: Sequence[str], loader: ConfigLoaderImpl, compose: Compose
         if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
             return f"{line.key_or_group}: no such key{hint(line.key_or_group, loader, cfg)}"
     return first_line(error)
+
+
+def among(word: str, legal: Sequence[str]) -> str:
+    """`; did you mean ...? (there are: ...)` for a word that is not legal."""
+    near = difflib.get_close_matches(word, legal, 1)
+    return f"{f'; did you mean {near[0]}?' if near else ''} (there are: {', '.join(legal)})"
 
 
 def hint(name: str, loader: ConfigLoaderImpl, cfg: DictConfig) -> str:

@@ -258,7 +258,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 def label(overrides: Sequence[str], *, longest: int = 120) -> str:
     """A directory name for a job of a sweep, from its overrides: safe on every file system, short, distinct."""
-    told = [override.removeprefix("+") for override in overrides]
+    told = [override.lstrip("+") for override in overrides]
     parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in told]
     name = ""
     for part in parts:  # whole overrides only: half a value would be another value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -103,6 +104,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git_revision() -> str | None:
     """Revision of the checkout this package runs from, ``+`` when it has changes; None outside of one."""
     try:

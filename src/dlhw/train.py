@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import statistics
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,20 +46,33 @@ GIVEN: dict[str, set[str]] = {
 
 def main() -> None:
     """What ``dlhw`` and ``python -m dlhw.train`` run."""
-    config.command_line(task)
+    config.command_line(config.Program(task, check_values))
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raises UsageError with one line per mistake in a config's values."""
+    from dlhw.build import check
+
+    check(cfg, GIVEN)
 
 
 def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
-    """One run in ``directory``. Whatever ends it early, the directory tells; a run that never began leaves none."""
+    """One run in ``directory``. Whatever ends it early, the directory tells; a run that never began leaves none.
+
+    In a sweep, a run that was begun there with the same config is gone on with, as ``resume=`` does.
+    """
     from dlhw.loop import TrainingFailed
     from dlhw.record import Record
 
     record = Record(directory)
     with record.locked():
+        if in_sweep and config.same_run(cfg, directory):
+            cfg.resume = str(directory)
         try:
             run(cfg, record)
         except KeyboardInterrupt:
-            log.warning("interrupted; go on with %s", shlex.quote(f"resume={directory}"))
+            if not in_sweep:
+                log.warning("interrupted; go on with %s", shlex.quote(f"resume={directory}"))
             raise
         except UsageError as error:
             if in_sweep and not record.finished:
@@ -75,6 +89,10 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
             raise SystemExit(1) from error
         except Exception as error:
             record.fail(error)
+            with (directory / "run.log").open("a") as file:
+                traceback.print_exc(file=file)
+            if in_sweep:
+                log.error("%s: %s (traceback in %s)", type(error).__name__, error, directory / "run.log")
             raise
 
 

@@ -1,0 +1,531 @@
+"""Sweeps: which jobs there are, what each costs and equals, what a second call does, what failures leave."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from dlhw import UsageError, config, train
+from dlhw.sweeps import grid
+from dlhw.sweeps.grid import expand
+from test_command_line import LONG, SMALL, Ended, dlhw, end, environment, start, summary
+
+QUICK = (*SMALL, "trainer.epochs=1", "trainer.batch_size=500", "hydra.sweep.dir=S")
+
+
+def jobs(*lines: str, params: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    return [plan.overrides for plan in expand(params, lines)]
+
+
+def labels(*lines: str, params: tuple[str, ...] = ()) -> list[str]:
+    return [plan.label for plan in expand(params, lines)]
+
+
+# --- which jobs there are ---------------------------------------------------------------------------------
+
+
+def test_all_combinations_the_last_varying_fastest() -> None:
+    assert jobs("dataset=digits", "b=0.1,0.2", "seed=range(2)") == [
+        ("dataset=digits", "b=0.1", "seed=0"),
+        ("dataset=digits", "b=0.1", "seed=1"),
+        ("dataset=digits", "b=0.2", "seed=0"),
+        ("dataset=digits", "b=0.2", "seed=1"),
+    ]
+    assert labels("dataset=digits", "b=0.1,0.2", "seed=range(2)")[1] == "b=0.1,seed=1"
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "some"),
+    [
+        ("range(0,0.21,0.01)", 21, {3: "0.03", 7: "0.07", 20: "0.2"}),
+        ("range(0,0.2,0.01)", 20, {3: "0.03", 19: "0.19"}),
+        ("range(0.3,0,-0.1)", 3, {0: "0.3", 2: "0.1"}),
+        ("range(1e-6,4e-6,1e-6)", 3, {1: "2e-06"}),
+        ("range(1,10,3)", 3, {2: "7"}),
+        ("range(0,1,0.3)", 4, {3: "0.9"}),
+    ],
+)
+def test_range_has_clean_values_without_its_stop(text: str, count: int, some: dict[int, str]) -> None:
+    values = [line.removeprefix("b=") for (line,) in jobs(f"b={text}")]
+    assert len(values) == count
+    assert {index: values[index] for index in some} == some
+
+
+@settings(max_examples=200, deadline=None)
+@given(start=st.integers(-50, 50), count=st.integers(1, 60), step=st.integers(1, 99), digits=st.integers(1, 6))
+def test_range_of_fractions_is_that_of_whole_numbers_scaled(start: int, count: int, step: int, digits: int) -> None:
+    scale = 10**digits
+    first, last, width = (f"{number / scale:.{digits}f}" for number in (start, start + count * step, step))
+    values = [float(line.removeprefix("b=")) for (line,) in jobs(f"b=range({first},{last},{width})")]
+    assert values == [(start + index * step) / scale for index in range(count)]
+
+
+def test_equal_values_are_one_job() -> None:
+    assert jobs("b=0.1,0.10,1e-1") == [("b=0.1",)]
+
+
+def test_command_line_replaces_the_values_of_params() -> None:
+    params = ("b=0,0.05", "seed=range(3)")
+    assert len(jobs(params=params)) == 6
+    assert jobs("seed=7", params=params) == [("b=0", "seed=7"), ("b=0.05", "seed=7")]
+    assert labels("b=0.5", "seed=7", params=params) == ["b=0.5,seed=7"]
+    assert jobs("b=1,2,3,4", "seed=0", "name=x", params=params)[3] == ("b=4", "seed=0", "name=x")
+    assert labels("b=1,2", "seed=0", "name=x", params=("b=0,0.05", "seed=0")) == ["b=1", "b=2"]
+
+
+def test_job_is_named_by_everything_where_nothing_varies() -> None:
+    assert labels("seed=3", "data_dir=x", "b=1") == ["seed=3,b=1"]
+    assert labels() == ["defaults"]
+
+
+def test_values_keep_what_the_grammar_needs() -> None:
+    (first,), (second,) = jobs(r"name='a,b','it\'s'")
+    assert first == "name='a,b'"
+    assert config._parsed(second).value() == "it's"
+    assert jobs("model.hidden=[5,4],[]") == [("model.hidden=[5,4]",), ("model.hidden=[]",)]
+    assert jobs("optimizer=choice(sgd,adam)", "seed=1") == [("optimizer=sgd", "seed=1"), ("optimizer=adam", "seed=1")]
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("b=interval(0,1)", "b=interval(0,1): a grid needs single values, as in b=0.1,0.2 or b=range(0,1,0.1)"),
+        ("b=range(3,1)", "b=range(3,1): has no values"),
+        ("b=range(0,1,0)", "b=range(0,1,0): a range needs finite ends and a step that is not 0"),
+        ("b=[", "b=[: cannot be read as the values of a sweep; write 1,2,3 or range(3)"),
+    ],
+)
+def test_what_is_no_grid_is_refused(line: str, answer: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(answer)}$"):
+        expand([], [line])
+    with pytest.raises(UsageError, match=f"^{re.escape(answer)}$"):
+        expand([line], [])
+
+
+def test_params_do_not_set_hydras_own_settings() -> None:
+    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: Hydra's own settings are no parameters of a sweep$"):
+        expand(["hydra.job.num=1,2"], [])
+
+
+# --- composing jobs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[config.Loader]:
+    config.prepare()
+    setup_globals()
+    config.Loader.composed.clear()
+    yield config.Loader(create_config_search_path(str(config.conf_dir())))
+    config.Loader.composed.clear()
+
+
+@pytest.fixture(scope="module")
+def master(loader: config.Loader) -> DictConfig:
+    return loader.load_configuration(config.CONFIG_NAME, ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+
+
+SCALARS = st.sampled_from(
+    ["1", "0.25", "null", "true", "-3", "1e-5", "nan", "abc", "'a, b=c'", '"it\'s"', "''", "é", "a:b"]
+)
+VALUES = SCALARS | st.sampled_from(["[1,2]", "[]", "[a,[b]]", "${seed}", "'${name}'", "{x:1}", "???"])
+PLAIN = st.builds(
+    "{}={}".format,
+    st.sampled_from(
+        ["seed", "trainer.epochs", "optimizer.lr", "model.hidden", "b", "regularization.flood", "data_dir"]
+    ),
+    VALUES,
+)
+OTHER = st.sampled_from(
+    [
+        *("experiment=flooding", "optimizer=adam", "model=cnn", "regularization=l2", "hydra.job.name=j"),
+        *("+optimizer.dampening=0.1", "~model.dropout", "++seed=5", "~optimizer.lr", "+b=1", "+model.a={x:1}"),
+        "hydra.sweep.subdir='x,y=1'",
+    ]
+)
+
+
+def answer(load: Any, *arguments: Any) -> str:
+    """The config as text, which shows also the order of keys, or what is wrong with it."""
+    try:
+        return OmegaConf.to_yaml(load(*arguments))
+    except UsageError as error:
+        return f"UsageError: {error}"
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines=st.lists(PLAIN | OTHER, max_size=4), others=st.lists(VALUES, min_size=4, max_size=4))
+def test_job_composed_from_one_like_it_equals_hydras_composition(
+    loader: config.Loader, master: DictConfig, lines: list[str], others: list[str]
+) -> None:
+    def swapped(line: str, value: str) -> str:
+        return f"{line.partition('=')[0]}={value}" if line[0] not in "+~" and line not in FIXED else line
+
+    alike = [swapped(line, value) for line, value in zip(lines, others, strict=False)]
+    answer(loader.load_sweep_config, master, alike)  # the one that it is copied from
+    expected = answer(ConfigLoaderImpl.load_sweep_config, loader, master, lines)
+    assert answer(loader.load_sweep_config, master, lines) == expected
+
+
+FIXED = {"experiment=flooding", "optimizer=adam", "model=cnn", "regularization=l2", "hydra.job.name=j"}
+
+
+def test_jobs_that_differ_in_plain_values_are_composed_once(
+    loader: config.Loader, master: DictConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    compose = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "load_configuration", lambda *given: (calls.append(given), compose(*given))[1]
+    )
+    for job in jobs("experiment=flooding", "b=range(0,0.1,0.01)", "optimizer=momentum,adam", "model.hidden=[4],[4,4]"):
+        cfg = loader.load_sweep_config(master, [*job, "hydra.sweep.subdir='x'"])
+        assert list(cfg.hydra.overrides.task) == list(job)
+        assert f"b={cfg.regularization.flood}" in (job[1], f"{job[1]}.0")
+    assert len(calls) == 2
+
+
+def test_configs_of_jobs_are_their_own(loader: config.Loader, master: DictConfig) -> None:
+    first = loader.load_sweep_config(master, ["seed=1", "model.hidden=[1]"])
+    second = loader.load_sweep_config(master, ["seed=2", "model.hidden=[2]"])
+    first.trainer.epochs = 99
+    first.model.hidden.append(3)
+    assert (second.trainer.epochs, second.model.hidden) == (20, [2])
+    assert loader.load_sweep_config(master, ["seed=2", "model.hidden=[2]"]).trainer.epochs == 20
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Data folder as for users; the loggers of launchers as they were."""
+    monkeypatch.delenv("DLHW_DATA", raising=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+class Conclusions:
+    """Stands for the comparison: notes what it was asked, each time."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Path, list[str], dict[str, str]]] = []
+
+    def __call__(self, sweep: grid.Grid, directory: Path, runs: Any, failures: Any, *, seconds: float) -> str:
+        self.asked.append(
+            (directory, [path.name for path in runs], {path.name: reason for path, reason in failures.items()})
+        )
+        return "the table"
+
+
+@pytest.fixture
+def conclusions(monkeypatch: pytest.MonkeyPatch) -> Conclusions:
+    noted = Conclusions()
+    monkeypatch.setattr(grid.Grid, "_conclude", functools.partialmethod(noted))
+    return noted
+
+
+def states(directory: Path) -> dict[str, str]:
+    return {path.parent.name: summary(path.parent)["status"] for path in directory.glob("*/summary.json")}
+
+
+def begun(ended: Ended) -> list[str]:
+    return [line.partition(": ")[2] for line in ended.lines if line.startswith("job ")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["optimizer=sgd,adamm"],
+            "optimizer=adamm: no such optimizer; did you mean adam? "
+            "(there are: adagrad, adam, adamw, momentum, nesterov, rmsprop, sgd, torch)",
+        ),
+        (["trainer.epoch=1,2"], "trainer.epoch: no such key; did you mean trainer.epochs?"),
+        (["b=0,0.1"], "b: no such key; b is a knob of experiment=flooding"),
+        (["+bb=0,0.1"], "bb: nothing in this config reads it; --cfg job shows all keys"),
+        (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0"),
+        (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
+        (
+            ["seed=interval(0,1)"],
+            "seed=interval(0,1): a grid needs single values, as in seed=0.1,0.2 or seed=range(0,1,0.1)",
+        ),
+        (["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_is_told_before_anything_is_made(tmp_path: Path, overrides: list[str], line: str) -> None:
+    assert dlhw("-m", *SMALL, *overrides, at=tmp_path) == Ended(1, "", f"{line}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_combination_that_cannot_be_fails_alone(
+    tmp_path: Path, conclusions: Conclusions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compose = config.Loader.load_sweep_config
+
+    def broken(loader: config.Loader, master: DictConfig, overrides: list[str]) -> DictConfig:
+        if {"seed=1", "+optimizer.nesterov=false"} <= set(overrides):
+            raise UsageError("cannot be composed")
+        return compose(loader, master, overrides)
+
+    monkeypatch.setattr(config.Loader, "load_sweep_config", broken)
+    torch_sgd = ("optimizer=torch", "optimizer.name=SGD", "+optimizer.momentum=0,0.9", "+optimizer.nesterov=true,false")
+    ended = dlhw("-m", *QUICK, *torch_sgd, "seed=0,1", at=tmp_path)
+    assert ended.code == 1
+    told = "UsageError: optimizer=sgd: Nesterov momentum requires a momentum and zero dampening"
+    assert conclusions.asked[0][2] == {
+        "optimizer.momentum=0,optimizer.nesterov=true,seed=0": told,
+        "optimizer.momentum=0,optimizer.nesterov=true,seed=1": told,
+        "optimizer.momentum=0,optimizer.nesterov=false,seed=1": "UsageError: cannot be composed",
+        "optimizer.momentum=0.9,optimizer.nesterov=false,seed=1": "UsageError: cannot be composed",
+    }
+    assert sorted(states(tmp_path / "S").values()) == ["failed"] * 4 + ["finished"] * 4
+    monkeypatch.setattr(config.Loader, "load_sweep_config", compose)
+    again = dlhw("resume=S", at=tmp_path)
+    assert len(begun(again)) == 4
+    assert list(conclusions.asked[1][2].values()) == [told, told]
+
+
+def test_second_call_does_what_is_left(tmp_path: Path, conclusions: Conclusions) -> None:
+    first = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
+    assert (first.code, begun(first), states(tmp_path / "S")) == (
+        0,
+        ["seed=0", "seed=1"],
+        {"seed=0": "finished", "seed=1": "finished"},
+    )
+    before = {path: path.read_bytes() for path in tmp_path.glob("S/*/*") if path.is_file()}
+    second = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
+    assert (second.code, begun(second)) == (0, ["seed=2"])
+    assert second.lines[0] == "3 jobs, 2 of them finished before, in S"
+    third = dlhw("resume=S", at=tmp_path)
+    assert (third.code, begun(third)) == (0, [])
+    assert third.lines == [f"3 jobs, 3 of them finished before, in {tmp_path / 'S'}", "the table"]
+    assert {path: path.read_bytes() for path in before} == before
+    assert [(runs, failures) for _, runs, failures in conclusions.asked] == [
+        (["seed=0", "seed=1"], {}),
+        (["seed=0", "seed=1", "seed=2"], {}),
+        (["seed=0", "seed=1", "seed=2"], {}),
+    ]
+
+
+def test_run_of_another_config_is_left_alone(tmp_path: Path, conclusions: Conclusions) -> None:
+    assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("S/*/*") if path.is_file()}
+    for _ in range(2):  # the second time nothing is left to do
+        ended = dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0", at=tmp_path)
+    assert dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0,1", "data_dir=there", at=tmp_path).code == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert conclusions.asked[-1][1] == ["seed=0-2", "seed=1-2"]
+    assert ended.code == 0
+
+
+def test_two_processes_do_not_share_a_sweep(tmp_path: Path, conclusions: Conclusions) -> None:
+    from dlhw.record import Record
+
+    assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
+    before = (tmp_path / "S" / "multirun.yaml").read_bytes()
+    with Record(tmp_path / "S").locked():
+        ended = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
+    assert ended == Ended(1, "", "S: another process is running this sweep\n")
+    assert (tmp_path / "S" / "multirun.yaml").read_bytes() == before
+
+
+def test_directory_of_something_else_is_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "S").mkdir()
+    (tmp_path / "S" / "notes").write_text("mine")
+    ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
+    assert ended.code == 1
+    assert ended.err == "S: exists already, and runs are never overwritten; choose another directory, or resume=S\n"
+
+
+def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
+    (tmp_path / "S").mkdir()
+    (tmp_path / "S" / "multirun.yaml").write_text("hydra: {overrides: {hydra: [], task: []}}\ndata_dir: data\n")
+    ended = dlhw("resume=S", "seed=3", at=tmp_path)
+    assert ended == Ended(
+        1,
+        "",
+        "seed=3: a resumed sweep goes on with its own overrides; beside resume only data_dir may be given\n",
+    )
+    (tmp_path / "S" / "multirun.yaml").write_text("x: [")
+    assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
+
+
+def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, conclusions: Conclusions) -> None:
+    line = ("-m", *QUICK, "trainer.epochs=2", "optimizer.lr=0.1,1e35,0.2")
+    ended = dlhw(*line, "hydra.sweeper.fail_fast=true", at=tmp_path)
+    assert ended.code == 1
+    assert states(tmp_path / "S") == {"optimizer.lr=0.1": "finished", "optimizer.lr=1e+35": "failed"}
+    assert list(conclusions.asked[0][2]) == ["optimizer.lr=1e+35"]
+    assert ended.lines[-1] == "stopped early; go on with resume=S"
+
+
+def test_unexpected_failure_leaves_its_traceback_in_the_jobs_log(
+    tmp_path: Path, conclusions: Conclusions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train.run
+
+    def broken(cfg: DictConfig, record: Any) -> None:
+        if cfg.seed == 1:
+            raise ZeroDivisionError("by seed 1")
+        run(cfg, record)
+
+    monkeypatch.setattr(train, "run", broken)
+    ended = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
+    assert ended.code == 1
+    assert states(tmp_path / "S") == {"seed=0": "finished", "seed=1": "failed", "seed=2": "finished"}
+    assert "Traceback" not in ended.err
+    text = (tmp_path / "S" / "seed=1" / "run.log").read_text()
+    assert "Traceback" in text
+    assert text.splitlines()[-1].endswith(f"(traceback in {tmp_path / 'S' / 'seed=1' / 'run.log'})")
+    assert conclusions.asked[0][2] == {"seed=1": "ZeroDivisionError: by seed 1"}
+    monkeypatch.setattr(train, "run", run)
+    again = dlhw("resume=S", at=tmp_path)
+    assert (again.code, begun(again)) == (0, ["seed=1"])
+    assert states(tmp_path / "S")["seed=1"] == "finished"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_sweep_goes_on_where_it_was(
+    tmp_path: Path, conclusions: Conclusions, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
+) -> None:
+    from dlhw.record import Record
+
+    append = Record.append
+    line = ("-m", *SMALL, "trainer.epochs=3", "trainer.checkpoint_seconds=0", "seed=0,1,2")
+
+    def stopping(record: Record, row: dict[str, float], *, seconds: float) -> None:
+        append(record, row, seconds=seconds)
+        if record.path.name == "seed=1" and row["epoch"] == 2:
+            signal.raise_signal(sent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "append", stopping)
+        ended = dlhw(*line, "hydra.sweep.dir=S", at=tmp_path)
+    assert ended.code == code
+    assert ended.lines[-1] == "stopped early; go on with resume=S"
+    assert states(tmp_path / "S") == {"seed=0": "finished"}
+    assert conclusions.asked == [(Path("S"), ["seed=0", "seed=1"], {})]
+
+    again = dlhw("resume=S", at=tmp_path)
+    assert (again.code, begun(again)) == (0, ["seed=1", "seed=2"])
+    assert len((tmp_path / "S" / "seed=1" / "timing.csv").read_text().splitlines()) in (4, 5)  # not trained anew
+    assert dlhw(*line, "hydra.sweep.dir=T", at=tmp_path).code == 0
+    for seed in range(3):
+        ours, straight = (tmp_path / name / f"seed={seed}" / "metrics.csv" for name in "ST")
+        assert ours.read_bytes() == straight.read_bytes()
+
+
+def test_experiment_declares_its_sweep(tmp_path: Path, conclusions: Conclusions) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "search.yaml").write_text(
+        "# @package _global_\n# Which?\nname: search\nsize: quick\n"
+        "sizes: {quick: {epochs: 1, width: 3}, full: {epochs: 2, width: 4}}\n"
+        "trainer: {epochs: '${sizes.${size}.epochs}'}\n"
+        "model: {hidden: '${dlhw.repeat:${sizes.${size}.width},2}'}\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {optimizer.lr: '0.1,0.2', seed: range(2)}}}\n"
+    )
+    line = ("--config-dir", "conf", "experiment=search", "dataset=digits", "hydra.sweep.dir=S")
+    assert dlhw(*line, "seed=1", at=tmp_path).code == 0
+    assert conclusions.asked[0][1] == ["optimizer.lr=0.1,seed=1", "optimizer.lr=0.2,seed=1"]
+    stored = yaml.safe_load((tmp_path / "S" / "optimizer.lr=0.1,seed=1" / "config.yaml").read_text())
+    assert (stored["model"]["hidden"], stored["trainer"]["epochs"]) == ([3, 3], 1)
+    for size in ("fulll", "quick,fulll"):
+        assert dlhw(*line, f"size={size}", at=tmp_path).err == (
+            "size=fulll: no such size; did you mean full? (there are: quick, full)\n"
+        )
+
+
+# --- other launchers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options: list[str]) -> None:
+    pytest.importorskip(module)
+    line = ("-m", *QUICK, "trainer.epochs=2", "experiment=null", "optimizer.lr=0.1,1e35")
+    there, here = tmp_path / "there", tmp_path / "here"
+    for path, more in ((there, options), (here, [])):
+        path.mkdir()
+        ended = end(start(*line, *more, at=path))
+        assert ended.code == 1, ended.err
+        assert states(path / "S") == {"optimizer.lr=0.1": "finished", "optimizer.lr=1e+35": "failed"}
+    ours, other = (path / "S" / "optimizer.lr=0.1" / "metrics.csv" for path in (here, there))
+    assert ours.read_bytes() == other.read_bytes()
+    again = end(start("resume=S", at=there))
+    assert "2 jobs, 1 of them finished before" in again.err
+
+
+def processes(session: int) -> list[int]:
+    """The live processes of a session, which are those that its first one has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # gone meanwhile
+            continue
+        state, _, _, of = rest.split()[:4]
+        if int(of) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=S", "trainer.epochs=5000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlhw.train", "-m", *LONG, *options, "seed=0,1"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while len(list(tmp_path.glob("S/*/metrics.csv"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(processes(process.pid)) > 2
+        process.send_signal(sent)
+        assert process.wait(30) == (143 if sent == signal.SIGTERM else -sent)
+        deadline = time.monotonic() + 10
+        while processes(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for pid in processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
