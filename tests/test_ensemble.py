@@ -54,11 +54,12 @@ def words(line: str) -> list[str]:
     return [*BASE, *(line if "model" in line else f"model.hidden=[12] {line}").split()]
 
 
-def job(directory: Path, line: str) -> Job:
+def begun(directory: Path, line: str) -> Job:
     directory.mkdir(parents=True)
-    cfg = compose(*words(line))
-    parts = train.assemble(cfg)
-    return Job(cfg, parts, train.begin(cfg, Record(directory), parts))
+    job = Job(compose(*words(line)))
+    job.parts = train.assemble(job.cfg)
+    job.run = train.begin(job.cfg, Record(directory), job.parts)
+    return job
 
 
 def alone(directory: Path, line: str) -> Record:
@@ -88,16 +89,15 @@ def assert_equal(ours: Any, expected: Any, where: str) -> None:
 
 @pytest.mark.parametrize("lines", DIFFERENT.values(), ids=DIFFERENT)
 def test_every_variant_is_its_single_run(tmp_path: Path, lines: list[str]) -> None:
-    jobs = [job(tmp_path / f"together{k}", line) for k, line in enumerate(lines)]
-    by_kind: dict[str, list[Job]] = {}
-    for one in jobs:
-        by_kind.setdefault(group_key(one.cfg, 0), []).append(one)
-    assert len(by_kind) == 1
+    jobs = [begun(tmp_path / f"together{k}", line) for k, line in enumerate(lines)]
+    assert len({group_key(one.cfg) for one in jobs}) == 1
     train_together(jobs)
     for k, line in enumerate(lines):
         single = alone(tmp_path / f"alone{k}", line)
         assert single.rows[-1]["step"] >= 100
-        assert_equal(jobs[k].run.record.rows, single.rows, "rows")
+        run = jobs[k].run
+        assert run is not None
+        assert_equal(run.record.rows, single.rows, "rows")
         for name in ("last.pt", "best.pt"):
             ours, expected = (
                 torch.load(tmp_path / f"{kind}{k}" / name, weights_only=True) for kind in ("together", "alone")

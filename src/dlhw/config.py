@@ -47,7 +47,7 @@ CONFIG_NAME = "train"
 RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
 PATHS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
-PLUGINS = ("dlhw.sweeps.grid.Grid",)
+PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized")
 """Sweepers and launchers of ours by class, which Hydra would only take from a package named hydra_plugins."""
 NOT_COMPARED = ("data_dir", "output_dir", "resume", "comparison")
 """Keys in which two configs of the same run may differ."""

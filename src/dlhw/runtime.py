@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 import dlhw
@@ -22,6 +23,8 @@ from dlhw import UsageError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
+
+_DEFAULT_THREADS = torch.get_num_threads()
 
 
 def key(seed: int, *purpose: str | int) -> int:
@@ -76,8 +79,10 @@ class Precision:
         return contextlib.nullcontext()
 
 
-def settle(device: torch.device, precision: Precision, *, deterministic: bool) -> None:
+def settle(device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool) -> None:
     """Set the process-wide switches of torch that a run depends on, all of them, every time."""
+    if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
+        torch.set_num_threads(threads or _DEFAULT_THREADS)
     torch.backends.cuda.matmul.allow_tf32 = precision.name == "tf32"
     torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
     if device.type == "cuda":
@@ -86,6 +91,21 @@ def settle(device: torch.device, precision: Precision, *, deterministic: bool) -
         if deterministic:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the GPU, or of the machine or the container that the process is in."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import statistics
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from dlhw.data.tensors import Dataset
-    from dlhw.loop import Probe, Run, Trainer
+    from dlhw.loop import Fitted, Probe, Run, Trainer
     from dlhw.objective import DataLoss, Regularization
     from dlhw.optim import Schedule
     from dlhw.record import Record
@@ -57,43 +59,50 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
-    """One run in ``directory``. Whatever ends it early, the directory tells; a run that never began leaves none.
+    """One run in ``directory``, alone or as a job of a sweep."""
+    from dlhw.record import Record
+
+    record = Record(directory)
+    with record.locked(), accounted(cfg, record, in_sweep=in_sweep):
+        run(cfg, record)
+
+
+@contextlib.contextmanager
+def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[None]:
+    """Whatever ends a run early in here, its directory tells; a run that never began leaves none.
 
     In a sweep, a run that was begun there with the same config is gone on with, as ``resume=`` does.
     """
     from dlhw.loop import TrainingFailed
-    from dlhw.record import Record
 
-    record = Record(directory)
-    with record.locked():
-        if in_sweep and config.same_run(cfg, directory):
-            cfg.resume = str(directory)
-        try:
-            run(cfg, record)
-        except KeyboardInterrupt:
-            if not in_sweep:
-                log.warning("interrupted; go on with %s", shlex.quote(f"resume={directory}"))
-            raise
-        except UsageError as error:
-            if in_sweep and not record.finished:
-                record.fail(error)
-                log.error("%s", error)
-            elif cfg.resume is None and not in_sweep:
-                record.discard()
-            raise
-        except (TrainingFailed, OSError) as error:
+    if in_sweep and config.same_run(cfg, record.path):
+        cfg.resume = str(record.path)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not in_sweep:
+            log.warning("interrupted; go on with %s", shlex.quote(f"resume={record.path}"))
+        raise
+    except UsageError as error:
+        if in_sweep and not record.finished:
             record.fail(error)
-            log.error("%s (what was trained until then is in %s)", error, directory)
-            if in_sweep:
-                raise
-            raise SystemExit(1) from error
-        except Exception as error:
-            record.fail(error)
-            with (directory / "run.log").open("a") as file:
-                traceback.print_exc(file=file)
-            if in_sweep:
-                log.error("%s: %s (traceback in %s)", type(error).__name__, error, directory / "run.log")
+            log.error("%s", error)
+        elif cfg.resume is None and not in_sweep:
+            record.discard()
+        raise
+    except (TrainingFailed, OSError) as error:
+        record.fail(error)
+        log.error("%s (what was trained until then is in %s)", error, record.path)
+        if in_sweep:
             raise
+        raise SystemExit(1) from error
+    except Exception as error:
+        record.fail(error)
+        with (record.path / "run.log").open("a") as file:
+            traceback.print_exc(file=file)
+        if in_sweep:
+            log.error("%s: %s (traceback in %s)", type(error).__name__, error, record.path / "run.log")
+        raise
 
 
 def run(cfg: DictConfig, record: Record) -> None:
@@ -104,6 +113,7 @@ def run(cfg: DictConfig, record: Record) -> None:
 
     parts = assemble(cfg)
     job = begin(cfg, record, parts)
+    log.info("%s, in %s", title(cfg, parts), record.path)
     study = deferred(cfg, "study", record=record, data=parts.data, model=parts.model)
     if study is not None:
         record.summary({"status": "finished", **study(), **about(cfg, parts)})
@@ -117,7 +127,7 @@ def run(cfg: DictConfig, record: Record) -> None:
         precision=parts.precision,
         probe=parts.probe,
     )
-    finish(cfg, parts, job)
+    log.info("%s", finish(cfg, parts, job))
 
 
 def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
@@ -126,11 +136,10 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
 
     state = _state_to_resume(cfg, record)
     record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
-    log.info("%s, in %s", title(cfg, parts), record.path)
     return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state)
 
 
-def finish(cfg: DictConfig, parts: Parts, job: Run) -> None:
+def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
     """Draw the curves of a run that was trained and write its summary. Raises TrainingFailed if it failed."""
     from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
     from dlhw.build import choice
@@ -149,7 +158,7 @@ def finish(cfg: DictConfig, parts: Parts, job: Run) -> None:
     times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds) if seconds else None}
     content = {"monitor": parts.trainer.monitor, **asdict(fitted), **times, **about(cfg, parts)}
     record.summary({"status": "finished", **content})
-    log.info("%s", fitted)
+    return fitted
 
 
 def title(cfg: DictConfig, parts: Parts) -> str:
@@ -199,7 +208,7 @@ def assemble(cfg: DictConfig) -> Parts:
     trainer = build(cfg, "trainer")
     device = runtime.pick_device(trainer.device)
     precision = runtime.Precision(trainer.precision, device)
-    runtime.settle(device, precision, deterministic=trainer.deterministic)
+    runtime.settle(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
     data = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed).to(device, precision.dtype)
     model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
     if trainer.channels_last:

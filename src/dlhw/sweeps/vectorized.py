@@ -1,74 +1,260 @@
 """A launcher that trains many jobs of a sweep at once, as one ensemble: ``hydra/launcher=vectorized``.
 
-Jobs whose shapes and code are the same are computed together by the same loop; each gets the directory, files and
+Jobs of one structure are computed together by the loop that trains each alone, and each gets the directory, files and
 numbers that it would have alone. What cannot be grouped is trained one by one, and a line says why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlhw import UsageError, runtime, train
 from dlhw.data.tensors import together
-from dlhw.ensemble import Ensemble
-from dlhw.loop import Run, fit
+from dlhw.ensemble import Cannot, Ensemble
+from dlhw.loop import Run, fit, shuffled, training_step
+from dlhw.record import Record
 from dlhw.train import Parts
 
-OWN = ("seed", "regularization", "optimizer", "scheduler", "init")
-SHARED = ("data_dir", "dataset", "model", "loss", "trainer", "probe", "study")
-"""Parts of the config in which jobs of a group may differ, and those in which they may not (but in the dropout rate)."""
+log = logging.getLogger("dlhw")
+_own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
+_own_log.propagate = False
+
+SHARED = ("dataset", "model", "loss", "trainer", "probe", "study")
+"""Parts of the config that are the same in all jobs of a group, but for the dropout rate; the others may differ."""
+SHARE_OF_MEMORY = 0.5
+"""Of the free memory, what the weights and activations of an ensemble may take; evaluation and kernels need some too."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
+    """A job on its way: composed, then begun, then ended."""
+
     cfg: DictConfig
-    parts: Parts
-    run: Run
+    parts: Parts | None = None
+    run: Run | None = None
+    returned: JobReturn | None = None
+    ended: bool = False
 
 
-def group_key(cfg: DictConfig, epochs_done: int) -> str:
+class Vectorized(Launcher):  # type: ignore[misc]  # Hydra has no types
+    """Groups the jobs it is given and trains each group at once, ``largest`` jobs at most."""
+
+    def __init__(self, largest: int | None = None) -> None:
+        if largest is not None and (not isinstance(largest, int) or largest < 1):
+            raise UsageError(f"hydra.launcher.largest={largest}: must be a whole number, 1 or greater, or null")
+        self.largest = largest
+
+    def setup(self, *, hydra_context: HydraContext, task_function: Callable[..., Any], config: DictConfig) -> None:
+        self.context = hydra_context
+        self.program = task_function
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs. What fails is told in the directory of each."""
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        groups: dict[str, list[Job]] = defaultdict(list)
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(cfg):
+                cfg.hydra.job.id = cfg.hydra.job.num = number
+            groups[group_key(cfg)].append(Job(cfg))
+        for group in groups.values():
+            self._run(group)
+        return [job.returned for group in groups.values() for job in group if job.returned is not None]
+
+    def _run(self, group: Sequence[Job]) -> None:
+        """Train a group at once as far as that goes, and what is left of it one by one."""
+        try:
+            if len(group) > 1:
+                self._run_together(group)
+        except UsageError as reason:
+            log.info("%d jobs are trained one by one: %s", len(group), reason)
+        except RuntimeError as error:
+            log.warning("training together failed (%s); going on one by one", str(error).partition("\n")[0])
+        for job in group:
+            if not job.ended:
+                job.returned = self._enter(job.cfg, self.program, configure_logging=True)
+                configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+
+    def _run_together(self, group: Sequence[Job]) -> None:
+        """Raises Cannot when the group is none after all."""
+        largest = min(len(group), largest_that_fits([job.cfg for job in group[:2]]), self.largest or len(group))
+        while waiting := [job for job in group if not job.ended]:
+            chunk = waiting[:largest]
+            try:
+                with contextlib.ExitStack() as locks:
+                    for jobs in self._begin(chunk, locks):
+                        if len(jobs) > 1 or len(group) == 1:
+                            log.info("training %d jobs at once", len(jobs))
+                        with _log_into(jobs):
+                            train_together(jobs)
+                        for job in jobs:
+                            _finish(job)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                largest = len(chunk) // 2
+                log.info("%d jobs at once do not fit into memory; going on with %d", len(chunk), largest)
+
+    def _begin(self, jobs: Sequence[Job], locks: contextlib.ExitStack) -> list[list[Job]]:
+        """Make the jobs' directories and parts. Returns those that did not fail, by the epochs trained before."""
+        by_epochs: dict[int, list[Job]] = defaultdict(list)
+        for job in jobs:
+
+            def begin(cfg: DictConfig, job: Job = job) -> None:
+                record = Record(Path(HydraConfig.get().runtime.output_dir))
+                locks.enter_context(record.locked())
+                with train.accounted(cfg, record, in_sweep=True):
+                    job.parts = train.assemble(cfg)
+                    job.run = train.begin(cfg, record, job.parts)
+
+            job.run = None
+            job.returned = self._enter(job.cfg, begin, configure_logging=False)
+            if job.run is None:
+                job.ended = True
+            else:
+                by_epochs[len(job.run.record.rows)].append(job)
+        return list(by_epochs.values())
+
+    def _enter(self, cfg: DictConfig, function: Callable[[DictConfig], Any], *, configure_logging: bool) -> JobReturn:
+        """Call a function in the job's directory, as Hydra does."""
+        return run_job(
+            task_function=function,
+            config=cfg,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+            configure_logging=configure_logging,
+        )
+
+
+def group_key(cfg: DictConfig) -> str:
     """Equal for jobs that may be trained as one ensemble."""
-    shared: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SHARED[1:]}
-    shared["model"]["dropout"] = shared["model"].get("dropout", 0) > 0
-    kind = {name: cfg.optimizer.get(name) for name in ("_target_", "name", "fused")}
-    return json.dumps([shared, str(cfg.data_dir), kind, epochs_done], sort_keys=True, default=str)
+    shared: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SHARED}
+    rate = shared["model"].get("dropout", 0)
+    shared["model"]["dropout"] = "some" if isinstance(rate, float) and rate > 0 else rate
+    optimizer = [cfg.optimizer.get(name) for name in ("_target_", "name", "fused", "foreach")]
+    return json.dumps([shared, str(cfg.data_dir), optimizer], sort_keys=True, default=str)
+
+
+def ensemble_of(runs: Sequence[tuple[DictConfig, Parts]]) -> Ensemble:
+    """One ensemble of the runs' models. Neighbours share an update where their settings are the same."""
+    schedules: dict[str, Any] = {}
+    for cfg, parts in runs:
+        schedules.setdefault(str(OmegaConf.to_yaml(cfg.scheduler, resolve=True)), parts.schedule)
+    return Ensemble(
+        [parts.model for _, parts in runs],
+        [parts.optimizer for _, parts in runs],
+        [schedules[str(OmegaConf.to_yaml(cfg.scheduler, resolve=True))] for cfg, _ in runs],
+    )
+
+
+def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
+    """How many variants the memory holds, from a step of two of them. Raises Cannot when they cannot be mapped."""
+    if cfgs[0].study.get("_target_") is not None:
+        raise Cannot("a study trains nothing")
+    runs = [(cfg, train.assemble(cfg)) for cfg in cfgs]
+    first = runs[0][1]
+    before = runtime.free_memory(first.precision.device)
+    ensemble = ensemble_of(runs)
+    jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, (_, parts) in enumerate(runs)]
+    trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
+    saved = 0
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved
+        saved += tensor.nbytes
+        return tensor
+
+    try:
+        with _quiet(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            step = training_step(
+                ensemble, jobs, first.data, first.data_loss, trainer=trainer, precision=first.precision
+            )
+            step(*first.data.train.gather(shuffled(first.data.train, jobs, epoch=1)[:, : trainer.batch_size]))
+    except RuntimeError as error:
+        raise Cannot(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
+    weights = sum(tensor.nbytes for tensor in ensemble.tensors())
+    copies = 5  # weights, gradients, two of the optimizer, the best weights
+    return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(runs))))
 
 
 def train_together(jobs: Sequence[Job]) -> None:
-    """Train the runs of ``jobs``, which have one group key, as one ensemble. Raises Cannot, before anything began."""
-    first = jobs[0].parts
-    schedules: dict[str, Any] = {}
-    settings = [
-        (OmegaConf.to_yaml(job.cfg.optimizer, resolve=True), OmegaConf.to_yaml(job.cfg.scheduler, resolve=True))
-        for job in jobs
-    ]
-    order = sorted(range(len(jobs)), key=lambda k: settings[k])  # neighbours share an update
-    jobs = [jobs[k] for k in order]
-    for k, job in zip(order, jobs, strict=True):
-        schedules.setdefault(settings[k][1], job.parts.schedule)
-    ensemble = Ensemble(
-        [job.parts.model for job in jobs],
-        [job.parts.optimizer for job in jobs],
-        [schedules[settings[k][1]] for k in order],
-    )
+    """Train begun jobs, which have one group key and the same number of epochs behind them, as one ensemble."""
+    jobs = sorted(jobs, key=lambda job: OmegaConf.to_yaml([job.cfg.optimizer, job.cfg.scheduler], resolve=True))
+    begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
+    first, _ = begun[0]
     data = replace(
         first.data,
-        train=together([job.parts.data.train for job in jobs]),
-        val=together([job.parts.data.val for job in jobs]),
+        train=together([parts.data.train for parts, _ in begun]),
+        val=together([parts.data.val for parts, _ in begun]),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+    with _quiet():
         fit(
-            ensemble,
-            [job.run for job in jobs],
+            ensemble_of([(job.cfg, parts) for job, (parts, _) in zip(jobs, begun, strict=True)]),
+            [run for _, run in begun],
             data,
             first.data_loss,
             trainer=replace(first.trainer, channels_last=False),
             precision=first.precision,
             probe=first.probe,
         )
+
+
+def _finish(job: Job) -> None:
+    """Leave the files of a job that was trained."""
+    assert job.parts is not None
+    assert job.run is not None
+    assert job.returned is not None
+    try:
+        with train.accounted(job.cfg, job.run.record, in_sweep=True), _log_into([job], _own_log):
+            _own_log.info("%s", train.finish(job.cfg, job.parts, job.run))
+    except Exception as error:  # told by the program already
+        job.returned.status = JobStatus.FAILED
+        job.returned.return_value = error
+    job.ended = True
+
+
+@contextlib.contextmanager
+def _log_into(jobs: Sequence[Job], logger: logging.Logger | None = None) -> Iterator[None]:
+    """Everything that is logged in here stands in every job's run.log too."""
+
+    class Each(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for job in jobs:
+                if job.run is not None:
+                    with (job.run.record.path / "run.log").open("a") as file:
+                        file.write(self.format(record) + "\n")
+
+    handler = Each(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logger or logging.getLogger()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warning that an operation is mapped one variant after the other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+        yield
