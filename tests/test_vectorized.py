@@ -1,0 +1,183 @@
+"""The vectorized launcher: every job has the directory, files and numbers that it has alone, whatever others do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlhw.sweeps import vectorized
+from test_command_line import dlhw, files, summary
+
+BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
+TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
+
+
+def metrics(path: Path) -> list[list[float]]:
+    _, *lines = (path / "metrics.csv").read_text().splitlines()
+    return [[float(value) for value in line.split(",")] for line in lines]
+
+
+def assert_same_metrics(one: Path, two: Path) -> None:
+    """To nine of the ten digits that are written."""
+    torch.testing.assert_close(torch.tensor(metrics(one)), torch.tensor(metrics(two)), rtol=2e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """A sweep of six jobs trained at once, and the same one by one; what the first said."""
+    at = tmp_path_factory.mktemp("both")
+    grid = ("optimizer.lr=0.1,0.3,1e300", "seed=0,1", "model.dropout=0.2")
+    said = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=at)
+    one_by_one = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=at)
+    assert said.code == one_by_one.code == 1  # the rate 1e300 diverges
+    return at / "together", at / "alone", said.lines
+
+
+def test_each_job_has_the_files_that_it_has_alone(both: tuple[Path, Path, list[str]]) -> None:
+    together, alone, _ = both
+    jobs = sorted(path.name for path in alone.iterdir() if (path / "config.yaml").exists())
+    assert len(jobs) == 6
+    for job in jobs:
+        assert files(together / job) == files(alone / job), job
+        assert (together / job / "config.yaml").read_text() == (alone / job / "config.yaml").read_text()
+
+
+def test_each_job_has_the_numbers_that_it_has_alone(both: tuple[Path, Path, list[str]]) -> None:
+    together, alone, _ = both
+    for job in ("optimizer.lr=0.1,seed=0", "optimizer.lr=0.3,seed=1"):
+        assert_same_metrics(together / job, alone / job)
+        ours, expected = summary(together / job), summary(alone / job)
+        assert ours.keys() == expected.keys()
+        assert ours["best"] == pytest.approx(expected["best"], rel=1e-9, abs=1e-9)
+
+
+def test_a_job_that_diverges_fails_alone(both: tuple[Path, Path, list[str]]) -> None:
+    together, alone, _ = both
+    for seed in (0, 1):
+        ours, expected = (summary(path / f"optimizer.lr=1e+300,seed={seed}") for path in (together, alone))
+        assert ours["status"] == expected["status"] == "failed"
+        assert "training diverged" in ours["reason"]
+        assert "step" in ours["reason"]
+
+
+def test_it_says_how_many_are_trained_at_once(both: tuple[Path, Path, list[str]]) -> None:
+    assert "training 6 jobs at once" in both[2]
+
+
+def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
+    grid = ("trainer.patience=2", "trainer.epochs=30", "optimizer.lr=0.01,1", "seed=0,1")
+    assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=tmp_path).code == 0
+    assert dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=tmp_path).code == 0
+    lengths = []
+    for job in sorted(path for path in (tmp_path / "alone").iterdir() if (path / "config.yaml").exists()):
+        assert_same_metrics(tmp_path / "together" / job.name, job)
+        assert summary(tmp_path / "together" / job.name)["stopped"] == summary(job)["stopped"]
+        lengths.append(len(metrics(job)))
+    assert len(set(lengths)) > 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("study=cost", "seed=0,1"), "2 jobs are trained one by one: a study trains nothing"),
+        (
+            ("optimizer=torch", "optimizer.name=Adafactor", "optimizer.lr=0.1,0.2"),
+            "2 jobs are trained one by one: optimizer Adafactor does not treat each weight by itself",
+        ),
+    ],
+)
+def test_what_cannot_be_grouped_is_trained_one_by_one(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
+    said = dlhw(*TOGETHER, *overrides, "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 0, said.err
+    assert line in said.lines
+    assert len(list(tmp_path.glob("s/*/summary.json"))) == 2
+
+
+def test_jobs_of_different_structure_are_grouped_apart(tmp_path: Path) -> None:
+    said = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 0, said.err
+    assert said.lines.count("training 3 jobs at once") == 2
+
+
+def test_a_group_is_no_larger_than_asked_for(tmp_path: Path) -> None:
+    said = dlhw(*TOGETHER, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 0, said.err
+    assert said.lines.count("training 2 jobs at once") == 2
+    assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
+
+
+def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = vectorized.train_together
+
+    def short_of_memory(jobs: list[vectorized.Job]) -> None:
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        train(jobs)
+
+    monkeypatch.setattr(vectorized, "train_together", short_of_memory)
+    said = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 0, said.err
+    assert "5 jobs at once do not fit into memory; going on with 2" in said.lines
+    assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
+
+
+def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlhw.config import compose
+
+    def fits(free: int, *overrides: str) -> int:
+        monkeypatch.setattr("dlhw.runtime.free_memory", lambda device: free)
+        return vectorized.largest_that_fits([compose(*BASE, *overrides), compose(*BASE, *overrides)])
+
+    assert fits(0) == 1
+    few, many = fits(10**8), fits(2 * 10**8)
+    assert 2 * few - 1 <= many <= 2 * few + 1
+    # 64 x 800 weights in float64, five copies, and activations: at least 2 MB each, at most four times as much
+    assert 6 <= fits(10**8, "model.hidden=[800]") <= 25
+
+
+def interrupted(after: int) -> Callable[..., None]:
+    """``Record.append`` that is interrupted when some epochs of all runs have been recorded."""
+    from dlhw.record import Record
+
+    append, count = Record.append, 0
+
+    def counted(record: Record, row: dict[str, float], *, seconds: float) -> None:
+        nonlocal count
+        append(record, row, seconds=seconds)
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+
+    return counted
+
+
+@pytest.mark.parametrize("after", [1, 5, 6, 7])
+def test_a_stopped_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Three jobs of four epochs, stopped in the middle of an epoch's rows, after it, and in the first one."""
+    grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
+    with monkeypatch.context() as patch:
+        patch.setattr("dlhw.record.Record.append", interrupted(after))
+        assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
+    assert dlhw("resume=s", at=tmp_path).code == 0
+    assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0
+    for seed in range(3):
+        assert_same_metrics(tmp_path / "s" / f"seed={seed}", tmp_path / "whole" / f"seed={seed}")
+        assert json.loads((tmp_path / "s" / f"seed={seed}" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_an_error_in_the_ensemble_leaves_the_jobs_to_be_trained_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(jobs: list[vectorized.Job]) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(vectorized, "train_together", broken)
+    said = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 0, said.err
+    assert "training together failed (no such kernel); going on one by one" in said.lines
+    shutil.rmtree(tmp_path / "s")
