@@ -472,7 +472,7 @@ def test_experiment_declares_its_sweep(tmp_path: Path, conclusions: Conclusions)
 )
 def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options: list[str]) -> None:
     pytest.importorskip(module)
-    line = ("-m", *QUICK, "trainer.epochs=2", "experiment=null", "optimizer.lr=0.1,1e35")
+    line = ("-m", *QUICK, "trainer.epochs=2", "optimizer.lr=0.1,1e35")
     there, here = tmp_path / "there", tmp_path / "here"
     for path, more in ((there, options), (here, [])):
         path.mkdir()

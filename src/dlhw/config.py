@@ -185,8 +185,7 @@ def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn
     """
     from dlhw.record import claim_directory  # imports torch
 
-    override = f"hydra.{kind}.dir"
-    chosen = any(line.startswith(f"{override}=") for line in config.hydra.overrides.hydra)
+    chosen = names_directory(config, kind)
     try:
         directory = claim_directory(Path(config.hydra[kind].dir), exact=chosen)
     except UsageError as error:
@@ -195,8 +194,13 @@ def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn
         refuse(error)
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not chosen:
-        config.hydra.overrides.hydra.append(_quoted(f"{override}={directory}"))  # for every job alike
+        config.hydra.overrides.hydra.append(_quoted(f"hydra.sweep.dir={directory}"))  # for every job alike
     return directory
+
+
+def names_directory(config: DictConfig, kind: str) -> bool:
+    """Whether the command line says where the run or sweep is to be."""
+    return any(line.startswith(f"hydra.{kind}.dir=") for line in config.hydra.overrides.hydra)
 
 
 class Loader(ConfigLoaderImpl):

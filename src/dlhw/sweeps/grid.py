@@ -108,7 +108,7 @@ class Grid(Sweeper):
         from dlhw.record import Record
 
         directory = Path(self.cfg.hydra.sweep.dir)
-        if not (directory / "multirun.yaml").is_file():
+        if not (config.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
             directory = config.claim(self.cfg, "sweep")
         with contextlib.ExitStack() as held:
             try:
