@@ -43,6 +43,7 @@ DIFFERENT = {
         "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true",
         "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true seed=2 regularization=l2",
     ],
+    "label smoothing": ["loss.label_smoothing=0.2", "loss.label_smoothing=0.2 seed=8"],
     "evaluated, hinge loss": [
         "trainer.train_metrics=evaluated loss=multi_margin",
         "trainer.train_metrics=evaluated loss=multi_margin seed=9",

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dlhw import UsageError, runtime, train
 from dlhw.data.tensors import together
 from dlhw.ensemble import Cannot, Ensemble
+from dlhw.fast import mapping_quickly
 from dlhw.loop import Run, fit, shuffled, training_step
 from dlhw.record import Record
 from dlhw.train import Parts
@@ -37,7 +38,7 @@ _own_log.propagate = False
 SHARED = ("dataset", "model", "loss", "trainer", "probe", "study")
 """Parts of the config that are the same in all jobs of a group, but for the dropout rate; the others may differ."""
 SHARE_OF_MEMORY = 0.5
-"""Of the free memory, what the weights and activations of an ensemble may take; evaluation and kernels need some too."""
+"""Of the free memory, what weights and activations of an ensemble may take; evaluation and kernels need some too."""
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Job:
     ended: bool = False
 
 
-class Vectorized(Launcher):  # type: ignore[misc]  # Hydra has no types
+class Vectorized(Launcher):
     """Groups the jobs it is given and trains each group at once, ``largest`` jobs at most."""
 
     def __init__(self, largest: int | None = None) -> None:
@@ -100,8 +101,7 @@ class Vectorized(Launcher):  # type: ignore[misc]  # Hydra has no types
             try:
                 with contextlib.ExitStack() as locks:
                     for jobs in self._begin(chunk, locks):
-                        if len(jobs) > 1 or len(group) == 1:
-                            log.info("training %d jobs at once", len(jobs))
+                        log.info("training %d jobs at once", len(jobs))
                         with _log_into(jobs):
                             train_together(jobs)
                         for job in jobs:
@@ -115,20 +115,20 @@ class Vectorized(Launcher):  # type: ignore[misc]  # Hydra has no types
     def _begin(self, jobs: Sequence[Job], locks: contextlib.ExitStack) -> list[list[Job]]:
         """Make the jobs' directories and parts. Returns those that did not fail, by the epochs trained before."""
         by_epochs: dict[int, list[Job]] = defaultdict(list)
+
+        def begin(cfg: DictConfig) -> tuple[Parts, Run]:
+            record = Record(Path(HydraConfig.get().runtime.output_dir))
+            locks.enter_context(record.locked())
+            with train.accounted(cfg, record, in_sweep=True):
+                parts = train.assemble(cfg)
+                return parts, train.begin(cfg, record, parts)
+
         for job in jobs:
-
-            def begin(cfg: DictConfig, job: Job = job) -> None:
-                record = Record(Path(HydraConfig.get().runtime.output_dir))
-                locks.enter_context(record.locked())
-                with train.accounted(cfg, record, in_sweep=True):
-                    job.parts = train.assemble(cfg)
-                    job.run = train.begin(cfg, record, job.parts)
-
-            job.run = None
-            job.returned = self._enter(job.cfg, begin, configure_logging=False)
-            if job.run is None:
-                job.ended = True
-            else:
+            returned = self._enter(job.cfg, begin, configure_logging=False)
+            job.returned, job.ended = returned, returned.status != JobStatus.COMPLETED
+            if not job.ended:
+                job.parts, job.run = returned.return_value
+                returned.return_value = None
                 by_epochs[len(job.run.record.rows)].append(job)
         return list(by_epochs.values())
 
@@ -156,13 +156,15 @@ def group_key(cfg: DictConfig) -> str:
 def ensemble_of(runs: Sequence[tuple[DictConfig, Parts]]) -> Ensemble:
     """One ensemble of the runs' models. Neighbours share an update where their settings are the same."""
     schedules: dict[str, Any] = {}
-    for cfg, parts in runs:
-        schedules.setdefault(str(OmegaConf.to_yaml(cfg.scheduler, resolve=True)), parts.schedule)
     return Ensemble(
         [parts.model for _, parts in runs],
         [parts.optimizer for _, parts in runs],
-        [schedules[str(OmegaConf.to_yaml(cfg.scheduler, resolve=True))] for cfg, _ in runs],
+        [schedules.setdefault(_written(cfg.scheduler), parts.schedule) for cfg, parts in runs],
     )
+
+
+def _written(node: DictConfig) -> str:
+    return OmegaConf.to_yaml(node, resolve=True)
 
 
 def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
@@ -184,9 +186,8 @@ def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
 
     try:
         with _quiet(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            step = training_step(
-                ensemble, jobs, first.data, first.data_loss, trainer=trainer, precision=first.precision
-            )
+            loss = mapping_quickly(first.data_loss)
+            step = training_step(ensemble, jobs, first.data, loss, trainer=trainer, precision=first.precision)
             step(*first.data.train.gather(shuffled(first.data.train, jobs, epoch=1)[:, : trainer.batch_size]))
     except RuntimeError as error:
         raise Cannot(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
@@ -197,7 +198,7 @@ def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
 
 def train_together(jobs: Sequence[Job]) -> None:
     """Train begun jobs, which have one group key and the same number of epochs behind them, as one ensemble."""
-    jobs = sorted(jobs, key=lambda job: OmegaConf.to_yaml([job.cfg.optimizer, job.cfg.scheduler], resolve=True))
+    jobs = sorted(jobs, key=lambda job: (_written(job.cfg.optimizer), _written(job.cfg.scheduler)))
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
     data = replace(
@@ -210,7 +211,7 @@ def train_together(jobs: Sequence[Job]) -> None:
             ensemble_of([(job.cfg, parts) for job, (parts, _) in zip(jobs, begun, strict=True)]),
             [run for _, run in begun],
             data,
-            first.data_loss,
+            mapping_quickly(first.data_loss),
             trainer=replace(first.trainer, channels_last=False),
             precision=first.precision,
             probe=first.probe,
