@@ -85,7 +85,7 @@ def assemble(
     classes: tuple[str, ...],
 ) -> Dataset:
     """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``."""
-    constant = torch.ones(train.x.shape[1], 1, 1, dtype=torch.float64)
+    constant = torch.ones(train.x.shape[1], *[1] * (train.x.ndim - 2), dtype=torch.float64)
     with ThreadPoolExecutor(1) as pool:  # hashing 55 MB and gathering them take as long as each other
         sha256 = pool.submit(_sha256, train, test)
         rest, val = split_off(train, validation_fraction, seed=seed)
