@@ -215,8 +215,8 @@ def test_default_leaves_the_weights_as_built() -> None:
 # From another run
 
 
-def dense(hidden: int = 4) -> nn.Sequential:
-    return mlp((6,), 3, hidden=[hidden], activation="Tanh", dropout=0.0, batch_norm=True)
+def dense(hidden: int = 4, *, dropout: float = 0.0) -> nn.Sequential:
+    return mlp((6,), 3, hidden=[hidden], activation="Tanh", dropout=dropout, batch_norm=True)
 
 
 @pytest.fixture
@@ -231,8 +231,9 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("weights", "sign"), [("best", 1), ("last", -1)])
-def test_from_run_loads_all_that_the_run_has_learned(run: Path, weights: str, sign: int) -> None:
-    model = dense()
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_from_run_loads_all_that_the_run_has_learned(run: Path, weights: str, sign: int, dropout: float) -> None:
+    model = dense(dropout=dropout)
     init.from_run(model, generator=generator(), run=str(run), weights=weights)
     assert [value.unique().tolist() for value in model.state_dict().values()] == [
         [sign * n] for n in range(1, len(model.state_dict()) + 1)
@@ -277,11 +278,15 @@ def test_from_run_refuses_a_damaged_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "misfit"),
     [
-        (lambda: dense(5), "1.weight is 4x6 there and 5x6 here"),
-        (lambda: nn.Sequential(*dense(), nn.Linear(3, 3)), "5.weight is missing there and 3x3 here"),
-        (lambda: dense()[:-1], "4.weight is 3x4 there and missing here"),
+        (lambda: dense(5), "1.weight is a weight of 5x6 here and a weight of 4x6 there"),
+        (lambda: nn.Sequential(*dense(), nn.Linear(3, 3)), "5.weight is a weight of 3x3 here and missing there"),
+        (lambda: dense()[:-1], "4.weight is missing here and a weight of 3x4 there"),
+        (
+            lambda: nn.Sequential(*dense()[:2], nn.Linear(4, 3)),
+            "2.weight is a weight of 3x4 here and a weight of 4 there",
+        ),
     ],
-    ids=["wider", "deeper", "shallower"],
+    ids=["wider", "deeper", "shallower", "other layers"],
 )
 def test_from_run_names_the_first_weight_of_another_model(
     run: Path, model: Callable[[], nn.Module], misfit: str

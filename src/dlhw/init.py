@@ -7,6 +7,7 @@ PyTorch's. ``from_run`` alone sets everything, to what another run has learned.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -76,6 +77,7 @@ def from_run(
 ) -> None:
     """The weights that the run in the directory ``run`` learned (D4.2); None: PyTorch's own random ones.
 
+    They are matched in the order of the layers, whose numbers differ where only one of the models has dropout.
     ``made_by`` is the command that makes the run, for the message when it is not there. Raises UsageError when there
     are no such weights, or weights of another model.
     """
@@ -90,12 +92,15 @@ def from_run(
         how = f"make it with: {made_by}" if made_by else "name the directory of a run that has trained"
         raise UsageError(f"init.run={run}: there is no {weights}.pt; {how}") from error
     own = model.state_dict()
-    for name in {**own, **stored}:
-        has, needs = (_shape(state.get(name)) for state in (stored, own))
+    for (theirs, value), (mine, needed) in itertools.zip_longest(stored.items(), own.items(), fillvalue=("", None)):
+        has, needs = _described(theirs, value), _described(mine, needed)
         if has != needs:
-            raise UsageError(f"init.run={run}: of another model; {name} is {has} there and {needs} here")
-    model.load_state_dict(stored)
+            raise UsageError(f"init.run={run}: of another model; {mine or theirs} is {needs} here and {has} there")
+    model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+def _described(name: str, tensor: Tensor | None) -> str:
+    """A parameter or buffer without its layer's name."""
+    if tensor is None:
+        return "missing"
+    return f"a {name.rpartition('.')[2]} of {'x'.join(map(str, tensor.shape)) or '1'}"
