@@ -25,8 +25,12 @@ from dlhw.record import Record, read_summary
 CONF = config.conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
-NEEDED = {"optimizer/torch.yaml": ["optimizer.name=NAdam"]}  # files that leave an option to the user
+IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
+SHAPES = IMAGES | {"separable": (2,)}
+NEEDED = {
+    "optimizer/torch.yaml": ["optimizer.name=NAdam"],
+    "init/from_run.yaml": ["init.run=there"],
+}  # files that leave an option to the user
 
 Mistake = Callable[..., str]
 
@@ -51,13 +55,14 @@ def mistake(compose: Compose) -> Mistake:
 def test_no_config_file_is_lost_or_forgotten() -> None:
     assert Counter(path.parent.as_posix() for path in FILES) == {
         ".": 1,
-        "dataset": 4,
-        "experiment": 3,
+        "dataset": 5,
+        "experiment": 13,
         "hydra/help": 1,
         "hydra/hydra_logging": 1,
         "hydra/job_logging": 1,
+        "hydra/launcher": 1,
         "hydra/sweeper": 1,
-        "init": 6,
+        "init": 7,
         "loss": 2,
         "model": 2,
         "optimizer": 8,
@@ -120,17 +125,22 @@ def synthetic(
     )
 
 
+SMALL = {  # 32 training samples in the shape of the experiment's own
+    "mnist": [f"dataset._target_={__name__}.synthetic", "dataset.validation_fraction=0.2"],
+    "separable": ["dataset.n=40", "dataset.validation_fraction=0.2"],
+}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs_two_steps(compose: Compose, tmp_path: Path, name: str) -> None:
     cfg = compose(
         f"experiment={name}",
-        f"dataset._target_={__name__}.synthetic",
+        *SMALL[compose(f"experiment={name}").hydra.runtime.choices.dataset],
         "trainer.epochs=1",
         "trainer.batch_size=16",
         "trainer.device=cpu",
         f"data_dir={tmp_path}",
     )
-    assert SHAPES[cfg.hydra.runtime.choices.dataset] == (1, 28, 28)
     with open_dict(cfg):
         del cfg["hydra"]  # as in a run
     train.run(cfg, Record(tmp_path))
@@ -199,8 +209,8 @@ def test_naming_the_experiments_own_option_changes_nothing(compose: Compose) -> 
 
 
 @pytest.mark.parametrize("model", [path.stem for path in FILES if path.parent.name == "model"])
-@pytest.mark.parametrize("dataset", SHAPES)
-def test_every_model_takes_every_data_set(compose: Compose, dataset: str, model: str) -> None:
+@pytest.mark.parametrize("dataset", IMAGES)
+def test_every_model_takes_every_data_set_of_images(compose: Compose, dataset: str, model: str) -> None:
     cfg = compose(f"dataset={dataset}", f"model={model}")
     assert cfg.dataset == compose(f"dataset={dataset}").dataset
     assert cfg.model == compose(f"model={model}").model
@@ -252,10 +262,10 @@ MISTAKES = {
     "loss=mse": "loss=mse: no such loss (there are: cross_entropy, multi_margin)",
     "model=": "model=: no such model (there are: cnn, mlp)",
     "experiment=floding": (
-        "experiment=floding: no such experiment; did you mean flooding? (there are: flooding, mnist_cnn, mnist_mlp)"
+        f"experiment=floding: no such experiment; did you mean flooding? (there are: {', '.join(EXPERIMENTS)})"
     ),
-    "experiment=zzz": "experiment=zzz: no such experiment (there are: flooding, mnist_cnn, mnist_mlp)",
-    "experiment=zzz model=cnn": "experiment=zzz: no such experiment (there are: flooding, mnist_cnn, mnist_mlp)",
+    "experiment=zzz": f"experiment=zzz: no such experiment (there are: {', '.join(EXPERIMENTS)})",
+    "experiment=zzz model=cnn": f"experiment=zzz: no such experiment (there are: {', '.join(EXPERIMENTS)})",
     # keys
     "lr=0.1": "lr: no such key; did you mean optimizer.lr?",
     "epochs=3": "epochs: no such key; did you mean trainer.epochs?",
@@ -470,7 +480,7 @@ IMPORTS: dict[str, set[str]] = {
     "build": {"dlhw", "runtime"},
     "loop": {"checkpoint", "data", "fast", "objective", "optim", "progress", "record", "runtime"},
     "studies": {"data", "record"},
-    "probes": {"data"},
+    "probes": {"data", "init"},
     "plots": set(),
     "progress": set(),
     "record": {"dlhw", "checkpoint"},
@@ -479,7 +489,7 @@ IMPORTS: dict[str, set[str]] = {
     "objective": set(),
     "data": {"dlhw", "runtime"},
     "models": {"dlhw"},
-    "init": set(),
+    "init": {"dlhw", "checkpoint"},
     "optim": {"dlhw"},
     "runtime": {"dlhw"},
     "dlhw": set(),

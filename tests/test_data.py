@@ -31,10 +31,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from dlhw import UsageError
 from dlhw.data import idx
 from dlhw.data.digits import TEST_FROM, _parts, digits
+from dlhw.data.synthetic import separable
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 FACTORIES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}
+DRAWN = {"separable": separable}
 
 
 def options(name: str) -> dict[str, Any]:
@@ -414,8 +416,8 @@ def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_config_names_its_factory_and_exactly_its_options() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES)
-    for name, factory in FACTORIES.items():
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES | DRAWN)
+    for name, factory in (FACTORIES | DRAWN).items():
         config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         module, _, attribute = config["_target_"].rpartition(".")
         assert getattr(importlib.import_module(module), attribute) is factory
@@ -442,6 +444,56 @@ def test_reading_digits_imports_neither_scikit_learn_nor_torchvision() -> None:
         "assert not {'sklearn', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# Drawn
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("angle", [0.0, 10.0, 135.0])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_separable_points_keep_their_margin_on_their_side(seed: int, angle: float, noise: float) -> None:
+    data = drawn(seed=seed, n=301, margin=0.7, noise=noise, angle_degrees=angle)
+    across = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+    for part in (data.train, data.val, data.test):
+        assert part.x.dtype == torch.float32
+        distance = (2 * part.y - 1) * (part.x @ across)
+        assert distance.min() >= 0.7 * (1 - 1e-5)
+        assert (distance.max() > 1.5) == bool(noise)
+    assert (len(data.train), len(data.val), len(data.test)) == (241, 60, 301)
+    assert torch.bincount(data.test.y).tolist() == [151, 150]
+    assert torch.bincount(torch.cat([data.train.y, data.val.y])).tolist() == [151, 150]
+
+
+def test_separable_points_are_as_far_from_the_line_as_it_says() -> None:
+    """Half-normal beyond the margin: mean s sqrt(2/pi), variance (1 - 2/pi) s^2; along the line: N(0, s^2)."""
+    n, noise = 20_000, 0.5
+    x, y = (test := drawn(n=n, margin=0.7, noise=noise, angle_degrees=0.0).test).x.double(), test.y
+    beyond = (2 * y - 1) * x[:, 0] - 0.7
+    assert abs(beyond.mean() - noise * math.sqrt(2 / math.pi)) < 5 * noise * math.sqrt((1 - 2 / math.pi) / n)
+    assert abs(x[:, 1].mean()) < 5 * noise / math.sqrt(n)
+    assert abs(x[:, 1].square().mean() - noise**2) < 5 * noise**2 * math.sqrt(2 / n)
+
+
+@pytest.mark.parametrize("wrong", [{"n": 1}, {"margin": 0}, {"noise": -1}, {"angle_degrees": "nan"}], ids=str)
+def test_a_wrong_option_of_separable_is_seen_from_the_signature(wrong: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
+        pydantic.validate_call(separable)(data_dir="", seed=0, **options("separable") | wrong)
+
+
+def test_separable_inputs_are_the_points_themselves() -> None:
+    data = drawn().to("cpu", torch.float32)
+    assert data.shape == (2,)
+    assert torch.equal(data.normalize(data.train.x), data.train.x)
+
+
+def test_separable_points_follow_from_the_seed() -> None:
+    assert drawn().sha256 == drawn().sha256 != drawn(seed=1).sha256
+    assert not torch.equal(drawn().train.x, drawn().test.x[: len(drawn().train)])
+
+
+def drawn(**changed: Any) -> Dataset:
+    return separable(data_dir="", **{"seed": 0} | options("separable") | changed)
 
 
 # The real MNIST

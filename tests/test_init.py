@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlhw import init
+from dlhw import UsageError, checkpoint, init
+from dlhw.models.dense import mlp
 
 CONF = Path(__file__).parent.parent / "conf" / "init"
 
@@ -68,7 +69,7 @@ def assert_normal(weight: Tensor, variance: float) -> None:
 
 
 def test_every_initialization_of_the_configs_has_a_case_here() -> None:
-    assert sorted(INITIALIZATIONS) == sorted(file.stem for file in CONF.glob("*.yaml"))
+    assert sorted([*INITIALIZATIONS, "from_run"]) == sorted(file.stem for file in CONF.glob("*.yaml"))
 
 
 # Distributions
@@ -79,6 +80,16 @@ def test_uniform(kind: str) -> None:
     layer = LARGE[kind]()
     init.uniform(layer, generator=generator(), d=0.3)
     assert_uniform(weight_of(layer), 0.3)
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_uniform_by_the_name_of_xavier_is_xavier(kind: str) -> None:
+    torch.manual_seed(0)
+    one, other = LARGE[kind](), LARGE[kind]()
+    init.uniform(one, generator=generator(3), d="xavier", bias=0.5)
+    init.xavier(other, generator=generator(3), bias=0.5)
+    assert torch.equal(one.weight, other.weight)
+    assert one.bias.unique().tolist() == [0.5]
 
 
 @pytest.mark.parametrize("gain", [1.0, 2.5])
@@ -199,3 +210,89 @@ def test_default_leaves_the_weights_as_built() -> None:
     init.default(model, generator=generator())
     for mine, built in zip(model.parameters(), net().parameters(), strict=True):
         assert torch.equal(mine, built)
+
+
+# From another run
+
+
+def dense(hidden: int = 4, *, dropout: float = 0.0) -> nn.Sequential:
+    return mlp((6,), 3, hidden=[hidden], activation="Tanh", dropout=dropout, batch_norm=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with the weights 1, 2, ... in ``best.pt`` and minus those in ``last.pt``."""
+    for name, sign in (("best", 1), ("last", -1)):
+        state = {
+            key: torch.full_like(value, sign * n) for n, (key, value) in enumerate(dense().state_dict().items(), 1)
+        }
+        checkpoint.save(tmp_path / f"{name}.pt", {"model": state})
+    return tmp_path
+
+
+@pytest.mark.parametrize(("weights", "sign"), [("best", 1), ("last", -1)])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_from_run_loads_all_that_the_run_has_learned(run: Path, weights: str, sign: int, dropout: float) -> None:
+    model = dense(dropout=dropout)
+    init.from_run(model, generator=generator(), run=str(run), weights=weights)
+    assert [value.unique().tolist() for value in model.state_dict().values()] == [
+        [sign * n] for n in range(1, len(model.state_dict()) + 1)
+    ]
+
+
+def test_from_no_run_leaves_the_weights_as_built() -> None:
+    torch.manual_seed(0)
+    model = dense()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    init.from_run(model, generator=generator(), run=None)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def refusal(model: nn.Module, run: Path, **options: str) -> str:
+    with pytest.raises(UsageError) as refused:
+        init.from_run(model, generator=generator(), run=str(run), **options)
+    return str(refused.value)
+
+
+def test_from_run_tells_how_to_make_a_run_that_is_not_there(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    assert refusal(dense(), gone) == (
+        f"init.run={gone}: there is no best.pt; name the directory of a run that has trained"
+    )
+    assert refusal(dense(), gone, weights="last", made_by="python -m dlhw.train seed=3") == (
+        f"init.run={gone}: there is no last.pt; make it with: python -m dlhw.train seed=3"
+    )
+
+
+def test_from_run_refuses_a_sweep(run: Path) -> None:
+    (run / "multirun.yaml").touch()
+    assert refusal(dense(), run) == f"init.run={run}: is a sweep; name one of the runs below it"
+
+
+def test_from_run_refuses_a_damaged_file(run: Path) -> None:
+    (run / "best.pt").write_bytes(b"nothing")
+    assert refusal(dense(), run).startswith(f"{run / 'best.pt'}: corrupt checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("model", "misfit"),
+    [
+        (lambda: dense(5), "1.weight is a weight of 5x6 here and a weight of 4x6 there"),
+        (lambda: nn.Sequential(*dense(), nn.Linear(3, 3)), "5.weight is a weight of 3x3 here and missing there"),
+        (lambda: dense()[:-1], "4.weight is missing here and a weight of 3x4 there"),
+        (
+            lambda: nn.Sequential(*dense()[:2], nn.Linear(4, 3)),
+            "2.weight is a weight of 3x4 here and a weight of 4 there",
+        ),
+    ],
+    ids=["wider", "deeper", "shallower", "other layers"],
+)
+def test_from_run_names_the_first_weight_of_another_model(
+    run: Path, model: Callable[[], nn.Module], misfit: str
+) -> None:
+    other = model()
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    assert refusal(other, run) == f"init.run={run}: of another model; {misfit}"
+    for key, value in other.state_dict().items():
+        assert torch.equal(value, before[key]), key

@@ -72,6 +72,14 @@ def test_convolutions_keep_the_size_and_poolings_halve_it() -> None:
     assert sizes == [*first, *second, (1568,), (10,)]
 
 
+def test_width_multiplies_the_channels() -> None:
+    wide = cnn(DIGITS, 10, channels=[3, 5], kernel=3, width=2, **PLAIN)
+    assert [tuple(layer.weight.shape) for layer in wide if isinstance(layer, nn.Conv2d)] == [
+        (6, 1, 3, 3),
+        (10, 6, 3, 3),
+    ]
+
+
 # Layers
 
 

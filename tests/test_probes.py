@@ -1,13 +1,17 @@
-"""The probe's norms are autograd's, and watching leaves no trace."""
+"""The probe's numbers are those of the plain computation, and watching leaves no trace."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.models.dense import mlp
+from dlhw.models.convolutional import cnn
+from dlhw.models.dense import ActivationName, mlp
 from dlhw.probes import layers
 
 COUNT = 40
@@ -41,23 +45,103 @@ def model(data: Dataset) -> nn.Module:
     return net
 
 
-def test_one_row_for_each_parameter(model: nn.Module, data: Dataset) -> None:
+COLUMNS = [
+    "layer",
+    "name",
+    "activation_mean",
+    "activation_std",
+    "saturated_percent",
+    "activation_gradient_norm",
+    "weight_norm",
+    "weight_gradient_norm",
+]
+
+
+def dense(
+    activation: ActivationName, *, hidden: tuple[int, ...] = (6, 7), batch_norm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    return mlp(
+        (1, 4, 4), 5, hidden=list(hidden), activation=activation, dropout=dropout, batch_norm=batch_norm
+    ).double()
+
+
+def convolutional(*, batch_norm: bool = False) -> nn.Sequential:
+    options = {"channels": [3, 4], "kernel": 3, "activation": "ReLU", "dropout": 0.5, "batch_norm": batch_norm}
+    return cnn((1, 4, 4), 5, **options).double()
+
+
+def test_one_row_for_each_layer(model: nn.Module, data: Dataset) -> None:
     rows = layers(model, data, samples=8)
-    assert [(row["parameter"], row["size"]) for row in rows] == [
-        (name, parameter.numel()) for name, parameter in model.named_parameters()
-    ]
-    assert all(list(row) == ["parameter", "size", "norm", "gradient_norm"] for row in rows)
+    assert [(row["layer"], row["name"]) for row in rows] == [(1, "1"), (2, "5"), (3, "9")]
+    assert all(list(row) == COLUMNS for row in rows)
+    net = convolutional(batch_norm=True)
+    assert [row["name"] for row in layers(net, data, samples=8)] == ["0", "4", "10"]
+
+
+NETS: dict[str, tuple[Callable[[], nn.Sequential], list[int]]] = {
+    "mlp": (lambda: dense("Tanh", batch_norm=True, dropout=0.5), [3, 7, 9]),
+    "mlp without extras": (lambda: dense("Tanh"), [2, 4, 5]),
+    "cnn": (convolutional, [1, 4, 8]),
+    "cnn with batch norm": (lambda: convolutional(batch_norm=True), [2, 6, 10]),
+}
+"""Nets of three layers, and the index of each one's activation (of the last: of the layer itself)."""
 
 
 @pytest.mark.parametrize("samples", [1, 8, 30, 1000])
-def test_norms_are_those_of_autograd(model: nn.Module, data: Dataset, samples: int) -> None:
-    rows = layers(model, data, samples=samples)
-    model.eval()
-    x, y = data.normalize(data.train.x)[:samples], data.train.y[:samples]
-    nn.functional.cross_entropy(model(x), y).backward()
-    for row, parameter in zip(rows, model.parameters(), strict=True):
-        assert row["norm"] == pytest.approx(parameter.detach().square().sum().sqrt().item(), rel=1e-12)
-        assert row["gradient_norm"] == pytest.approx(parameter.grad.square().sum().sqrt().item(), rel=1e-9)
+@pytest.mark.parametrize("kind", NETS)
+def test_rows_are_those_of_the_plain_computation(data: Dataset, kind: str, samples: int) -> None:
+    torch.manual_seed(1)
+    build, ends = NETS[kind]
+    net = build()
+    net(data.normalize(data.train.x))
+    rows = layers(net, data, samples=samples)
+    net.eval()
+    x, outputs = data.normalize(data.train.x)[:samples], []
+    for index, part in enumerate(net):
+        x = part(x)
+        if index in ends:
+            x.retain_grad()
+            outputs.append(x)
+    nn.functional.cross_entropy(x, data.train.y[:samples]).backward()
+    weights = [part.weight for part in net if isinstance(part, nn.Linear | nn.Conv2d)]
+    for row, output, weight in zip(rows, outputs, weights, strict=True):
+        values = output.detach()
+        expected = {
+            "activation_mean": values.mean(),
+            "activation_std": (values - values.mean()).square().mean().sqrt(),
+            "activation_gradient_norm": output.grad.square().sum().sqrt(),
+            "weight_norm": weight.detach().square().sum().sqrt(),
+            "weight_gradient_norm": weight.grad.square().sum().sqrt(),
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}, rel=1e-9, abs=1e-15
+        )
+
+
+def saturated(data: Dataset, activation: ActivationName, biases: list[float]) -> float:
+    """The percentage for units whose activation's inputs are these constants."""
+    net = dense(activation, hidden=(len(biases),))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].bias.copy_(torch.tensor(biases))
+    first, last = layers(net, data, samples=8)
+    assert math.isnan(last["saturated_percent"])  # logits
+    return float(first["saturated_percent"])
+
+
+@pytest.mark.parametrize(
+    ("activation", "biases", "percent"),
+    [
+        ("Tanh", [math.atanh(0.9901), -math.atanh(0.9901), math.atanh(0.9899), 0.0], 50),
+        ("Sigmoid", [math.log(0.0099 / 0.9901), math.log(0.9901 / 0.0099), math.log(0.0101 / 0.9899), 0.0, 1.0], 40),
+        ("ReLU", [-1.0, 0.0, 1e-9, 1.0], 50),
+        ("ELU", [-50.0, 50.0], math.nan),
+    ],
+)
+def test_saturated_units_are_counted(
+    data: Dataset, activation: ActivationName, biases: list[float], percent: float
+) -> None:
+    assert saturated(data, activation, biases) == pytest.approx(percent, nan_ok=True)
 
 
 def test_watching_twice_sees_the_same(model: nn.Module, data: Dataset) -> None:
@@ -69,6 +153,11 @@ def test_watching_leaves_the_mode(model: nn.Module, data: Dataset, training: boo
     model.train(training)
     layers(model, data, samples=8)
     assert {layer.training for layer in model.modules()} == {training}
+
+
+def test_watching_leaves_no_hooks(model: nn.Module, data: Dataset) -> None:
+    layers(model, data, samples=8)
+    assert not any(layer._forward_hooks for layer in model.modules())
 
 
 def test_watching_leaves_weights_and_buffers(model: nn.Module, data: Dataset) -> None:

@@ -2,17 +2,21 @@
 
 They act on every convolution and dense layer, with the randomness of the generator that is passed in;
 normalization layers keep their own start. ``bias`` is the constant for all biases, or null to leave
-PyTorch's.
+PyTorch's. ``from_run`` alone sets everything, to what another run has learned.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+
+from dlhw import UsageError, checkpoint
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Positive = Annotated[float, Field(gt=0)]
@@ -31,9 +35,14 @@ def default(model: nn.Module, *, generator: torch.Generator, bias: float | None 
     _each_layer(model, lambda weight: None, bias)
 
 
-def uniform(model: nn.Module, *, generator: torch.Generator, d: Positive, bias: float | None = None) -> None:
-    """U(-d, d) (B4)."""
-    _each_layer(model, lambda weight: nn.init.uniform_(weight, -d, d, generator=generator), bias)
+def uniform(
+    model: nn.Module, *, generator: torch.Generator, d: Positive | Literal["xavier"], bias: float | None = None
+) -> None:
+    """U(-d, d) (B4); ``d="xavier"`` is that of :func:`xavier`, so that one setting names all four cases of B4."""
+    if d == "xavier":
+        xavier(model, generator=generator, bias=bias)
+    else:
+        _each_layer(model, lambda weight: nn.init.uniform_(weight, -d, d, generator=generator), bias)
 
 
 def xavier(model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None) -> None:
@@ -56,3 +65,42 @@ def orthogonal(
 def constant(model: nn.Module, *, generator: torch.Generator, value: float, bias: float | None = None) -> None:
     """Every weight the same: shows why symmetry must be broken."""
     _each_layer(model, lambda weight: nn.init.constant_(weight, value), bias)
+
+
+def from_run(
+    model: nn.Module,
+    *,
+    generator: torch.Generator,
+    run: str | None,
+    weights: Literal["best", "last"] = "best",
+    made_by: str | None = None,
+) -> None:
+    """The weights that the run in the directory ``run`` learned (D4.2); None: PyTorch's own random ones.
+
+    They are matched in the order of the layers, whose numbers differ where only one of the models has dropout.
+    ``made_by`` is the command that makes the run, for the message when it is not there. Raises UsageError when there
+    are no such weights, or weights of another model.
+    """
+    if run is None:
+        return
+    directory = Path(run).expanduser()
+    if (directory / "multirun.yaml").is_file():
+        raise UsageError(f"init.run={run}: is a sweep; name one of the runs below it")
+    try:
+        stored = checkpoint.load(directory / f"{weights}.pt")["model"]
+    except FileNotFoundError as error:
+        how = f"make it with: {made_by}" if made_by else "name the directory of a run that has trained"
+        raise UsageError(f"init.run={run}: there is no {weights}.pt; {how}") from error
+    own = model.state_dict()
+    for (theirs, value), (mine, needed) in itertools.zip_longest(stored.items(), own.items(), fillvalue=("", None)):
+        has, needs = _described(theirs, value), _described(mine, needed)
+        if has != needs:
+            raise UsageError(f"init.run={run}: of another model; {mine or theirs} is {needs} here and {has} there")
+    model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
+
+
+def _described(name: str, tensor: Tensor | None) -> str:
+    """A parameter or buffer without its layer's name."""
+    if tensor is None:
+        return "missing"
+    return f"a {name.rpartition('.')[2]} of {'x'.join(map(str, tensor.shape)) or '1'}"

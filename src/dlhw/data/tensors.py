@@ -130,7 +130,7 @@ def assemble(
     classes: tuple[str, ...],
 ) -> Dataset:
     """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``."""
-    constant = torch.ones(train.x.shape[1], 1, 1, dtype=torch.float64)
+    constant = torch.ones(train.pool_x.shape[1], *[1] * (train.pool_x.ndim - 2), dtype=torch.float64)
     rest, val = split_off(train, validation_fraction, seed=seed)
     return Dataset(
         name=name,

@@ -21,20 +21,22 @@ def cnn(
     activation: ActivationName,
     dropout: DropoutRate,
     batch_norm: bool,
+    width: Annotated[int, Field(gt=0)] = 1,
 ) -> nn.Sequential:
     """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
     dropout and one dense layer to logits (C5.5 with channels [16, 32], kernel 5).
 
-    Maps (N, C, H, W) to (N, classes).
+    Every entry of ``channels`` is multiplied by ``width``. Maps (N, C, H, W) to (N, classes).
     """
     if len(shape) != 3:
         raise UsageError(f"model=cnn: needs images (C, H, W), the data set's samples are {shape}; use model=mlp")
     if kernel % 2 == 0:
         raise UsageError(f"model.kernel={kernel}: must be odd, so that padding keeps the size")
-    depth, height, width = shape
+    blocks = [width * count for count in channels]
+    depth, rows, columns = shape
     layers: list[nn.Module] = []
-    for block in channels:
-        if min(height, width) < 2:
+    for block in blocks:
+        if min(rows, columns) < 2:
             raise UsageError(
                 f"model.channels={list(channels)}: as many poolings leave nothing of {shape[1]}x{shape[2]} images"
             )
@@ -42,8 +44,8 @@ def cnn(
         if batch_norm:
             layers.append(nn.BatchNorm2d(block))
         layers += [getattr(nn, activation)(), nn.MaxPool2d(2)]
-        depth, height, width = block, height // 2, width // 2
+        depth, rows, columns = block, rows // 2, columns // 2
     layers.append(nn.Flatten())
     if dropout:
         layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(depth * height * width, classes))
+    return nn.Sequential(*layers, nn.Linear(depth * rows * columns, classes))
