@@ -172,7 +172,7 @@ class Conclusion:
     def _verdict(self) -> str:
         if self.winner is None or self.monitor is None:
             return f"no winner: {self.no_winner}"
-        return f"lowest {_words(self.monitor)}: {_verdict(self.winner, self.monitor)}"
+        return f"lowest mean {_words(self.monitor, unit=False)}: {_verdict(self.winner, self.monitor)}"
 
 
 def read(
@@ -212,8 +212,11 @@ def read(
         if status != "finished" and path in (failures or {}):
             status, reason = "failed", reason or (failures or {})[path]
         seed = summary.get("seed", line.get("seed") or config().get("seed"))
-        known = isinstance(seed, int) or (isinstance(seed, str) and seed.isdecimal())
-        results.append(Result(path, own, int(seed) if known else None, status, " ".join(reason.split()), summary))
+        results.append(
+            Result(
+                path, own, int(str(seed)) if str(seed).isdecimal() else None, status, " ".join(reason.split()), summary
+            )
+        )
     return results
 
 
@@ -304,7 +307,7 @@ def conclude(
 
 
 def canonical(text: str) -> Any:
-    """What a value as written stands for, to compare by: ``0.10`` and ``1e-1`` are one, so are ``[8]`` and ``[8.0]``."""
+    """What a value as written stands for, to compare by: ``0.10`` is ``1e-1``, and ``[8]`` is ``[8.0]``."""
     try:
         return _hashable(yaml.load(text, _Loader))
     except yaml.YAMLError:
@@ -393,9 +396,9 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if not float(value).is_integer() or abs(value) >= 1e15 else f"{value:.0f}"
 
 
-def _words(column: str) -> str:
+def _words(column: str, *, unit: bool = True) -> str:
     """``val_error_percent``: validation error (%)."""
-    words = column.replace("val_", "validation ").replace("_percent", " (%)")
+    words = column.replace("val_", "validation ").replace("_percent", " (%)" if unit else "")
     return words.replace("_", " ")
 
 
@@ -537,9 +540,11 @@ def _winner(conclusion: Conclusion) -> dict[str, Any] | None:
 
 
 def _verdict(winner: Setting, monitor: str) -> str:
+    """``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
     validation, test = (winner.spread(reader) for _, reader in _results([winner], monitor))
-    told = f"{winner.label} ({validation}, n = {len(winner.runs)})"
-    return told if test is None else f"{told}; {_words(_test_of(monitor))} there {test}"
+    unit = " %" if monitor.endswith("_percent") else ""
+    told = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
+    return told if test is None else f"{told}, {_words(_test_of(monitor), unit=False)} there {test}{unit}"
 
 
 # --- figures: from results to arrays ------------------------------------------------------------------------
@@ -555,9 +560,7 @@ def _draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, tit
             notes.append(f"comparison.overlay={key}: does not vary ({', '.join(keys) or 'nothing'} does)")
     overlay = comparison.overlay if comparison.overlay in keys else None
     lines = _best_of_each(drawn, overlay)
-    if len(lines) > DRAWN_SETTINGS:
-        notes.append(f"comparison.png shows the best {DRAWN_SETTINGS} of {len(lines)} settings")
-        lines = lines[:DRAWN_SETTINGS]
+    lines = lines[:DRAWN_SETTINGS]
     lines = _in_order(lines, overlay or _main_key(drawn))
     look = _Look(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
     against = comparison.against or [
@@ -565,11 +568,14 @@ def _draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, tit
     ]
     figures: list[tuple[str, Callable[[], str]]] = []
     subtitle = _said(conclusion, lines)
-    if lines and any(run.best for setting in lines for run in setting.finished):
+    if comparison.curves and any(run.best for setting in lines for run in setting.finished):
         figures.append(("comparison", lambda: _draw_curves(record, look, comparison.curves, title, subtitle)))
     for key in against:
         figures.append(
-            (f"figures/against_{key}", functools.partial(_draw_against, record, drawn, key, conclusion, look, title))
+            (
+                f"figures/against_{key}",
+                functools.partial(_draw_against, record, drawn, key, conclusion, look=look, title=title),
+            )
         )
     for column in comparison.probes:
         figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, look, column, title)))
@@ -636,7 +642,7 @@ def _draw_curves(record: Record, look: _Look, columns: Sequence[str], title: str
 
 
 def _draw_against(
-    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, look: _Look, title: str
+    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, look: _Look, title: str
 ) -> str:
     from dlhw import plots
 
@@ -669,11 +675,11 @@ def _draw_against(
     if not panels:
         return f"no run has {monitor}"
     optimum = None if conclusion.winner is None else number(conclusion.winner.values[key])
-    notes = [_counts(numeric)]
+    notes = [f"at each run's best epoch; {_counts(numeric)}"]
     if len(numeric[0].values) > (2 if len(lines) > 1 else 1):
         notes.append("each point: the best setting by validation among those with this value")
     if conclusion.winner is not None and optimum is not None:
-        notes.append(f"dotted: {_last(key)} = {optimum:g}, {_verdict(conclusion.winner, monitor)}")
+        notes.append(f"dotted: the lowest validation mean, {_verdict(conclusion.winner, monitor)}")
     figure = plots.compared_against(panels, key=key, optimum=optimum, title=title, subtitle="\n".join(notes))
     record.figure(f"figures/against_{key}", figure)
     return ""
@@ -781,4 +787,5 @@ def _said(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
     first = _counts(lines) + shown
     if conclusion.winner is None or conclusion.monitor is None:
         return f"{first}\nno winner: {conclusion.no_winner}"
-    return f"{first}\nlowest {_words(conclusion.monitor)}: {_verdict(conclusion.winner, conclusion.monitor)}"
+    metric = _words(conclusion.monitor, unit=False)
+    return f"{first}\nlowest mean {metric}: {_verdict(conclusion.winner, conclusion.monitor)}"
