@@ -599,7 +599,8 @@ class _Look:
         from dlhw.plots import setting_colors
 
         values = [None if key is None else number(setting.values[key]) for setting in settings]
-        colors = setting_colors(values)
+        best = next((i for i, setting in enumerate(settings) if setting is winner), None)
+        colors = setting_colors(values, best=best)
         self.settings = list(settings)
         self.winner = winner
         self.overlay = overlay

@@ -33,6 +33,7 @@ _MARKED_POINTS = 30  # up to so many points, each is marked; more would hide the
 _TITLE_POINTS, _TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
 _LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 _NAMED_SETTINGS = 10  # a legend of a colour scale names no more of its settings
+_BEST_ON_SCALE = PALETTE[1]  # stands out from every colour of the scale
 _LEGEND_CHARACTERS = 100  # of a legend across the whole figure; a handle takes some ten of them
 
 
@@ -186,10 +187,10 @@ class Panel:
     floor: float = field(default=0.0, kw_only=True)
 
 
-def setting_colors(values: Sequence[float | None]) -> list[str]:
+def setting_colors(values: Sequence[float | None], *, best: int | None = None) -> list[str]:
     """A colour for each setting: the palette's, or for more of them a scale, dark to light by number or else by place.
 
-    ``values`` holds the number that orders each setting, or None.
+    ``values`` holds the number that orders each setting, or None. The ``best`` has a colour that the scale has not.
     """
     count = len(values)
     if count <= len(PALETTE):
@@ -198,7 +199,10 @@ def setting_colors(values: Sequence[float | None]) -> list[str]:
     keys = numbers if len(numbers) == count else [float(i) for i in range(count)]
     order = sorted(set(keys))
     scale = colormaps["viridis"]  # without its light end, which print loses
-    return [to_hex(scale(0.88 * order.index(key) / max(1, len(order) - 1))) for key in keys]
+    colors = [to_hex(scale(0.88 * order.index(key) / max(1, len(order) - 1))) for key in keys]
+    if best is not None:
+        colors[best] = _BEST_ON_SCALE
+    return colors
 
 
 def column_label(column: str) -> str:
@@ -211,13 +215,16 @@ def column_label(column: str) -> str:
 
 
 def compared_curves(panels: Sequence[Panel], *, title: str, subtitle: str = "") -> Figure:
-    """Metrics against epoch, a panel each, a line per setting with a band of one standard deviation over its seeds."""
+    """Metrics against epoch, a panel each, a line per setting with a band of one standard deviation over its seeds.
+
+    Of more settings than the palette has colours, only the best has its band.
+    """
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
             marked = len(series.x) <= _MARKED_POINTS and len(panel.series) <= len(PALETTE)
-            _draw_series(axes, series, marker="o" if marked else "")
-            if series.spread:
+            _draw_series(axes, series, marker="o" if marked else "", crowded=len(panel.series) > len(PALETTE))
+            if series.spread and (series.best or len(panel.series) <= len(PALETTE)):
                 low, high = _band(series)
                 axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0, zorder=1.5)
         _scale_epochs(axes, [{"epoch": epoch} for series in panel.series for epoch in series.x], None)
@@ -259,8 +266,8 @@ def compared_layers(panels: Sequence[Panel], *, layers: Sequence[str] = (), titl
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
-            _draw_series(axes, series, marker="o")
-            if series.spread:
+            _draw_series(axes, series, marker="o", crowded=len(panel.series) > len(PALETTE))
+            if series.spread and (series.best or len(panel.series) <= len(PALETTE)):
                 low, high = _band(series)
                 axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0, zorder=1.5)
         axes.set_xlabel("layer", fontsize=_TEXT_POINTS)
@@ -316,8 +323,8 @@ def _panels(panels: Sequence[Panel], *, title: str, subtitle: str) -> tuple[Figu
     return figure, all_axes
 
 
-def _draw_series(axes: Axes, series: Series, *, marker: str) -> None:
-    thick, thin = (2.2, 1.3) if marker or len(series.x) <= 100 else (1.8, 0.9)
+def _draw_series(axes: Axes, series: Series, *, marker: str, crowded: bool = False) -> None:
+    thick, thin = (2.2, 1.3) if len(series.x) <= 100 and not crowded else (1.8, 0.8)
     axes.plot(
         series.x,
         series.y,
@@ -485,8 +492,8 @@ def _divergence(rows: Sequence[Mapping[str, float]]) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     lines = []
-    for part in text.splitlines():
+    for part in re.sub(" (?=[±%])|(?<=±) ", "\N{NO-BREAK SPACE}", text).splitlines():
         # Joined overrides (a=1,b=2,...) have no spaces; break them at commas rather than inside a word.
         too_long = any(len(word) > width for word in part.split())
         lines += textwrap.wrap(re.sub(r",(?=\S)", ", ", part) if too_long else part, width)
-    return lines
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
