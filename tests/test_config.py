@@ -55,6 +55,7 @@ def mistake(compose: Compose) -> Mistake:
 def test_no_config_file_is_lost_or_forgotten() -> None:
     assert Counter(path.parent.as_posix() for path in FILES) == {
         ".": 1,
+        "comparison": 1,
         "dataset": 5,
         "experiment": 13,
         "hydra/help": 1,
@@ -234,6 +235,7 @@ MISTAKES = {
     "trainer.patience=0": "trainer.patience=0: must be greater than 0",
     "trainer.deterministic=3": "trainer.deterministic=3: must be true or false",
     "trainer.device=tpu": "trainer.device=tpu: must be 'auto', 'cpu', 'cuda' or 'mps'",
+    "comparison.curves=train_loss": "comparison.curves=train_loss: must be a list",
     "trainer.monitor=val_acc": "trainer.monitor=val_acc: must be 'val_loss' or 'val_error_percent'",
     "experiment=flooding b=nan": "b=nan (regularization.flood): must be finite (not nan or inf)",
     "experiment=flooding b=-0.1": "b=-0.1 (regularization.flood): must be greater than or equal to 0",
@@ -477,6 +479,8 @@ IMPORTS: dict[str, set[str]] = {
     "config": {"dlhw", "mistakes", "record"},
     "mistakes": set(),
     "runs": {"dlhw", "build", "checkpoint", "record"},
+    "compare": {"dlhw", "comparison", "config", "record"},
+    "comparison": {"dlhw", "plots", "record"},
     "build": {"dlhw", "runtime"},
     "loop": {"checkpoint", "data", "fast", "objective", "optim", "progress", "record", "runtime"},
     "studies": {"data", "record"},

@@ -12,7 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dlhw.plots import COLORS, DPI, PALETTE, curves, new_figure
+from dlhw.plots import (
+    COLORS,
+    DPI,
+    PALETTE,
+    Panel,
+    Series,
+    column_label,
+    compared_against,
+    compared_curves,
+    compared_layers,
+    curves,
+    new_figure,
+    setting_colors,
+)
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
@@ -237,3 +250,107 @@ def test_new_figure_prints_well() -> None:
 def test_plots_do_not_import_pyplot() -> None:
     code = "import sys, dlhw.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Comparisons
+
+
+def settings_of(count: int, **same: object) -> list[Series]:
+    colors = setting_colors([float(i) for i in range(count)])
+    return [
+        Series(f"b = {i}", colors[i], [1, 2, 3], [i + 3.0, i + 2.0, i + 1.0], best=i == 1, **same)  # type: ignore[arg-type]
+        for i in range(count)
+    ]
+
+
+def test_more_than_three_panels_stand_in_rows_and_keep_their_size() -> None:
+    (_, two), (_, four) = new_figure(2, title="t"), new_figure(4, title="t")
+    assert [axes.get_subplotspec().rowspan.start for axes in four] == [0, 0, 1, 1]
+    assert four[0].figure.get_figheight() - two[0].figure.get_figheight() == pytest.approx(2.9)
+
+
+def test_compared_curves_hold_means_and_bands_and_name_the_settings() -> None:
+    panels = [Panel("train loss", settings_of(3, spread=[0.5, 0.5, math.nan])), Panel("error (%)", settings_of(3))]
+    figure = compared_curves(panels, title="t", subtitle="n = 2")
+    draw(figure)
+    loss, error = figure.axes
+    assert (loss.get_ylabel(), error.get_ylabel()) == ("train loss", "error (%)")
+    assert list(line(loss, "b = 2").get_ydata()) == [5, 4, 3]
+    band = loss.collections[0].get_paths()[0].vertices
+    assert {(x, y) for x, y in band} >= {(1, 2.5), (1, 3.5), (2, 1.5), (2, 2.5), (3, 1.0)}
+    assert not error.collections
+    assert legend_labels(figure) == ["b = 0", "b = 1 (best)", "b = 2"]
+    assert line(loss, "b = 1").get_zorder() > line(loss, "b = 2").get_zorder()
+    assert [line(axes, "b = 2").get_color() for axes in figure.axes] == [PALETTE[2]] * 2
+
+
+def test_many_settings_have_a_scale_of_colours_and_a_thinned_legend() -> None:
+    figure = compared_curves([Panel("loss", settings_of(40, spread=[0.1] * 3))], title="t")
+    draw(figure)
+    labels = legend_labels(figure)
+    assert len(labels) <= 11
+    assert {"b = 0", "b = 1 (best)", "b = 39"} <= set(labels)
+    assert len(figure.axes[0].get_lines()) == 40
+    assert len(figure.axes[0].collections) == 1
+
+
+def test_colours_are_distinct_and_follow_the_number() -> None:
+    assert setting_colors([None] * 7) == list(PALETTE)
+    rising, falling = setting_colors([float(i) for i in range(20)]), setting_colors([-float(i) for i in range(20)])
+    assert len(set(rising)) == 20
+    assert rising == falling[::-1]
+    assert setting_colors([None] * 20) == rising
+    assert set(setting_colors([1.0, 2.0] * 5, best=3)) == {rising[0], rising[-1], PALETTE[1]}
+
+
+@pytest.mark.parametrize(
+    ("x", "scale"),
+    [
+        ([0.01, 0.02, 0.03], "linear"),
+        ([0.0, 0.05, 0.1, 0.15, 0.2], "linear"),
+        ([0.001, 0.01, 0.1], "log"),
+        ([0.0, 0.001, 0.01, 0.1], "symlog"),
+        ([1.0, 100.0], "log"),
+        ([10.0 * i for i in range(1, 20)], "linear"),
+        ([-1.0, 1.0, 100.0], "linear"),
+        ([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "log"),
+    ],
+)
+def test_a_key_is_logarithmic_where_its_values_are_decades(x: list[float], scale: str) -> None:
+    series = Series("", PALETTE[0], x, [float(i) for i in range(1, len(x) + 1)], [0.1] * len(x))
+    figure = compared_against([Panel("val", [series]), Panel("test", [series])], key="b", optimum=x[0], title="t")
+    draw(figure)
+    for axes in figure.axes:
+        assert axes.get_xscale() == scale
+        left, right = axes.get_xlim()
+        assert left < x[0] < x[-1] < right
+        assert axes.get_xlabel() == "b"
+    if scale == "symlog":
+        assert "0" in [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert not figure.legends
+
+
+def test_layers_share_the_axis_before_and_after() -> None:
+    before, after = (
+        Panel("std", [Series("a", PALETTE[0], [1, 2], y)], title=title)
+        for y, title in (([1.0, 0.001], "before training"), ([5.0, 50.0], "after 3 epochs"))
+    )
+    figure = compared_layers([before, after], layers=["in", "out"], title="t")
+    draw(figure)
+    one, other = figure.axes
+    assert one.get_ylim() == other.get_ylim()
+    assert one.get_yscale() == other.get_yscale() == "log"
+    assert [text.get_text() for text in one.get_xticklabels()] == ["in", "out"]
+
+
+@pytest.mark.parametrize(
+    ("column", "label"),
+    [
+        ("val_error_percent", "validation error (%)"),
+        ("train_loss", "train loss"),
+        ("weight_norm", "weight norm"),
+        ("near_zero_percent", "near zero (%)"),
+    ],
+)
+def test_axes_say_what_a_column_is(column: str, label: str) -> None:
+    assert column_label(column) == label

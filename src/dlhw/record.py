@@ -181,6 +181,10 @@ class Record:
         """Write ``tables/<name>.csv``."""
         return self._csv(self.path / "tables" / f"{name}.csv", rows)
 
+    def csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+        """Write ``<name>.csv`` into the directory itself."""
+        return self._csv(self.path / f"{name}.csv", rows)
+
     def probe(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write ``probes/<name>.csv``."""
         return self._csv(self.path / "probes" / f"{name}.csv", rows)

@@ -42,6 +42,7 @@ GIVEN: dict[str, set[str]] = {
     "trainer": set(),
     "probe": {"model", "data"},
     "study": {"record", "data", "model"},
+    "comparison": set(),
 }
 """What the program itself passes to each group's target; everything else comes from the config."""
 

@@ -1,0 +1,111 @@
+"""The comparison of runs that are there already: ``python -m dlhw.compare DIR...``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlhw import UsageError
+
+_WRITTEN = ("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "no_winner")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare the runs that the command line names; a mistake ends the program with one line and exit code 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dlhw.compare",
+        description="Compare finished runs: sweep.csv, tables, figures and the winner by validation. What is drawn is "
+        "what the first run's config says under `comparison`, unless an option below says otherwise.",
+    )
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, or a sweep for all its runs")
+    parser.add_argument("--curves", nargs="+", metavar="COLUMN", help="columns of metrics.csv, a panel each")
+    parser.add_argument("--overlay", metavar="KEY", help="a line per value of KEY, each at its best of all other keys")
+    parser.add_argument(
+        "--against", nargs="+", metavar="KEY", help="numeric keys to draw the validation metric against"
+    )
+    parser.add_argument("--probes", nargs="+", metavar="COLUMN", help="columns of probes/epoch_*.csv, by layer")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to; a single sweep's own otherwise")
+    given = parser.parse_args(arguments)
+    try:
+        print(compare(given.directories, output=given.output, drawn=_drawn(given)))
+    except (UsageError, OSError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
+        sys.exit(1)
+
+
+def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: dict[str, Any] | None = None) -> str:
+    """Compare the runs of ``directories`` and leave the files in ``output``, or in the one sweep there is.
+
+    ``drawn`` holds the options of :class:`dlhw.comparison.Comparison` that the first run's config shall not decide.
+    Returns the closing table. Raises UsageError.
+    """
+    import pydantic
+    import yaml
+
+    from dlhw import comparison, config
+    from dlhw.comparison import Comparison
+
+    runs = list(dict.fromkeys(run for directory in directories for run in comparison.run_directories(directory)))
+    in_place = len(directories) == 1 and runs != [directories[0]]
+    if output is None and not in_place:
+        what = "several directories need" if len(directories) > 1 else f"{directories[0]}: a single run needs"
+        raise UsageError(f"{what} --output DIR for the comparison's files")
+    target = directories[0] if output is None else output
+    own = target.resolve() == directories[0].resolve() and in_place
+    if not own and any((target / name).exists() for name in ("config.yaml", "multirun.yaml")):
+        raise UsageError(f"--output {target}: holds a run or a sweep of its own; choose another directory")
+    defaults = yaml.safe_load((config.conf_dir() / "comparison" / "default.yaml").read_text())
+    del defaults["_target_"]
+    options = defaults | comparison.declared(runs) | (drawn or {})
+    try:
+        declaration = pydantic.TypeAdapter(Comparison).validate_python(options)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"comparison.{first['loc'][0]}: {first['msg']}") from error
+    failures, overrides = _without_directory(directories[0]) if in_place else ({}, {})
+    order = [directories[0] / row["job"] for row in comparison.past_jobs(directories[0])] if in_place else []
+    jobs = [path for path in order if path in runs or path in failures]
+    jobs += [path for path in runs if path not in order]
+    about = {k: v for k, v in _summary(target).items() if k not in _WRITTEN} if own else {}
+    if not own:
+        about = {"compared": [str(directory) for directory in directories]}
+        target.mkdir(parents=True, exist_ok=True)
+    return str(
+        comparison.conclude(target, jobs, comparison=declaration, failures=failures, overrides=overrides, about=about)
+    )
+
+
+def _drawn(given: argparse.Namespace) -> dict[str, Any]:
+    chosen = {name: getattr(given, name) for name in ("curves", "overlay", "against", "probes")}
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _summary(directory: Path) -> dict[str, Any]:
+    from dlhw.record import read_summary
+
+    return read_summary(directory)
+
+
+def _without_directory(sweep: Path) -> tuple[dict[Path, str], dict[Path, list[str]]]:
+    """Reasons and overrides of the jobs that a sweep's ``sweep.csv`` alone knows of."""
+    from dlhw.comparison import past_jobs
+
+    failures, overrides = {}, {}
+    for row in past_jobs(sweep):
+        path = sweep / row["job"]
+        if row["status"] == "failed" and not path.is_dir():
+            columns = list(row)
+            keys = columns[columns.index("reason") + 1 : columns.index("seed") + 1]
+            failures[path] = row["reason"]
+            overrides[path] = [f"{key}={row[key]}" for key in keys if row[key]]
+    return failures, overrides
+
+
+if __name__ == "__main__":
+    main()

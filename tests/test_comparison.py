@@ -1,0 +1,442 @@
+"""What finished runs say together: which are one setting, the numbers of each, the winner, the files, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlhw import UsageError, comparison
+from dlhw.compare import compare, main
+from dlhw.comparison import Comparison, canonical, conclude, read
+
+PLAIN = Comparison(curves=["train_loss", "val_error_percent"], overlay=None, against=[], probes=[])
+NOTHING = Comparison(curves=[], overlay=None, against=[], probes=[])
+
+
+def make_run(
+    path: Path,
+    *overrides: str,
+    val: float = 2.0,
+    test: float = 3.0,
+    monitor: str = "val_error_percent",
+    status: str = "finished",
+    config: Mapping[str, Any] | None = None,
+    choices: Mapping[str, str] | None = None,
+    epochs: int = 3,
+    **summary: Any,
+) -> Path:
+    """A run directory as small as can be: validation error ``val`` at the second epoch, the best."""
+    (path / ".hydra").mkdir(parents=True)
+    (path / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))  # JSON is YAML
+    (path / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": dict(choices or {})}}}))
+    seed = next((int(line.partition("=")[2]) for line in overrides if line.startswith("seed=")), 0)
+    (path / "config.yaml").write_text(json.dumps({"seed": seed, **(config or {})}))
+    rows = [
+        {
+            "epoch": epoch,
+            "train_loss": 1 / epoch,
+            "val_loss": val / 10 + abs(epoch - 2),
+            "val_error_percent": val + abs(epoch - 2),
+            "test_loss": test / 10,
+            "test_error_percent": test,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    with (path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    content: dict[str, Any] = {"status": status, "monitor": monitor, "best": rows[min(1, epochs - 1)]}
+    content |= {"final": rows[-1], "seconds": 9.5, "seconds_per_epoch": 0.5, "experiment": "tiny", "seed": seed}
+    content |= {"parameters": 7, **summary}
+    if status == "failed":
+        content = {"status": "failed", "reason": summary.get("reason", "TrainingFailed: loss nan")}
+    if status != "unfinished":
+        (path / "summary.json").write_text(json.dumps(content))
+    return path
+
+
+def make_sweep(path: Path, results: Mapping[str, Sequence[float]], *, test: float = 1.0, **run: Any) -> list[Path]:
+    """A run for each seed of each setting, ``{"b=0.1": [2.0, 4.0]}`` being two; test error is 10 ``test`` - ``val``."""
+    return [
+        make_run(
+            path / f"{overrides.replace(' ', ',')},seed={seed}",
+            *overrides.split(),
+            f"seed={seed}",
+            val=val,
+            test=10 * test - val,
+            **run,
+        )
+        for overrides, seeds in results.items()
+        for seed, val in enumerate(seeds)
+    ]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / f"{b},{seed}", "experiment=x", f"+b={b}", "++c=1", f"seed={seed}", f"data_dir=/{b}")
+        for b in ("0", "0.05")
+        for seed in (0, 1)
+    ]
+    results = read(runs)
+    assert [result.settings for result in results] == [{"b": "0"}, {"b": "0"}, {"b": "0.05"}, {"b": "0.05"}]
+    assert [result.seed for result in results] == [0, 1, 0, 1]
+    assert [setting.label for setting in comparison.grouped(results)] == ["b = 0", "b = 0.05"]
+
+
+def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", "optimizer=adam", "optimizer.lr=0.10", "model.hidden=[8, 8]"),
+        make_run(
+            tmp_path / "b",
+            "trainer.patience=3",
+            config={"optimizer": {"lr": 0.1}, "model": {"hidden": [8, 8]}, "trainer": {"patience": 3}},
+            choices={"optimizer": "sgd"},
+        ),
+    ]
+    assert [result.settings for result in read(runs)] == [{"optimizer": "adam"}, {"optimizer": "sgd"}]
+
+
+def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", "experiment=flooding", "b=0.1", config={"b": 0.1}),
+        make_run(tmp_path / "b", "experiment=flooding", "b=0.2", config={"b": 0.2}),
+        make_run(tmp_path / "c", "experiment=mnist_mlp"),
+    ]
+    labels = [setting.label for setting in comparison.grouped(read(runs))]
+    assert labels == ["experiment = flooding, b = 0.1", "experiment = flooding, b = 0.2", "experiment = mnist_mlp"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0.10", "1e-1", True),
+        ("[8,8]", "[8.0, 8]", True),
+        ("'a b'", "a b", True),
+        ("null", "", True),
+        ("true", "1", False),
+        ("0.1", "0.11", False),
+        ("nan", "nan", True),
+        ("[8]", "8", False),
+        ("a: [", "a: [", True),
+    ],
+)
+def test_values_compare_by_what_they_mean(one: str, other: str, same: bool) -> None:
+    assert (canonical(one) == canonical(other)) is same
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_the_same_however_it_is_written(value: float) -> None:
+    assert canonical(repr(value)) == canonical(f"{value:.17e}") == value
+
+
+@given(st.text())
+def test_any_text_has_something_to_compare_by(text: str) -> None:
+    hash(canonical(text))
+
+
+def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "a", "optimizer.lr=1", "model.width=3", "init.width=1"),
+        make_run(tmp_path / "b", "optimizer.lr=2", "model.width=4", "init.width=2"),
+    ]
+    assert comparison.grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
+
+
+# --- numbers and the winner -------------------------------------------------------------------------------
+
+
+def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0, 6.0], "b=0.1": [1.0, 2.0, 6.0], "b=0.2": [5.0, 5.0, 5.0]})
+    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    assert conclusion.winner is not None
+    assert conclusion.winner.values == {"b": "0.1"}
+    assert [row["b"] for row in table(tmp_path / "tables" / "settings.csv")] == ["0.1", "0", "0.2"]
+    first = table(tmp_path / "tables" / "settings.csv")[1]
+    assert (first["n"], first["failed"]) == ("3", "0")
+    assert (first["best_val_error_percent_mean"], first["best_val_error_percent_std"]) == ("4", "2")
+    assert (first["best_test_error_percent_mean"], first["best_test_error_percent_std"]) == ("6", "2")
+    assert (first["best_epoch_mean"], first["final_val_error_percent_mean"]) == ("2", "5")
+    assert (first["parameters_mean"], first["seconds_per_epoch_mean"]) == ("7", "0.5")
+    winner = json.loads((tmp_path / "summary.json").read_text())["winner"]
+    assert winner["val_error_percent"] == {"mean": 3.0, "sd": pytest.approx(7.0**0.5)}
+    assert winner["test_error_percent"] == {"mean": 7.0, "sd": pytest.approx(7.0**0.5)}
+    assert str(conclusion).splitlines() == [
+        "setting  validation error (%)  test error (%)  n",
+        "b = 0.1  3.00 ± 2.65           7.00 ± 2.65     3",
+        "b = 0    4.00 ± 2.00           6.00 ± 2.00     3",
+        "b = 0.2  5.00 ± 0.00           5.00 ± 0.00     3",
+        "lowest mean validation error: b = 0.1 (3.00 ± 2.65 %, n = 3), test error there 7.00 ± 2.65 %",
+    ]
+
+
+def test_a_single_run_has_no_standard_deviation(tmp_path: Path) -> None:
+    conclusion = conclude(tmp_path, make_sweep(tmp_path, {"b=0": [2.0], "b=1": [3.0]}), comparison=NOTHING)
+    assert table(tmp_path / "tables" / "settings.csv")[0]["best_val_error_percent_std"] == ""
+    assert json.loads((tmp_path / "summary.json").read_text())["winner"]["val_error_percent"]["sd"] is None
+    assert "±" not in str(conclusion)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(0, 100), min_size=1, max_size=3),
+        min_size=2,
+        max_size=5,
+    ),
+    st.data(),
+)
+def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
+    results: list[list[float]], data: st.DataObject
+) -> None:
+    winners = []
+    for _ in range(2):
+        with tempfile.TemporaryDirectory() as name:
+            runs = [
+                make_run(
+                    Path(name) / f"{b}-{seed}", f"b={b}", f"seed={seed}", val=val, test=data.draw(st.floats(0, 100))
+                )
+                for b, seeds in enumerate(results)
+                for seed, val in enumerate(seeds)
+            ]
+            conclusion = conclude(Path(name), runs, comparison=NOTHING)
+            assert conclusion.winner is not None
+            winners.append(int(conclusion.winner.values["b"]))
+    assert winners[0] == winners[1]
+    means = [statistics.fmean(seeds) for seeds in results]
+    assert winners[0] == means.index(min(means))
+
+
+@pytest.mark.parametrize("status", ["failed", "unfinished"])
+def test_a_setting_with_a_run_that_did_not_finish_cannot_win(tmp_path: Path, status: str) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [5.0, 5.0], "b=1": [1.0]})
+    runs.append(make_run(tmp_path / "late", "b=1", "seed=1", status=status))
+    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    assert conclusion.winner is not None
+    assert conclusion.winner.values == {"b": "0"}
+    assert "b = 1    1                     9               1 of 2" in str(conclusion).splitlines()
+    assert conclusion.status == status
+
+
+def test_no_winner_when_no_setting_is_complete_and_it_says_so(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
+    runs += [make_run(tmp_path / b, f"b={b}", "seed=1", status="failed") for b in "01"]
+    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    assert conclusion.winner is None
+    lines = str(conclusion).splitlines()
+    assert "no winner: no setting has all its runs finished" in lines
+    assert lines[-2:] == ["0: failed: TrainingFailed: loss nan", "1: failed: TrainingFailed: loss nan"]
+    assert json.loads((tmp_path / "summary.json").read_text())["winner"] is None
+
+
+def test_runs_that_go_by_different_metrics_have_no_winner(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / m, f"trainer.monitor={m}", monitor=m) for m in ("val_loss", "val_error_percent")]
+    assert (
+        "no winner: runs that go by different trainer.monitor (val_error_percent, val_loss) cannot be ranked"
+        in str(conclude(tmp_path, runs, comparison=PLAIN)).splitlines()
+    )
+
+
+def test_studies_are_compared_by_the_numbers_they_found(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(width), f"model.width={width}", multiply_adds=10 * width) for width in (1, 2)]
+    for run in runs:
+        content = json.loads((run / "summary.json").read_text())
+        for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
+            del content[name]
+        (run / "summary.json").write_text(json.dumps(content))
+    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    assert [row["multiply_adds"] for row in table(tmp_path / "sweep.csv")] == ["10", "20"]
+    assert [row["multiply_adds_mean"] for row in table(tmp_path / "tables" / "settings.csv")] == ["10", "20"]
+    assert "width = 2  20" in str(conclusion)
+    assert "no winner: nothing was trained and validated" in str(conclusion)
+    assert conclusion.notes == ()
+
+
+def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(33)})
+    lines = str(conclude(tmp_path, runs, comparison=NOTHING)).splitlines()
+    assert len(lines) == 1 + 30 + 2
+    assert lines[31] == "and 3 more in tables/settings.csv"
+    assert len(table(tmp_path / "tables" / "settings.csv")) == 33
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_equal_sweeps_have_equal_files(tmp_path: Path) -> None:
+    texts = []
+    for place, seconds in (("here", 1.0), ("there", 2.0)):
+        runs = make_sweep(tmp_path / place, {"b=0": [2.0, 3.0], "b=0.5": [1.0]}, seconds=seconds)
+        runs.append(make_run(tmp_path / place / "bad", "b=9", "seed=0", status="failed"))
+        conclude(tmp_path / place, runs, comparison=NOTHING, about={"seconds": seconds})
+        texts.append((tmp_path / place / "sweep.csv").read_bytes())
+    assert texts[0] == texts[1]
+    rows = table(tmp_path / "here" / "sweep.csv")
+    assert [row["job"] for row in rows] == ["b=0,seed=0", "b=0,seed=1", "b=0.5,seed=0", "bad"]
+    assert [row["status"] for row in rows] == ["finished"] * 3 + ["failed"]
+    assert list(rows[0])[:7] == ["job", "status", "reason", "b", "seed", "epochs", "best_epoch"]
+    assert rows[1] | {"epochs": "3", "best_epoch": "2", "best_val_error_percent": "3"} == rows[1]
+    assert rows[1]["final_val_error_percent"] == "4"
+    assert not any("seconds" in name for name in rows[0])
+
+
+def test_jobs_without_a_directory_have_their_row(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    never = tmp_path / "b=1,seed=1"
+    conclusion = conclude(
+        tmp_path,
+        [*runs, never],
+        comparison=NOTHING,
+        failures={never: "UsageError: b=1: no"},
+        overrides={never: ["b=1", "seed=1"]},
+        about={"command": "c"},
+    )
+    row = table(tmp_path / "sweep.csv")[2]
+    assert (row["job"], row["status"], row["reason"]) == ("b=1,seed=1", "failed", "UsageError: b=1: no")
+    assert (row["b"], row["seed"]) == ("1", "1")
+    assert conclusion.winner is not None
+    assert conclusion.winner.values == {"b": "0"}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary | {"status": "failed", "jobs": 3, "finished": 2, "failed": 1, "command": "c"} == summary
+
+
+def test_no_run_at_all_leaves_files_still(tmp_path: Path) -> None:
+    conclusion = conclude(tmp_path, [], comparison=PLAIN)
+    assert (tmp_path / "sweep.csv").exists()
+    assert "no winner: no run finished" in str(conclusion)
+
+
+def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise ValueError("out of ink")
+
+    monkeypatch.setattr("dlhw.plots.compared_curves", broken)
+    runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    asked = Comparison(curves=["train_loss"], overlay="lr", against=["c"], probes=["weight_norm"])
+    conclusion = conclude(tmp_path, runs, comparison=asked)
+    assert conclusion.notes == (
+        "comparison.overlay=lr: does not vary (b does)",
+        "comparison.png: not drawn (ValueError: out of ink)",
+        "figures/against_c.png: not drawn (c has not two numeric values among the finished settings)",
+        "figures/probe_weight_norm.png: not drawn (no run has two probes with a column weight_norm)",
+    )
+    assert conclusion.winner is not None
+    assert len(table(tmp_path / "sweep.csv")) == 2
+
+
+def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {f"lr={lr} b={b}": [float(b) + lr] for lr in (1, 2) for b in (1, 2, 3)})
+    for run in runs:
+        (run / "probes").mkdir()
+        for epoch in (0, 1, 3):
+            (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,weight_norm\n1,in,3\n2,out,40\n")
+    asked = Comparison(curves=["val_loss"], overlay="lr", against=["b"], probes=["weight_norm"])
+    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    for name in ("comparison", "figures/against_b", "figures/probe_weight_norm"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("results", "drawn"),
+    [
+        ({"b=0": [1.0], "b=1": [2.0], "b=2": [2.0]}, ["against_b.png"]),
+        ({"b=0": [1.0], "b=1": [2.0]}, []),
+        ({f"b={b} c={c}": [1.0] for b in range(3) for c in range(3)}, []),
+        ({f"b={b} c={c}": [1.0] for b in range(3) for c in range(2)}, ["against_b.png"]),
+    ],
+)
+def test_the_key_to_draw_against_is_the_only_one_with_three_numbers(
+    tmp_path: Path, results: dict[str, list[float]], drawn: list[str]
+) -> None:
+    conclude(tmp_path, make_sweep(tmp_path, results), comparison=PLAIN)
+    assert [path.name for path in (tmp_path / "figures").glob("*.png")] == drawn
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_compared_in_place_in_its_own_order(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=10": [2.0], "b=9": [1.0]})
+    never = tmp_path / "b=11,seed=0"
+    conclude(
+        tmp_path,
+        [*runs, never],
+        comparison=NOTHING,
+        failures={never: "no"},
+        overrides={never: ["b=11", "seed=0"]},
+        about={"command": "kept"},
+    )
+    before = (tmp_path / "sweep.csv").read_bytes()
+    assert "lowest mean validation error: b = 9" in compare([tmp_path])
+    assert (tmp_path / "sweep.csv").read_bytes() == before
+    assert json.loads((tmp_path / "summary.json").read_text())["command"] == "kept"
+
+
+def test_sweeps_and_runs_mix(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "one", {"b=0": [2.0]})
+    make_sweep(tmp_path / "two", {"b=1": [1.0]})
+    single = make_run(tmp_path / "run", "b=2", "seed=0")
+    compare([tmp_path / "one", tmp_path / "two", single, tmp_path / "two"], output=tmp_path / "out" / "all")
+    rows = table(tmp_path / "out" / "all" / "sweep.csv")
+    assert [row["job"] for row in rows] == ["one/b=0,seed=0", "two/b=1,seed=0", "run"]
+
+
+def test_the_first_config_declares_what_is_drawn_and_options_override_it(tmp_path: Path) -> None:
+    node = {"comparison": {"_target_": "x", "curves": ["nope"], "overlay": None, "against": [], "probes": ["norm"]}}
+    make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]}, config=node)
+    assert "comparison.png: not drawn (no run has a column nope)" in compare([tmp_path])
+    said = compare([tmp_path], drawn={"curves": ["val_loss"]})
+    assert "comparison.png" not in said
+    assert "figures/probe_norm.png: not drawn" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or right below it)"),
+        (["{0}/sweep", "{0}/run"], "several directories need --output DIR for the comparison's files"),
+        (["{0}/run"], "{0}/run: a single run needs --output DIR for the comparison's files"),
+        (
+            ["{0}/sweep", "-o", "{0}/run"],
+            "--output {0}/run: holds a run or a sweep of its own; choose another directory",
+        ),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str
+) -> None:
+    make_sweep(tmp_path / "sweep", {"b=0": [2.0], "b=1": [1.0]})
+    make_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as exit:
+        main([text.format(tmp_path) for text in arguments])
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.strip() == answer.format(tmp_path)
+
+
+def test_a_directory_without_runs_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a run nor a sweep"):
+        compare([tmp_path])
+
+
+def test_help_and_reading_need_no_torch(tmp_path: Path) -> None:
+    code = "import sys, dlhw.compare, dlhw.comparison; sys.exit(bool({'torch', 'pandas', 'hydra'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
