@@ -192,7 +192,10 @@ def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
     with (finished.path / "metrics.csv").open() as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {"epoch", "step", "lr", "train_objective", "train_penalty"} | MEASURED
+    assert (
+        set(rows[0])
+        == {"epoch", "step", "lr", "train_objective", "train_penalty", "weight_norm", "near_zero_percent"} | MEASURED
+    )
     assert content["status"] == "finished"
     assert content["stopped"] == "epochs"
     assert content["final"] == pytest.approx(rows[-1], rel=1e-9)
@@ -388,6 +391,9 @@ def test_sweep_makes_one_directory_with_one_for_each_job_named_by_what_varies(tm
     assert ended.code == 0
     sweep = only(list(tmp_path.glob("outputs/flooding/*")))
     jobs = {path.name: path for path in sweep.iterdir() if path.is_dir()}
+    tables = jobs.pop("tables")
+    assert files(tables) == {"settings.csv"}
+    assert {"comparison.png", "sweep.csv", "summary.json"} <= files(sweep)
     assert set(jobs) == {"b=0.02", "b=0.1"}
     for name, path in jobs.items():
         assert files(path) == RUN
@@ -408,7 +414,7 @@ def test_sweep_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
         "optimizer.lr=0.2": "finished",
     }
     assert failed["status"] == "failed"
-    assert ended.lines[-1] == f"optimizer.lr=1e+35 failed: {failed['reason']}"
+    assert ended.lines[-1] == f"optimizer.lr=1e+35: failed: {failed['reason']}"
     assert "Traceback" not in ended.err
     assert "Error executing job" not in ended.err
 

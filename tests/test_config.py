@@ -473,16 +473,30 @@ def test_resume_checks_the_values_it_may_change(mistake: Mistake, stored: Callab
 SOURCE = Path(dlhw.__file__).parent
 
 IMPORTS: dict[str, set[str]] = {
-    "train": {"dlhw", "build", "checkpoint", "config", "data", "fast", "loop", "objective", "optim", "plots", "record"}
-    | {"runtime"},
-    "sweeps": {"dlhw", "build", "checkpoint", "config", "record"},
+    "sweeps": {"dlhw", "build", "checkpoint", "comparison", "config", "data", "ensemble", "fast", "loop", "record"}
+    | {"runtime", "train"},
+    "train": {
+        "dlhw",
+        "build",
+        "checkpoint",
+        "config",
+        "data",
+        "ensemble",
+        "fast",
+        "loop",
+        "objective",
+        "optim",
+        "plots",
+    }
+    | {"record", "runtime"},
     "config": {"dlhw", "mistakes", "record"},
     "mistakes": set(),
     "runs": {"dlhw", "build", "checkpoint", "record"},
     "compare": {"dlhw", "comparison", "config", "record"},
     "comparison": {"dlhw", "plots", "record"},
     "build": {"dlhw", "runtime"},
-    "loop": {"checkpoint", "data", "fast", "objective", "optim", "progress", "record", "runtime"},
+    "loop": {"checkpoint", "data", "ensemble", "fast", "objective", "progress", "record", "runtime"},
+    "ensemble": {"dlhw", "checkpoint", "models", "objective", "optim", "runtime"},
     "studies": {"data", "record"},
     "probes": {"data", "init"},
     "plots": set(),

@@ -232,11 +232,10 @@ class Conclusions:
     def __init__(self) -> None:
         self.asked: list[tuple[Path, list[str], dict[str, str]]] = []
 
-    def __call__(self, sweep: grid.Grid, directory: Path, runs: Any, failures: Any, *, seconds: float) -> str:
-        self.asked.append(
-            (directory, [path.name for path in runs], {path.name: reason for path, reason in failures.items()})
-        )
-        return "the table"
+    def __call__(self, sweep: grid.Grid, directory: Path, jobs: Any, failures: Any, *, seconds: float) -> str:
+        runs = [path.name for path in jobs if (path / "config.yaml").exists()]
+        self.asked.append((directory, runs, {path.name: reason for path, reason in failures.items()}))
+        return "\n".join(["the table", *(f"{path.name}: failed: {reason}" for path, reason in failures.items())])
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import logging
 import math
@@ -146,12 +145,8 @@ class Grid(Sweeper):
             raise
         finally:
             failures = {path: reason for path in paths if (reason := _reason(path, ended))}
-            runs = [path for path in paths if (path / "config.yaml").is_file()]
-            table = self._conclude(directory, runs, failures, seconds=time.monotonic() - started)
-            if table:
-                log.info("%s", table)
-            for path, reason in failures.items():
-                log.error("%s failed: %s", path.name, reason)
+            planned = dict(zip(paths, jobs, strict=True))
+            log.info("%s", self._conclude(directory, planned, failures, seconds=time.monotonic() - started))
             if ended == "":
                 log.warning("stopped early; go on with %s", shlex.quote(f"resume={directory}"))
         return failures
@@ -179,16 +174,21 @@ class Grid(Sweeper):
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return None
 
-    def _conclude(self, directory: Path, runs: Sequence[Path], failures: Mapping[Path, str], *, seconds: float) -> str:
-        """Compare the runs. Returns the table that the sweep closes with."""
-        if importlib.util.find_spec("dlhw.comparison") is None:
-            return ""
+    def _conclude(self, directory: Path, jobs: Mapping[Path, Job], reasons: Mapping[Path, str], **about: Any) -> str:
+        """Compare the jobs, and runs of other calls beside theirs. Returns the table that the sweep ends with."""
         from dlhw.build import build
+        from dlhw.comparison import conclude, run_directories
 
-        conclude = importlib.import_module("dlhw.comparison").conclude
-        comparison = build(self.cfg, "comparison") if "comparison" in self.cfg else None
-        about = {"experiment": self.cfg.name, "seconds": seconds}
-        return str(conclude(directory, runs, comparison=comparison, failures=failures, about=about))
+        others = [path for path in run_directories(directory) if path not in jobs]
+        conclusion = conclude(
+            directory,
+            [*jobs, *others],
+            comparison=build(self.cfg, "comparison"),
+            failures=reasons,
+            about={"experiment": self.cfg.name, **about},
+            overrides={path: job.plan.overrides for path, job in jobs.items()},
+        )
+        return str(conclusion)
 
 
 @dataclass(frozen=True)
