@@ -43,6 +43,7 @@ DIFFERENT = {
         "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true",
         "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true seed=2 regularization=l2",
     ],
+    "probes": ["probe=layers model.dropout=0.1 seed=1", "probe=layers model.dropout=0.1 seed=2 init=he"],
     "label smoothing": ["loss.label_smoothing=0.2", "loss.label_smoothing=0.2 seed=8"],
     "evaluated, hinge loss": [
         "trainer.train_metrics=evaluated loss=multi_margin",
@@ -68,6 +69,16 @@ def alone(directory: Path, line: str) -> Record:
     record = Record(directory)
     train.run(compose(*words(line)), record)
     return record
+
+
+def read_table(path: Path) -> list[list[float | str]]:
+    def value(text: str) -> float | str:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    return [[value(text) for text in line.split(",")] for line in path.read_text().splitlines()]
 
 
 def assert_equal(ours: Any, expected: Any, where: str) -> None:
@@ -99,6 +110,11 @@ def test_every_variant_is_its_single_run(tmp_path: Path, lines: list[str]) -> No
         run = jobs[k].run
         assert run is not None
         assert_equal(run.record.rows, single.rows, "rows")
+        probes = list((tmp_path / f"alone{k}").glob("probes/*.csv"))
+        assert len(probes) == (2 if "probe" in line else 0)
+        for probe in probes:
+            ours, expected = (read_table(path / "probes" / probe.name) for path in (run.record.path, single.path))
+            assert_equal(ours, expected, probe.name)
         for name in ("last.pt", "best.pt"):
             ours, expected = (
                 torch.load(tmp_path / f"{kind}{k}" / name, weights_only=True) for kind in ("together", "alone")

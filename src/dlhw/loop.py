@@ -193,7 +193,7 @@ def _keeping(
 
     def look(k: int, epoch: int) -> None:
         if probe is not None:
-            runs[k].record.probe(f"epoch_{epoch:04d}", probe(variants.model(k), data))
+            runs[k].record.probe(f"epoch_{epoch:04d}", probe(variants.model(k), data.of(k)))
 
     def keeper(k: int) -> Keeper:
         def state() -> State:

@@ -46,7 +46,7 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    x, y = data.train.x[:samples], data.train.y[:samples]
+    x, y = data.train[:samples]
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         logits, watched = _forward(model, data.normalize(x))
         loss = nn.functional.cross_entropy(logits, y)

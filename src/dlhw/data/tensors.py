@@ -107,6 +107,10 @@ class Dataset:
             scale=self.scale.to(device, dtype),
         )
 
+    def of(self, variant: int) -> Dataset:
+        """The data of one variant, where the parts have rows for each (:func:`together`)."""
+        return replace(self, train=_rows_of(self.train, variant), val=_rows_of(self.val, variant))
+
     def normalize(self, x: Tensor) -> Tensor:
         """Pixels (N, C, H, W) uint8 -> inputs in the dtype given to :meth:`to` (float64 before)."""
         return x.to(self.scale.dtype, copy=True).mul_(self.scale).add_(self.shift)
@@ -168,6 +172,11 @@ def together(parts: Sequence[Split]) -> Split:
     assert all(part.pool_x is first.pool_x and len(part) == len(first) for part in parts)
     rows = torch.cat([part.all_rows() for part in parts])
     return first if (rows == rows[0]).all() else Split(first.pool_x, first.pool_y, rows)
+
+
+def _rows_of(part: Split, variant: int) -> Split:
+    own = part.rows is not None and part.rows.ndim == 2
+    return Split(part.pool_x, part.pool_y, part.rows[variant]) if own else part  # type: ignore[index]
 
 
 @functools.lru_cache(maxsize=2)  # every job of a sweep asks for that of the same data

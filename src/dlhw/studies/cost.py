@@ -29,7 +29,7 @@ def cost(*, record: Record, data: Dataset, model: nn.Module) -> dict[str, Any]:
     handles = [layer.register_forward_hook(note(name)) for name, layer in leaves.items()]
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(data.normalize(data.train.x[:1]))
+        model(data.normalize(data.train[:1][0]))
     for handle in handles:
         handle.remove()
     root = type(model).__name__

@@ -84,10 +84,13 @@ class Vectorized(Launcher):
         try:
             if len(group) > 1:
                 self._run_together(group)
-        except UsageError as reason:
-            log.info("%d jobs are trained one by one: %s", len(group), reason)
-        except RuntimeError as error:
-            log.warning("training together failed (%s); going on one by one", str(error).partition("\n")[0])
+        except UsageError as error:
+            log.info("%d jobs are trained one by one: %s", len(group), error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            log.warning(
+                "training together failed (%s); going on one by one", reason, exc_info=log.isEnabledFor(logging.DEBUG)
+            )
         for job in group:
             if not job.ended:
                 job.returned = self._enter(job.cfg, self.program, configure_logging=True)
