@@ -111,15 +111,30 @@ def _target(cfg: DictConfig, group: str) -> tuple[Callable[..., Any] | None, dic
     if path is None:
         return None, options
     try:
-        partial = instantiate({"_target_": path, "_partial_": True})  # under Hydra's policy of what may be named
+        return _located(path), options
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
-    return partial.func, options
+
+
+@functools.cache
+def _located(path: str) -> Callable[..., Any]:
+    target: Callable[..., Any] = instantiate({"_target_": path, "_partial_": True}).func  # under Hydra's policy
+    return target
 
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[str]) -> dict[str, Any]:
     """``options`` as the target's annotations want them. Raises pydantic.ValidationError."""
+    true_or_false = frozenset(name for name, value in options.items() if isinstance(value, bool))
+    checked = _model(target, frozenset(options), true_or_false, frozenset(given)).model_validate(options)
+    return {name: getattr(checked, name) for name in options}
+
+
+@functools.lru_cache(maxsize=256)  # jobs of a sweep have the same options, with other values
+def _model(
+    target: Callable[..., Any], options: frozenset[str], true_or_false: frozenset[str], given: frozenset[str]
+) -> type[pydantic.BaseModel]:
+    """What checks the named options of a target; those that are true or false must not pass for numbers."""
     annotated: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
     of_torch = target.__module__.startswith("torch.")
@@ -130,18 +145,17 @@ def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[s
             takes_more = True
         elif name not in given and (name in options or (parameter.default is parameter.empty and not of_torch)):
             hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if of_torch else hints.get(name, Any)
-            if isinstance(options.get(name), bool):
+            if name in true_or_false:
                 hint = Annotated[hint, BeforeValidator(_true_or_false_for(hint))]
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
-    model = pydantic.create_model(
+    model: type[pydantic.BaseModel] = pydantic.create_model(
         "Options",
         __config__=pydantic.ConfigDict(
             extra="allow" if takes_more else "forbid", arbitrary_types_allowed=True, allow_inf_nan=False
         ),
         **fields,
     )
-    checked = model.model_validate(options)
-    return {name: getattr(checked, name) for name in options}
+    return model
 
 
 def _true_or_false_for(hint: Any) -> Callable[[bool], bool]:
