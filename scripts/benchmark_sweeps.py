@@ -1,0 +1,148 @@
+"""How many jobs of a sweep are done per second, by the vectorized launcher and by those that train one by one?
+
+    python scripts/benchmark_sweeps.py                     small nets on digits, 1 to 256 jobs, each launcher
+    python scripts/benchmark_sweeps.py --mnist             C5.3's 21 flood levels on MNIST, basic and vectorized
+    python scripts/benchmark_sweeps.py --step              one training step of K variants at once, without files
+
+The first two run whole commands, ``python -m dlhw.train -m ...``, each in a directory of its own, and print Markdown
+tables: seconds from the first job's start to the last job's end as the sweep's summary.json has them, jobs per second,
+and the ratio to Hydra's basic launcher in the same round. Launchers take turns, round after round. What every job
+leaves is written in all of them: weights, metrics, curves.png, summary. joblib (one process per core, one thread in
+each) is measured where hydra-joblib-launcher is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+DIGITS = ["dataset=digits", "model.hidden=[32]", "trainer.batch_size=32"]
+MNIST = ["experiment=mnist_mlp", "regularization=flooding", "trainer.train_metrics=running"]
+LEVELS = ",".join(f"{level / 100:g}" for level in range(21))
+LAUNCHERS = {
+    "basic": ["hydra/launcher=basic"],
+    "vectorized": ["hydra/launcher=vectorized"],
+    "joblib": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={os.cpu_count()}"],
+}
+
+
+def sweep(overrides: Sequence[str], launcher: str) -> float:
+    """Seconds that the jobs took. Raises CalledProcessError when one failed."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "dlhw.train", "-m", *overrides, *LAUNCHERS[launcher]]
+        threads = {"OMP_NUM_THREADS": "1"} if launcher == "joblib" else {}
+        subprocess.run(
+            [*command, f"hydra.sweep.dir={directory}/sweep"],
+            check=True,
+            capture_output=True,
+            env={**os.environ, **threads},
+        )
+        seconds: float = json.loads(Path(directory, "sweep", "summary.json").read_text())["seconds"]
+    return seconds
+
+
+def compared(overrides: Sequence[str], launchers: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each launcher in each round."""
+    seconds: dict[str, list[float]] = {launcher: [] for launcher in launchers}
+    for _ in range(rounds):
+        for launcher in launchers:
+            seconds[launcher].append(sweep(overrides, launcher))
+            print(f"  {launcher} {seconds[launcher][-1]:.1f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def lines(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
+    for launcher, times in seconds.items():
+        ratios = [basic / own for basic, own in zip(seconds["basic"], times, strict=True)]
+        yield (
+            f"| {jobs} | {launcher} | {statistics.median(times):.1f} | {jobs / statistics.median(times):.2f} "
+            f"| {statistics.median(ratios):.1f} | {min(ratios):.1f}–{max(ratios):.1f} |"
+        )
+
+
+def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
+    """Milliseconds of one training step of K small nets on digits, and of one net times K."""
+    import torch
+
+    from dlhw.config import compose
+    from dlhw.ensemble import Single
+    from dlhw.fast import mapping_quickly
+    from dlhw.loop import Run, shuffled, training_step
+    from dlhw.record import Record
+    from dlhw.sweeps.vectorized import ensemble_of
+    from dlhw.train import assemble
+
+    def milliseconds(count: int) -> float:
+        cfgs = [
+            compose(*DIGITS, f"trainer.batch_size={batch_size}", f"optimizer.lr={0.1 + k / 1e4}") for k in range(count)
+        ]
+        built = [(cfg, assemble(cfg)) for cfg in cfgs]
+        parts = built[0][1]
+        variants = ensemble_of(built) if count > 1 else Single(parts.model, parts.optimizer, parts.schedule)
+        runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for _, own in built]
+        loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
+        step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
+        batch = parts.data.train.gather(shuffled(parts.data.train, runs, epoch=1)[:, :batch_size])
+        times = []
+        for _ in range(60):
+            started = time.perf_counter()
+            step(*batch)
+            times.append(time.perf_counter() - started)
+        return 1e3 * statistics.median(times[10:])
+
+    yield "| K | threads | ms per step | ms per step and variant | one alone, times |"
+    yield "|--:|--:|--:|--:|--:|"
+    for number in threads:
+        torch.set_num_threads(number)
+        alone = milliseconds(1)
+        for count in counts:
+            took = milliseconds(count) if count > 1 else alone
+            yield f"| {count} | {number} | {took:.2f} | {took / count:.3f} | {alone * count / took:.1f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", action="store_true", help="C5.3's grid on MNIST instead of small nets on digits")
+    parser.add_argument("--step", action="store_true", help="single steps instead of sweeps")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--epochs", type=int, default=None, help="50 on digits, 2 on MNIST")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
+    parser.add_argument("--batch-size", type=int, default=32, help="of --step")
+    parser.add_argument("where", nargs="*", help="more overrides, as trainer.device=cuda")
+    options = parser.parse_args()
+    launchers = [
+        name
+        for name in dict.fromkeys(["basic", *options.launchers])
+        if name != "joblib" or importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    ]
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}\n")
+    if options.step:
+        cores = os.cpu_count() or 1
+        print("\n".join(steps(options.jobs, options.batch_size, sorted({1, cores}))))
+        return
+    print("| jobs | launcher | seconds | jobs per second | times basic | min–max |\n|--:|---|--:|--:|--:|--:|")
+    if options.mnist:
+        names = [name for name in launchers if name != "joblib"]
+        fixed = [*MNIST, f"trainer.epochs={options.epochs or 2}", f"regularization.flood={LEVELS}", *options.where]
+        print("\n".join(lines(21, compared(fixed, names, options.rounds))))
+        return
+    for jobs in options.jobs:
+        rates = ",".join(f"{0.05 + 0.1 * k / jobs:.6g}" for k in range(jobs))
+        fixed = [*DIGITS, f"trainer.epochs={options.epochs or 50}", f"optimizer.lr={rates}", *options.where]
+        print("\n".join(lines(jobs, compared(fixed, launchers, options.rounds))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
