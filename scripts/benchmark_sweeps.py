@@ -75,21 +75,26 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
     import torch
 
     from dlhw.config import compose
-    from dlhw.ensemble import Single
+    from dlhw.ensemble import Ensemble, Single
     from dlhw.fast import mapping_quickly
     from dlhw.loop import Run, shuffled, training_step
     from dlhw.record import Record
-    from dlhw.sweeps.vectorized import ensemble_of
     from dlhw.train import assemble
 
     def milliseconds(count: int) -> float:
         cfgs = [
-            compose(*DIGITS, f"trainer.batch_size={batch_size}", f"optimizer.lr={0.1 + k / 1e4}") for k in range(count)
+            compose(*DIGITS, f"trainer.batch_size={batch_size}", f"optimizer.lr={0.1 + k * 8 // count / 100}")
+            for k in range(count)
         ]
-        built = [(cfg, assemble(cfg)) for cfg in cfgs]
-        parts = built[0][1]
-        variants = ensemble_of(built) if count > 1 else Single(parts.model, parts.optimizer, parts.schedule)
-        runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for _, own in built]
+        built = [assemble(cfg) for cfg in cfgs]
+        parts = built[0]
+        models, optimizers, schedule = [own.model for own in built], [own.optimizer for own in built], parts.schedule
+        variants = (
+            Ensemble(models, optimizers, [schedule] * count)
+            if count > 1
+            else Single(models[0], optimizers[0], schedule)
+        )
+        runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for own in built]
         loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
         step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
         batch = parts.data.train.gather(shuffled(parts.data.train, runs, epoch=1)[:, :batch_size])
@@ -139,8 +144,9 @@ def main() -> None:
         print("\n".join(lines(21, compared(fixed, names, options.rounds))))
         return
     for jobs in options.jobs:
-        rates = ",".join(f"{0.05 + 0.1 * k / jobs:.6g}" for k in range(jobs))
-        fixed = [*DIGITS, f"trainer.epochs={options.epochs or 50}", f"optimizer.lr={rates}", *options.where]
+        rates = [f"{0.05 + 0.02 * k:g}" for k in range(min(8, jobs))]
+        grid = [f"optimizer.lr={','.join(rates)}", f"seed=range({max(1, jobs // 8)})"]
+        fixed = [*DIGITS, f"trainer.epochs={options.epochs or 50}", *grid, *options.where]
         print("\n".join(lines(jobs, compared(fixed, launchers, options.rounds))), flush=True)
 
 

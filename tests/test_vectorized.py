@@ -98,6 +98,21 @@ def test_what_cannot_be_grouped_is_trained_one_by_one(tmp_path: Path, overrides:
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 2
 
 
+def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_path: Path) -> None:
+    base = [word for word in TOGETHER if not word.startswith("model")]
+    grid = ("model=cnn", "model.channels=[2]", "model.kernel=3", "seed=0,1")
+    said = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
+    assert said.code == 0, said.err
+    assert (
+        "2 jobs are trained one by one: on a CPU convolutions of several nets at once are slower "
+        "(hydra.launcher.even_if_slower)" in said.lines
+    )
+    said = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
+    assert "training 2 jobs at once" in said.lines
+    for seed in range(2):
+        assert_same_metrics(tmp_path / "together" / f"seed={seed}", tmp_path / "alone" / f"seed={seed}")
+
+
 def test_jobs_of_different_structure_are_grouped_apart(tmp_path: Path) -> None:
     said = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err
@@ -128,10 +143,11 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
 
 def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from dlhw.config import compose
+    from dlhw.train import assemble
 
     def fits(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.free_memory", lambda device: free)
-        return vectorized.largest_that_fits([compose(*BASE, *overrides), compose(*BASE, *overrides)])
+        return vectorized.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
 
     assert fits(0) == 1
     few, many = fits(10**8), fits(2 * 10**8)

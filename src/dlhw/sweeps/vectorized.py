@@ -22,6 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
 from dlhw import UsageError, runtime, train
 from dlhw.data.tensors import together
@@ -53,12 +54,19 @@ class Job:
 
 
 class Vectorized(Launcher):
-    """Groups the jobs it is given and trains each group at once, ``largest`` jobs at most."""
+    """Groups the jobs it is given and trains each group at once, ``largest`` jobs at most.
 
-    def __init__(self, largest: int | None = None) -> None:
+    Convolutional nets on a CPU are trained one by one unless ``even_if_slower``: one kernel for the convolutions of
+    several nets takes three to four times as long there as one kernel for each (docs/speed.md).
+    """
+
+    def __init__(self, largest: int | None = None, *, even_if_slower: bool = False) -> None:
         if largest is not None and (not isinstance(largest, int) or largest < 1):
             raise UsageError(f"hydra.launcher.largest={largest}: must be a whole number, 1 or greater, or null")
+        if not isinstance(even_if_slower, bool):
+            raise UsageError(f"hydra.launcher.even_if_slower={even_if_slower}: must be true or false")
         self.largest = largest
+        self.even_if_slower = even_if_slower
 
     def setup(self, *, hydra_context: HydraContext, task_function: Callable[..., Any], config: DictConfig) -> None:
         self.context = hydra_context
@@ -98,7 +106,12 @@ class Vectorized(Launcher):
 
     def _run_together(self, group: Sequence[Job]) -> None:
         """Raises Cannot when the group is none after all."""
-        largest = min(len(group), largest_that_fits([job.cfg for job in group[:2]]), self.largest or len(group))
+        two = [train.assemble(job.cfg) for job in group[:2]] if group[0].cfg.study.get("_target_") is None else []
+        if not two:
+            raise Cannot("a study trains nothing")
+        if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].model):
+            raise Cannot("on a CPU convolutions of several nets at once are slower (hydra.launcher.even_if_slower)")
+        largest = min(len(group), largest_that_fits(two), self.largest or len(group))
         while waiting := [job for job in group if not job.ended]:
             chunk = waiting[:largest]
             try:
@@ -156,29 +169,20 @@ def group_key(cfg: DictConfig) -> str:
     return json.dumps([shared, str(cfg.data_dir), optimizer], sort_keys=True, default=str)
 
 
-def ensemble_of(runs: Sequence[tuple[DictConfig, Parts]]) -> Ensemble:
-    """One ensemble of the runs' models. Neighbours share an update where their settings are the same."""
-    schedules: dict[str, Any] = {}
-    return Ensemble(
-        [parts.model for _, parts in runs],
-        [parts.optimizer for _, parts in runs],
-        [schedules.setdefault(_written(cfg.scheduler), parts.schedule) for cfg, parts in runs],
-    )
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in model.modules())
 
 
 def _written(node: DictConfig) -> str:
     return OmegaConf.to_yaml(node, resolve=True)
 
 
-def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
+def largest_that_fits(two: Sequence[Parts]) -> int:
     """How many variants the memory holds, from a step of two of them. Raises Cannot when they cannot be mapped."""
-    if cfgs[0].study.get("_target_") is not None:
-        raise Cannot("a study trains nothing")
-    runs = [(cfg, train.assemble(cfg)) for cfg in cfgs]
-    first = runs[0][1]
+    first = two[0]
     before = runtime.free_memory(first.precision.device)
-    ensemble = ensemble_of(runs)
-    jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, (_, parts) in enumerate(runs)]
+    ensemble = Ensemble(*zip(*((parts.model, parts.optimizer, parts.schedule) for parts in two), strict=True))
+    jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)]
     trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
     saved = 0
 
@@ -196,12 +200,13 @@ def largest_that_fits(cfgs: Sequence[DictConfig]) -> int:
         raise Cannot(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
     weights = sum(tensor.nbytes for tensor in ensemble.tensors())
     copies = 5  # weights, gradients, two of the optimizer, the best weights
-    return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(runs))))
+    return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(two))))
 
 
 def train_together(jobs: Sequence[Job]) -> None:
     """Train begun jobs, which have one group key and the same number of epochs behind them, as one ensemble."""
     jobs = sorted(jobs, key=lambda job: (_written(job.cfg.optimizer), _written(job.cfg.scheduler)))
+    schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
     data = replace(
@@ -211,7 +216,11 @@ def train_together(jobs: Sequence[Job]) -> None:
     )
     with _quiet():
         fit(
-            ensemble_of([(job.cfg, parts) for job, (parts, _) in zip(jobs, begun, strict=True)]),
+            Ensemble(
+                [parts.model for parts, _ in begun],
+                [parts.optimizer for parts, _ in begun],
+                [schedules[_written(job.cfg.scheduler)] for job in jobs],  # one object for equal ones
+            ),
             [run for _, run in begun],
             data,
             mapping_quickly(first.data_loss),
