@@ -44,6 +44,11 @@ DIFFERENT = {
         "model=cnn model.channels=[3] model.kernel=3 model.batch_norm=true seed=2 regularization=l2",
     ],
     "probes": ["probe=layers model.dropout=0.1 seed=1", "probe=layers model.dropout=0.1 seed=2 init=he"],
+    "samples of its own": [
+        "dataset=separable dataset.n=400 model.hidden=[] trainer.batch_size=32 seed=1",
+        "dataset=separable dataset.n=400 model.hidden=[] trainer.batch_size=32 seed=2",
+        "dataset=separable dataset.n=400 model.hidden=[] trainer.batch_size=32 seed=1 regularization=l1",
+    ],
     "label smoothing": ["loss.label_smoothing=0.2", "loss.label_smoothing=0.2 seed=8"],
     "evaluated, hinge loss": [
         "trainer.train_metrics=evaluated loss=multi_margin",

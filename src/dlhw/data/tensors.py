@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,8 @@ class Dataset:
 
     def of(self, variant: int) -> Dataset:
         """The data of one variant, where the parts have rows for each (:func:`together`)."""
-        return replace(self, train=_rows_of(self.train, variant), val=_rows_of(self.val, variant))
+        train, val, test = (_rows_of(part, variant) for part in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Pixels (N, C, H, W) uint8 -> inputs in the dtype given to :meth:`to` (float64 before)."""
@@ -167,11 +169,22 @@ def split_at(split: Split, index: Tensor) -> Split:
 
 
 def together(parts: Sequence[Split]) -> Split:
-    """One part that stands for K parts of a pool, equally long: with rows of each, or of all when they are the same."""
+    """One part that stands for K, equally long: with rows of each, or of all when they are the same.
+
+    Parts of different pools get one that holds all of those.
+    """
     first = parts[0]
-    assert all(part.pool_x is first.pool_x and len(part) == len(first) for part in parts)
-    rows = torch.cat([part.all_rows() for part in parts])
-    return first if (rows == rows[0]).all() else Split(first.pool_x, first.pool_y, rows)
+    pools = {id(part.pool_x): part for part in parts}
+    ends = itertools.accumulate(len(part.pool_y) for part in pools.values())
+    starts = {name: end - len(part.pool_y) for (name, part), end in zip(pools.items(), ends, strict=True)}
+    rows = torch.cat([part.all_rows() + starts[id(part.pool_x)] for part in parts])
+    if (rows == rows[0]).all():
+        return first
+    if len(pools) == 1:
+        return Split(first.pool_x, first.pool_y, rows)
+    return Split(
+        torch.cat([part.pool_x for part in pools.values()]), torch.cat([part.pool_y for part in pools.values()]), rows
+    )
 
 
 def _rows_of(part: Split, variant: int) -> Split:

@@ -213,6 +213,7 @@ def train_together(jobs: Sequence[Job]) -> None:
         first.data,
         train=together([parts.data.train for parts, _ in begun]),
         val=together([parts.data.val for parts, _ in begun]),
+        test=together([parts.data.test for parts, _ in begun]),
     )
     with _quiet():
         fit(
