@@ -16,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlhw import UsageError, comparison
+from dlhw import UsageError
 from dlhw.compare import compare, main
-from dlhw.comparison import Comparison, canonical, conclude, read
+from dlhw.comparison import Comparison, conclude
+from dlhw.comparison.ranking import grouped
+from dlhw.comparison.results import canonical, read
 
 PLAIN = Comparison(curves=["train_loss", "val_error_percent"], overlay=None, against=[], probes=[])
 NOTHING = Comparison(curves=[], overlay=None, against=[], probes=[])
@@ -100,7 +102,7 @@ def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) ->
     results = read(runs)
     assert [result.settings for result in results] == [{"b": "0"}, {"b": "0"}, {"b": "0.05"}, {"b": "0.05"}]
     assert [result.seed for result in results] == [0, 1, 0, 1]
-    assert [setting.label for setting in comparison.grouped(results)] == ["b = 0", "b = 0.05"]
+    assert [setting.label for setting in grouped(results)] == ["b = 0", "b = 0.05"]
 
 
 def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
         make_run(tmp_path / "b", "experiment=flooding", "b=0.2", config={"b": 0.2}),
         make_run(tmp_path / "c", "experiment=mnist_mlp"),
     ]
-    labels = [setting.label for setting in comparison.grouped(read(runs))]
+    labels = [setting.label for setting in grouped(read(runs))]
     assert labels == ["experiment = flooding, b = 0.1", "experiment = flooding, b = 0.2", "experiment = mnist_mlp"]
 
 
@@ -159,7 +161,7 @@ def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_pat
         make_run(tmp_path / "a", "optimizer.lr=1", "model.width=3", "init.width=1"),
         make_run(tmp_path / "b", "optimizer.lr=2", "model.width=4", "init.width=2"),
     ]
-    assert comparison.grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
+    assert grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
 
 
 # --- numbers and the winner -------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*args: Any, **options: Any) -> None:
         raise ValueError("out of ink")
 
-    monkeypatch.setattr("dlhw.plots.compared_curves", broken)
+    monkeypatch.setattr("dlhw.comparison.figures.compared_curves", broken)
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
     asked = Comparison(curves=["train_loss"], overlay="lr", against=["c"], probes=["weight_norm"])
     conclusion = conclude(tmp_path, runs, comparison=asked)

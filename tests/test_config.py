@@ -473,7 +473,7 @@ def test_resume_checks_the_values_it_may_change(mistake: Mistake, stored: Callab
 SOURCE = Path(dlhw.__file__).parent
 
 IMPORTS: dict[str, set[str]] = {
-    "sweeps": {"dlhw", "build", "checkpoint", "comparison", "config", "data", "ensemble", "fast", "loop", "record"}
+    "sweeps": {"dlhw", "build", "comparison", "config", "data", "ensemble", "fast", "files", "loop", "record"}
     | {"runtime", "train"},
     "train": {
         "dlhw",
@@ -501,8 +501,9 @@ IMPORTS: dict[str, set[str]] = {
     "probes": {"data", "init"},
     "plots": set(),
     "progress": set(),
-    "record": {"dlhw", "checkpoint"},
-    "checkpoint": {"dlhw"},
+    "record": {"dlhw", "files"},
+    "checkpoint": {"dlhw", "files"},
+    "files": set(),
     "fast": {"dlhw"},
     "objective": set(),
     "data": {"dlhw", "runtime"},

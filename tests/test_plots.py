@@ -12,20 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dlhw.plots import (
-    COLORS,
-    DPI,
-    PALETTE,
-    Panel,
-    Series,
-    column_label,
-    compared_against,
-    compared_curves,
-    compared_layers,
-    curves,
-    new_figure,
-    setting_colors,
-)
+from dlhw.comparison.panels import Panel, Series, compared_against, compared_curves, compared_layers, setting_colors
+from dlhw.plots import COLORS, DPI, PALETTE, column_label, curves, new_figure
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw import UsageError
-from dlhw.checkpoint import write_atomically
+from dlhw.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
