@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from dlhw import UsageError
 from dlhw.compare import compare, main
 from dlhw.comparison import Comparison, conclude
-from dlhw.comparison.ranking import grouped
+from dlhw.comparison.ranking import grouped, spread
 from dlhw.comparison.results import canonical, read
 
 PLAIN = Comparison(curves=["train_loss", "val_error_percent"], overlay=None, against=[], probes=[])
@@ -273,6 +274,37 @@ def test_studies_are_compared_by_the_numbers_they_found(tmp_path: Path) -> None:
     assert conclusion.notes == ()
 
 
+def test_studies_are_drawn_against_a_number(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{n}", f"model.hidden=[{n}]", multiply_adds=10 * n, bytes=n) for n in (1, 20, 300)]
+    for run in runs:
+        content = json.loads((run / "summary.json").read_text())
+        for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
+            del content[name]
+        (run / "summary.json").write_text(json.dumps(content))
+    assert conclude(tmp_path, runs, comparison=PLAIN).notes == ()
+    assert (tmp_path / "figures" / "against_model.hidden.png").is_file()
+
+
+def test_a_number_that_is_not_finite_has_no_standard_deviation(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0, 3.0]}, seconds_per_epoch=1.0)
+    for run in runs:
+        (run / "probes").mkdir()
+        for epoch in (0, 3):
+            (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,saturated_percent\n1,in,3\n2,out,nan\n")
+    asked = Comparison(curves=[], overlay=None, against=[], probes=["saturated_percent"])
+    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    assert str(spread([1.0, math.inf])) == "inf"
+
+
+def test_figures_of_an_earlier_declaration_are_removed(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
+    (tmp_path / "figures").mkdir()
+    for name in ("comparison", "figures/against_lr", "figures/probe_norm", "figures/filters"):
+        (tmp_path / f"{name}.png").write_text("old")
+    conclude(tmp_path, runs, comparison=NOTHING)
+    assert sorted(path.stem for path in tmp_path.glob("**/*.png")) == ["against_b", "filters"]
+
+
 def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(33)})
     lines = str(conclude(tmp_path, runs, comparison=NOTHING)).splitlines()
@@ -439,6 +471,16 @@ def test_a_directory_without_runs_is_a_usage_error(tmp_path: Path) -> None:
         compare([tmp_path])
 
 
-def test_help_and_reading_need_no_torch(tmp_path: Path) -> None:
-    code = "import sys, dlhw.compare, dlhw.comparison; sys.exit(bool({'torch', 'pandas', 'hydra'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_comparing_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
+    code = "import sys, dlhw.compare; dlhw.compare.main(sys.argv[1:]); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.splitlines()[-1].split())
+    assert "dlhw.comparison.figures" in loaded
+    assert loaded.isdisjoint({"torch", "pandas", "sklearn", "matplotlib.pyplot"})
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, dlhw.compare, dlhw.comparison; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ended.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})

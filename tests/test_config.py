@@ -516,7 +516,7 @@ IMPORTS: dict[str, set[str]] = {
 """What each module or package of ours imports of ours, wherever in its text; ``dlhw`` is the package itself."""
 
 ON_CALL = {("dlhw", "runs")}
-"""``dlhw.load_run`` alone reaches up, when it is called."""
+"""``dlhw.load_run`` and ``dlhw.load_sweep`` alone reach up, when they are called."""
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

@@ -12,8 +12,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 DPI = 160
 WIDTH_INCHES = 7.2  # a little over the text width of an A4 page: 9 pt stays readable after scaling
@@ -27,9 +28,8 @@ _COLUMNS = {"train": "train", "validation": "val", "test": "test"}  # name in fi
 MARKED_POINTS = 30  # up to so many points, each is marked; more would hide the line
 _TITLE_POINTS, TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
-_NAMED_SETTINGS = 10  # a legend of a colour scale names no more of its settings
-_BEST_ON_SCALE = PALETTE[1]  # stands out from every colour of the scale
-_LEGEND_CHARACTERS = 100  # of a legend across the whole figure; a handle takes some ten of them
+_TICK_INCHES = 7.0 / 72  # a tick and its distance from the label
+_GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
 
 
 def new_figure(
@@ -40,23 +40,28 @@ def new_figure(
     panel_inches: float = 2.9,
     columns: int | None = None,
     foot_inches: float = 0.0,
+    constrained: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with ``panels`` axes in the project's look, under a heading that wraps.
 
     Up to three panels stand side by side, more in rows of two, or in rows of ``columns``. The figure grows with the
     heading and by ``foot_inches`` for a tall legend, so the panels keep their size. Texts are drawn as they are,
-    never as TeX formulas.
+    never as TeX formulas. Unless ``constrained``, which measures every text and so takes as long as drawing, the
+    caller fits the panels to their labels.
     """
     columns = columns or (panels if panels <= 3 else 2)
     rows = math.ceil(panels / columns)
     heading = [(line, _TITLE_POINTS) for line in _wrapped(title, 68)]
-    heading += [(line, TEXT_POINTS) for line in _wrapped(subtitle, 92)]
+    heading += [(line, TEXT_POINTS) for line in _wrapped(subtitle, 102)]
     heading_inches = sum(points * LINE_INCHES for _, points in heading) + 0.12
     height = rows * panel_inches + heading_inches + foot_inches
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, layout="constrained", facecolor="white")
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(rect=(0, 0, 1, 1 - heading_inches / height), w_pad=0.06, h_pad=0.06, wspace=0.06)  # type: ignore[call-arg]
+    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
+    top = 1 - heading_inches / height
+    if constrained:
+        pads = {"w_pad": _GAP_INCHES, "h_pad": _GAP_INCHES, "wspace": 0.06}
+        figure.set_layout_engine("constrained", rect=(0, 0, 1, top), **pads)
+    else:
+        figure.subplots_adjust(top=top - _GAP_INCHES / height)
     y_inches = height - 0.08
     for line, points in heading:
         main = points == _TITLE_POINTS
@@ -102,7 +107,7 @@ def curves(
     if _all_values(rows, "error_percent"):
         panels.append(("error_percent", "error (%)"))
     notes = "\n".join(filter(None, [subtitle, _results(rows, best_epoch), _divergence(rows)]))
-    figure, all_axes = new_figure(len(panels), title=title, subtitle=notes)
+    figure, all_axes = new_figure(len(panels), title=title, subtitle=notes, constrained=False)
 
     for axes, (quantity, label) in zip(all_axes, panels, strict=True):
         for name, prefix in _COLUMNS.items():
@@ -146,7 +151,9 @@ def curves(
         legend = figure.legend(
             list(entries.values()),
             list(entries),
-            loc="outside lower center",
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.0),
+            borderaxespad=0.0,
             ncols=len(entries),
             fontsize=TEXT_POINTS,
             frameon=False,
@@ -157,7 +164,38 @@ def curves(
             text.set_parse_math(False)
         for handle in legend.get_lines():
             handle.set_linewidth(max(1.4, handle.get_linewidth()))
+    _fit_to_labels(figure, all_axes, foot_inches=0.24 if entries else 0.0)
     return figure
+
+
+def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -> None:
+    """Place panels side by side above a foot, so that their labels have room: widths follow from the font's.
+
+    Labels get places of their own, which spares matplotlib asking every text on the axis for its size.
+    """
+    title = TEXT_POINTS * LINE_INCHES + _GAP_INCHES
+    below = _TICK_INCHES + _TICK_POINTS * LINE_INCHES
+    before = [_TICK_INCHES + _label_inches(axes.yaxis) + _GAP_INCHES / 2 for axes in row]
+    after = [_GAP_INCHES + _label_inches(axes.xaxis) / 2 for axes in row]
+    width = (WIDTH_INCHES - sum(before) - sum(after)) / len(row) - title
+    full = figure.get_figheight()
+    bottom = foot_inches + title + below
+    height = figure.subplotpars.top * full - bottom
+    x = 0.0
+    for axes, left, right in zip(row, before, after, strict=True):
+        x += title + left
+        axes.set_position((x / WIDTH_INCHES, bottom / full, width / WIDTH_INCHES, height / full))
+        axes.xaxis.set_label_coords(0.5, -below / height)
+        axes.yaxis.set_label_coords(-left / width, 0.5)
+        x += width + right
+
+
+def _label_inches(axis: Axis) -> float:
+    """Width of the widest tick label, a digit being 0.64 of the font's size wide and only the minus sign wider."""
+    low, high = axis.get_view_interval()
+    labels = axis.get_major_formatter().format_ticks([x for x in axis.get_majorticklocs() if low <= x <= high])
+    digits = [len(label) + 0.4 * label.count("\N{MINUS SIGN}") for label in labels]
+    return max(digits, default=0.0) * 0.64 * _TICK_POINTS / 72
 
 
 def column_label(column: str) -> str:
@@ -190,26 +228,29 @@ def scale_epochs(axes: Axes, rows: Sequence[Mapping[str, float]], best_epoch: in
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
-def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0) -> None:
+def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, linear: bool = False) -> None:
     """Choose the y scale: logarithmic over more than a decade, with zero kept at the foot of the axis."""
     if not values:
         return
     low, high = min(values), max(values)
     positive = [value for value in values if value > floor]
-    if low >= 0 and positive and high > 10 * min(positive):
+    if not linear and low >= 0 and positive and high > 10 * min(positive):
+        room = max(1.25, (high / min(positive)) ** 0.04)  # for half a marker
         few = high < 300 * min(positive)
         if low > floor:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=12))
-            axes.set_ylim(low / 1.25, high * 1.25)
+            axes.set_ylim(low / room, high * room)
         else:  # linear from 0 to the lowest decade, logarithmic above
             lowest, highest = (math.floor(math.log10(value)) for value in (min(positive), high))
             decades = [10.0**power for power in range(lowest, highest + 1, 1 + (highest - lowest) // 8)]
             axes.set_yscale("symlog", linthresh=decades[0], linscale=0.4)
             ticks = [factor * decade for decade in decades for factor in ((1, 2, 5) if few else (1,))]
             axes.yaxis.set_major_locator(FixedLocator([0.0, *ticks]))
-            axes.set_ylim(-0.15 * decades[0], high * 1.25)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.set_ylim(-0.15 * decades[0], high * room)
+        # All of a decade's minor ticks would take a fifth of the time that a figure takes.
+        axes.yaxis.set_minor_locator(NullLocator() if few else LogLocator(subs=(2.0, 5.0), numticks=12))
+        axes.yaxis.set_major_formatter(Numbers())
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
     bottom = 0.0 if 0 <= low <= high / 2 else low
@@ -220,6 +261,22 @@ def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0) -> 
     else:
         axes.set_ylim(bottom - (pad if touches else 0.0), high + pad)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(Numbers())
+
+
+class Numbers(Formatter):
+    """Tick labels that are complete by themselves, with no offset or power beside the axis."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        return self.format_ticks([value])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """With as many digits as tell the values apart."""
+        for digits in (6, 12, 17):
+            labels = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
+            if len(set(labels)) == len(labels):
+                break
+        return labels
 
 
 def _value(row: Mapping[str, float], column: str) -> float:

@@ -201,7 +201,7 @@ class Record:
         path = self.path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         image = io.BytesIO()
-        figure.savefig(image, format="png")
+        figure.savefig(image, format="png", pil_kwargs={"compress_level": 1})  # a tenth larger, sooner
         write_atomically(path, image.getbuffer())
         return path
 

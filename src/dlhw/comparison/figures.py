@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from dlhw.comparison.panels import (
     compared_layers,
     setting_colors,
 )
-from dlhw.comparison.ranking import Conclusion, Setting, at_winner, test_of
+from dlhw.comparison.ranking import Conclusion, Setting, at_winner, reported, spread
 from dlhw.comparison.results import canonical, number
 from dlhw.plots import PALETTE, column_label
 
@@ -31,7 +30,7 @@ DRAWN_SETTINGS = 30
 
 
 def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, title: str) -> list[str]:
-    """Draw what the comparison asks for; a note for each thing that could not be."""
+    """Draw what the comparison asks for; a note for each thing that could not be. Earlier figures are removed."""
     drawn = [setting for setting in conclusion.settings if setting.finished]
     keys = list(drawn[0].values) if drawn else []
     notes = []
@@ -43,9 +42,8 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     lines = lines[:DRAWN_SETTINGS]
     lines = _in_order(lines, overlay or _main_key(drawn))
     look = _Look(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
-    against = comparison.against or [
-        key for key in [_only_numeric_key(drawn)] if key is not None and conclusion.monitor is not None
-    ]
+    only = _only_numeric_key(drawn) if reported(drawn, conclusion.monitor) else None
+    against = comparison.against or ([only] if only else [])
     figures: list[tuple[str, Callable[[], str]]] = []
     subtitle = _said(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
@@ -59,6 +57,9 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
         )
     for column in comparison.probes:
         figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, look, column, title)))
+    for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
+        for path in record.path.glob(pattern):
+            path.unlink()
     for name, figure in figures:
         try:
             note = figure()
@@ -88,13 +89,14 @@ class _Look:
         self, setting: Setting, x: Sequence[float], columns: Sequence[Sequence[float]], *, label: str | None = None
     ) -> Series:
         """A line through the means of ``columns``, the values of the seeds at each x."""
-        spreads = [statistics.stdev(values) if len(values) > 1 else math.nan for values in columns]
+        spreads = [spread(values) for values in columns]
+        deviations = [math.nan if each.sd is None else each.sd for each in spreads]
         return Series(
             setting.label if label is None else label,
             self.colors[id(setting)],
             list(x),
-            [statistics.fmean(values) for values in columns],
-            spreads if any(math.isfinite(value) for value in spreads) else (),
+            [each.mean for each in spreads],
+            deviations if any(map(math.isfinite, deviations)) else (),
             setting is self.winner and len(self.settings) > 1,
         )
 
@@ -121,11 +123,11 @@ def _draw_against(
 ) -> str:
     monitor = conclusion.monitor
     numeric = [setting for setting in drawn if number(setting.values.get(key, "")) is not None]
-    if len({number(setting.values[key]) for setting in numeric}) < 2 or monitor is None:
+    if len({number(setting.values[key]) for setting in numeric}) < 2:
         return f"{key} has not two numeric values among the finished settings"
     panels = []
     lines = [setting for setting in look.settings if look.overlay not in (None, key)] or look.settings[:1]
-    for metric in (monitor, test_of(monitor)):
+    for metric, reader in reported(drawn, monitor):
         series = []
         for line in lines:
             same = [
@@ -135,9 +137,9 @@ def _draw_against(
                 or canonical(setting.values[look.overlay]) == canonical(line.values[look.overlay])
             ]
             points = sorted(_best_of_each(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
-            points = [setting for setting in points if any(metric in run.best for run in setting.finished)]
+            points = [setting for setting in points if setting.spread(reader) is not None]
             if points:
-                values = [[run.best[metric] for run in setting.finished if metric in run.best] for setting in points]
+                values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
                 x = [number(setting.values[key]) or 0.0 for setting in points]
                 told = f"{_last(look.overlay)} = {line.values[look.overlay]}" if len(lines) > 1 and look.overlay else ""
                 found = look.series(line, x, values, label=told)
@@ -146,14 +148,16 @@ def _draw_against(
         if series:
             panels.append(_panel(metric, series))
     if not panels:
-        return f"no run has {monitor}"
+        return f"no run has {monitor or 'a number to draw'}"
     optimum = None if conclusion.winner is None else number(conclusion.winner.values[key])
-    notes = [f"at each run's best epoch; {_counts(numeric)}"]
+    notes = [("at each run's best epoch; " if monitor else "") + _counts(numeric)]
     if len(numeric[0].values) > (2 if len(lines) > 1 else 1):
         notes.append("each point: the best setting by validation among those with this value")
-    if conclusion.winner is not None and optimum is not None:
+    if conclusion.winner is not None and monitor is not None and optimum is not None:
         notes.append(f"dotted: the lowest validation mean, {at_winner(conclusion.winner, monitor)}")
-    figure = compared_against(panels, key=key, optimum=optimum, title=title, subtitle="\n".join(notes))
+    figure = compared_against(
+        panels, key=key, optimum=optimum, share_y=monitor is not None, title=title, subtitle="\n".join(notes)
+    )
     record.figure(f"figures/against_{key}", figure)
     return ""
 
@@ -185,7 +189,7 @@ def _draw_probe(record: Record, look: _Look, column: str, title: str) -> str:
 
 def _epochs(at: set[int]) -> str:
     low, high = min(at), max(at)
-    return f"{low} epochs" if low == high else f"{low} to {high} epochs"
+    return f"{low} epoch{'s' if low > 1 else ''}" if low == high else f"{low} to {high} epochs"
 
 
 def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:

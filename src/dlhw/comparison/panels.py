@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from dlhw.plots import (
     COLORS,
@@ -20,6 +20,7 @@ from dlhw.plots import (
     MARKED_POINTS,
     PALETTE,
     TEXT_POINTS,
+    Numbers,
     new_figure,
     scale_epochs,
     scale_values,
@@ -90,12 +91,12 @@ def compared_curves(panels: Sequence[Panel], *, title: str, subtitle: str = "") 
 
 
 def compared_against(
-    panels: Sequence[Panel], *, key: str, optimum: float | None, title: str, subtitle: str = ""
+    panels: Sequence[Panel], *, key: str, optimum: float | None, share_y: bool = True, title: str, subtitle: str = ""
 ) -> Figure:
     """Metrics at the best epoch against a numeric key, error bars of one standard deviation, ``optimum`` marked.
 
     The key's axis is logarithmic where its values are spread like decades, with 0 at its left end where it occurs.
-    The panels share their y axis.
+    With ``share_y`` the panels show the same quantity.
     """
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
@@ -113,7 +114,8 @@ def compared_against(
         _scale_key(axes, sorted({x for each in panels for series in each.series for x in series.x}))
         axes.set_xlabel(key, fontsize=TEXT_POINTS, parse_math=False)
         _scale_panel(axes, panel)
-    _share_y(all_axes, panels)
+    if share_y:
+        _share_y(all_axes, panels)
     return figure
 
 
@@ -151,13 +153,21 @@ def _panels(panels: Sequence[Panel], *, title: str, subtitle: str) -> tuple[Figu
     longest = max(map(len, names), default=0)
     columns = max(1, min(len(names), _LEGEND_CHARACTERS // (longest + 8)))
     rows = math.ceil(len(names) / columns)
+    columns = math.ceil(len(names) / max(1, rows))
     show = len(names) > 1 or bool(names and entries[0].label)
     figure, all_axes = new_figure(
         len(panels), title=title, subtitle=subtitle, foot_inches=(rows * TEXT_POINTS * LINE_INCHES if show else 0)
     )
     if show:
         handles = [
-            Line2D([], [], color=series.color, linewidth=2.4 if series.best else 1.4, marker="o", markersize=3.5)
+            Line2D(
+                [],
+                [],
+                color=series.color,
+                linewidth=2.4 if series.best else 1.4,
+                marker="o" if len(series.x) <= MARKED_POINTS else "",
+                markersize=3.5,
+            )
             for series in entries
         ]
         legend = figure.legend(
@@ -201,7 +211,7 @@ def _band(series: Series) -> tuple[list[float], list[float]]:
 
 def _scale_panel(axes: Axes, panel: Panel) -> None:
     values = [value for series in panel.series for value in _reached(series)]
-    scale_values(axes, values, floor=panel.floor)
+    scale_values(axes, values, floor=panel.floor, linear=panel.label.endswith("accuracy"))
     if panel.label.endswith("(%)"):
         axes.set_ylim(top=min(axes.get_ylim()[1], 104.0))
     axes.set_ylabel(panel.label, fontsize=TEXT_POINTS, parse_math=False)
@@ -236,7 +246,7 @@ def _scale_key(axes: Axes, values: Sequence[float]) -> None:
             first, last = (math.floor(math.log10(value)) for value in (positive[0], positive[-1]))
             decades = [10.0**power for power in range(first, last + 2, 1 + (last - first) // 7)]
             axes.xaxis.set_major_locator(FixedLocator([0.0, *decades] if values[0] == 0 else decades))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(Numbers())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))

@@ -33,6 +33,12 @@ class Spread:
         return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
 
 
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value. Where not all are finite, there is no standard deviation."""
+    several = len(values) > 1 and all(map(math.isfinite, values))
+    return Spread(statistics.fmean(values), statistics.stdev(values) if several else None, len(values))
+
+
 @dataclass(frozen=True)
 class Setting:
     """The runs that are equal in everything but the seed."""
@@ -55,9 +61,7 @@ class Setting:
     def spread(self, number: Callable[[Result], Any]) -> Spread | None:
         """Mean and standard deviation of a number over the finished runs that have it."""
         values = [float(value) for run in self.finished if (value := number(run)) is not None]
-        if not values:
-            return None
-        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        return spread(values) if values else None
 
 
 @dataclass(frozen=True)
