@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dlhw import UsageError, checkpoint
-from dlhw.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last, write_atomically
+from dlhw.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last
+from dlhw.files import write_atomically
 
 STATE: State = {
     "model": {"0.weight": torch.tensor([[1.5, -2.0, float("nan")]]), "0.bias": torch.tensor([3])},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlhw import UsageError, comparison
+from dlhw import UsageError
 from dlhw.compare import compare, main
-from dlhw.comparison import Comparison, canonical, conclude, read
+from dlhw.comparison import Comparison, conclude
+from dlhw.comparison.ranking import grouped, spread
+from dlhw.comparison.results import canonical, read
 
 PLAIN = Comparison(curves=["train_loss", "val_error_percent"], overlay=None, against=[], probes=[])
 NOTHING = Comparison(curves=[], overlay=None, against=[], probes=[])
@@ -100,7 +103,7 @@ def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) ->
     results = read(runs)
     assert [result.settings for result in results] == [{"b": "0"}, {"b": "0"}, {"b": "0.05"}, {"b": "0.05"}]
     assert [result.seed for result in results] == [0, 1, 0, 1]
-    assert [setting.label for setting in comparison.grouped(results)] == ["b = 0", "b = 0.05"]
+    assert [setting.label for setting in grouped(results)] == ["b = 0", "b = 0.05"]
 
 
 def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
@@ -122,7 +125,7 @@ def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
         make_run(tmp_path / "b", "experiment=flooding", "b=0.2", config={"b": 0.2}),
         make_run(tmp_path / "c", "experiment=mnist_mlp"),
     ]
-    labels = [setting.label for setting in comparison.grouped(read(runs))]
+    labels = [setting.label for setting in grouped(read(runs))]
     assert labels == ["experiment = flooding, b = 0.1", "experiment = flooding, b = 0.2", "experiment = mnist_mlp"]
 
 
@@ -159,7 +162,7 @@ def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_pat
         make_run(tmp_path / "a", "optimizer.lr=1", "model.width=3", "init.width=1"),
         make_run(tmp_path / "b", "optimizer.lr=2", "model.width=4", "init.width=2"),
     ]
-    assert comparison.grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
+    assert grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
 
 
 # --- numbers and the winner -------------------------------------------------------------------------------
@@ -271,6 +274,37 @@ def test_studies_are_compared_by_the_numbers_they_found(tmp_path: Path) -> None:
     assert conclusion.notes == ()
 
 
+def test_studies_are_drawn_against_a_number(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{n}", f"model.hidden=[{n}]", multiply_adds=10 * n, bytes=n) for n in (1, 20, 300)]
+    for run in runs:
+        content = json.loads((run / "summary.json").read_text())
+        for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
+            del content[name]
+        (run / "summary.json").write_text(json.dumps(content))
+    assert conclude(tmp_path, runs, comparison=PLAIN).notes == ()
+    assert (tmp_path / "figures" / "against_model.hidden.png").is_file()
+
+
+def test_a_number_that_is_not_finite_has_no_standard_deviation(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0, 3.0]}, seconds_per_epoch=1.0)
+    for run in runs:
+        (run / "probes").mkdir()
+        for epoch in (0, 3):
+            (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,saturated_percent\n1,in,3\n2,out,nan\n")
+    asked = Comparison(curves=[], overlay=None, against=[], probes=["saturated_percent"])
+    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    assert str(spread([1.0, math.inf])) == "inf"
+
+
+def test_figures_of_an_earlier_declaration_are_removed(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
+    (tmp_path / "figures").mkdir()
+    for name in ("comparison", "figures/against_lr", "figures/probe_norm", "figures/filters"):
+        (tmp_path / f"{name}.png").write_text("old")
+    conclude(tmp_path, runs, comparison=NOTHING)
+    assert sorted(path.stem for path in tmp_path.glob("**/*.png")) == ["against_b", "filters"]
+
+
 def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(33)})
     lines = str(conclude(tmp_path, runs, comparison=NOTHING)).splitlines()
@@ -329,7 +363,7 @@ def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*args: Any, **options: Any) -> None:
         raise ValueError("out of ink")
 
-    monkeypatch.setattr("dlhw.plots.compared_curves", broken)
+    monkeypatch.setattr("dlhw.comparison.figures.compared_curves", broken)
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
     asked = Comparison(curves=["train_loss"], overlay="lr", against=["c"], probes=["weight_norm"])
     conclusion = conclude(tmp_path, runs, comparison=asked)
@@ -437,6 +471,16 @@ def test_a_directory_without_runs_is_a_usage_error(tmp_path: Path) -> None:
         compare([tmp_path])
 
 
-def test_help_and_reading_need_no_torch(tmp_path: Path) -> None:
-    code = "import sys, dlhw.compare, dlhw.comparison; sys.exit(bool({'torch', 'pandas', 'hydra'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_comparing_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
+    code = "import sys, dlhw.compare; dlhw.compare.main(sys.argv[1:]); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.splitlines()[-1].split())
+    assert "dlhw.comparison.figures" in loaded
+    assert loaded.isdisjoint({"torch", "pandas", "sklearn", "matplotlib.pyplot"})
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, dlhw.compare, dlhw.comparison; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ended.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})

@@ -12,20 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dlhw.plots import (
-    COLORS,
-    DPI,
-    PALETTE,
-    Panel,
-    Series,
-    column_label,
-    compared_against,
-    compared_curves,
-    compared_layers,
-    curves,
-    new_figure,
-    setting_colors,
-)
+from dlhw.comparison.panels import Panel, Series, compared_against, compared_curves, compared_layers, setting_colors
+from dlhw.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, new_figure
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
@@ -195,6 +183,7 @@ def test_divergence_is_named() -> None:
     assert "not finite" not in texts(curves(run(6), title="t", best_epoch=2))
 
 
+EQUAL = {"train_loss": 0.5, "val_loss": 0.5, "test_loss": 0.5}
 NOTHING_FINITE = {"train_loss": math.nan, "val_loss": math.nan, "test_loss": math.inf}
 
 
@@ -240,6 +229,32 @@ def test_heading_stands_above_the_panels() -> None:
     assert all(axes.get_tightbbox().y1 <= lowest for axes in figure.axes)
 
 
+@pytest.mark.parametrize(
+    "fixed",
+    [{}, {"train_loss": -123456.0}, {"val_loss": 1e30}, {"train_loss": 1e-12}, {"train_loss": 2.3025851}, EQUAL],
+    ids=str,
+)
+@pytest.mark.parametrize("epochs", [1, 3, 500, 20000])
+def test_no_label_is_cut_or_lies_on_another(epochs: int, fixed: dict[str, float]) -> None:
+    rows = run(epochs, **fixed)[:: max(1, epochs // 500)]
+    figure = curves(rows, title="t", best_epoch=1, flood=0.05, train_label="train (evaluated)")
+    width, height = draw(figure)
+    for axes in figure.axes:
+        shown = [axes.xaxis.label, axes.yaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            shown += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes = [text.get_window_extent() for text in (*shown, *figure.texts, figure.legends[0])]
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_tick_labels_are_told_apart() -> None:
+    assert Numbers().format_ticks([0.0, 0.1 + 0.2, -1e-7]) == ["0", "0.3", "\N{MINUS SIGN}1e\N{MINUS SIGN}07"]
+    assert Numbers().format_ticks([2.3025851, 2.3025852]) == ["2.3025851", "2.3025852"]
+
+
 def test_new_figure_prints_well() -> None:
     figure, panels = new_figure(3, title="t")
     assert len(panels) == 3
@@ -282,6 +297,12 @@ def test_compared_curves_hold_means_and_bands_and_name_the_settings() -> None:
     assert legend_labels(figure) == ["b = 0", "b = 1 (best)", "b = 2"]
     assert line(loss, "b = 1").get_zorder() > line(loss, "b = 2").get_zorder()
     assert [line(axes, "b = 2").get_color() for axes in figure.axes] == [PALETTE[2]] * 2
+
+
+def test_accuracies_are_never_logarithmic() -> None:
+    series = Series("", PALETTE[0], [1, 2, 3], [0.01, 0.5, 0.99])
+    figure = compared_curves([Panel("test accuracy", [series]), Panel("test loss", [series])], title="t")
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
 
 
 def test_many_settings_have_a_scale_of_colours_and_a_thinned_legend() -> None:

@@ -168,7 +168,7 @@ def test_a_corrupt_checkpoint_takes_no_good_ones_place(tmp_path: Path, monkeypat
             run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
     (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync_directory", lambda directory: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(checkpoint, "sync_directory", lambda directory: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(checkpoint, "write_atomically", lambda path, content: path.write_bytes(content))
         with pytest.raises(KeyboardInterrupt):
             start_or_resume(tmp_path)

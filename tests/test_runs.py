@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from dlhw import UsageError, config, load_run
+from dlhw import UsageError, config, load_run, load_sweep
 from dlhw.build import build
 from dlhw.data.tensors import Dataset, Split
 from dlhw.record import Record
@@ -135,3 +135,34 @@ def test_another_path_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"not a run directory \(it has no config\.yaml\)$"):
         load_run(tmp_path / name)
+
+
+def test_a_run_that_failed_before_an_epoch_ended_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "summary.json").write_text('{"status": "failed", "reason": "TrainingFailed: loss nan"}')
+    run = load_run(tmp_path)
+    for name, read in (
+        ("metrics.csv", lambda: run.metrics),
+        ("best.pt", run.model),
+        ("last.pt", lambda: run.model("last")),
+    ):
+        with pytest.raises(UsageError) as error:
+            read()
+        assert str(error.value) == f"{tmp_path}: has no {name} (failed: TrainingFailed: loss nan)"
+
+
+def test_a_home_directory_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert load_run("~").config.seed == 0
+
+
+def test_a_sweep_is_a_table_with_numbers(tmp_path: Path) -> None:
+    text = "job,status,reason,b,best_val_error_percent\nb=0,finished,,0,2.5\nb=1,failed,no,1,\n"
+    (tmp_path / "sweep.csv").write_text(text)
+    table = load_sweep(tmp_path)
+    assert table.index.tolist() == ["b=0", "b=1"]
+    assert table["b"].tolist() == [0, 1]
+    assert table.loc["b=0", "best_val_error_percent"] == 2.5
+    with pytest.raises(UsageError, match=r"not a sweep directory \(it has no sweep\.csv\)$"):
+        load_sweep(tmp_path / "none")

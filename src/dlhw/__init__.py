@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from dlhw.runs import Run
 
 __version__ = "0.1.0"
-__all__ = ["UsageError", "load_run"]
+__all__ = ["UsageError", "load_run", "load_sweep"]
 
 
 class UsageError(ValueError):
@@ -20,4 +22,11 @@ def load_run(path: str | Path) -> Run:
     """Open a run directory for reading: config, metrics, summary, model. See :class:`dlhw.runs.Run`."""
     from dlhw.runs import Run  # pandas and torch are paid for only by those who read runs
 
-    return Run(Path(path))
+    return Run(Path(path).expanduser())
+
+
+def load_sweep(path: str | Path) -> DataFrame:
+    """A sweep's jobs as a table with numbers where they are numbers, indexed by job."""
+    from dlhw.runs import read_sweep
+
+    return read_sweep(Path(path).expanduser())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import pickle
 import time
 import zipfile
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from dlhw import UsageError
+from dlhw.files import sync_directory, write_atomically, written_beside
 
 log = logging.getLogger(__name__)
 
@@ -29,36 +29,6 @@ State = dict[str, Any]
 
 class CorruptCheckpoint(UsageError):
     """A checkpoint whose bytes are not those that were written."""
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write so that after a crash or power cut ``path`` holds the old content or the new, never a part."""
-    _written_beside(path, content).replace(path)
-    _sync_directory(path.parent)
-
-
-def _written_beside(path: Path, content: bytes | memoryview) -> Path:
-    """A file with the content, synchronized to disk, that has only to be renamed to ``path``."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk it would hold the room that a last word needs
-        raise
-    return partial
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":
-        return  # Windows cannot open directories; its renames are journaled
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(path: Path, state: State) -> None:
@@ -84,11 +54,11 @@ def _of_their_own(value: Any) -> Any:
 def save_last(directory: Path, state: State) -> None:
     """Write ``last.pt``; what was there becomes ``previous.pt``, once the new one is safe on disk."""
     last = directory / "last.pt"
-    written = _written_beside(last, _serialized(state))
+    written = written_beside(last, _serialized(state))
     if last.exists():
         last.replace(directory / "previous.pt")
     written.replace(last)
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 def load(path: Path) -> State:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw import UsageError
-from dlhw.checkpoint import write_atomically
+from dlhw.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,7 +201,7 @@ class Record:
         path = self.path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         image = io.BytesIO()
-        figure.savefig(image, format="png")
+        figure.savefig(image, format="png", pil_kwargs={"compress_level": 1})  # a tenth larger, sooner
         write_atomically(path, image.getbuffer())
         return path
 

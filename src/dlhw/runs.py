@@ -1,4 +1,4 @@
-"""Reading what runs left behind: config, metrics, summary and the trained model of a run directory."""
+"""Reading what runs left behind: config, metrics, summary and model of a run, the table of a sweep."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """One row per epoch, indexed by epoch."""
+        """One row per epoch, indexed by epoch. Raises UsageError when no epoch was finished."""
+        self._need("metrics.csv")
         return pd.read_csv(self.path / "metrics.csv", index_col="epoch")
 
     @cached_property
@@ -48,10 +49,24 @@ class Run:
     def model(self, weights: str = "best") -> nn.Module:
         """A fresh copy of the model on the CPU in evaluation mode, with the ``best`` or the ``last`` weights.
 
-        It takes normalized inputs. The config names the class to build: open only runs that you trust.
+        It takes normalized inputs. The config names the class to build: open only runs that you trust. Raises
+        UsageError when the run left no such weights.
         """
+        self._need(f"{weights}.pt")
         state = checkpoint.load(self.path / f"{weights}.pt")
         model: nn.Module = build(self.config, "model", shape=tuple(state["shape"]), classes=state["classes"])
         model.to(next(value.dtype for value in state["model"].values() if value.is_floating_point()))
         model.load_state_dict(state["model"])
         return model.eval()
+
+    def _need(self, name: str) -> None:
+        if not (self.path / name).is_file():
+            status = ": ".join(str(self.summary[word]) for word in ("status", "reason") if word in self.summary)
+            raise UsageError(f"{self.path}: has no {name} ({status or 'unfinished'})")
+
+
+def read_sweep(path: Path) -> pd.DataFrame:
+    """``sweep.csv``: a row per job, with what varied, the results and why a job failed. Raises UsageError."""
+    if not (path / "sweep.csv").is_file():
+        raise UsageError(f"{path}: not a sweep directory (it has no sweep.csv)")
+    return pd.read_csv(path / "sweep.csv", index_col="job")

@@ -103,7 +103,7 @@ class Grid(Sweeper):
     @contextlib.contextmanager
     def _directory(self) -> Iterator[Path]:
         """The sweep's directory, an earlier sweep's if it is named, held for this process. Raises UsageError."""
-        from dlhw.checkpoint import write_atomically
+        from dlhw.files import write_atomically
         from dlhw.record import Record
 
         directory = Path(self.cfg.hydra.sweep.dir)
