@@ -252,6 +252,7 @@ def test_no_label_is_cut_or_lies_on_another(epochs: int, fixed: dict[str, float]
 
 def test_tick_labels_are_told_apart() -> None:
     assert Numbers().format_ticks([0.0, 0.1 + 0.2, -1e-7]) == ["0", "0.3", "\N{MINUS SIGN}1e\N{MINUS SIGN}07"]
+    assert Numbers(aligned=True).format_ticks([0.0, 0.25, -0.5]) == ["0.00", "0.25", "\N{MINUS SIGN}0.50"]
     assert Numbers().format_ticks([2.3025851, 2.3025852]) == ["2.3025851", "2.3025852"]
 
 

@@ -261,11 +261,17 @@ def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, lin
     else:
         axes.set_ylim(bottom - (pad if touches else 0.0), high + pad)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(Numbers())
+    axes.yaxis.set_major_formatter(Numbers(aligned=True))
 
 
 class Numbers(Formatter):
-    """Tick labels that are complete by themselves, with no offset or power beside the axis."""
+    """Tick labels that are complete by themselves, with no offset or power beside the axis.
+
+    ``aligned`` ones have the same number of decimals.
+    """
+
+    def __init__(self, *, aligned: bool = False) -> None:
+        self.aligned = aligned
 
     def __call__(self, value: float, pos: int | None = None) -> str:
         return self.format_ticks([value])[0]
@@ -276,6 +282,9 @@ class Numbers(Formatter):
             labels = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
             if len(set(labels)) == len(labels):
                 break
+        if self.aligned and not any("e" in label for label in labels):
+            decimals = max((len(label.partition(".")[2]) for label in labels), default=0)
+            labels = [f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}") for value in values]
         return labels
 
 

@@ -193,8 +193,8 @@ def _epochs(at: set[int]) -> str:
 
 
 def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:
-    # One sample is a few thousandths of a percent: without a floor, such values would take most of a log axis.
-    return Panel(column_label(column), lines, title, floor=0.1 if column.endswith("error_percent") else 0.0)
+    # One sample or unit is a few thousandths of a percent: without a floor, such values would take most of a log axis.
+    return Panel(column_label(column), lines, title, floor=0.1 if column.endswith("_percent") else 0.0)
 
 
 def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:

@@ -186,4 +186,4 @@ def _label(result: Result) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}" if not float(value).is_integer() or abs(value) >= 1e15 else f"{value:.0f}"
+    return f"{value:#.4g}" if not float(value).is_integer() or abs(value) >= 1e15 else f"{value:.0f}"
