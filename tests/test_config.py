@@ -288,6 +288,18 @@ MISTAKES = {
     "+bb=1": "bb: nothing in this config reads it; --cfg job shows all keys",
     "experiment=flooding +bb=1": "bb: nothing in this config reads it; did you mean b?",
     "+lr=0.1": "lr: nothing in this config reads it; did you mean optimizer.lr?",
+    "experiment=init_study init=he d=0.1": (
+        "d: nothing in this config reads it; what did has another value, or its group another option"
+    ),
+    "experiment=logistic_separable size=full trainer.epochs=3": (
+        "size: nothing in this config reads it; what did has another value, or its group another option"
+    ),
+    # what an experiment's knobs take
+    "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
+    "experiment=init_study d=abc": "d=abc (init.d): must be a number or 'xavier'",
+    "experiment=init_study d=0": "d=0 (init.d): must be greater than 0 or 'xavier'",
+    "experiment=logistic_separable penalty=l3": "penalty=l3: no such penalty (there are: none, l2, l1)",
+    "experiment=optimizers size=ful": "size=ful: no such size; did you mean full? (there are: quick, full)",
     # form
     "optimizer.lr=0.1,0.2": (
         "optimizer.lr=0.1,0.2: several values are a sweep, which needs -m; a list is written optimizer.lr=[...]"
@@ -342,6 +354,9 @@ def test_unquoted_space_is_a_mistake(mistake: Mistake) -> None:
         "experiment=flooding model=cnn optimizer=adamw scheduler=cosine",
         "++optimizer.lr=0.3",
         "hydra.run.dir=here",
+        "experiment=optimizers size=full trainer.epochs=3",
+        "experiment=optimizers sizes.quick.rates='1' trainer.epochs=3",
+        "experiment=init_study init=he",
     ],
 )
 def test_what_is_legal_passes(mistake: Mistake, line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -92,6 +93,32 @@ def test_command_line_replaces_the_values_of_params() -> None:
     assert labels("b=1,2", "seed=0", "name=x", params=("b=0,0.05", "seed=0")) == ["b=1", "b=2"]
 
 
+def test_job_is_without_params_that_nothing_reads_in_it() -> None:
+    def left_over(given: Sequence[str]) -> frozenset[str]:
+        return frozenset({"d", "seed"} if "init=he" in given else ())
+
+    plans = expand(["d=1,2", "seed=0"], ["init=he,uniform", "seed=7"], left_over=left_over)
+    assert [plan.overrides for plan in plans] == [
+        ("seed=7", "init=he"),  # what the command line gives stays
+        ("d=1", "seed=7", "init=uniform"),
+        ("d=2", "seed=7", "init=uniform"),
+    ]
+    assert [plan.label for plan in plans] == ["init=he", "d=1,init=uniform", "d=2,init=uniform"]
+
+
+def test_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "S" / "b=0,seed=1").mkdir(parents=True)
+    (tmp_path / "S" / "b=0,seed=2").mkdir()
+    assert config.quoted("start=S/b=0,seed=1") == "start='S/b=0,seed=1'"
+    assert config.quoted("init.run=null,S/b=0,seed=1,S/b=0,seed=2") == "init.run=null,'S/b=0,seed=1','S/b=0,seed=2'"
+    assert config.quoted("start=gone/a=b,gone/c") == "start='gone/a=b','gone/c'"
+    assert config.quoted("data_dir=a=b,c") == "data_dir='a=b,c'"
+    for line in ("start=null", "start='a,b'", "start=${output_dir}/x", "start=glob(*)", "seed=a=b"):
+        assert config.quoted(line) == line
+    assert jobs(config.quoted("start=null,S/b=0,seed=1")) == [("start=null",), ("start='S/b=0,seed=1'",)]
+
+
 def test_job_is_named_by_everything_where_nothing_varies() -> None:
     assert labels("seed=3", "data_dir=x", "b=1") == ["seed=3,b=1"]
     assert labels() == ["defaults"]
@@ -100,7 +127,7 @@ def test_job_is_named_by_everything_where_nothing_varies() -> None:
 def test_values_keep_what_the_grammar_needs() -> None:
     (first,), (second,) = jobs(r"name='a,b','it\'s'")
     assert first == "name='a,b'"
-    assert config._parsed(second).value() == "it's"
+    assert config.parsed(second).value() == "it's"
     assert jobs("model.hidden=[5,4],[]") == [("model.hidden=[5,4]",), ("model.hidden=[]",)]
     assert jobs("optimizer=choice(sgd,adam)", "seed=1") == [("optimizer=sgd", "seed=1"), ("optimizer=adam", "seed=1")]
 
@@ -163,6 +190,9 @@ OTHER = st.sampled_from(
 )
 
 
+FIXED = {"experiment=flooding", "optimizer=adam", "model=cnn", "regularization=l2", "hydra.job.name=j"}
+
+
 def answer(load: Any, *arguments: Any) -> str:
     """The config as text, which shows also the order of keys, or what is wrong with it."""
     try:
@@ -171,8 +201,12 @@ def answer(load: Any, *arguments: Any) -> str:
         return f"UsageError: {error}"
 
 
-@settings(max_examples=60, deadline=None)
-@given(lines=st.lists(PLAIN | OTHER, max_size=4), others=st.lists(VALUES, min_size=4, max_size=4))
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@given(lines=st.lists(PLAIN | OTHER, min_size=1, max_size=3), others=st.lists(SCALARS, min_size=3, max_size=3))
+@example(lines=["hydra.sweep.subdir='x,y=1'"], others=["[1,2]", "1", "1"])
+@example(lines=["trainer.epochs=2", "hydra.sweep.subdir='x'", "model.hidden=[3]"], others=["1", "'y'", "[1,2]"])
+@example(lines=["optimizer=adam", "seed='1'", "optimizer.lr=1e-5"], others=["", "[]", "1"])
+@example(lines=["experiment=flooding", "b=0.25", "trainer.epochs={x:1}"], others=["", "null", "1"])
 def test_job_composed_from_one_like_it_equals_hydras_composition(
     loader: config.Loader, master: DictConfig, lines: list[str], others: list[str]
 ) -> None:
@@ -180,12 +214,10 @@ def test_job_composed_from_one_like_it_equals_hydras_composition(
         return f"{line.partition('=')[0]}={value}" if line[0] not in "+~" and line not in FIXED else line
 
     alike = [swapped(line, value) for line, value in zip(lines, others, strict=False)]
+    config.Loader.composed.clear()
     answer(loader.load_sweep_config, master, alike)  # the one that it is copied from
     expected = answer(ConfigLoaderImpl.load_sweep_config, loader, master, lines)
     assert answer(loader.load_sweep_config, master, lines) == expected
-
-
-FIXED = {"experiment=flooding", "optimizer=adam", "model=cnn", "regularization=l2", "hydra.job.name=j"}
 
 
 def test_jobs_that_differ_in_plain_values_are_composed_once(
@@ -271,6 +303,14 @@ def begun(ended: Ended) -> list[str]:
             "seed=interval(0,1): a grid needs single values, as in seed=0.1,0.2 or seed=range(0,1,0.1)",
         ),
         (["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number"),
+        (
+            ["seed=0,1", "hydra/launcher=vectorized", "hydra.launcher.largest=0"],
+            "hydra.launcher.largest=0: must be a whole number, 1 or greater, or null",
+        ),
+        (
+            ["seed=0,1", "hydra/launcher=vectorized", "~hydra.launcher._target_"],
+            "hydra/launcher=vectorized: cannot be used (Input config does not have a `_target_` field)",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -332,12 +372,11 @@ def test_second_call_does_what_is_left(tmp_path: Path, conclusions: Conclusions)
 def test_run_of_another_config_is_left_alone(tmp_path: Path, conclusions: Conclusions) -> None:
     assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
     before = {path: path.read_bytes() for path in tmp_path.glob("S/*/*") if path.is_file()}
-    for _ in range(2):  # the second time nothing is left to do
-        ended = dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0", at=tmp_path)
-    assert dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0,1", "data_dir=there", at=tmp_path).code == 0
+    assert dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0,1", at=tmp_path).code == 0
+    ended = dlhw("-m", *QUICK, "model.hidden=[4]", "seed=0,1", "data_dir=there", at=tmp_path)
     assert {path: path.read_bytes() for path in before} == before
     assert conclusions.asked[-1][1] == ["seed=0-2", "seed=1-2"]
-    assert ended.code == 0
+    assert (ended.code, begun(ended)) == (0, [])
 
 
 def test_two_processes_do_not_share_a_sweep(tmp_path: Path, conclusions: Conclusions) -> None:
@@ -457,6 +496,46 @@ def test_experiment_declares_its_sweep(tmp_path: Path, conclusions: Conclusions)
         )
 
 
+def test_params_of_an_experiment_yield_to_another_option_of_their_group(tmp_path: Path) -> None:
+    small = ("dataset=digits", "trainer.epochs=1", "model.hidden=[4]", "hydra.sweep.dir=S")
+    ended = dlhw("experiment=init_study", "init=he,orthogonal", *small, at=tmp_path)
+    assert (ended.code, ended.lines[0]) == (0, "d is swept only where something reads it")
+    assert states(tmp_path / "S") == {"init=he": "finished", "init=orthogonal": "finished"}
+    assert "d" not in yaml.safe_load((tmp_path / "S" / "init=he" / "config.yaml").read_text())
+
+
+def statuses(directory: Path) -> dict[str, str]:
+    with (directory / "sweep.csv").open(newline="") as file:
+        return {row["job"]: row["status"] for row in csv.DictReader(file)}
+
+
+def test_table_tells_of_jobs_that_were_not_run_and_of_other_calls(tmp_path: Path) -> None:
+    line = ("-m", *QUICK, "trainer.epochs=2")
+    ended = dlhw(*line, "optimizer.lr=0.1,1e35,0.2", "hydra.sweeper.fail_fast=true", at=tmp_path)
+    assert ended.code == 1
+    names = ("optimizer.lr=0.1", "optimizer.lr=1e+35", "optimizer.lr=0.2")
+    assert statuses(tmp_path / "S") == dict(zip(names, ("finished", "failed", "unfinished"), strict=True))
+    for _ in range(2):
+        narrower = dlhw(*line, "optimizer.lr=0.1", at=tmp_path)  # what varied before tells the runs apart still
+        assert (narrower.code, begun(narrower)) == (0, [])
+    assert statuses(tmp_path / "S") == dict(zip(names[:2], ("finished", "failed"), strict=True))
+    assert dlhw(*line, "optimizer.lr=0.1,0.2", at=tmp_path).code == 0
+    once = (tmp_path / "S" / "sweep.csv").read_bytes()
+    assert dlhw(*line, "optimizer.lr=0.1,0.2", at=tmp_path).code == 0
+    assert (tmp_path / "S" / "sweep.csv").read_bytes() == once
+    assert list(statuses(tmp_path / "S").values()) == ["finished", "finished", "failed"]
+
+
+def test_sweep_stopped_before_its_first_job_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid.Grid, "_launch", interrupted)
+    ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
+    assert (ended.code, ended.lines[-1]) == (130, "stopped early; go on with resume=S")
+    assert statuses(tmp_path / "S") == {"seed=0": "unfinished", "seed=1": "unfinished"}
+
+
 # --- other launchers --------------------------------------------------------------------------------------
 
 
@@ -482,6 +561,26 @@ def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options:
     assert ours.read_bytes() == other.read_bytes()
     again = end(start("resume=S", at=there))
     assert "2 jobs, 1 of them finished before" in again.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "vectorized"])
+def test_sweep_killed_halfway_and_called_again_has_the_table_of_one_that_was_not(tmp_path: Path, launcher: str) -> None:
+    options = ("model.dropout=0.2", "trainer.epochs=150", "trainer.checkpoint_seconds=0", f"hydra/launcher={launcher}")
+    line = ("-m", *SMALL, *options, "optimizer.lr=0.1,0.3", "seed=0,1")
+    process = start(*line, "hydra.sweep.dir=S", at=tmp_path)
+    deadline = time.monotonic() + 100
+    while not any(file.read_text().count("\n") > 70 for file in tmp_path.glob("S/optimizer.lr=0.1,seed=1/metrics.csv")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    assert end(process).code == -signal.SIGKILL
+    assert len(states(tmp_path / "S")) == (1 if launcher == "basic" else 0)
+    for directory in "ST":
+        assert end(start(*line, f"hydra.sweep.dir={directory}", at=tmp_path)).code == 0
+    ours, straight = ((tmp_path / directory / "sweep.csv").read_bytes() for directory in "ST")
+    assert ours == straight
 
 
 def processes(session: int) -> list[int]:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
@@ -55,7 +55,11 @@ def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
     try:
         OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        node = None if error.parent_node is None else error.parent_node._get_node(error.key)
+        names = [name for name in re.findall(r"\$\{(\w+)\}", str(getattr(node, "_value", str)())) if name in cfg]
+        spoken = f"{', '.join(f'{name}={cfg[name]}' for name in names)} ({error.full_key})" if names else error.full_key
+        reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
+        raise UsageError(f"{spoken}: {reason[2] or reason[0]}") from error
     mistakes = [f"{group}: missing" for group in given if not isinstance(cfg.get(group), DictConfig)]
     mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(own)]
     if not mistakes:
@@ -178,14 +182,16 @@ def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
         _validated(target, options, given)
     except pydantic.ValidationError as error:
         legal = [name for name in inspect.signature(target).parameters if name not in given]
-        seen: dict[str, str] = {}
+        by_name: dict[str, list[Any]] = {}
         for detail in error.errors():
-            seen.setdefault(str(detail["loc"][0]), _line(cfg, group, detail, legal))
-        return list(seen.values())
+            by_name.setdefault(str(detail["loc"][0]), []).append(detail)
+        return [_line(cfg, group, details, legal) for details in by_name.values()]
     return []
 
 
-def _line(cfg: DictConfig, group: str, detail: Any, legal: list[str]) -> str:
+def _line(cfg: DictConfig, group: str, details: Sequence[Any], legal: list[str]) -> str:
+    """The line for one option, from pydantic's errors about it."""
+    detail = details[0]
     name = str(detail["loc"][0])
     full = f"{group}.{name}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
@@ -197,7 +203,9 @@ def _line(cfg: DictConfig, group: str, detail: Any, legal: list[str]) -> str:
     value = _as_written(cfg[group][name])
     alias = re.fullmatch(r"\$\{(\w+)\}", str(OmegaConf.to_container(cfg[group])[name]))  # type: ignore[index,call-overload]
     spoken = f"{alias[1]}={value} ({full})" if alias else f"{full}={value}"
-    return f"{spoken}: {_legal(detail)}"
+    alternatives = [other for other in details if len(other["loc"]) == 2 and isinstance(other["loc"][1], str)]
+    told = list(dict.fromkeys(map(_legal, alternatives or [detail])))  # a union has an error for each of its types
+    return f"{spoken}: {' or '.join([told[0], *(text.removeprefix('must be ') for text in told[1:])])}"
 
 
 def _legal(detail: Any) -> str:

@@ -1,10 +1,10 @@
 """How a command line becomes a config: Hydra's composition with our rules and our words for mistakes.
 
 The rules on top of Hydra's: an experiment's values for a group are dropped when the command line, or an
-experiment built on it, chooses another option of that group; a top-level key must be read by something; ``size``
-is one of ``sizes``; ``resume=DIR`` brings back the config of the run, or the overrides of the sweep, in DIR. Only
-this module, ``mistakes``, ``build`` and ``sweeps`` know Hydra, and this one does not import torch, so that help and
-completion answer at once.
+experiment built on it, chooses another option of that group; a top-level key must be read by something; what
+chooses an entry of another key, as ``size`` does of ``sizes``, names one; ``resume=DIR`` brings back the config of
+the run, or the overrides of the sweep, in DIR. Only this module, ``mistakes``, ``build`` and ``sweeps`` know Hydra,
+and this one does not import torch, so that help and completion answer at once.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ from dlhw import UsageError, mistakes
 CONFIG_NAME = "train"
 RESUME_MAY_CHANGE = ("resume", "data_dir", "trainer.epochs")
 PATHS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
+SWEPT_PATHS = ("start", "init.run")
+"""Keys whose value is a directory, or several of them in a sweep; commas may also belong to a name."""
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
 PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized")
 """Sweepers and launchers of ours by class, which Hydra would only take from a package named hydra_plugins."""
 NOT_COMPARED = ("data_dir", "output_dir", "resume", "comparison")
 """Keys in which two configs of the same run may differ."""
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def conf_dir() -> Path:
@@ -140,23 +143,41 @@ def stop(error: UsageError) -> NoReturn:
 
 def to_yaml(cfg: DictConfig) -> str:
     """The resolved config as ``config.yaml`` keeps it: that of the run itself, also when it is being resumed."""
-    data_dir = str(Path(cfg.data_dir).expanduser().absolute())  # a resumed run may start elsewhere
-    return OmegaConf.to_yaml(OmegaConf.merge(cfg, {"resume": None, "data_dir": data_dir}), resolve=True)
+    kept: dict[str, Any] = {"resume": None, "data_dir": _absolute(cfg.data_dir)}  # it may be resumed from elsewhere
+    start = OmegaConf.select(cfg, "init.run")
+    if isinstance(start, str):
+        kept["init"] = {"run": _absolute(start)}
+    return OmegaConf.to_yaml(OmegaConf.merge(cfg, kept), resolve=True)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def same_run(cfg: DictConfig, directory: Path) -> bool:
     """Whether the run in ``directory`` has this config, apart from where its data and its directory are."""
+    stored = identity_of_run(directory)
+    return stored is not None and stored == identity(cfg)
+
+
+def identity(cfg: DictConfig) -> dict[str, Any] | None:
+    """What of a config makes the run, equal for configs of the same run; None where values cannot be resolved."""
     try:
-        stored = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+        content = yaml.load(to_yaml(without_hydra(cfg)), _YamlLoader)
+    except OmegaConfBaseException:
+        return None
+    return {name: value for name, value in content.items() if name not in NOT_COMPARED}
+
+
+def identity_of_run(directory: Path) -> dict[str, Any] | None:
+    """The :func:`identity` of the run in a directory; None when there is none."""
+    try:
+        content = yaml.load((directory / "config.yaml").read_text(), _YamlLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return False
-    wanted = OmegaConf.to_container(without_hydra(cfg), resolve=True, enum_to_str=True)
-    assert isinstance(wanted, dict)
-    for name in NOT_COMPARED:
-        wanted.pop(name, None)
-        if isinstance(stored, dict):
-            stored.pop(name, None)
-    return wanted == stored
+        return None
+    if not isinstance(content, dict):
+        return None
+    return {name: value for name, value in content.items() if name not in NOT_COMPARED}
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -194,7 +215,7 @@ def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn
         refuse(error)
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not chosen:
-        config.hydra.overrides.hydra.append(_quoted(f"hydra.sweep.dir={directory}"))  # for every job alike
+        config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # for every job alike
     return directory
 
 
@@ -207,8 +228,8 @@ class Loader(ConfigLoaderImpl):
     """Hydra's composition with the rules of this module. Raises UsageError, or ends the program with it."""
 
     ends_program = False
-    composed: ClassVar[dict[Any, DictConfig]] = {}
-    """Configs of jobs, by all that they depend on but the values of plain options."""
+    composed: ClassVar[dict[Any, tuple[DictConfig, tuple[tuple[str, str], ...]]]] = {}
+    """Configs of jobs and their choices, by all that they depend on but the values of plain options."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -238,29 +259,58 @@ class Loader(ConfigLoaderImpl):
         UsageError, also where mistakes on the command line end the program.
         """
         prepare()  # this may be a worker's process
-        lines = [_quoted(line) for line in [*master_config.hydra.overrides.hydra, *sweep_overrides]]
+        lines = [quoted(line) for line in [*master_config.hydra.overrides.hydra, *sweep_overrides]]
         config_name = master_config.hydra.job.config_name
         try:
-            parsed = [_parsed(line) for line in lines]
+            overrides = [parsed(line) for line in lines]
         except HydraException:
-            parsed = []  # composing says what is wrong
-        plain = [override for override in parsed if self._is_plain(override)]
+            overrides = []  # composing says what is wrong
         sources = tuple((source.provider, source.path) for source in self.config_search_path.get_path())
-        unvalued = tuple(line.key_or_group if line in plain else line.input_line for line in parsed)
-        key = (config_name, os.getcwd(), sources, unvalued)
-        if parsed and key in self.composed:
-            cfg = copy.deepcopy(self.composed[key])
-            self._apply_overrides_to_config(plain, cfg)
-            own = [line for line in parsed if not line.is_hydra_override()]
-            cfg.hydra.overrides.hydra = [line.input_line for line in parsed if line.is_hydra_override()]
-            cfg.hydra.overrides.task = [line.input_line for line in own]
-            cfg.hydra.job.override_dirname = get_overrides_dirname(own, **cfg.hydra.job.config.override_dirname)
-            _check_size(cfg)
-        else:
+        key = (config_name, os.getcwd(), sources, self.structure(overrides))
+        cfg = self._like(*self.composed[key], overrides) if overrides and key in self.composed else None
+        if cfg is None:
             cfg = self._load(config_name, lines, RunMode.RUN)
-            self.composed[key] = copy.deepcopy(cfg)
+            self.composed[key] = copy.deepcopy(cfg), _choosers(_text(cfg))
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg
+
+    def structure(self, overrides: Sequence[Override]) -> tuple[str, ...]:
+        """The overrides without the values of plain options: of two jobs alike in it, all keys are the same."""
+        return tuple(str(line.key_or_group if self._is_plain(line) else line.input_line) for line in overrides)
+
+    def _like(
+        self, sibling: DictConfig, choosers: Sequence[tuple[str, str]], lines: list[Override]
+    ) -> DictConfig | None:
+        """The config of a job with the structure of another's; None where composing is to say what is wrong."""
+        cfg = copy.deepcopy(sibling)
+        try:
+            self._apply_overrides_to_config([line for line in lines if self._is_plain(line)], cfg)
+            _check_choices(cfg, choosers)
+        except COMPOSITION_ERRORS:
+            return None
+        own = [line for line in lines if not line.is_hydra_override()]
+        cfg.hydra.overrides.hydra = [line.input_line for line in lines if line.is_hydra_override()]
+        cfg.hydra.overrides.task = [line.input_line for line in own]
+        cfg.hydra.job.override_dirname = get_overrides_dirname(own, **cfg.hydra.job.config.override_dirname)
+        return cfg
+
+    def left_over(self, master_config: DictConfig, swept: Sequence[str], given: Sequence[Override]) -> frozenset[str]:
+        """Those keys that an experiment sweeps and no part of a job's config reads with these overrides.
+
+        That is an option of a group that is given another, or a top-level key whose readers are gone.
+        """
+        lines = [*master_config.hydra.overrides.hydra, *(str(line.input_line) for line in given)]
+        try:
+            cfg = self._load(master_config.hydra.job.config_name, lines, RunMode.RUN)
+        except UsageError:
+            return frozenset()  # composing the job says what is wrong
+        replaced = {line.key_or_group for line in given}
+        return frozenset(
+            name
+            for name in swept
+            if OmegaConf.select(cfg, name, default=cfg, throw_on_missing=False) is cfg
+            and (name.partition(".")[0] in replaced or _refers(self._experiments, name.partition(".")[0]))
+        )
 
     def _is_plain(self, override: Override) -> bool:
         """Whether the override gives a key that is there another number, text or list, and does nothing else."""
@@ -288,7 +338,7 @@ class Loader(ConfigLoaderImpl):
                 config_name, lines, run_mode, from_shell, validate_sweep_overrides
             )
 
-        overrides = [_quoted(line) for line in overrides]
+        overrides = [quoted(line) for line in overrides]
         self._experiments = ""
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
@@ -303,8 +353,9 @@ class Loader(ConfigLoaderImpl):
                 parsed = OverridesParser.create().parse_overrides(overrides)
             self._choices = self._choices_given(overrides)
             cfg = compose(overrides)
-            self._reject_unread(cfg, parsed)
-            _check_size(cfg)
+            text = _text(cfg)
+            self._drop_unread(cfg, text, parsed)
+            _check_choices(cfg, _choosers(text))
         except UsageError:
             raise
         except COMPOSITION_ERRORS as error:
@@ -379,21 +430,23 @@ class Loader(ConfigLoaderImpl):
         cfg.resume = str(directory)
         return cfg
 
-    def _reject_unread(self, cfg: DictConfig, parsed: Sequence[Override]) -> None:
-        """Refuse top-level keys that no part of the config refers to, on the command line and in an experiment."""
+    def _drop_unread(self, cfg: DictConfig, text: str, parsed: Sequence[Override]) -> None:
+        """Drop an experiment's top-level keys whose readers are gone; refuse all others that nothing refers to."""
+        given = {line.key_or_group.partition(".")[0] for line in parsed if not line.is_delete()}
         primary = self.repository.load_config(CONFIG_NAME)
         assert primary is not None
-        text = OmegaConf.to_yaml(without_hydra(cfg))
-        given = {line.key_or_group.partition(".")[0]: line for line in parsed if not line.is_delete()}
-        for name in map(str, cfg):
-            if name == "hydra" or name in primary.config or self.repository.group_exists(name) or _reads(text, name):
+        for name in map(str, list(cfg)):
+            own = name == "hydra" or name in primary.config or self.repository.group_exists(name)
+            if own or _refers(text, name):
                 continue
-            if not _reads(self._experiments, name):
+            if not _refers(self._experiments, name):
                 raise UsageError(f"{name}: nothing in this config reads it{mistakes.hint(name, self, cfg)}")
             if name in given:
                 raise UsageError(
-                    f"{name}: nothing in this config reads it; the group that did was given another option"
+                    f"{name}: nothing in this config reads it; what did has another value, or its group another option"
                 )
+            with open_dict(cfg):
+                del cfg[name]
 
 
 def _overrides_of_sweep(directory: Path, parsed: Sequence[Override]) -> list[str]:
@@ -413,36 +466,65 @@ def _overrides_of_sweep(directory: Path, parsed: Sequence[Override]) -> list[str
         raise UsageError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     given = [str(line.input_line) for line in parsed if line.key_or_group != "resume"]
     if not any(line.startswith("data_dir=") for line in given):
-        given.append(_quoted(f"data_dir={data_dir}"))
+        given.append(quoted(f"data_dir={data_dir}"))
     replaced = ("hydra.sweep.dir=", "hydra.mode=", "data_dir=")
     kept = [line for line in [*of_hydra, *of_task] if not line.startswith(replaced)]
-    return [*kept, *given, "hydra.mode=MULTIRUN", _quoted(f"hydra.sweep.dir={directory}")]
+    return [*kept, *given, "hydra.mode=MULTIRUN", quoted(f"hydra.sweep.dir={directory}")]
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed(line: str) -> Override:
+def parsed(line: str) -> Override:
     override: Override = OverridesParser.create().parse_override(line)
     return override
 
 
-def _check_size(cfg: DictConfig) -> None:
-    """Refuse a ``size`` that the config has no ``sizes`` for."""
-    if "sizes" in cfg and str(cfg.size) not in cfg.sizes:
-        raise UsageError(f"size={cfg.size}: no such size{mistakes.among(str(cfg.size), list(map(str, cfg.sizes)))}")
+def _text(cfg: DictConfig) -> str:
+    """The config with its references unresolved."""
+    return OmegaConf.to_yaml(cfg)
 
 
-def _reads(text: str, name: str) -> bool:
+def _refers(text: str, name: str) -> bool:
     """Whether a config, as text, refers to a top-level key."""
     return re.search(rf"\$\{{{re.escape(name)}\b", text) is not None
 
 
-def _quoted(line: str) -> str:
-    """An override whose value is a path, quoted for Hydra's grammar, which takes no =, comma or accent otherwise."""
+def _choosers(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs like sizes and size, where the second's value is an entry of the first: ``${sizes.${size}.epochs}``."""
+    return tuple(dict.fromkeys(re.findall(r"\$\{(\w+)\.\$\{(\w+)\}", text)))
+
+
+def _check_choices(cfg: DictConfig, choosers: Sequence[tuple[str, str]]) -> None:
+    """Refuse a ``size`` that the config has no ``sizes`` for, and whatever else chooses so."""
+    for entries, name in choosers:
+        legal, chosen = list(map(str, cfg.get(entries) or ())), str(cfg.get(name))
+        if name in cfg and chosen not in legal:
+            raise UsageError(f"{name}={chosen}: no such {name}{mistakes.among(chosen, legal)}")
+
+
+def quoted(line: str) -> str:
+    """An override whose value is a path, quoted for Hydra's grammar, which takes no =, comma or accent otherwise.
+
+    Of those that a sweep may have several of, a comma parts two, unless there is a directory with it in its name.
+    """
     name, equals, path = line.partition("=")
-    if name.lstrip("+") not in PATHS or not equals or path in ("", "null") or path[0] in "'\"" or "${" in path:
+    key = name.lstrip("+")
+    if key not in (*PATHS, *SWEPT_PATHS) or not equals or path in ("", "null") or path[0] in "'\"" or "${" in path:
         return line
-    escaped = path.replace("'", "\\'")
-    return f"{name}='{escaped}'"
+    if key in PATHS:
+        return f"{name}={_in_quotes(path)}"
+    if re.match(r"\w+\(", path):
+        return line
+    parts, paths = path.split(","), []
+    while parts:
+        joined = (",".join(parts[:count]) for count in range(len(parts), 0, -1))
+        paths.append(next((whole for whole in joined if Path(whole).expanduser().is_dir()), parts[0]))
+        del parts[: paths[-1].count(",") + 1]
+    return f"{name}={','.join(text if text == 'null' else _in_quotes(text) for text in paths)}"
+
+
+def _in_quotes(text: str) -> str:
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _list_experiments() -> str:
@@ -456,5 +538,5 @@ def _list_experiments() -> str:
 def _repeat(value: Any, times: int) -> list[Any]:
     """``${dlhw.repeat:${width},${depth}}``: as many hidden layers of one width."""
     if not isinstance(times, int) or isinstance(times, bool) or times < 0:
-        raise ValueError(f"{times}: the number of repetitions must be a whole number, 0 or greater")
+        raise ValueError(f"{times} must be a whole number, 0 or greater")
     return [value] * times

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -31,6 +31,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -61,15 +62,34 @@ class Grid(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 when one failed; an interruption passes through."""
         try:
-            lines = [f"{name}={value}" for name, value in self.params.items() if value is not None]
-            plans = expand(lines, arguments, self.context.config_loader)
-            jobs = self._compose(plans)
+            lines = [config.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
+            left_out: dict[str, None] = {}
+            jobs = self._compose(expand(lines, arguments, self.context.config_loader, self._left_over(left_out)))
+            self._launcher(len(jobs))
+            for name in left_out:
+                log.info("%s is swept only where something reads it", name)
             with self._directory() as directory:
                 failures = self._run(jobs, directory)
         except UsageError as error:
             config.stop(error)
         if failures:
             sys.exit(1)
+
+    def _left_over(self, noted: dict[str, None]) -> LeftOver:
+        """What :func:`expand` asks which of ``params`` nothing reads in a job; those are noted."""
+        loader = self.context.config_loader
+        assert isinstance(loader, config.Loader)
+        known: dict[tuple[str, ...], frozenset[str]] = {}
+
+        def left_over(given: Sequence[str]) -> frozenset[str]:
+            overrides = [config.parsed(line) for line in given]
+            structure = loader.structure(overrides)
+            if structure not in known:
+                known[structure] = loader.left_over(self.cfg, list(self.params), overrides)
+                noted.update(dict.fromkeys(sorted(known[structure])))
+            return known[structure]
+
+        return left_over
 
     def _compose(self, plans: Sequence[Plan]) -> list[Job]:
         """Compose every job. Raises UsageError for a value that no job can do with; a combination may fail alone."""
@@ -155,8 +175,7 @@ class Grid(Sweeper):
         """Run the jobs. Returns what ended it early: None, nothing (``""``) or the launcher's own failure."""
         if not jobs:
             return None
-        program = Worker(self.program, len(jobs), platform.node(), os.getpid())
-        launcher = Plugins.instance().instantiate_launcher(self.context, program, self.cfg)
+        launcher = self._launcher(len(jobs))
         if not self.cfg.hydra.verbose:
             for name in ("hydra", "hydra_plugins"):  # launchers' lines about each job, of which ours says more
                 logging.getLogger(name).setLevel(logging.WARNING)
@@ -174,12 +193,27 @@ class Grid(Sweeper):
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return None
 
+    def _launcher(self, jobs: int) -> Launcher:
+        """The launcher that the config names, for so many jobs. Raises UsageError when it cannot be made."""
+        program = Worker(self.program, jobs, platform.node(), os.getpid())
+        try:
+            return Plugins.instance().instantiate_launcher(self.context, program, self.cfg)
+        except Exception as error:
+            if isinstance(error.__cause__, UsageError):  # ours say it all
+                raise error.__cause__ from error
+            name = self.cfg.hydra.runtime.choices["hydra/launcher"]
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise UsageError(f"hydra/launcher={name}: cannot be used ({reason})") from error
+
     def _conclude(self, directory: Path, jobs: Mapping[Path, Job], reasons: Mapping[Path, str], **about: Any) -> str:
         """Compare the jobs, and runs of other calls beside theirs. Returns the table that the sweep ends with."""
         from dlhw.build import build
         from dlhw.comparison import conclude, run_directories
 
-        others = [path for path in run_directories(directory) if path not in jobs]
+        try:
+            others = [path for path in run_directories(directory) if path not in jobs]
+        except UsageError:  # no job has begun
+            others = []
         conclusion = conclude(
             directory,
             [*jobs, *others],
@@ -249,32 +283,45 @@ def _end_with(process: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def expand(params: Sequence[str], given: Sequence[str], loader: ConfigLoader | None = None) -> list[Plan]:
+LeftOver = Callable[[Sequence[str]], frozenset[str]]
+
+
+def expand(
+    params: Sequence[str], given: Sequence[str], loader: ConfigLoader | None = None, left_over: LeftOver | None = None
+) -> list[Plan]:
     """Every combination of the overrides' values, the last override's varying fastest; equal ones once.
 
     An override in ``given`` replaces the one of ``params`` for the same key. A range is without its stop, for
     fractions as for whole numbers and whatever their rounding: ``range(0,0.2,0.01)`` has 20 values, of 12 digits at
-    most. A job's label tells its values of the keys that have, or had in ``params``, several. Raises UsageError.
+    most. A job's label tells its values of the keys that have, or had in ``params``, several. Of ``params``, a job is
+    without the keys that ``left_over`` says for its overrides from ``given``. Raises UsageError.
     """
     from dlhw.record import label
 
     axes: dict[str, tuple[Override, bool]] = {}
+    declared = set()
     for override in _parse(params, loader):
         if override.is_hydra_override():
             raise UsageError(f"{override.input_line}: Hydra's own settings are no parameters of a sweep")
         axes[override.key_or_group] = (override, override.is_sweep_override())
+        declared.add(override.key_or_group)
     for override in _parse(given, loader):
         name = override.key_or_group
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
+        declared.discard(name)
     values = [_values(override) for override, _ in axes.values()]
     varies = [several for _, several in axes.values()]
-    if not any(varies):
-        varies = [name not in config.NOT_COMPARED for name in axes]
-    return [
-        Plan(overrides, label([line for line, told in zip(overrides, varies, strict=True) if told]))
-        for overrides in dict.fromkeys(itertools.product(*values))
-    ]
+    plans: dict[tuple[str, ...], str] = {}
+    for combination in itertools.product(*values):
+        lines = dict(zip(axes, combination, strict=True))
+        if left_over is not None and declared:
+            without = left_over([line for name, line in lines.items() if name not in declared]) & declared
+            lines = {name: line for name, line in lines.items() if name not in without}
+        told = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
+        told = told or [line for name, line in lines.items() if name not in config.NOT_COMPARED]
+        plans.setdefault(tuple(lines.values()), label(told))
+    return [Plan(overrides, name) for overrides, name in plans.items()]
 
 
 def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
@@ -329,15 +376,18 @@ def _written(value: Any) -> str:
 
 
 def _directories(jobs: Sequence[Job], directory: Path) -> list[Path]:
-    """Each job's directory: the one where an earlier call began it, else one that holds no other run."""
+    """Each job's directory: the one where an earlier call began it, whatever its name, else one that holds no run."""
+    runs = {path.parent: config.identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
     paths: dict[Path, None] = {}
     for job in jobs:
-        for attempt in itertools.count(1):
-            path = directory / (job.plan.label if attempt == 1 else f"{job.plan.label}-{attempt}")
-            free = not (path / "config.yaml").exists()
-            if path not in paths and (free or (job.config is not None and config.same_run(job.config, path))):
-                paths[path] = None
-                break
+        wanted = config.identity(job.config) if runs and job.config is not None else None
+        begun = [path for path, stored in runs.items() if wanted is not None and stored == wanted]
+        labels = (
+            directory / (job.plan.label if attempt == 1 else f"{job.plan.label}-{attempt}")
+            for attempt in itertools.count(1)
+        )
+        new = (path for path in labels if path not in runs)
+        paths[next(path for path in itertools.chain(begun, new) if path not in paths)] = None
     return list(paths)
 
 
