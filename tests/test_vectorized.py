@@ -12,6 +12,7 @@ import torch
 
 from dlhw.sweeps import vectorized
 from test_command_line import dlhw, files, summary
+from test_ensemble import assert_equal
 
 BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
 TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
@@ -75,8 +76,12 @@ def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
     assert dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=tmp_path).code == 0
     lengths = []
     for job in sorted(path for path in (tmp_path / "alone").iterdir() if (path / "config.yaml").exists()):
-        assert_same_metrics(tmp_path / "together" / job.name, job)
-        assert summary(tmp_path / "together" / job.name)["stopped"] == summary(job)["stopped"]
+        together = tmp_path / "together" / job.name
+        assert_same_metrics(together, job)
+        assert summary(together)["stopped"] == summary(job)["stopped"]
+        for name in ("last.pt", "best.pt"):
+            ours, expected = (torch.load(path / name, weights_only=True) for path in (together, job))
+            assert_equal(ours, expected, name)
         lengths.append(len(metrics(job)))
     assert len(set(lengths)) > 1
 

@@ -132,19 +132,24 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None:
+            self.finish()
         self._write_best()
-        if kind is None and self._unwritten:
-            save_last(self._directory, self._state())
 
     def keep(self, best: State | None) -> None:
         """Note a finished epoch; ``best`` holds its weights if they are the best so far."""
         self._best = best or self._best
         self._unwritten = True
         if time.monotonic() - self._written >= self._every_seconds:
-            self._write_best()
+            self.finish()
+            self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Write what is held: the run is over, even if others go on."""
+        self._write_best()
+        if self._unwritten:
             save_last(self._directory, self._state())
             self._unwritten = False
-            self._written = time.monotonic()
 
     def _write_best(self) -> None:
         if self._best is not None:

@@ -208,10 +208,12 @@ def _keeping(
             if runs[k].failure is not None:
                 keepers[k].give_up()
                 continue
-            every = trainer.probe_every_epochs
-            if not runs[k].goes_on(trainer) or (every is not None and epoch % every == 0):
+            over, every = not runs[k].goes_on(trainer), trainer.probe_every_epochs
+            if over or (every is not None and epoch % every == 0):
                 look(k, epoch)
             keepers[k].keep({"model": best[k], **sizes, "epoch": epoch} if k in best else None)
+            if over:  # its model is computed along while others go on
+                keepers[k].finish()
 
     keepers = [keeper(k) for k in range(len(runs))]
     for k, run in enumerate(runs):
