@@ -425,6 +425,21 @@ def without_hydra(cfg: DictConfig) -> dict[str, Any]:
     return {str(name): value for name, value in content.items() if name != "hydra"}
 
 
+def test_start_of_a_run_is_found_from_anywhere(
+    compose: Compose, stored: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "S" / "b=0,seed=1"
+    start.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    directory = stored("init=from_run", "init.run=S/b=0,seed=1")
+    given = compose("init=from_run", "init.run=S/b=0,seed=1")
+    monkeypatch.chdir(start)
+    assert compose(f"resume={directory}").init.run == str(start)
+    assert not config.same_run(given, directory)  # the same words name another directory here
+    monkeypatch.chdir(tmp_path)
+    assert config.same_run(given, directory)
+
+
 def test_resume_brings_back_the_config_of_the_run(compose: Compose, stored: Callable[..., Path]) -> None:
     directory = stored("experiment=flooding", "b=0.3", "model.hidden=[7]", "seed=4", "dataset=digits")
     cfg = compose(f"resume={directory}")

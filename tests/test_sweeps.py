@@ -201,7 +201,7 @@ def answer(load: Any, *arguments: Any) -> str:
         return f"UsageError: {error}"
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(lines=st.lists(PLAIN | OTHER, min_size=1, max_size=3), others=st.lists(SCALARS, min_size=3, max_size=3))
 @example(lines=["hydra.sweep.subdir='x,y=1'"], others=["[1,2]", "1", "1"])
 @example(lines=["trainer.epochs=2", "hydra.sweep.subdir='x'", "model.hidden=[3]"], others=["1", "'y'", "[1,2]"])
