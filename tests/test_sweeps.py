@@ -545,8 +545,9 @@ def test_sweep_stopped_before_its_first_job_is_told(tmp_path: Path, monkeypatch:
     [
         ("hydra_plugins.hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
         ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+        ("hydra_plugins.hydra_ray_launcher", ["hydra/launcher=ray"]),
     ],
-    ids=["joblib", "submitit"],
+    ids=["joblib", "submitit", "ray"],
 )
 def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options: list[str]) -> None:
     pytest.importorskip(module)
