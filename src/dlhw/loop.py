@@ -165,6 +165,7 @@ def fit(
                 history[index] = step(*train.gather(batch))
                 progress.step()
 
+            history = history.cpu().double()  # waits for the device
             rows = measure(epoch, history)
             seconds = (time.perf_counter() - started) / len(going)
             improved = []
@@ -297,7 +298,7 @@ def metrics(
     trainer: Trainer,
     precision: Precision,
 ) -> Callable[[int, Tensor], list[Row]]:
-    """The function of an epoch and the record of its steps, (steps, K, 3), that gives the row of each run.
+    """The function of an epoch and what its steps measured, (steps, K, 3) on the CPU, that gives the row of each run.
 
     Evaluation takes ``trainer.evaluation_batch_size`` samples at a time, in an ensemble for all models together, but
     no fewer for each than in training.
@@ -327,11 +328,10 @@ def metrics(
         variants.train(False)
         tables = {f"{name}_": evaluated(part) for name, part in parts.items()} | {"": weight_metrics(variants)}
         variants.train()
-        steps = history.cpu().double()
         rows = []
         for k, run in enumerate(runs):
-            row: Row = {"epoch": epoch, "step": epoch * len(steps), "lr": variants.rate(k)}
-            row |= running_metrics(steps[:, k], len(data.train), trainer.batch_size, run.regularization.flood)
+            row: Row = {"epoch": epoch, "step": epoch * len(history), "lr": variants.rate(k)}
+            row |= running_metrics(history[:, k], len(data.train), trainer.batch_size, run.regularization.flood)
             row |= {prefix + name: values[k] for prefix, table in tables.items() for name, values in table.items()}
             rows.append(row)
         return rows
