@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.ensemble import Single
-from dlhw.fast import Step, cuda_graphed, undecorated_step
+from dlhw.fast import Step, cuda_graphed, mapping_quickly, undecorated_step
 from dlhw.loop import Run, Trainer, training_step
 from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
@@ -157,6 +158,33 @@ for kind in (torch.optim.SGD, torch.optim.Adam):
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "SGD False True\nAdam False True\n")
+
+
+# Cross-entropy that maps quickly
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("largest", [1.0, 30.0, 1000.0])
+def test_cross_entropy_that_maps_quickly_is_torchs(largest: float, smoothing: float) -> None:
+    """In float32, also where the loss is a small difference of large logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 10, generator=generator)
+    y = torch.randint(10, (50,), generator=generator)
+    logits[torch.arange(50), y] = largest
+    given = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+    (ours, ours_gradient), (expected, gradient) = (
+        (value, *torch.autograd.grad(value, x))
+        for loss in (mapping_quickly(given), given)
+        for x in [logits.clone().requires_grad_()]
+        for value in [loss(x, y)]
+    )
+    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=1e-12)
+    torch.testing.assert_close(ours_gradient, gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_other_losses_map_as_they_are() -> None:
+    hinge = functools.partial(nn.functional.multi_margin_loss, margin=2.0)
+    assert mapping_quickly(hinge) is hinge
 
 
 # The loop's step, compiled or recorded

@@ -118,6 +118,17 @@ def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_pat
         assert_same_metrics(tmp_path / "together" / f"seed={seed}", tmp_path / "alone" / f"seed={seed}")
 
 
+def test_a_job_that_cannot_be_built_does_not_keep_the_others_apart(tmp_path: Path) -> None:
+    grid = ("optimizer=nesterov", "optimizer.momentum=0,0.5,0.9")
+    said = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path)
+    assert said.code == 1
+    assert "training 2 jobs at once" in said.lines
+    states = {
+        momentum: summary(tmp_path / "s" / f"optimizer.momentum={momentum}")["status"] for momentum in (0, 0.5, 0.9)
+    }
+    assert states == {0: "failed", 0.5: "finished", 0.9: "finished"}
+
+
 def test_jobs_of_different_structure_are_grouped_apart(tmp_path: Path) -> None:
     said = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err

@@ -203,6 +203,8 @@ class Ensemble(Variants):
             raise Cannot(f"optimizer {kind.__name__} does not treat each weight by itself")
         if any(len(optimizer.param_groups) > 1 for optimizer in optimizers):
             raise Cannot("the optimizer has several parameter groups")
+        if any(parameter.ndim == 0 for parameter in models[0].parameters()):
+            raise Cannot("a parameter is a single number, which looks like a counter of the optimizer")
         for layer in models[0].modules():
             if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU):
                 raise Cannot(f"{type(layer).__name__} draws from the stream of random numbers that a run has alone")
@@ -326,8 +328,10 @@ class Ensemble(Variants):
         for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
             for i, parameter in enumerate(group["params"]):
                 of_each = [state["state"].get(i, {}) for state in states[part]]
+                on_device = group.get("fused") or group.get("capturable")
                 self.optimizer.state[parameter] = {
-                    name: _stack([state[name] for state in of_each], parameter) for name in of_each[0]
+                    name: _stack([state[name] for state in of_each], parameter, counters_on_device=bool(on_device))
+                    for name in of_each[0]
                 }
 
     def model(self, variant: int) -> nn.Module:
@@ -352,9 +356,11 @@ def _options(optimizer: Optimizer) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
 
 
-def _stack(values: Sequence[Any], parameter: Tensor) -> Any:
+def _stack(values: Sequence[Any], parameter: Tensor, *, counters_on_device: bool) -> Any:
     """One state for all variants of a group: tensors like its weights are stacked, counters are the same for all."""
     first = values[0]
     if isinstance(first, Tensor) and first.shape == parameter.shape[1:] and first.ndim:
         return torch.stack([value.to(parameter.device) for value in values])
+    if isinstance(first, Tensor) and counters_on_device:
+        return first.to(parameter.device, copy=True)
     return copy.deepcopy(first)

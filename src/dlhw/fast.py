@@ -80,11 +80,15 @@ def mapping_quickly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over N of log sum exp(logits) - (1 - s) logits[y] - s mean(logits), from (N, C) and (N,)."""
+    """Mean over N of log sum exp(logits) - (1 - s) logits[y] - s mean(logits), from (N, C) and (N,).
+
+    The largest logit is subtracted first: of two large numbers the small difference would be lost.
+    """
+    logits = logits - logits.detach().amax(1, keepdim=True)
     target = logits.gather(1, y.unsqueeze(1)).squeeze(1)
     if label_smoothing:
         target = torch.lerp(target, logits.mean(1), label_smoothing)
-    return (logits.logsumexp(1) - target).mean()
+    return (logits.exp().sum(1).log() - target).mean()
 
 
 def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:

@@ -106,9 +106,9 @@ class Vectorized(Launcher):
 
     def _run_together(self, group: Sequence[Job]) -> None:
         """Raises Cannot when the group is none after all."""
-        two = [train.assemble(job.cfg) for job in group[:2]] if group[0].cfg.study.get("_target_") is None else []
-        if not two:
+        if group[0].cfg.study.get("_target_") is not None:
             raise Cannot("a study trains nothing")
+        two = _first_two([job.cfg for job in group])
         if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].model):
             raise Cannot("on a CPU convolutions of several nets at once are slower (hydra.launcher.even_if_slower)")
         largest = min(len(group), largest_that_fits(two), self.largest or len(group))
@@ -167,6 +167,17 @@ def group_key(cfg: DictConfig) -> str:
     shared["model"]["dropout"] = "some" if isinstance(rate, float) and rate > 0 else rate
     optimizer = [cfg.optimizer.get(name) for name in ("_target_", "name", "fused", "foreach")]
     return json.dumps([shared, str(cfg.data_dir), optimizer], sort_keys=True, default=str)
+
+
+def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
+    """Of those that can be built; what is wrong with others is theirs to tell. Raises Cannot."""
+    found: list[Parts] = []
+    for cfg in cfgs:
+        with contextlib.suppress(UsageError):
+            found.append(train.assemble(cfg))
+        if len(found) == 2:
+            return found
+    raise Cannot("fewer than two of them can be trained at all")
 
 
 def _convolves(model: nn.Module) -> bool:
@@ -253,7 +264,7 @@ def _log_into(jobs: Sequence[Job], logger: logging.Logger | None = None) -> Iter
         def emit(self, record: logging.LogRecord) -> None:
             for job in jobs:
                 if job.run is not None:
-                    with (job.run.record.path / "run.log").open("a") as file:
+                    with contextlib.suppress(OSError), (job.run.record.path / "run.log").open("a") as file:
                         file.write(self.format(record) + "\n")
 
     handler = Each(logging.INFO)
