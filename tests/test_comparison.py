@@ -164,6 +164,19 @@ def test_runs_that_differ_in_their_configs_alone_are_not_one_setting(tmp_path: P
     assert [result.repeats for result in results] == [None] * 3
 
 
+def test_a_job_without_a_config_keeps_the_setting_that_its_overrides_agree_with_from_winning(tmp_path: Path) -> None:
+    never = tmp_path / "never"
+    runs = [
+        make_run(tmp_path / f"{b},{epochs}", f"b={b}", val=val, config={"b": b, "epochs": epochs})
+        for b, epochs, val in ((0, 2, 5.0), (0, 6, 4.0), (1, 2, 3.0))
+    ]
+    conclusion = conclude(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
+    assert conclusion.winner is not None
+    assert conclusion.winner.values == {"b": "0", "epochs": "6"}
+    assert [run.path.name for run in conclusion.settings[-1].runs] == ["never", "1,2"]
+    assert conclusion.settings[-1].label == "b = 1, epochs = 2"
+
+
 def test_many_differences_take_few_columns_that_tell_the_runs_apart(tmp_path: Path) -> None:
     configs = [{f"key{i}": (i + 1) * (run % 2) for i in range(9)} | {"late.key": {"x": run // 2}} for run in range(4)]
     runs = [make_run(tmp_path / f"{i}", config=config) for i, config in enumerate(configs)]

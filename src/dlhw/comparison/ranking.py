@@ -106,15 +106,32 @@ class Conclusion:
 
 
 def grouped(results: Sequence[Result]) -> list[Setting]:
-    """The settings, in the order of their first run. A run that repeats another is in none: it is no second seed."""
+    """The settings, in the order of their first run.
+
+    A run that repeats another is in none: it is no second seed. One that left no config is in the first setting that
+    its overrides agree with.
+    """
     groups: dict[tuple[Any, ...], list[Result]] = {}
+    full = {_values(result): None for result in results if result.known}
     for result in results:
+        values = _values(result)
         if result.repeats is not None:
             continue
-        known = result.known or any(result.settings.values()) or not result.settings
-        values = tuple(canonical(value) for value in result.settings.values())
-        groups.setdefault(values if known else (result.path,), []).append(result)
-    return [Setting(runs[0].settings, _label(runs[0]), tuple(runs)) for runs in groups.values()]
+        if values and not result.known and not any(result.settings.values()):
+            values = (result.path,)
+        elif values not in full:
+            values = next((other for other in full if _agrees(values, other)), values)
+        groups.setdefault(values, []).append(result)
+    told = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
+    return [Setting(first.settings, _label(first), runs) for first, runs in told]
+
+
+def _values(result: Result) -> tuple[Any, ...]:
+    return tuple(map(canonical, result.settings.values()))
+
+
+def _agrees(partial: Sequence[Any], values: Sequence[Any]) -> bool:
+    return all(one in (None, other) for one, other in zip(partial, values, strict=True))
 
 
 def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
