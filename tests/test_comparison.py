@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,13 @@ def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) ->
 
 def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
     runs = [
-        make_run(tmp_path / "a", "optimizer=adam", "optimizer.lr=0.10", "model.hidden=[8, 8]"),
+        make_run(
+            tmp_path / "a",
+            "optimizer=adam",
+            "optimizer.lr=0.10",
+            "model.hidden=[8, 8]",
+            config={"optimizer": {"lr": 0.1}, "model": {"hidden": [8, 8]}, "trainer": {"patience": 3}},
+        ),
         make_run(
             tmp_path / "b",
             "trainer.patience=3",
@@ -117,6 +125,93 @@ def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) 
         ),
     ]
     assert [result.settings for result in read(runs)] == [{"optimizer": "adam"}, {"optimizer": "sgd"}]
+
+
+def test_a_key_that_a_config_has_not_is_one_more_value(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{seed}", f"seed={seed}", config={"optimizer": {"lr": 1}}) for seed in (0, 1)]
+    node = {"optimizer": {"lr": 1, "momentum_decay": 0.9}}
+    runs.append(make_run(tmp_path / "d", "+optimizer.momentum_decay=0.9", "seed=2", config=node))
+    settings = grouped(read(runs))
+    assert [setting.label for setting in settings] == ["without momentum_decay", "momentum_decay = 0.9"]
+    assert [len(setting.runs) for setting in settings] == [2, 1]
+
+
+def test_a_config_says_more_than_the_overrides_that_its_run_began_with(tmp_path: Path) -> None:
+    runs = [
+        make_run(
+            tmp_path / f"{b},{epochs}", f"b={b}", "trainer.epochs=2", config={"b": b, "trainer": {"epochs": epochs}}
+        )
+        for b, epochs in ((0, 2), (0, 6), (1, 2))
+    ]
+    settings = [{"b": "0", "trainer.epochs": "2"}, {"b": "0", "trainer.epochs": "6"}, {"b": "1", "trainer.epochs": "2"}]
+    assert [result.settings for result in read(runs)] == settings
+
+
+def test_runs_that_differ_in_their_configs_alone_are_not_one_setting(tmp_path: Path) -> None:
+    configs = [
+        {"lr": lr, "optimizer": {"lr": lr}, "name": f"n{seed}", "dataset": {"seed": seed, "start": f"seed={seed}.pt"}}
+        for lr, seed in ((0.1, 0), (0.1, 1), (0.3, 0))
+    ]
+    runs = [
+        make_run(tmp_path / name, f"seed={config['dataset']['seed']}", config=config)  # type: ignore[index]
+        for name, config in zip("xyz", configs, strict=True)
+    ]
+    (tmp_path / "z" / "config.yaml").write_text(
+        "seed: 0\nlr: 0.3\noptimizer:\n  lr: 3e-1\nname: n\ndataset:\n  seed: 0\n  start: seed=0.pt\n"
+    )
+    results = read(runs)
+    assert [result.settings for result in results] == [{"lr": "0.1"}, {"lr": "0.1"}, {"lr": "0.3"}]
+    assert [result.repeats for result in results] == [None] * 3
+
+
+def test_a_job_without_a_config_keeps_the_setting_that_its_overrides_agree_with_from_winning(tmp_path: Path) -> None:
+    never = tmp_path / "never"
+    runs = [
+        make_run(tmp_path / f"{b},{epochs}", f"b={b}", val=val, config={"b": b, "epochs": epochs})
+        for b, epochs, val in ((0, 2, 5.0), (0, 6, 4.0), (1, 2, 3.0))
+    ]
+    conclusion = conclude(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
+    assert conclusion.winner is not None
+    assert conclusion.winner.values == {"b": "0", "epochs": "6"}
+    assert [run.path.name for run in conclusion.settings[-1].runs] == ["never", "1,2"]
+    assert conclusion.settings[-1].label == "b = 1, epochs = 2"
+
+
+def test_many_differences_take_few_columns_that_tell_the_runs_apart(tmp_path: Path) -> None:
+    configs = [{f"key{i}": (i + 1) * (run % 2) for i in range(9)} | {"late.key": {"x": run // 2}} for run in range(4)]
+    runs = [make_run(tmp_path / f"{i}", config=config) for i, config in enumerate(configs)]
+    results = read(runs)
+    assert list(results[0].settings) == ["key0", "key1", "key2", "key3", "key4", "late.key.x"]
+    assert len(grouped(results)) == 4
+
+
+def test_an_override_that_follows_the_seed_is_no_setting(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / f"{seed}", f"seed={seed}", "dataset.seed=${seed}", config={"dataset": {"seed": seed}})
+        for seed in (0, 1)
+    ]
+    assert [result.settings for result in read(runs)] == [{}, {}]
+
+
+def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0], "b=1": [9.0]})
+    runs.append(make_run(tmp_path / "again", "b=0", "seed=1", val=4.0))
+    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    assert conclusion.winner is not None
+    assert [run.path.name for run in conclusion.winner.runs] == ["b=0,seed=0", "b=0,seed=1"]
+    assert "b = 0    3.00 ± 1.41" in str(conclusion)
+    assert conclusion.notes == ("not counted, for an equal config and seed in another run: again",)
+    assert len(table(tmp_path / "sweep.csv")) == 4
+
+
+def test_many_runs_are_read_in_about_a_second(tmp_path: Path) -> None:
+    text = "".join(f"part{i}:\n" + "".join(f"  key{j}: {i * j}\n" for j in range(9)) for i in range(12))
+    runs = make_sweep(tmp_path, {f"optimizer.lr={lr}": [1.0] * 3 for lr in range(100)})
+    for i, run in enumerate(runs):
+        (run / "config.yaml").write_text(f"seed: {i % 3}\n{text}optimizer:\n  lr: {i // 3}\n")
+    began = time.process_time()
+    assert len(grouped(read(runs))) == 100
+    assert time.process_time() - began < 1.5  # 0.3 as measured
 
 
 def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
@@ -425,6 +520,62 @@ def test_a_sweep_is_compared_in_place_in_its_own_order(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["command"] == "kept"
 
 
+def test_jobs_that_left_nothing_stay_jobs_of_their_sweep(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0.0": [5.0], "b=1": [1.0], "b=2": [0.5]}, config={"other": 1})
+    never, refused = tmp_path / "b=1,seed=1", tmp_path / "b=3,seed=0"
+    refused.mkdir()
+    (refused / "summary.json").write_text('{"status": "failed", "reason": "UsageError: b=3: no"}')
+    told = {never: ["b=1", "seed=1"], refused: ["b=3", "seed=0"]}
+    conclude(tmp_path, [*runs[:2], never, refused, runs[2]], comparison=NOTHING, overrides=told)
+    before = (tmp_path / "sweep.csv").read_bytes()
+    assert "lowest mean validation error: b = 2" in compare([tmp_path])
+    assert (tmp_path / "sweep.csv").read_bytes() == before
+    shutil.rmtree(runs[2])
+    for target in (None, tmp_path.parent / f"{tmp_path.name}-out"):
+        assert "lowest mean validation error: b = 0.0" in compare([tmp_path], output=target)
+        rows = table((target or tmp_path) / "sweep.csv")
+        statuses = [(row["job"], row["status"], row["b"], row["seed"]) for row in rows]
+        assert statuses == [
+            ("b=0.0,seed=0", "finished", "0.0", "0"),
+            ("b=1,seed=0", "finished", "1", "0"),
+            ("b=1,seed=1", "unfinished", "1", "1"),
+            ("b=3,seed=0", "failed", "3", "0"),
+            ("b=2,seed=0", "unfinished", "2", "0"),
+        ]
+        assert rows[3]["reason"] == "UsageError: b=3: no"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"status": ', b'{"status": 3, "best": 1}'])
+def test_a_summary_without_sense_is_that_of_an_unfinished_run(tmp_path: Path, content: bytes) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
+    (runs[1] / "summary.json").write_bytes(content)
+    conclude(tmp_path, runs, comparison=NOTHING)
+    compare([tmp_path])
+    assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
+
+
+def test_numbers_without_sense_are_no_results(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0, 2.0]}, seconds_per_epoch="long", parameters=[])
+    odd = {"status": "finished", "monitor": "val_error_percent", "best": {"val_error_percent": "x"}, "final": 10**400}
+    (runs[0] / "summary.json").write_text(json.dumps(odd))
+    (runs[1] / "summary.json").write_text(json.dumps(odd | {"best": {"val_error_percent": -math.inf}}))
+    (runs[2] / "summary.json").write_text(json.dumps(odd | {"best": {"val_error_percent": math.inf}}))
+    (runs[2] / "config.yaml").write_text("b: 2001-99-99\n")
+    (runs[2] / ".hydra" / "hydra.yaml").write_text("hydra: null")
+    conclusion = conclude(tmp_path, [*runs, tmp_path / "\udcff"], comparison=NOTHING)
+    assert conclusion.winner is None
+    assert len(table(tmp_path / "sweep.csv")) == 4
+
+
+def test_a_file_where_a_job_should_be(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
+    conclude(tmp_path, runs, comparison=NOTHING)
+    shutil.rmtree(runs[1])
+    runs[1].write_text("a file")
+    assert "lowest mean validation error: b = 0" in compare([tmp_path])
+    assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
+
+
 def test_sweeps_and_runs_mix(tmp_path: Path) -> None:
     make_sweep(tmp_path / "one", {"b=0": [2.0]})
     make_sweep(tmp_path / "two", {"b=1": [1.0]})
@@ -448,6 +599,7 @@ def test_the_first_config_declares_what_is_drawn_and_options_override_it(tmp_pat
     [
         (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or right below it)"),
         (["{0}/sweep", "{0}/run"], "several directories need --output DIR for the comparison's files"),
+        (["{0}/latin"], "{0}/latin/sweep.csv: is not CSV in UTF-8; repair or delete it"),
         (["{0}/run"], "{0}/run: a single run needs --output DIR for the comparison's files"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
@@ -460,6 +612,8 @@ def test_mistakes_are_answered_in_one_line(
 ) -> None:
     make_sweep(tmp_path / "sweep", {"b=0": [2.0], "b=1": [1.0]})
     make_run(tmp_path / "run")
+    make_sweep(tmp_path / "latin", {"b=0": [2.0]})
+    (tmp_path / "latin" / "sweep.csv").write_bytes("job,größe\nx,1\n".encode("latin-1"))
     with pytest.raises(SystemExit) as exit:
         main([text.format(tmp_path) for text in arguments])
     assert exit.value.code == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,16 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     from dlhw import comparison, config
     from dlhw.comparison import Comparison
 
-    runs = list(dict.fromkeys(run for directory in directories for run in comparison.run_directories(directory)))
-    in_place = len(directories) == 1 and runs != [directories[0]]
+    runs: dict[Path, None] = {}
+    failures: dict[Path, str] = {}
+    overrides: dict[Path, list[str]] = {}
+    for directory in directories:
+        rows = {directory / row["job"]: row for row in comparison.past_jobs(directory)}
+        found = comparison.run_directories(directory)
+        runs |= dict.fromkeys([*rows, *found] if found != [directory] else found)
+        failures |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
+        overrides |= {path: _overrides(row) for path, row in rows.items()}
+    in_place = len(directories) == 1 and list(runs) != [directories[0]]
     if output is None and not in_place:
         what = "several directories need" if len(directories) > 1 else f"{directories[0]}: a single run needs"
         raise UsageError(f"{what} --output DIR for the comparison's files")
@@ -68,16 +76,14 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"comparison.{first['loc'][0]}: {first['msg']}") from error
-    failures, overrides = _without_directory(directories[0]) if in_place else ({}, {})
-    order = [directories[0] / row["job"] for row in comparison.past_jobs(directories[0])] if in_place else []
-    jobs = [path for path in order if path in runs or path in failures]
-    jobs += [path for path in runs if path not in order]
     about = {k: v for k, v in _summary(target).items() if k not in _WRITTEN} if own else {}
     if not own:
         about = {"compared": [str(directory) for directory in directories]}
         target.mkdir(parents=True, exist_ok=True)
     return str(
-        comparison.conclude(target, jobs, comparison=declaration, failures=failures, overrides=overrides, about=about)
+        comparison.conclude(
+            target, list(runs), comparison=declaration, failures=failures, overrides=overrides, about=about
+        )
     )
 
 
@@ -92,19 +98,13 @@ def _summary(directory: Path) -> dict[str, Any]:
     return read_summary(directory)
 
 
-def _without_directory(sweep: Path) -> tuple[dict[Path, str], dict[Path, list[str]]]:
-    """Reasons and overrides of the jobs that a sweep's ``sweep.csv`` alone knows of."""
-    from dlhw.comparison import past_jobs
-
-    failures, overrides = {}, {}
-    for row in past_jobs(sweep):
-        path = sweep / row["job"]
-        if row["status"] == "failed" and not path.is_dir():
-            columns = list(row)
-            keys = columns[columns.index("reason") + 1 : columns.index("seed") + 1]
-            failures[path] = row["reason"]
-            overrides[path] = [f"{key}={row[key]}" for key in keys if row[key]]
-    return failures, overrides
+def _overrides(row: Mapping[str, str]) -> list[str]:
+    """What a row of ``sweep.csv`` says of the job's overrides, for when its directory does not."""
+    columns = list(row)
+    if "reason" not in columns or "seed" not in columns:
+        return []
+    keys = columns[columns.index("reason") + 1 : columns.index("seed") + 1]
+    return [f"{key}={row[key]}" for key in keys if row[key]]
 
 
 if __name__ == "__main__":

@@ -226,12 +226,12 @@ class Record:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` of a run directory; empty when there is none yet."""
+    """``summary.json`` of a run directory; empty when there is none yet, or none that can be made sense of."""
     try:
-        content: dict[str, Any] = json.loads((path / "summary.json").read_text())
-    except FileNotFoundError:
+        content = json.loads((path / "summary.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # not JSON, not UTF-8
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _cell(value: object) -> str:

@@ -37,7 +37,8 @@ def conclude(
 ) -> Conclusion:
     """Compare ``runs``, in this order, and leave the tables, the figures and the summary in ``directory``.
 
-    ``sweep.csv`` comes first, and is written whatever the runs are like; what cannot be drawn is noted.
+    ``sweep.csv`` comes first, and is written whatever the runs are like; what cannot be drawn is noted. Raises OSError
+    when a file cannot be written or read, and nothing else.
 
     Args:
         failures: reasons of jobs whose directory does not tell, or does not exist.
@@ -73,9 +74,14 @@ def _job_names(directory: Path, results: Sequence[Result]) -> list[str]:
     """Directory names; for runs of several sweeps with as much of the path as tells them apart."""
     parents = {run.path.parent for run in results}
     if len(parents) < 2:
-        return [run.path.name for run in results]
+        return [_utf8(run.path.name) for run in results]
     common = os.path.commonpath([parent.absolute() for parent in parents])
-    return [Path(os.path.relpath(run.path.absolute(), common)).as_posix() for run in results]
+    return [_utf8(Path(os.path.relpath(run.path.absolute(), common)).as_posix()) for run in results]
+
+
+def _utf8(name: str) -> str:
+    """A file's name such that it can be written, whatever its bytes are."""
+    return name.encode(errors="replace").decode()
 
 
 def _title(directory: Path, results: Sequence[Result]) -> str:
@@ -132,7 +138,8 @@ def _at_end(run: Result, *, column: str) -> float | None:
 
 
 def _summed(run: Result, *, name: str) -> float | None:
-    return run.summary.get(name)
+    value = run.summary.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _winner(conclusion: Conclusion) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ class Spread:
 def spread(values: Sequence[float]) -> Spread:
     """Of at least one value. Where not all are finite, there is no standard deviation."""
     several = len(values) > 1 and all(map(math.isfinite, values))
-    return Spread(statistics.fmean(values), statistics.stdev(values) if several else None, len(values))
+    mean = statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
+    return Spread(mean, statistics.stdev(values) if several else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,32 @@ class Conclusion:
 
 
 def grouped(results: Sequence[Result]) -> list[Setting]:
-    """The settings, in the order of their first run."""
+    """The settings, in the order of their first run.
+
+    A run that repeats another is in none: it is no second seed. One that left no config is in the first setting that
+    its overrides agree with.
+    """
     groups: dict[tuple[Any, ...], list[Result]] = {}
+    full = {_values(result): None for result in results if result.known}
     for result in results:
-        known = any(result.settings.values()) or not result.settings
-        values = tuple(canonical(value) for value in result.settings.values())
-        groups.setdefault(values if known else (result.path,), []).append(result)
-    return [Setting(runs[0].settings, _label(runs[0]), tuple(runs)) for runs in groups.values()]
+        values = _values(result)
+        if result.repeats is not None:
+            continue
+        if values and not result.known and not any(result.settings.values()):
+            values = (result.path,)
+        elif values not in full:
+            values = next((other for other in full if _agrees(values, other)), values)
+        groups.setdefault(values, []).append(result)
+    told = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
+    return [Setting(first.settings, _label(first), runs) for first, runs in told]
+
+
+def _values(result: Result) -> tuple[Any, ...]:
+    return tuple(map(canonical, result.settings.values()))
+
+
+def _agrees(partial: Sequence[Any], values: Sequence[Any]) -> bool:
+    return all(one in (None, other) for one, other in zip(partial, values, strict=True))
 
 
 def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
@@ -136,7 +156,10 @@ def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
         no_winner = "no setting has all its runs finished" if monitor else "nothing was trained and validated"
     status = next((state for state in ("unfinished", "failed") if any(run.status == state for run in results)), None)
     failed = {job: f"failed: {run.reason}" for run, job in zip(results, jobs, strict=True) if run.status == "failed"}
-    return Conclusion(status or "finished", tuple(ranked), monitor, winner, no_winner, failed, ())
+    repeated = [job for run, job in zip(results, jobs, strict=True) if run.repeats is not None]
+    told = ", ".join(repeated[:3]) + (f" and {len(repeated) - 3} more" if len(repeated) > 3 else "")
+    notes = (f"not counted, for an equal config and seed in another run: {told}",) if repeated else ()
+    return Conclusion(status or "finished", tuple(ranked), monitor, winner, no_winner, failed, notes)
 
 
 def reported(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
@@ -182,7 +205,9 @@ def _label(result: Result) -> str:
         for (name, value), last in zip(result.settings.items(), lasts, strict=True)
         if value
     ]
-    return ", ".join(told) or (str(result.summary.get("experiment", "")) if not result.settings else result.path.name)
+    if told or not result.settings:
+        return ", ".join(told) or str(result.summary.get("experiment", ""))
+    return f"without {', '.join(lasts)}" if result.known else result.path.name
 
 
 def _short(value: float) -> str:
