@@ -65,19 +65,22 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
 
     record = Record(directory)
     with record.locked(), accounted(cfg, record, in_sweep=in_sweep):
+        if in_sweep:
+            go_on_with(cfg, record)
         run(cfg, record)
+
+
+def go_on_with(cfg: DictConfig, record: Record) -> None:
+    """Resume, as ``resume=`` does, when the directory of a sweep's job holds a run with this config already."""
+    if config.same_run(cfg, record.path):
+        cfg.resume = str(record.path)
 
 
 @contextlib.contextmanager
 def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[None]:
-    """Whatever ends a run early in here, its directory tells; a run that never began leaves none.
-
-    In a sweep, a run that was begun there with the same config is gone on with, as ``resume=`` does.
-    """
+    """Whatever ends a run early in here, its directory tells; a run that never began leaves none."""
     from dlhw.loop import TrainingFailed
 
-    if in_sweep and config.same_run(cfg, record.path):
-        cfg.resume = str(record.path)
     try:
         yield
     except KeyboardInterrupt:

@@ -136,6 +136,7 @@ class Vectorized(Launcher):
             record = Record(Path(HydraConfig.get().runtime.output_dir))
             locks.enter_context(record.locked())
             with train.accounted(cfg, record, in_sweep=True):
+                train.go_on_with(cfg, record)
                 parts = train.assemble(cfg)
                 return parts, train.begin(cfg, record, parts)
 
