@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import logging
 import os
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw import UsageError, config, train
+from dlhw.record import label
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
 from test_command_line import LONG, SMALL, Ended, dlhw, end, environment, start, summary
@@ -82,6 +84,10 @@ def test_range_of_fractions_is_that_of_whole_numbers_scaled(start: int, count: i
 
 def test_equal_values_are_one_job() -> None:
     assert jobs("b=0.1,0.10,1e-1") == [("b=0.1",)]
+    assert jobs("b=1,1.0") == [("b=1",)]
+    assert jobs("b=0.0,-0.0,0") == [("b=0.0",)]
+    assert jobs("b=[1,x],[1.0,'x']") == [("b=[1,x]",)]
+    assert jobs("b=1,true,'1',[1]") == [("b=1",), ("b=true",), ("b='1'",), ("b=[1]",)]
 
 
 def test_command_line_replaces_the_values_of_params() -> None:
@@ -122,6 +128,12 @@ def test_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_job_is_named_by_everything_where_nothing_varies() -> None:
     assert labels("seed=3", "data_dir=x", "b=1") == ["seed=3,b=1"]
     assert labels() == ["defaults"]
+
+
+def test_name_of_a_job_is_limited_in_bytes() -> None:
+    assert label(["name=" + "é" * 50]) == "name=" + "é" * 50
+    assert re.fullmatch("seed=1-[0-9a-f]{8}", label(["seed=1", "name=" + "é" * 60]))
+    assert max(len(label(["seed=1", "name=" + "é" * count]).encode()) for count in range(40, 70)) <= 120
 
 
 def test_values_keep_what_the_grammar_needs() -> None:
@@ -409,6 +421,66 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
+
+
+def test_other_launcher_comes_without_the_options_of_the_first(tmp_path: Path) -> None:
+    def resumed(*given: str) -> list[str]:
+        return config._overrides_of_sweep(tmp_path, [config.parsed(line) for line in ("resume=S", *given)])[:-3]
+
+    stored = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1", "hydra.verbose=true"]
+    content = {
+        "data_dir": "data",
+        "hydra": {
+            "overrides": {"hydra": stored, "task": ["seed=0,1"]},
+            "runtime": {"choices": {"hydra/launcher": "vectorized"}},
+        },
+    }
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(content))
+    assert resumed() == [*stored, "seed=0,1"]
+    assert resumed("hydra/launcher=basic") == ["hydra.verbose=true", "seed=0,1", "hydra/launcher=basic"]
+    assert resumed("hydra/launcher=vectorized") == [*stored[1:], "seed=0,1", "hydra/launcher=vectorized"]
+
+
+def test_jobs_of_one_config_keep_their_directories(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"name": "x", "data_dir": str(tmp_path)})
+    plans = [grid.Plan((), name) for name in "cba"]
+    for name in "ac":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config.to_yaml(cfg))
+    for order in (plans, plans[::-1]):
+        paths = grid._directories([grid.Job(plan, cfg) for plan in order], tmp_path)
+        assert [path.name for path in paths] == [plan.label for plan in order]
+    (renamed,) = grid._directories([grid.Job(grid.Plan((), "d"), cfg)], tmp_path)
+    assert renamed.name == "a"
+
+
+def test_files_that_cannot_be_written_are_told_in_a_line(tmp_path: Path) -> None:
+    line = ("-m", *QUICK, "seed=0,1")
+    (tmp_path / "S").mkdir()
+    (tmp_path / "S" / "multirun.yaml").touch()
+    (tmp_path / "S" / "seed=1").touch()
+    assert dlhw(*line, at=tmp_path) == Ended(1, "", "S/seed=1/summary.json: Not a directory\n")
+    (tmp_path / "S" / "seed=1").unlink()
+    (tmp_path / "S" / "tables").touch()
+    ended = dlhw(*line, at=tmp_path)
+    assert (ended.code, ended.lines[-1]) == (1, "S/tables: File exists")
+    assert set(states(tmp_path / "S").values()) == {"finished"}
+
+
+def test_full_disk_does_not_hide_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise config.Terminated
+
+    def full(*arguments: Any, **about: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(grid.Grid, "_launch", interrupted)
+    monkeypatch.setattr(grid.Grid, "_conclude", full)
+    ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
+    assert (ended.code, ended.lines[1:]) == (
+        143,
+        ["S: No space left on device", "stopped early; go on with resume=S"],
+    )
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, conclusions: Conclusions) -> None:

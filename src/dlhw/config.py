@@ -469,6 +469,11 @@ def _overrides_of_sweep(directory: Path, parsed: Sequence[Override]) -> list[str
         given.append(quoted(f"data_dir={data_dir}"))
     replaced = ("hydra.sweep.dir=", "hydra.mode=", "data_dir=")
     kept = [line for line in [*of_hydra, *of_task] if not line.startswith(replaced)]
+    for line in parsed:
+        if line.key_or_group in ("hydra/launcher", "hydra/sweeper"):
+            same = OmegaConf.select(stored, "hydra.runtime.choices", default={}).get(line.key_or_group) == line.value()
+            part = line.key_or_group if same else line.key_or_group.replace("/", "[./]")  # its options with it
+            kept = [text for text in kept if not re.match(rf"[+~]*{part}\b", text)]
     return [*kept, *given, "hydra.mode=MULTIRUN", quoted(f"hydra.sweep.dir={directory}")]
 
 

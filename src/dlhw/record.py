@@ -261,12 +261,19 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 def label(overrides: Sequence[str], *, longest: int = 120) -> str:
-    """A directory name for a job of a sweep, from its overrides: safe on every file system, short, distinct."""
+    """A directory name for a job of a sweep, from its overrides: safe on every file system, distinct.
+
+    It has ``longest`` bytes at most.
+    """
+
+    def size(text: str) -> int:
+        return len(text.encode())  # file systems limit bytes
+
     told = [override.lstrip("+") for override in overrides]
     parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in told]
     name = ""
     for part in parts:  # whole overrides only: half a value would be another value
-        name = ",".join(filter(None, [name, part])) if len(name) + len(part) < longest - 9 else name
+        name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
     if name != ",".join(told):
         name = f"{name}-{hashlib.sha256(','.join(told).encode()).hexdigest()[:8]}".lstrip("-")
     return name or "defaults"

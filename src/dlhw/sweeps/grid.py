@@ -28,7 +28,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import Override, QuotedString, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -72,6 +72,8 @@ class Grid(Sweeper):
                 failures = self._run(jobs, directory)
         except UsageError as error:
             config.stop(error)
+        except OSError as error:
+            config.stop(UsageError(_line(error, self.cfg.hydra.sweep.dir)))
         if failures:
             sys.exit(1)
 
@@ -164,11 +166,19 @@ class Grid(Sweeper):
             ended = ""
             raise
         finally:
-            failures = {path: reason for path in paths if (reason := _reason(path, ended))}
-            planned = dict(zip(paths, jobs, strict=True))
-            log.info("%s", self._conclude(directory, planned, failures, seconds=time.monotonic() - started))
+            concluded = False
+            try:
+                failures = {path: reason for path in paths if (reason := _reason(path, ended))}
+                planned = dict(zip(paths, jobs, strict=True))
+                log.info("%s", self._conclude(directory, planned, failures, seconds=time.monotonic() - started))
+                concluded = True
+            except (OSError, UsageError) as error:  # an interruption is not to be lost to it
+                log.debug("the comparison failed", exc_info=True)
+                log.error("%s", _line(error, directory))
             if ended == "":
                 log.warning("stopped early; go on with %s", shlex.quote(f"resume={directory}"))
+        if not concluded:
+            sys.exit(1)
         return failures
 
     def _launch(self, jobs: Sequence[tuple[Job, Path]]) -> str | None:
@@ -291,7 +301,8 @@ def expand(
 ) -> list[Plan]:
     """Every combination of the overrides' values, the last override's varying fastest; equal ones once.
 
-    An override in ``given`` replaces the one of ``params`` for the same key. A range is without its stop, for
+    Numbers are equal as numbers, and the first way of writing one stays. An override in ``given`` replaces the one of
+    ``params`` for the same key. A range is without its stop, for
     fractions as for whole numbers and whatever their rounding: ``range(0,0.2,0.01)`` has 20 values, of 12 digits at
     most. A job's label tells its values of the keys that have, or had in ``params``, several. Of ``params``, a job is
     without the keys that ``left_over`` says for its overrides from ``given``. Raises UsageError.
@@ -346,10 +357,24 @@ def _values(override: Override) -> list[str]:
     if isinstance(value, RangeSweep):
         texts = [str(number) for number in _range(value, str(override.input_line))]
     else:
-        texts = [_written(element) for element in override.sweep_iterator()]
+        distinct: dict[Any, Any] = {}
+        for element in override.sweep_iterator():
+            distinct.setdefault(_meaning(element), element)
+        texts = [_written(element) for element in distinct.values()]
     if not texts:
         raise UsageError(f"{override.input_line}: has no values")
     return [f"{key}={text}" for text in texts]
+
+
+def _meaning(value: Any) -> Any:
+    """Of a parsed value, what is equal for ways of writing the same: 1 and 1.0, but neither true nor '1'."""
+    if isinstance(value, list):
+        return tuple(map(_meaning, value))
+    if isinstance(value, dict):
+        return frozenset((_meaning(name), _meaning(entry)) for name, entry in value.items())
+    if isinstance(value, QuotedString):
+        return value.text
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
@@ -376,19 +401,34 @@ def _written(value: Any) -> str:
 
 
 def _directories(jobs: Sequence[Job], directory: Path) -> list[Path]:
-    """Each job's directory: the one where an earlier call began it, whatever its name, else one that holds no run."""
+    """Each job's directory: the one where an earlier call began it, whatever its name, else one that holds no run.
+
+    Of jobs with the same config, those begun under their own names have these again.
+    """
     runs = {path.parent: config.identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
-    paths: dict[Path, None] = {}
+    begun: list[list[Path]] = []
+    taken: dict[Path, Job] = {}
     for job in jobs:
         wanted = config.identity(job.config) if runs and job.config is not None else None
-        begun = [path for path, stored in runs.items() if wanted is not None and stored == wanted]
-        labels = (
-            directory / (job.plan.label if attempt == 1 else f"{job.plan.label}-{attempt}")
-            for attempt in itertools.count(1)
-        )
-        new = (path for path in labels if path not in runs)
-        paths[next(path for path in itertools.chain(begun, new) if path not in paths)] = None
-    return list(paths)
+        begun.append([path for path, stored in runs.items() if wanted is not None and stored == wanted])
+        own = directory / job.plan.label
+        if own in begun[-1]:
+            taken.setdefault(own, job)
+    paths = []
+    for job, earlier in zip(jobs, begun, strict=True):
+        own = directory / job.plan.label
+        if taken.get(own) is not job:
+            others = (own.with_name(f"{own.name}-{attempt}") for attempt in itertools.count(2))
+            new = (path for path in itertools.chain([own], others) if path not in runs)
+            own = next(path for path in itertools.chain(earlier, new) if path not in taken)
+            taken[own] = job
+        paths.append(own)
+    return paths
+
+
+def _line(error: OSError | UsageError, directory: str | Path) -> str:
+    """An error of the sweep in this directory in one line, an operating system's with the file that it is about."""
+    return f"{error.filename or directory}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 def _reason(path: Path, ended: str | None) -> str | None:
