@@ -122,7 +122,7 @@ def test_dropout_has_its_probability(model: nn.Sequential) -> None:
 
 def split_mix_64(key: int, index: int) -> int:
     """One number of the generator as its authors write it, in whole numbers without a sign."""
-    z = (index * 0x9E3779B97F4A7C15 + key) % 2**64
+    z = ((index + key) * 0x9E3779B97F4A7C15) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
     return z ^ (z >> 31)

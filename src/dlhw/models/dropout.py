@@ -39,8 +39,8 @@ class Dropout(nn.Module):
 
 
 def hashed(count: int, key: Tensor) -> Tensor:
-    """``count`` numbers, each uniform over all int64, from a key (scalar int64): SplitMix64 started there."""
-    z = torch.arange(count, device=key.device) * _GOLDEN + key
+    """``count`` numbers, each uniform over all int64, from a key (scalar int64): SplitMix64 from there on."""
+    z = (torch.arange(count, device=key.device) + key) * _GOLDEN
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST  # the masks make the shifts those of unsigned numbers
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
     return z ^ ((z >> 31) & (2**33 - 1))
