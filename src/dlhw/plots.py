@@ -10,11 +10,16 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+Place = Literal["lower center", "outside lower center"]
 
 DPI = 160
 WIDTH_INCHES = 7.2  # a little over the text width of an A4 page: 9 pt stays readable after scaling
@@ -148,24 +153,39 @@ def curves(
     entries = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
         # Below the panels and shared by them: it cannot cover a curve.
-        legend = figure.legend(
+        legend = add_legend(
+            figure,
             list(entries.values()),
             list(entries),
             loc="lower center",
+            columns=len(entries),
             bbox_to_anchor=(0.5, 0.0),
             borderaxespad=0.0,
-            ncols=len(entries),
-            fontsize=TEXT_POINTS,
-            frameon=False,
-            handlelength=1.8,
-            columnspacing=1.6,
         )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
         for handle in legend.get_lines():
             handle.set_linewidth(max(1.4, handle.get_linewidth()))
     _fit_to_labels(figure, all_axes, foot_inches=0.24 if entries else 0.0)
     return figure
+
+
+def add_legend(
+    figure: Figure, handles: Sequence[Artist], names: Sequence[str], *, loc: Place, columns: int, **options: Any
+) -> Legend:
+    """A legend of the whole figure, without a frame; names are drawn as they are, never as TeX formulas."""
+    legend = figure.legend(
+        list(handles),
+        list(names),
+        loc=loc,
+        ncols=columns,
+        fontsize=TEXT_POINTS,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.6,
+        **options,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -> None:

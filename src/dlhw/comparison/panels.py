@@ -21,6 +21,7 @@ from dlhw.plots import (
     PALETTE,
     TEXT_POINTS,
     Numbers,
+    add_legend,
     new_figure,
     scale_epochs,
     scale_values,
@@ -170,18 +171,7 @@ def _panels(panels: Sequence[Panel], *, title: str, subtitle: str) -> tuple[Figu
             )
             for series in entries
         ]
-        legend = figure.legend(
-            handles,
-            names,
-            loc="outside lower center",
-            ncols=columns,
-            fontsize=TEXT_POINTS,
-            frameon=False,
-            handlelength=1.8,
-            columnspacing=1.6,
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        add_legend(figure, handles, names, loc="outside lower center", columns=columns)
     for axes, panel in zip(all_axes, panels, strict=True):
         axes.set_ylabel(panel.label, fontsize=TEXT_POINTS, parse_math=False)
         if panel.title:
