@@ -1,4 +1,4 @@
-"""What several test files share: composing a config as the command line does."""
+"""What several test files share: composing a config as the command line does, and asking a study."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import signal
 from collections.abc import Callable
 
 import pytest
+import torch
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dlhw import config
+from dlhw import config, train
+from dlhw.answer import Answer
+from dlhw.build import check, deferred
 
 Compose = Callable[..., DictConfig]
+Ask = Callable[..., Answer]
 
 
 def pytest_configure() -> None:
@@ -43,3 +47,19 @@ def compose() -> Compose:
             Singleton.set_state(before)
 
     return composed
+
+
+@pytest.fixture(scope="session")
+def ask(compose: Compose) -> Ask:
+    """``ask("experiment=jacobian", "study.depths=[3]")``: what a study that reads no data answers, on the CPU."""
+
+    def asked(*overrides: str) -> Answer:
+        cfg = compose(*overrides)
+        check(cfg, train.GIVEN)
+        given = {"seed": cfg.seed, "device": torch.device("cpu")}
+        wanted = train.study(cfg)
+        assert wanted is not None
+        answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()
+        return answer
+
+    return asked

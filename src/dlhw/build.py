@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
@@ -94,10 +94,17 @@ def build(cfg: DictConfig, group: str, **given: Any) -> Any:
         raise UsageError(f"{group}={choice(cfg, group)}: {str(error).splitlines()[0]}") from error
 
 
-def deferred(cfg: DictConfig, group: str, **given: Any) -> Callable[..., Any] | None:
-    """Like :func:`build` for a target that is to be called later: it with its options bound."""
+def deferred(cfg: DictConfig, group: str, later: Collection[str] = (), **given: Any) -> Callable[..., Any]:
+    """Like :func:`build` for a target that is called later, then with the arguments ``later``: options bound to it."""
     target, options = _target(cfg, group)
-    return None if target is None else functools.partial(target, **given, **options)
+    assert target is not None, f"{group} names no target"
+    return functools.partial(target, **given, **_validated(target, options, {*given, *later}))
+
+
+def arguments(cfg: DictConfig, group: str) -> frozenset[str]:
+    """Names of the arguments that the group's target takes."""
+    target, _ = _target(cfg, group)
+    return frozenset() if target is None else frozenset(inspect.signature(target).parameters)
 
 
 def make_model(cfg: DictConfig, *, shape: tuple[int, ...], classes: int) -> nn.Module:

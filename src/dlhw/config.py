@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -64,16 +64,19 @@ def conf_dir() -> Path:
 
 @dataclass(frozen=True)
 class Program:
-    """What Hydra calls for every config: ``task(cfg, directory, in_sweep)``; ``check(cfg)`` raises UsageError."""
+    """What Hydra calls for every config: ``task(cfg, directory, overrides, in_sweep)``.
 
-    task: Callable[[DictConfig, Path, bool], None]
-    check: Callable[[DictConfig], None]
+    ``check(cfg, overrides)`` raises UsageError; overrides are what the run was given on the command line.
+    """
+
+    task: Callable[[DictConfig, Path, Sequence[str], bool], None]
+    check: Callable[[DictConfig, Sequence[str]], None]
 
     def __call__(self, cfg: DictConfig) -> None:
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
         try:
-            self.task(cfg, Path(settings.runtime.output_dir), in_sweep)
+            self.task(cfg, Path(settings.runtime.output_dir), settings.overrides.task, in_sweep)
         except UsageError as error:
             if in_sweep:
                 raise
@@ -217,6 +220,18 @@ def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn
     if kind == "sweep" and not chosen:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # for every job alike
     return directory
+
+
+def check_all_read(cfg: DictConfig, overrides: Sequence[str], *, unread: Collection[str], but: Collection[str]) -> None:
+    """Raises UsageError for overrides of groups that a study does not read; ``but`` are keys of them that it does."""
+    keys = [str(parsed(line).key_or_group) for line in overrides]
+    ignored = [key for key in keys if key.partition(".")[0] in unread and key not in but]
+    if ignored:
+        own = [f"study.{name}" for name in cfg.study if name != "_target_"]
+        raise UsageError(
+            f"{', '.join(ignored)}: not read by the study {cfg.study._target_.rpartition('.')[2]}, which reads "
+            f"{', '.join([*own, 'seed', *but])}"
+        )
 
 
 def names_directory(config: DictConfig, kind: str) -> bool:

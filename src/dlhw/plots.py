@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-Place = Literal["lower center", "outside lower center"]
+Place = Literal[
+    "best", "upper left", "upper right", "lower left", "lower right", "lower center", "outside lower center"
+]
 
 DPI = 160
 WIDTH_INCHES = 7.2  # a little over the text width of an A4 page: 9 pt stays readable after scaling
@@ -186,6 +188,22 @@ def add_legend(
     for text in legend.get_texts():
         text.set_parse_math(False)
     return legend
+
+
+def label(axes: Axes, *, x: str, y: str, title: str = "", place: Place = "best") -> None:
+    """Name the axes, with units, and what is drawn in them: a legend of all that has a label.
+
+    For axes of :func:`new_figure`; texts are drawn as they are, never as TeX formulas.
+    """
+    axes.set_xlabel(x, fontsize=TEXT_POINTS, parse_math=False)
+    axes.set_ylabel(y, fontsize=TEXT_POINTS, parse_math=False)
+    if title:
+        axes.set_title(title, fontsize=TEXT_POINTS, parse_math=False)
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        drawn = axes.legend(handles, names, loc=place, fontsize=_TICK_POINTS, framealpha=0.85, edgecolor="none")
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
 
 
 def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -> None:

@@ -9,8 +9,9 @@ import contextlib
 import logging
 import shlex
 import statistics
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
+    from dlhw.answer import Answer
     from dlhw.data.tensors import Dataset
     from dlhw.loop import Fitted, Probe, Run, Trainer
     from dlhw.objective import DataLoss, Regularization
@@ -41,10 +43,18 @@ GIVEN: dict[str, set[str]] = {
     "scheduler": set(),
     "trainer": set(),
     "probe": {"model", "data"},
-    "study": {"record", "data", "model"},
+    "study": {"seed", "device", "data", "model"},
     "comparison": set(),
 }
-"""What the program itself passes to each group's target; everything else comes from the config."""
+"""What the program itself passes to each group's target; everything else comes from the config. A study is given
+what its signature names of these, and what it does not name is not made."""
+
+READ_BY_DATA_AND_MODEL = {"data": ("dataset",), "model": ("dataset", "model", "init")}
+READ_BY_STUDIES = ("trainer.device", "trainer.threads", "trainer.precision", "trainer.deterministic")
+
+
+class Disagreement(RuntimeError):
+    """A study found something else than what is known; the message names it."""
 
 
 def main() -> None:
@@ -52,14 +62,26 @@ def main() -> None:
     config.command_line(config.Program(task, check_values))
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Raises UsageError with one line per mistake in a config's values."""
+def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises UsageError with one line per mistake in a config's values, or for an override that nothing reads."""
     from dlhw.build import check
 
     check(cfg, GIVEN)
+    wanted = study(cfg)
+    if wanted is not None:
+        read = {group for name in wanted for group in READ_BY_DATA_AND_MODEL.get(name, ())}
+        unread = set(GIVEN) - read - {"study", "comparison"}
+        config.check_all_read(cfg, overrides, unread=unread, but=READ_BY_STUDIES)
 
 
-def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
+def study(cfg: DictConfig) -> frozenset[str] | None:
+    """What the config's study wants to be given; None when the config is to be trained."""
+    from dlhw.build import arguments
+
+    return None if cfg.study.get("_target_") is None else arguments(cfg, "study") & GIVEN["study"]
+
+
+def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
     """One run in ``directory``, alone or as a job of a sweep."""
     from dlhw.record import Record
 
@@ -67,6 +89,7 @@ def task(cfg: DictConfig, directory: Path, in_sweep: bool) -> None:
     with record.locked(), accounted(cfg, record, in_sweep=in_sweep):
         if in_sweep:
             go_on_with(cfg, record)
+        check_values(cfg, overrides)
         run(cfg, record)
 
 
@@ -94,6 +117,11 @@ def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[No
         elif cfg.resume is None and not in_sweep:
             record.discard()
         raise
+    except Disagreement as error:
+        log.error("%s (see %s)", error, record.path / "tables" / "checks.csv")
+        if in_sweep:
+            raise
+        raise SystemExit(1) from error
     except (TrainingFailed, OSError) as error:
         record.fail(error)
         log.error("%s (what was trained until then is in %s)", error, record.path)
@@ -110,18 +138,16 @@ def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[No
 
 
 def run(cfg: DictConfig, record: Record) -> None:
-    """Train what the config describes, or hand it to a study, and leave the run's files."""
-    from dlhw.build import deferred
+    """Train what the config describes, or answer its question by a study, and leave the run's files."""
     from dlhw.ensemble import Single
     from dlhw.loop import fit
 
+    if study(cfg) is not None:
+        answer(cfg, record)
+        return
     parts = assemble(cfg)
     job = begin(cfg, record, parts)
     log.info("%s, in %s", title(cfg, parts), record.path)
-    study = deferred(cfg, "study", record=record, data=parts.data, model=parts.model)
-    if study is not None:
-        record.summary({"status": "finished", **study(), **about(cfg, parts)})
-        return
     fit(
         Single(parts.model, parts.optimizer, parts.schedule),
         [job],
@@ -132,6 +158,41 @@ def run(cfg: DictConfig, record: Record) -> None:
         probe=parts.probe,
     )
     log.info("%s", finish(cfg, parts, job))
+
+
+def answer(cfg: DictConfig, record: Record) -> None:
+    """Let the config's study compute, tell what it found and write it. Raises Disagreement, with everything written."""
+    from dlhw.build import check, deferred
+
+    check(cfg, GIVEN)
+    trainer, precision = settle(cfg)
+    wanted = study(cfg) or frozenset()
+    data = make_data(cfg, precision) if wanted & {"data", "model"} else None
+    model = make_model(cfg, trainer, precision, data) if data is not None and "model" in wanted else None
+    given = {"seed": cfg.seed, "device": precision.device, "data": data, "model": model}
+    compute = deferred(cfg, "study", **{name: value for name, value in given.items() if name in wanted})
+    if cfg.resume is not None:
+        if record.finished:
+            raise UsageError(f"resume={cfg.resume}: finished already")
+        record.reopen()
+    record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
+    log.info("%s, in %s", cfg.name, record.path)
+    started = time.perf_counter()
+    found: Answer = compute()
+    seconds = time.perf_counter() - started
+    found.write(record)
+    for line in found.lines():
+        log.info("%s", line)
+    content = {**found.summary(), "seconds": seconds, **about(cfg, precision, data, model)}
+    if not found.disagreements:
+        record.summary({"status": "finished", **content})
+        return
+    error = Disagreement(
+        f"{len(found.disagreements)} of {len(found.checks)} checks disagree: "
+        + "; ".join(check.what for check in found.disagreements)
+    )
+    record.summary({"status": "failed", "reason": str(error), **content})
+    raise error
 
 
 def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
@@ -160,7 +221,12 @@ def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
     record.figure("curves", figure)
     seconds = record.seconds()
     times = {"seconds": sum(seconds), "seconds_per_epoch": statistics.median(seconds) if seconds else None}
-    content = {"monitor": parts.trainer.monitor, **asdict(fitted), **times, **about(cfg, parts)}
+    content = {
+        "monitor": parts.trainer.monitor,
+        **asdict(fitted),
+        **times,
+        **about(cfg, parts.precision, parts.data, parts.model),
+    }
     record.summary({"status": "finished", **content})
     return fitted
 
@@ -172,17 +238,16 @@ def title(cfg: DictConfig, parts: Parts) -> str:
     return f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
 
 
-def about(cfg: DictConfig, parts: Parts) -> dict[str, Any]:
+def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:
     """What a summary says of a run besides its results."""
     from dlhw import runtime
 
-    return {
-        "experiment": cfg.name,
-        "seed": cfg.seed,
-        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
-        "data": parts.data.description,
-        **runtime.provenance(parts.precision.device),
-    }
+    content: dict[str, Any] = {"experiment": cfg.name, "seed": cfg.seed}
+    if model is not None:
+        content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    if data is not None:
+        content["data"] = data.description
+    return content | runtime.provenance(precision.device)
 
 
 @dataclass(frozen=True)
@@ -200,41 +265,64 @@ class Parts:
     probe: Probe | None
 
 
-def assemble(cfg: DictConfig) -> Parts:
-    """Check every value of the config, then build what it describes. Raises UsageError."""
-    import torch
+def settle(cfg: DictConfig) -> tuple[Trainer, Precision]:
+    """The trainer's settings, with the process set up for them."""
+    from dlhw import runtime
+    from dlhw.build import build
 
-    from dlhw import fast, runtime
-    from dlhw.build import build, check, deferred, make_model
-
-    fast.optimizers_without_dynamo()
-    check(cfg, GIVEN)
     trainer = build(cfg, "trainer")
     device = runtime.pick_device(trainer.device)
     precision = runtime.Precision(trainer.precision, device)
     runtime.settle(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
-    data = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed).to(device, precision.dtype)
-    model = make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device, precision.dtype)
-    if trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    return trainer, precision
+
+
+def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
+    """The config's data set on the run's device."""
+    from dlhw.build import build
+
+    data: Dataset = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
+    return data.to(precision.device, precision.dtype)
+
+
+def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset) -> Module:
+    """The config's model for these data, initialized, on the run's device."""
+    import torch
+
+    from dlhw import build
+
+    model = build.make_model(cfg, shape=data.shape, classes=len(data.classes)).to(precision.device, precision.dtype)
+    return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
+
+
+def assemble(cfg: DictConfig) -> Parts:
+    """Check every value of the config, then build what it describes. Raises UsageError."""
+    import torch
+
+    from dlhw import fast
+    from dlhw.build import build, check, deferred
+
+    fast.optimizers_without_dynamo()
+    check(cfg, GIVEN)
+    trainer, precision = settle(cfg)
+    data = make_data(cfg, precision)
+    model = make_model(cfg, trainer, precision, data)
     normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
     if normalizing and len(data.train) % trainer.batch_size == 1 % trainer.batch_size:
         raise UsageError(
             f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
             "batch norm can take no variance; choose another"
         )
-    data_loss = deferred(cfg, "loss")
-    assert data_loss is not None
     return Parts(
         trainer=trainer,
         precision=precision,
         data=data,
         model=model,
-        data_loss=data_loss,
+        data_loss=deferred(cfg, "loss", GIVEN["loss"]),
         regularization=build(cfg, "regularization"),
         optimizer=build(cfg, "optimizer", params=model.parameters()),
         schedule=build(cfg, "scheduler"),
-        probe=deferred(cfg, "probe"),
+        probe=deferred(cfg, "probe", GIVEN["probe"]) if cfg.probe.get("_target_") else None,
     )
 
 

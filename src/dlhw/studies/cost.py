@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlhw.answer import Answer
 from dlhw.data.tensors import Dataset
-from dlhw.record import Record
 
 
-def cost(*, record: Record, data: Dataset, model: nn.Module) -> dict[str, Any]:
-    """Write ``tables/cost.csv``: layer, kind, output shape, parameters, multiply-adds of one sample's forward pass.
+def cost(*, data: Dataset, model: nn.Module) -> Answer:
+    """The table ``cost``: layer, kind, output shape, parameters, multiply-adds of one sample's forward pass.
 
     Multiply-adds are those of matrix products and convolutions, half of what torch's flop counter counts.
     """
@@ -44,5 +44,4 @@ def cost(*, record: Record, data: Dataset, model: nn.Module) -> dict[str, Any]:
         }
         for name, layer in leaves.items()
     ]
-    record.table("cost", rows)
-    return {"multiply_adds": sum(row["multiply_adds"] for row in rows)}
+    return Answer({"multiply_adds": sum(row["multiply_adds"] for row in rows)}, tables={"cost": rows})

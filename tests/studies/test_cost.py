@@ -36,8 +36,9 @@ def like_mnist() -> Dataset:
 
 
 def table_of(model: nn.Module, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    found = cost(record=Record(path), data=like_mnist(), model=model)
-    return pd.read_csv(path / "tables" / "cost.csv", index_col="layer", dtype={"output": str}), found
+    found = cost(data=like_mnist(), model=model)
+    found.write(Record(path))
+    return pd.read_csv(path / "tables" / "cost.csv", index_col="layer", dtype={"output": str}), dict(found.numbers)
 
 
 def test_cost_of_c5_2_s_mlp(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""The window in which a sigmoid unit does not shrink gradients: its formula, its edges, its maximum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Ask
+from dlhw.studies.sigmoid_window import bound, measured_width, slope
+
+
+def test_the_published_maximum(ask: Ask) -> None:
+    found = ask("experiment=sigmoid_window", "study.points=10")
+    assert found.disagreements == []
+    assert found.numbers["weight_at_widest"] == pytest.approx(6.894151, abs=1e-5)  # D1.3c: 6.9
+    assert found.numbers["widest"] == pytest.approx(0.447743, abs=1e-6)  # D1.3c: 0.45
+    assert len(found.tables["widths"]) == 10
+    assert set(found.figures) == {"widths"}
+
+
+def test_slope_is_that_of_torchs_sigmoid() -> None:
+    z = torch.linspace(-30, 30, 101, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.sigmoid(z).sum(), z)
+    torch.testing.assert_close(torch.tensor([slope(value) for value in z.tolist()], dtype=z.dtype), expected)
+    assert slope(2000.0) == 0.0
+
+
+@pytest.mark.parametrize("weight", [4.001, 5.0, 7.0, 40.0, -7.0])
+def test_inputs_inside_the_window_and_only_they_let_gradients_through(weight: float) -> None:
+    half = bound(np.array([weight]))[0] / 2
+    assert abs(weight) * slope(weight * half * 0.999) > 1
+    assert abs(weight) * slope(weight * half * 1.001) < 1
+    assert measured_width(weight) == pytest.approx(2 * half, abs=1e-12)
+
+
+def test_no_window_at_or_below_four() -> None:
+    assert measured_width(4.0) == 0.0
+    assert measured_width(-1.0) == 0.0
+    assert bound(np.array([4.0]))[0] == 0.0
