@@ -214,7 +214,7 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     cfg = composed(model, "fp32")
 
     def fresh() -> nn.Module:
-        return make_model(cfg, shape=data.shape, classes=len(data.classes)).to(device)
+        return make_model(cfg, shape=data.shape, outputs=data.outputs).to(device)
 
     epochs: dict[str, Epoch] = {}
     for precision in (runtime.Precision("fp32", device), runtime.Precision("bf16", device)):

@@ -25,8 +25,10 @@ from dlhw.comparison import Comparison, conclude
 from dlhw.comparison.ranking import grouped, spread
 from dlhw.comparison.results import canonical, read
 
-PLAIN = Comparison(curves=["train_loss", "val_error_percent"], overlay=None, against=[], probes=[])
-NOTHING = Comparison(curves=[], overlay=None, against=[], probes=[])
+PLAIN = Comparison(
+    curves=["train_loss", "val_error_percent"], x="epoch", log_x=False, overlay=None, against=[], probes=[]
+)
+NOTHING = Comparison(curves=[], x="epoch", log_x=False, overlay=None, against=[], probes=[])
 
 
 def make_run(
@@ -386,7 +388,7 @@ def test_a_number_that_is_not_finite_has_no_standard_deviation(tmp_path: Path) -
         (run / "probes").mkdir()
         for epoch in (0, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,saturated_percent\n1,in,3\n2,out,nan\n")
-    asked = Comparison(curves=[], overlay=None, against=[], probes=["saturated_percent"])
+    asked = Comparison(curves=[], x="epoch", log_x=False, overlay=None, against=[], probes=["saturated_percent"])
     assert conclude(tmp_path, runs, comparison=asked).notes == ()
     assert str(spread([1.0, math.inf])) == "inf"
 
@@ -460,7 +462,9 @@ def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("dlhw.comparison.figures.compared_curves", broken)
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
-    asked = Comparison(curves=["train_loss"], overlay="lr", against=["c"], probes=["weight_norm"])
+    asked = Comparison(
+        curves=["train_loss"], x="epoch", log_x=False, overlay="lr", against=["c"], probes=["weight_norm"]
+    )
     conclusion = conclude(tmp_path, runs, comparison=asked)
     assert conclusion.notes == (
         "comparison.overlay=lr: does not vary (b does)",
@@ -478,7 +482,7 @@ def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
         (run / "probes").mkdir()
         for epoch in (0, 1, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,weight_norm\n1,in,3\n2,out,40\n")
-    asked = Comparison(curves=["val_loss"], overlay="lr", against=["b"], probes=["weight_norm"])
+    asked = Comparison(curves=["val_loss"], x="epoch", log_x=False, overlay="lr", against=["b"], probes=["weight_norm"])
     assert conclude(tmp_path, runs, comparison=asked).notes == ()
     for name in ("comparison", "figures/against_b", "figures/probe_weight_norm"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ import dlhw
 from conftest import Compose
 from dlhw import UsageError, config, train
 from dlhw.build import build, check, make_model
+from dlhw.data.tabular import _regression
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.record import Record, read_summary
 
@@ -27,7 +28,7 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 STUDIES = [path.stem for path in FILES if path.parent.name == "study"]
 IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
-SHAPES = IMAGES | {"separable": (2,)}
+SHAPES = IMAGES | {"separable": (2,), "clusters": (5,), "boston": (13,), "diabetes": (10,), "california_housing": (8,)}
 NEEDED = {
     "optimizer/torch.yaml": ["optimizer.name=NAdam"],
     "init/from_run.yaml": ["init.run=there"],
@@ -58,21 +59,21 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
     assert Counter(path.parent.as_posix() for path in FILES) == {
         ".": 1,
         "comparison": 1,
-        "dataset": 5,
-        "experiment": 14,
+        "dataset": 9,
+        "experiment": 18,
         "hydra/help": 1,
         "hydra/hydra_logging": 1,
         "hydra/job_logging": 1,
         "hydra/launcher": 1,
         "hydra/sweeper": 1,
         "init": 7,
-        "loss": 2,
-        "model": 2,
-        "optimizer": 8,
+        "loss": 5,
+        "model": 4,
+        "optimizer": 11,
         "probe": 2,
         "regularization": 4,
         "scheduler": 4,
-        "study": 3,
+        "study": 5,
         "trainer": 1,
     }
 
@@ -128,9 +129,18 @@ def synthetic(
     )
 
 
+def table(*, data_dir: str, seed: int, test_fraction: float, validation_fraction: float, download: bool) -> Dataset:
+    """Noise in Boston's shape: 32 training samples, 8 to validate, 10 to test."""
+    source = torch.Generator().manual_seed(0)
+    whole = Split(torch.randn(50, 13, generator=source), torch.randn(50, generator=source))
+    return _regression("table", whole, seed=seed, test_fraction=0.2, validation_fraction=0.2)
+
+
 SMALL = {  # 32 training samples in the shape of the experiment's own
     "mnist": [f"dataset._target_={__name__}.synthetic", "dataset.validation_fraction=0.2"],
     "separable": ["dataset.n=40", "dataset.validation_fraction=0.2"],
+    "clusters": ["dataset.n=40", "dataset.validation_fraction=0.2", "trainer.steps_per_epoch=2"],
+    "boston": [f"dataset._target_={__name__}.table"],
 }
 
 
@@ -152,6 +162,37 @@ def test_every_training_experiment_runs_two_steps(compose: Compose, tmp_path: Pa
     assert summary["experiment"] == name
     assert summary["final"]["step"] == 2
     assert OmegaConf.load(tmp_path / "config.yaml") == OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+
+
+MISFITS = {
+    "loss=mse": "loss=mse_loss: dataset=digits has classes to predict; use loss=cross_entropy",
+    "dataset=diabetes": "loss=cross_entropy: dataset=diabetes has a number to predict; use loss=mse or log_cosh",
+    "dataset=diabetes loss=mse": (
+        "trainer.monitor=val_error_percent: dataset=diabetes has a number to predict; use val_mse or val_loss"
+    ),
+    "trainer.monitor=val_mse": (
+        "trainer.monitor=val_mse: dataset=digits has classes to predict; use val_error_percent or val_loss"
+    ),
+    "dataset=diabetes loss=mse trainer.monitor=val_mse probe=layers": (
+        "probe=layers: looks at the loss of classes, dataset=diabetes has a number to predict"
+    ),
+    "trainer.steps_per_epoch=10": (
+        "trainer.steps_per_epoch=10: dataset=digits has 9 batches of trainer.batch_size=128"
+    ),
+    "model=mlp_by_hand probe=layers": "probe=layers: sees no layers in ByHand, which computes them by itself",
+}
+
+
+@pytest.mark.parametrize(("line", "answer"), MISFITS.items(), ids=MISFITS)
+def test_parts_that_do_not_fit_together_are_refused_in_one_line(
+    compose: Compose, tmp_path: Path, line: str, answer: str
+) -> None:
+    cfg = compose(*line.split(), "trainer.device=cpu", "trainer.epochs=1")
+    with open_dict(cfg):
+        del cfg["hydra"]
+    with pytest.raises(UsageError) as raised:
+        train.run(cfg, Record(tmp_path))
+    assert str(raised.value) == answer
 
 
 # --- which value wins -------------------------------------------------------------------------------------
@@ -218,7 +259,7 @@ def test_every_model_takes_every_data_set_of_images(compose: Compose, dataset: s
     assert cfg.dataset == compose(f"dataset={dataset}").dataset
     assert cfg.model == compose(f"model={model}").model
     shape = SHAPES[dataset]
-    assert make_model(cfg, shape=shape, classes=10)(torch.zeros(4, *shape)).shape == (4, 10)
+    assert make_model(cfg, shape=shape, outputs=10)(torch.zeros(4, *shape)).shape == (4, 10)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------
@@ -238,7 +279,7 @@ MISTAKES = {
     "trainer.deterministic=3": "trainer.deterministic=3: must be true or false",
     "trainer.device=tpu": "trainer.device=tpu: must be 'auto', 'cpu', 'cuda' or 'mps'",
     "comparison.curves=train_loss": "comparison.curves=train_loss: must be a list",
-    "trainer.monitor=val_acc": "trainer.monitor=val_acc: must be 'val_loss' or 'val_error_percent'",
+    "trainer.monitor=val_acc": "trainer.monitor=val_acc: must be 'val_loss', 'val_error_percent' or 'val_mse'",
     "experiment=flooding b=nan": "b=nan (regularization.flood): must be finite (not nan or inf)",
     "experiment=flooding b=-0.1": "b=-0.1 (regularization.flood): must be greater than or equal to 0",
     "experiment=flooding b=": "b= (regularization.flood): must be a number",
@@ -262,9 +303,20 @@ MISTAKES = {
         "seed=-1: must be a whole number, 0 or greater"
     ),
     # options
-    "model=mpl": "model=mpl: no such model; did you mean mlp? (there are: cnn, mlp)",
-    "loss=mse": "loss=mse: no such loss (there are: cross_entropy, multi_margin)",
-    "model=": "model=: no such model (there are: cnn, mlp)",
+    "model=mpl": "model=mpl: no such model; did you mean mlp? (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
+    "loss=hinge": (
+        "loss=hinge: no such loss (there are: cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin)"
+    ),
+    "experiment=sigmoid_window optimizer.lr=3 dataset=mnist": (
+        "optimizer.lr, dataset: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
+        "seed, trainer.device, trainer.threads, trainer.precision, trainer.deterministic"
+    ),
+    "study=cost trainer.epochs=3": (
+        "trainer.epochs: not read by the study cost, which reads seed, trainer.device, trainer.threads, "
+        "trainer.precision, trainer.deterministic"
+    ),
+    "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
+    "model=": "model=: no such model (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
     "experiment=floding": (
         f"experiment=floding: no such experiment; did you mean flooding? (there are: {', '.join(EXPERIMENTS)})"
     ),
@@ -530,9 +582,9 @@ IMPORTS: dict[str, set[str]] = {
     "build": {"dlhw", "runtime"},
     "loop": {"checkpoint", "data", "ensemble", "fast", "objective", "progress", "record", "runtime"},
     "ensemble": {"dlhw", "checkpoint", "models", "objective", "optim", "runtime"},
-    "studies": {"answer", "data", "plots"},
+    "studies": {"dlhw", "answer", "data", "init", "models", "plots", "runtime"},
     "answer": {"record"},
-    "probes": {"data", "init"},
+    "probes": {"dlhw", "data", "init"},
     "plots": set(),
     "progress": set(),
     "record": {"dlhw", "files"},

@@ -29,14 +29,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dlhw import UsageError
-from dlhw.data import idx
+from dlhw.data import idx, tabular
 from dlhw.data.digits import TEST_FROM, _parts, digits
-from dlhw.data.synthetic import separable
+from dlhw.data.synthetic import clusters, separable
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 FACTORIES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}
-DRAWN = {"separable": separable}
+DRAWN = {"separable": separable, "clusters": clusters}
+TABLES = {name: getattr(tabular, name) for name in ("boston", "diabetes", "california_housing")}
 
 
 def options(name: str) -> dict[str, Any]:
@@ -416,8 +417,8 @@ def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_config_names_its_factory_and_exactly_its_options() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES | DRAWN)
-    for name, factory in (FACTORIES | DRAWN).items():
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES | DRAWN | TABLES)
+    for name, factory in (FACTORIES | DRAWN | TABLES).items():
         config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         module, _, attribute = config["_target_"].rpartition(".")
         assert getattr(importlib.import_module(module), attribute) is factory
@@ -530,3 +531,24 @@ def test_real_mnist_equals_torchvision_pixel_for_pixel(real: tuple[Path, Dataset
     assert data.sha256 == content.hexdigest()
     assert torch.equal(data.test.x[:, 0], theirs.data)
     assert torch.equal(data.test.y, theirs.targets)
+
+
+# Clusters
+
+CLUSTERS: dict[str, Any] = {"features": 5, "classes": 3, "separation": 1.0, "noise_percent": 0.0}
+
+
+def test_clusters_follow_from_the_seed_and_have_classes_of_equal_size() -> None:
+    one, same, other = (
+        clusters(data_dir="", seed=seed, n=300, validation_fraction=0.2, **CLUSTERS) for seed in (0, 0, 1)
+    )
+    assert (one.shape, one.classes, len(one.test)) == ((5,), ("0", "1", "2"), 300)
+    assert one.sha256 == same.sha256 != other.sha256
+    counts = torch.cat([one.train.pool_y, one.test.pool_y]).bincount()
+    assert counts.tolist() == [200, 200, 200]
+
+
+def test_more_clusters_than_corners_are_refused() -> None:
+    options = CLUSTERS | {"features": 2, "classes": 5}
+    with pytest.raises(UsageError, match=r"dataset\.classes=5: a cube of dataset\.features=2 has 4 corners"):
+        clusters(data_dir="", seed=0, n=100, validation_fraction=0.2, **options)

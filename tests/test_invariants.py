@@ -35,7 +35,7 @@ def trained(directory: Path, *overrides: str) -> tuple[nn.Module, list[Row]]:
     record = Record(directory)
     run(cfg, record)
     state = torch.load(directory / "last.pt", weights_only=True)
-    model = make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    model = make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     model.load_state_dict(state["model"])
     return model, record.rows
 
@@ -59,7 +59,7 @@ def digits(seed: int = 0) -> Dataset:
 def textbook(seed: int, lr: float, momentum: float, batch_size: int) -> tuple[nn.Module, list[float], list[float]]:
     """The loop that everybody writes, with the numbers of the run spelled out; validation loss and error per epoch."""
     data = digits(seed)
-    model = make_model(compose("model.hidden=[20]", f"seed={seed}"), shape=(1, 8, 8), classes=10).double()
+    model = make_model(compose("model.hidden=[20]", f"seed={seed}"), shape=(1, 8, 8), outputs=10).double()
     velocity = [torch.zeros_like(p) for p in model.parameters()]
     losses, errors = [], []
     for epoch in range(1, EPOCHS + 1):
@@ -96,7 +96,7 @@ def test_the_loop_is_torch_optim(tmp_path: Path, optimizer: str) -> None:
     """Against the decorated ``step`` and ``zero_grad`` of the same class, in a plain loop."""
     cfg = compose("model.hidden=[20]", optimizer)
     data = digits()
-    model = make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    model = make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     plain = build(cfg, "optimizer", params=model.parameters())
     for epoch in range(1, EPOCHS + 1):
         for batch in torch.randperm(len(data.train), generator=generator(0, "order", epoch)).split(128):
@@ -147,7 +147,7 @@ def test_watching_never_touches(tmp_path: Path, watching: str, model: str) -> No
 def test_l2_on_sgd_shrinks_the_weights(tmp_path: Path) -> None:
     """Plain SGD on loss + l2 sum w^2 is weight decay by 2 l2 (E3); biases, which l2 leaves alone, need none."""
     cfg = compose("model.hidden=[20]")
-    data, model = digits(), make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 2e-3},
         {"params": [p for p in model.parameters() if p.ndim == 1]},
@@ -175,7 +175,7 @@ def test_flooding_holds_the_loss_up(tmp_path: Path) -> None:
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     """One step of plain SGD moves the weights by lr times the clipped norm."""
     cfg = compose("model.hidden=[20]")
-    before = weights(make_model(cfg, shape=(1, 8, 8), classes=10).double())
+    before = weights(make_model(cfg, shape=(1, 8, 8), outputs=10).double())
     after, _ = trained(
         tmp_path / "run", "model.hidden=[20] trainer.epochs=1 trainer.batch_size=5000 trainer.clip_norm=0.01"
     )
@@ -207,10 +207,66 @@ def test_the_thread_of_randomness_is_the_seed(tmp_path: Path) -> None:
 def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
     """The loop takes objects: a model, a data set and an optimizer made by hand train alike."""
     cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
-    data, model = digits(), make_model(cfg, shape=(1, 8, 8), classes=10).double()
+    data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     run, trainer = Run(Record(tmp_path), seed=0, regularization=build(cfg, "regularization")), build(cfg, "trainer")
     single = Single(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: 1.0)
     fit(single, [run], data, cross_entropy, trainer=trainer, precision=Precision("fp64", torch.device("cpu")))
     expected, rows = trained(tmp_path / "run", "trainer.epochs=2 model.hidden=[20] optimizer.fused=null")
     assert torch.equal(weights(model), weights(expected))
     assert run.result(trainer).final == rows[-1]
+
+
+def test_an_epoch_of_some_steps_takes_the_first_batches_of_each_epochs_order(tmp_path: Path) -> None:
+    """trainer.steps_per_epoch: the textbook's loop over the same permutations, cut short; metrics of those batches."""
+    data = digits()
+    model = make_model(compose("model.hidden=[20]"), shape=(1, 8, 8), outputs=10).double()
+    losses = []
+    for epoch in range(1, EPOCHS + 1):
+        order = torch.randperm(len(data.train.x), generator=generator(0, "order", epoch))[: 2 * 16]
+        of_epoch = []
+        for batch in order.split(16):
+            loss = cross_entropy(model(data.normalize(data.train.x[batch])), data.train.y[batch])
+            of_epoch.append(loss.item())
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for p, g in zip(model.parameters(), grads, strict=True):
+                    p.sub_(0.1 * g)
+        losses.append(sum(of_epoch) / 2)
+    found, rows = trained(
+        tmp_path / "run", "model.hidden=[20] optimizer.lr=0.1 trainer.batch_size=16 trainer.steps_per_epoch=2"
+    )
+    torch.testing.assert_close(weights(found), weights(model), rtol=0, atol=1e-12)
+    assert [row["train_loss"] for row in rows] == pytest.approx(losses, abs=1e-12)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+
+
+def test_a_number_is_predicted_as_the_textbook_does(tmp_path: Path) -> None:
+    """Regression: weights, running and evaluated squared errors of plain steps on standardized inputs."""
+    cfg = compose("dataset=diabetes", "model.hidden=[20]", "seed=1")
+    data: Dataset = build(cfg, "dataset", data_dir="", seed=1).to("cpu", torch.float64)
+    model = make_model(cfg, shape=(10,), outputs=1).double()
+    for epoch in range(1, EPOCHS + 1):
+        order = torch.randperm(len(data.train), generator=generator(1, "order", epoch))
+        squares = []
+        for batch in order.split(100):
+            x, y = data.train.x[batch], data.train.y[batch]
+            predictions = model(x).squeeze(1)
+            squares.append((predictions - y).detach().square())
+            loss = torch.log(torch.cosh(predictions - y)).mean()
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for p, g in zip(model.parameters(), grads, strict=True):
+                    p.sub_(0.1 * g)
+    settings = "dataset=diabetes loss=log_cosh trainer.monitor=val_mse model.hidden=[20] seed=1 trainer.batch_size=100"
+    directory = tmp_path / "run"
+    directory.mkdir()
+    record = Record(directory)
+    from dlhw.train import run
+
+    run(compose(*settings.split(), "trainer.precision=fp64", f"trainer.epochs={EPOCHS}", "trainer.device=cpu"), record)
+    with torch.no_grad():
+        test = (model(data.test.x).squeeze(1) - data.test.y).square().mean().item()
+    assert record.rows[-1]["train_mse"] == pytest.approx(torch.cat(squares).mean().item(), rel=1e-9)
+    assert record.rows[-1]["test_mse"] == pytest.approx(test, rel=1e-9)
+    assert not any("error" in name or "accuracy" in name for name in record.rows[-1])
+    assert (directory / "curves.png").is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from dlhw.objective import (
     Regularization,
     flooded,
     l1_norm,
+    log_cosh,
     penalized_weights,
     squared_l2_norm,
 )
@@ -107,6 +110,24 @@ def test_below_b_a_net_s_gradients_change_sign() -> None:
     _, below = gradients(Regularization(flood=50.0, l1=0.0, l2=0.0))
     for name, gradient in plain.items():
         assert torch.equal(below[name], -gradient), name
+
+
+# The loss of numbers
+
+
+def test_log_cosh_is_its_formula_where_that_does_not_overflow() -> None:
+    y = torch.linspace(-20, 20, 401, dtype=torch.float64)
+    expected = torch.cosh(y + 0.5).log().mean()
+    assert log_cosh(y + 0.5, torch.zeros_like(y)).item() == pytest.approx(expected.item(), rel=1e-14)
+
+
+def test_log_cosh_of_huge_and_tiny_differences() -> None:
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert log_cosh(torch.tensor([1e6]).double(), zero).item() == pytest.approx(1e6 - math.log(2), rel=1e-15)
+    assert log_cosh(torch.tensor([1e-6]).double(), zero).item() == pytest.approx(5e-13, abs=1e-15)
+    difference = torch.tensor([-1e6, 0.0, 1e6], dtype=torch.float64, requires_grad=True)
+    log_cosh(difference, torch.zeros(3).double()).backward()
+    assert difference.grad.tolist() == pytest.approx([-1 / 3, 0.0, 1 / 3])  # tanh, over three samples
 
 
 # Penalties

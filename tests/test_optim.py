@@ -1,6 +1,8 @@
-"""Schedules equal torch's at whole epochs; every class of torch.optim works by its name or is refused in one line."""
+"""Optimizers by formula and schedules equal torch's; each class of torch.optim works by name or is refused."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.optim import lr_scheduler
 from dlhw import UsageError
 from dlhw.build import build
 from dlhw.fast import undecorated_step
-from dlhw.optim import Schedule, by_name, constant, cosine, optimizer_class, step
+from dlhw.optim import SGD, Momentum, Nesterov, Schedule, by_name, constant, cosine, optimizer_class, step
 
 LR = 0.4
 DENSE = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
@@ -35,6 +37,68 @@ def rates(scheduler: type[lr_scheduler.LRScheduler], epochs: int, **options: flo
 
 def ours(schedule: Schedule, epochs: int, *, start: int = 0) -> list[float]:
     return [LR * schedule(float(epoch)) for epoch in range(start, start + epochs + 1)]
+
+
+# Optimizers by formula
+
+FORMULAS = {
+    "sgd": (lambda p: SGD(p, lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
+    "momentum": (lambda p: Momentum(p, lr=0.05, rho=0.9), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "nesterov": (
+        lambda p: Nesterov(p, lr=0.05, rho=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    ),
+    "momentum 0": (lambda p: Momentum(p, lr=0.05, rho=0.0), lambda p: torch.optim.SGD(p, lr=0.05)),
+}
+
+
+def descend(optimizer: torch.optim.Optimizer, weight: Tensor, steps: int) -> None:
+    """On a bent function of (4, 3) weights, whose gradients are large and small."""
+    scales = torch.logspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (torch.cosh(scales * weight).log().sum() + 0.1 * weight.square().sum()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formula_equals_torchs_optimizer(name: str) -> None:
+    weights = []
+    for make in FORMULAS[name]:
+        weight = torch.linspace(-2, 2, 12, dtype=torch.float64).view(4, 3).requires_grad_()
+        descend(make([weight]), weight, 100)
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [ours for ours, _ in FORMULAS.values()], ids=list(FORMULAS))
+def test_formula_goes_on_from_its_state_with_the_same_bits(
+    make: Callable[[list[Tensor]], torch.optim.Optimizer],
+) -> None:
+    whole = torch.linspace(-2, 2, 12, dtype=torch.float64).view(4, 3).requires_grad_()
+    descend(make([whole]), whole, 20)
+    first = torch.linspace(-2, 2, 12, dtype=torch.float64).view(4, 3).requires_grad_()
+    before = make([first])
+    descend(before, first, 8)
+    second = first.detach().clone().requires_grad_()
+    after = make([second])
+    after.load_state_dict(before.state_dict())
+    descend(after, second, 12)
+    assert torch.equal(second, whole)
+
+
+def test_a_weight_without_a_gradient_stays_and_a_closure_is_called_with_gradients() -> None:
+    moved, still = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = SGD([moved, still], lr=0.5)
+
+    def closure() -> float:
+        loss = moved.sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 2.0
+    assert moved.tolist() == [0.5, 0.5]
+    assert still.tolist() == [1.0, 1.0]
 
 
 # Schedules

@@ -107,10 +107,10 @@ def arguments(cfg: DictConfig, group: str) -> frozenset[str]:
     return frozenset() if target is None else frozenset(inspect.signature(target).parameters)
 
 
-def make_model(cfg: DictConfig, *, shape: tuple[int, ...], classes: int) -> nn.Module:
+def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int) -> nn.Module:
     """The config's model, initialized. Its randomness depends on the seed alone, not on the device."""
     torch.manual_seed(key(cfg.seed, "model"))
-    model: nn.Module = build(cfg, "model", shape=shape, classes=classes)
+    model: nn.Module = build(cfg, "model", shape=shape, outputs=outputs)
     with torch.no_grad():
         build(cfg, "init", model=model, generator=generator(cfg.seed, "init"))
     return model

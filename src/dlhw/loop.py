@@ -46,7 +46,8 @@ class Trainer:
     batch_size: Count
     evaluation_batch_size: Count
     train_metrics: Literal["running", "evaluated"]
-    monitor: Literal["val_loss", "val_error_percent"]
+    steps_per_epoch: Count | None
+    monitor: Literal["val_loss", "val_error_percent", "val_mse"]
     patience: Count | None
     clip_norm: Annotated[float, Field(gt=0)] | None
     probe_every_epochs: Count | None
@@ -70,10 +71,11 @@ class Fitted:
 
     def __str__(self) -> str:
         why = "no longer improving" if self.stopped == "patience" else "all epochs done"
-        return (
-            f"{why}; best validation error {self.best['val_error_percent']:.2f} % at epoch {self.best['epoch']}, "
-            f"test error there {self.best['test_error_percent']:.2f} %"
-        )
+        if "val_mse" in self.best:
+            val, test = (f"mean squared error {self.best[f'{part}_mse']:.4g}" for part in ("val", "test"))
+        else:
+            val, test = (f"error {self.best[f'{part}_error_percent']:.2f} %" for part in ("val", "test"))
+        return f"{why}; best validation {val} at epoch {self.best['epoch']}, test {test} there"
 
 
 class Run:
@@ -139,7 +141,7 @@ def fit(
     resumed run goes on with the bits of an uninterrupted one. A run whose loss is not finite fails; the others
     do not notice.
     """
-    train, steps = data.train, -(-len(data.train) // trainer.batch_size)
+    train, steps = data.train, steps_of_epoch(data, trainer)
     first = len(runs[0].record.rows)
     if first:
         variants.load([run.resume for run in runs if run.resume is not None])
@@ -157,7 +159,7 @@ def fit(
             started = time.perf_counter()
             torch.manual_seed(key(runs[0].seed, "forward", epoch))
             variants.rekey([run.seed for run in runs], epoch)
-            samples = shuffled(train, runs, epoch)
+            samples = shuffled(train, runs, epoch)[:, : steps * trainer.batch_size]
             history = torch.empty(steps, len(runs), 3, device=samples.device, dtype=precision.dtype)
             variants.train()
             for index, batch in enumerate(samples.split(trainer.batch_size, dim=1)):
@@ -190,7 +192,7 @@ def _keeping(
 
     What it holds back is written when ``opened`` closes.
     """
-    sizes = {"shape": list(data.shape), "classes": len(data.classes)}
+    sizes = {"shape": list(data.shape), "outputs": data.outputs}
 
     def look(k: int, epoch: int) -> None:
         if probe is not None:
@@ -236,15 +238,14 @@ def training_step(
     """The function of one batch that changes the weights.
 
     It maps raw samples (K, B, *shape) and targets (K, B), or (1, ...) where all runs have the same, to a tensor
-    (K, 3): data loss, penalty, number of wrongly classified samples, all before the update.
+    (K, 3): data loss, penalty, the batch's :func:`score`, all before the update.
     """
 
     def of_one(model: nn.Module, regularization: Regularization, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = predict(model, data, x, trainer=trainer, precision=precision)
         value, loss, penalty = Objective(data_loss, regularization)(logits, y, penalized_weights(model))
-        wrong = (logits.detach().argmax(1) != y).sum()
         penalty = torch.zeros_like(loss) if penalty is None else penalty
-        return value, torch.stack([loss.detach(), penalty.detach(), wrong.to(loss.dtype)])
+        return value, torch.stack([loss.detach(), penalty.detach(), score(logits.detach(), y).to(loss.dtype)])
 
     of_all = variants.map(of_one, [run.regularization for run in runs])
 
@@ -271,6 +272,11 @@ def training_step(
     return step
 
 
+def steps_of_epoch(data: Dataset, trainer: Trainer) -> int:
+    """How many batches an epoch has."""
+    return trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
+
+
 def shuffled(train: Split, runs: Sequence[Run], epoch: int) -> Tensor:
     """Where the samples of an epoch lie in the pool, in each run's order, (K, n); (1, n) where all have the same."""
     seeds = dict.fromkeys(run.seed for run in runs)
@@ -280,13 +286,19 @@ def shuffled(train: Split, runs: Sequence[Run], epoch: int) -> Tensor:
 
 
 def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, precision: Precision) -> Tensor:
-    """Logits (N, C) of raw samples (N, *shape), in the run's precision."""
+    """Logits (N, C), or the predictions (N,) where there are no classes, of raw samples (N, *shape)."""
     x = data.normalize(x)
     if trainer.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     with precision.autocast():
         logits: Tensor = model(x)
-    return logits.to(precision.dtype)
+    logits = logits.to(precision.dtype)
+    return logits if data.classes else logits.squeeze(1)
+
+
+def score(logits: Tensor, y: Tensor) -> Tensor:
+    """What is summed over samples besides the loss: how many are wrong, or of predictions (N,) the squared errors."""
+    return (logits.argmax(1) != y).sum() if logits.ndim == 2 else (logits - y).square().sum()
 
 
 def metrics(
@@ -306,7 +318,7 @@ def metrics(
 
     def of_one(model: nn.Module, regularization: Regularization, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = predict(model, data, x, trainer=trainer, precision=precision)
-        return data_loss(logits, y), (logits.argmax(1) != y).sum()
+        return data_loss(logits, y), score(logits, y)
 
     of_all = variants.map(of_one, [run.regularization for run in runs])
     whole = trainer.evaluation_batch_size
@@ -316,12 +328,13 @@ def metrics(
         parts = {"train": data.train, **parts}
 
     def evaluated(part: Split) -> dict[str, list[float]]:
-        losses, wrongs = [], []
+        losses, scores = [], []
         for batch in part.all_rows().split(size, dim=1):
-            loss, wrong = of_all(*part.gather(batch))
+            loss, total = of_all(*part.gather(batch))
             losses.append(loss * batch.shape[1])
-            wrongs.append(wrong)
-        return _metrics(torch.stack(losses).cpu().double().sum(0) / len(part), torch.stack(wrongs).sum(0), len(part))
+            scores.append(total)
+        loss = torch.stack(losses).cpu().double().sum(0) / len(part)
+        return _metrics(loss, torch.stack(scores).sum(0), len(part), of_classes=bool(data.classes))
 
     @torch.inference_mode()
     def measure(epoch: int, history: Tensor) -> list[Row]:
@@ -331,7 +344,7 @@ def metrics(
         rows = []
         for k, run in enumerate(runs):
             row: Row = {"epoch": epoch, "step": epoch * len(history), "lr": variants.rate(k)}
-            row |= running_metrics(history[:, k], len(data.train), trainer.batch_size, run.regularization.flood)
+            row |= running_metrics(history[:, k], data, trainer, run.regularization)
             row |= {prefix + name: values[k] for prefix, table in tables.items() for name, values in table.items()}
             rows.append(row)
         return rows
@@ -339,18 +352,22 @@ def metrics(
     return measure
 
 
-def _metrics(loss: Tensor, wrong: Tensor, count: int) -> dict[str, list[float]]:
-    error = wrong.cpu().double() / count
-    return {"loss": loss.tolist(), "error_percent": (100 * error).tolist(), "accuracy": (1 - error).tolist()}
+def _metrics(loss: Tensor, score: Tensor, count: int, *, of_classes: bool) -> dict[str, list[float]]:
+    """From mean losses (K,) and sums of :func:`score` (K,) over so many samples."""
+    mean = score.cpu().double() / count
+    if not of_classes:
+        return {"loss": loss.tolist(), "mse": mean.tolist()}
+    return {"loss": loss.tolist(), "error_percent": (100 * mean).tolist(), "accuracy": (1 - mean).tolist()}
 
 
-def running_metrics(history: Tensor, count: int, batch_size: int, flood: float) -> Row:
-    """Means over an epoch of ``count`` samples, each measured on its batch just before its update, from (steps, 3)."""
-    losses, penalties, wrong = history.unbind(1)
-    shares = torch.tensor([min(batch_size, count - start) / count for start in range(0, count, batch_size)])
-    shares = shares.to(losses.dtype)
-    objectives = flooded(losses, flood) + penalties
-    means = _metrics((losses @ shares).unsqueeze(0), wrong.sum().unsqueeze(0), count)
+def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regularization: Regularization) -> Row:
+    """Means over an epoch's samples, each measured on its batch just before its update, from (steps, 3)."""
+    losses, penalties, scores = history.unbind(1)
+    size = trainer.batch_size
+    count = min(len(data.train), len(history) * size)
+    shares = torch.tensor([min(size, count - start) / count for start in range(0, count, size)]).to(losses.dtype)
+    objectives = flooded(losses, regularization.flood) + penalties
+    means = _metrics((losses @ shares).unsqueeze(0), scores.sum().unsqueeze(0), count, of_classes=bool(data.classes))
     row = {f"train_{name}": value for name, (value,) in means.items()}
     return row | {"train_objective": float(objectives @ shares), "train_penalty": float(penalties @ shares)}
 

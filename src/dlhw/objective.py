@@ -6,6 +6,7 @@ C5 calls the empirical risk); the penalty is reported apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,6 +26,15 @@ def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
     gradient untouched to the last bit, also where the loss is exactly 0 and |.| has no derivative.
     """
     return torch.where(loss < b, 2 * b - loss, loss)
+
+
+def log_cosh(input: Tensor, target: Tensor) -> Tensor:
+    """Mean over N of log cosh(input - target) (B1): half the square of small differences, |.| - log 2 of large ones.
+
+    log cosh u = |u| + log(1 + e^(-2 |u|)) - log 2, in which nothing overflows.
+    """
+    size = (input - target).abs()
+    return (size + torch.log1p(torch.exp(-2 * size)) - math.log(2)).mean()
 
 
 def l1_norm(weights: Sequence[Tensor]) -> Tensor:

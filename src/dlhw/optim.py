@@ -1,9 +1,10 @@
-"""Optimizers by name and learning-rate schedules."""
+"""Optimizers written from their formulas, torch's by name, and learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -14,11 +15,74 @@ from dlhw import UsageError
 
 Schedule = Callable[[float], float]
 Epochs = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
 
 
-def by_name(
-    params: Iterable[Tensor], *, name: str, lr: Annotated[float, Field(ge=0)], **options: Any
-) -> torch.optim.Optimizer:
+class FromFormula(torch.optim.Optimizer, ABC):
+    """A torch.optim.Optimizer that moves each weight by -lr times its :meth:`direction`."""
+
+    @abstractmethod
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """What a weight with this gradient moves against; ``state`` is what is remembered of it between steps."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        weight.sub_(group["lr"] * self.direction(weight.grad, self.state[weight], group))
+        return loss
+
+
+class SGD(FromFormula):
+    """w <- w - lr g (A2.iii)."""
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """g."""
+        return gradient
+
+
+class Momentum(FromFormula):
+    """v <- rho v + g, w <- w - lr v, with v = 0 at first (A2.iii; Polyak 1964)."""
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """v."""
+        return _velocity(gradient, state, group)
+
+
+class Nesterov(FromFormula):
+    """v <- rho v + g, w <- w - lr (g + rho v) (A2.iii).
+
+    Nesterov's method takes the gradient where the velocity is about to lead: v <- rho v + g(u - lr rho v),
+    u <- u - lr v. In w = u - lr rho v, the point where the gradient is taken, it reads as above (Sutskever et al. 2013,
+    eq. 3 and 4, with Bengio's change of variables).
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """g + rho v."""
+        return gradient + group["rho"] * _velocity(gradient, state, group)
+
+
+def _velocity(gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+    """v <- rho v + g."""
+    if "velocity" not in state:
+        state["velocity"] = torch.zeros_like(gradient)
+    return state["velocity"].mul_(group["rho"]).add_(gradient)
+
+
+def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) -> torch.optim.Optimizer:
     """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
     if name == "SparseAdam":
         raise UsageError(

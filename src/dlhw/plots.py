@@ -32,6 +32,7 @@ COLORS = {"train": PALETTE[0], "validation": PALETTE[1], "test": PALETTE[2], "re
 
 _MARKERS = {"train": "o", "validation": "s", "test": "^"}
 _COLUMNS = {"train": "train", "validation": "val", "test": "test"}  # name in figures: prefix in metrics.csv
+_SECOND_PANELS = {"error_percent": "error (%)", "mse": "mean squared error"}
 MARKED_POINTS = 30  # up to so many points, each is marked; more would hide the line
 _TITLE_POINTS, TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
@@ -105,14 +106,13 @@ def curves(
 ) -> Figure:
     """Loss and error against epoch for train, validation and test, from the rows of ``metrics.csv``.
 
-    A quantity without a column is left out, and so is the error panel when no row has an error (regression).
+    A quantity without a column is left out; numbers that are predicted have a squared error in the error's place.
     Log axes where values span more than a decade. ``flood`` > 0 draws the level b. The numbers at the best
     and the last epoch stand under the title, and so does a train loss that stopped being finite.
     """
     assert rows, "curves of no epochs"
     panels = [("loss", loss_label)]
-    if _all_values(rows, "error_percent"):
-        panels.append(("error_percent", "error (%)"))
+    panels += [(name, text) for name, text in _SECOND_PANELS.items() if _all_values(rows, name)]
     notes = "\n".join(filter(None, [subtitle, _results(rows, best_epoch), _divergence(rows)]))
     figure, all_axes = new_figure(len(panels), title=title, subtitle=notes, constrained=False)
 
@@ -190,8 +190,8 @@ def add_legend(
     return legend
 
 
-def label(axes: Axes, *, x: str, y: str, title: str = "", place: Place = "best") -> None:
-    """Name the axes, with units, and what is drawn in them: a legend of all that has a label.
+def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True, place: Place = "best") -> None:
+    """Name the axes, with units, and what is drawn in them: a legend of all that has a label, unless told elsewhere.
 
     For axes of :func:`new_figure`; texts are drawn as they are, never as TeX formulas.
     """
@@ -200,7 +200,7 @@ def label(axes: Axes, *, x: str, y: str, title: str = "", place: Place = "best")
     if title:
         axes.set_title(title, fontsize=TEXT_POINTS, parse_math=False)
     handles, names = axes.get_legend_handles_labels()
-    if handles:
+    if legend and handles:
         drawn = axes.legend(handles, names, loc=place, fontsize=_TICK_POINTS, framealpha=0.85, edgecolor="none")
         for text in drawn.get_texts():
             text.set_parse_math(False)
@@ -342,9 +342,8 @@ def _all_values(rows: Sequence[Mapping[str, float]], quantity: str) -> list[floa
 
 def _results(rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> str:
     """The numbers that a reader would otherwise measure off the axes: at the best and at the last epoch."""
-    quantity, form = (
-        ("error_percent", "error {:.2f} %") if _all_values(rows, "error_percent") else ("loss", "loss {:.4g}")
-    )
+    forms = {"error_percent": "error {:.2f} %", "mse": "squared error {:.4g}", "loss": "loss {:.4g}"}
+    quantity, form = next((name, form) for name, form in forms.items() if name == "loss" or _all_values(rows, name))
     parts = []
     for which, epoch in (("best", best_epoch), ("last", int(rows[-1]["epoch"]))):
         row = next((row for row in rows if row["epoch"] == epoch), {})

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dlhw import UsageError
 from dlhw.data.tensors import Dataset
 from dlhw.init import LAYERS
 
@@ -49,6 +50,8 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     x, y = data.train[:samples]
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         logits, watched = _forward(model, data.normalize(x))
+        if not watched:
+            raise UsageError(f"probe=layers: sees no layers in {type(model).__name__}, which computes them by itself")
         loss = nn.functional.cross_entropy(logits, y)
         sources = [each.output for each in watched] + [_weight(each.layer) for each in watched]
         gradients = torch.autograd.grad(loss, sources)

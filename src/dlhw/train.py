@@ -35,7 +35,7 @@ log = logging.getLogger("dlhw")
 
 GIVEN: dict[str, set[str]] = {
     "dataset": {"data_dir", "seed"},
-    "model": {"shape", "classes"},
+    "model": {"shape", "outputs"},
     "init": {"model", "generator"},
     "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
     "regularization": set(),
@@ -50,6 +50,8 @@ GIVEN: dict[str, set[str]] = {
 what its signature names of these, and what it does not name is not made."""
 
 READ_BY_DATA_AND_MODEL = {"data": ("dataset",), "model": ("dataset", "model", "init")}
+OF_NUMBERS = ("log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"""Losses for numbers to predict; all others are for classes."""
 READ_BY_STUDIES = ("trainer.device", "trainer.threads", "trainer.precision", "trainer.deterministic")
 
 
@@ -291,8 +293,29 @@ def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Da
 
     from dlhw import build
 
-    model = build.make_model(cfg, shape=data.shape, classes=len(data.classes)).to(precision.device, precision.dtype)
+    model = build.make_model(cfg, shape=data.shape, outputs=data.outputs).to(precision.device, precision.dtype)
     return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
+
+
+def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
+    """Raises UsageError where loss, monitor, probe or the length of an epoch do not fit the data."""
+    from dlhw.build import choice
+
+    kind, name = "classes" if data.classes else "a number", f"dataset={data.name}"
+    if (cfg.loss["_target_"].rpartition(".")[2] in OF_NUMBERS) == bool(data.classes):
+        fitting = "cross_entropy" if data.classes else "mse or log_cosh"
+        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} has {kind} to predict; use loss={fitting}")
+    if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
+        fitting = "val_error_percent" if data.classes else "val_mse"
+        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} has {kind} to predict; use {fitting} or val_loss")
+    if not data.classes and cfg.probe.get("_target_"):
+        raise UsageError(f"probe={choice(cfg, 'probe')}: looks at the loss of classes, {name} has {kind} to predict")
+    batches = -(-len(data.train) // trainer.batch_size)
+    if trainer.steps_per_epoch is not None and trainer.steps_per_epoch > batches:
+        raise UsageError(
+            f"trainer.steps_per_epoch={trainer.steps_per_epoch}: {name} has {batches} batches of "
+            f"trainer.batch_size={trainer.batch_size}"
+        )
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -307,6 +330,7 @@ def assemble(cfg: DictConfig) -> Parts:
     trainer, precision = settle(cfg)
     data = make_data(cfg, precision)
     model = make_model(cfg, trainer, precision, data)
+    check_fit(cfg, data, trainer)
     normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
     if normalizing and len(data.train) % trainer.batch_size == 1 % trainer.batch_size:
         raise UsageError(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dlhw.comparison.ranking import Conclusion, at_best, judged, reported
 from dlhw.comparison.results import Result, declared, past_jobs, read, run_directories
@@ -21,6 +21,8 @@ class Comparison:
     """What is drawn of finished runs; see ``conf/comparison/default.yaml`` for what each setting means."""
 
     curves: list[str]
+    x: Literal["epoch", "step"]
+    log_x: bool
     overlay: str | None
     against: list[str]
     probes: list[str]

@@ -47,7 +47,7 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     figures: list[tuple[str, Callable[[], str]]] = []
     subtitle = _said(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
-        figures.append(("comparison", lambda: _draw_curves(record, look, comparison.curves, title, subtitle)))
+        figures.append(("comparison", lambda: _draw_curves(record, look, comparison, title, subtitle)))
     for key in against:
         figures.append(
             (
@@ -101,20 +101,21 @@ class _Look:
         )
 
 
-def _draw_curves(record: Record, look: _Look, columns: Sequence[str], title: str, subtitle: str) -> str:
+def _draw_curves(record: Record, look: _Look, comparison: Comparison, title: str, subtitle: str) -> str:
     panels = []
-    for column in columns:
+    for column in comparison.curves:
         lines = []
         for setting in look.settings:
-            tables = [dict(_points(run.rows, column)) for run in setting.finished]
+            tables = [dict(_points(run.rows, comparison.x, column)) for run in setting.finished]
             shared = sorted(set.intersection(*(set(table) for table in tables)))  # epochs that all seeds reached
             if shared:
                 lines.append(look.series(setting, shared, [[table[x] for table in tables] for x in shared]))
         if lines:
             panels.append(_panel(column, lines))
     if not panels:
-        return f"no run has a column {', '.join(columns)}"
-    record.figure("comparison", compared_curves(panels, title=title, subtitle=subtitle))
+        return f"no run has a column {', '.join(comparison.curves)}"
+    figure = compared_curves(panels, x=comparison.x, log_x=comparison.log_x, title=title, subtitle=subtitle)
+    record.figure("comparison", figure)
     return ""
 
 
@@ -197,8 +198,8 @@ def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:
     return Panel(column_label(column), lines, title, floor=0.1 if column.endswith("_percent") else 0.0)
 
 
-def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:
-    return [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
+def _points(rows: Sequence[Mapping[str, float]], x: str, column: str) -> list[tuple[float, float]]:
+    return [(row[x], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
 
 
 def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:

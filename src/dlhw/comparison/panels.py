@@ -72,8 +72,10 @@ def setting_colors(values: Sequence[float | None], *, best: int | None = None) -
     return colors
 
 
-def compared_curves(panels: Sequence[Panel], *, title: str, subtitle: str = "") -> Figure:
-    """Metrics against epoch, a panel each, a line per setting with a band of one standard deviation over its seeds.
+def compared_curves(
+    panels: Sequence[Panel], *, x: str = "epoch", log_x: bool = False, title: str, subtitle: str = ""
+) -> Figure:
+    """Metrics against ``x``, a panel each, a line per setting with a band of one standard deviation over its seeds.
 
     Of more settings than the palette has colours, only the best has its band.
     """
@@ -85,9 +87,12 @@ def compared_curves(panels: Sequence[Panel], *, title: str, subtitle: str = "") 
             if series.spread and (series.best or len(panel.series) <= len(PALETTE)):
                 low, high = _band(series)
                 axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0, zorder=1.5)
-        scale_epochs(axes, [{"epoch": epoch} for series in panel.series for epoch in series.x], None)
+        if log_x:
+            axes.set_xscale("log")
+        else:
+            scale_epochs(axes, [{"epoch": place} for series in panel.series for place in series.x], None)
         _scale_panel(axes, panel)
-        axes.set_xlabel("epoch", fontsize=TEXT_POINTS)
+        axes.set_xlabel(x, fontsize=TEXT_POINTS)
     return figure
 
 

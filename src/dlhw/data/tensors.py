@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from dlhw.runtime import generator
 class Split:
     """Some samples of a pool: those at ``rows``, in that order; all of them when ``rows`` is None.
 
-    The pool, samples (P, *shape) and their labels (P,) int64, is shared by the parts that were split off it.
+    The pool, samples (P, *shape) and their labels (P,) int64, or the numbers (P,) to predict, is shared by the parts
+    that were split off it.
     ``rows`` is (n,), or (K, n) for K variants that are trained together and have n samples each.
     """
 
@@ -68,8 +70,8 @@ class Dataset:
     """Training, validation and test part, with what turns pixels into inputs.
 
     ``scale`` = 1 / (largest pixel value * std) and ``shift`` = -mean / std, both (C, 1, 1), so that
-    x * scale + shift = (x / largest - mean) / std. ``sha256`` is that of the content before the split:
-    training x and y, test x and y, as raw bytes.
+    x * scale + shift = (x / largest - mean) / std. Without ``classes`` the targets are numbers to predict (regression).
+    ``sha256`` is that of the content before the split: training x and y, test x and y, as raw bytes.
     """
 
     name: str
@@ -87,17 +89,23 @@ class Dataset:
         return tuple(self.train.pool_x.shape[1:])
 
     @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for a sample: a logit for each class, or the prediction."""
+        return len(self.classes) or 1
+
+    @property
     def description(self) -> dict[str, str | int]:
         """Name, fingerprint and sizes of the parts, as a run's summary states them."""
         sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
         return {"name": self.name, "sha256": self.sha256, **sizes}
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """The same data on ``device``; inputs will have ``dtype``. Pixels stay uint8."""
+        """The same data on ``device``; inputs and numbers to predict will have ``dtype``. Pixels stay uint8."""
 
         def part(split: Split) -> Split:
             rows = None if split.rows is None else split.rows.to(device)
-            return Split(_on(device, split.pool_x), _on(device, split.pool_y), rows)
+            targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
+            return Split(_on(device, split.pool_x), _on(device, split.pool_y, targets), rows)
 
         return replace(
             self,
@@ -119,8 +127,8 @@ class Dataset:
 
 
 @functools.lru_cache(maxsize=8)  # parts, and jobs of a sweep, that share a pool go on sharing it
-def _on(device: torch.device | str, tensor: Tensor) -> Tensor:
-    return tensor.to(device)
+def _on(device: torch.device | str, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return tensor.to(device, dtype)
 
 
 def assemble(
@@ -146,20 +154,23 @@ def assemble(
         shift=constant * (-mean / std),
         scale=constant / (largest * std),
         classes=classes,
-        sha256=_sha256(train, test),
+        sha256=fingerprint(train, test),
     )
 
 
-def split_off(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
+def split_off(
+    split: Split, fraction: float, *, seed: int, part: Literal["validation", "test"] = "validation"
+) -> tuple[Split, Split]:
     """The rest and ``fraction`` of ``split``, at random by ``seed``; UsageError if one would be empty."""
     if not 0 < fraction < 1:
-        raise UsageError(f"dataset.validation_fraction={fraction}: must lie between 0 and 1")
+        raise UsageError(f"dataset.{part}_fraction={fraction}: must lie between 0 and 1")
     count = round(fraction * len(split))
     if not 0 < count < len(split):
         raise UsageError(
-            f"dataset.validation_fraction={fraction}: leaves nothing for training or validation of {len(split)} samples"
+            f"dataset.{part}_fraction={fraction}: leaves nothing for training or {part} of {len(split)} samples"
         )
-    order = torch.randperm(len(split), generator=generator(seed, "split")).to(split.pool_y.device)
+    purpose = "split" if part == "validation" else f"split {part}"
+    order = torch.randperm(len(split), generator=generator(seed, purpose)).to(split.pool_y.device)
     return split_at(split, order[count:]), split_at(split, order[:count])
 
 
@@ -193,7 +204,8 @@ def _rows_of(part: Split, variant: int) -> Split:
 
 
 @functools.lru_cache(maxsize=2)  # every job of a sweep asks for that of the same data
-def _sha256(*splits: Split) -> str:
+def fingerprint(*splits: Split) -> str:
+    """The SHA-256 of the samples and targets of these parts, as raw bytes."""
     digest = hashlib.sha256()
     for split in splits:
         for tensor in (split.x, split.y):

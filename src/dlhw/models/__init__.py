@@ -1,1 +1,1 @@
-"""Model factories: a data set's sample shape and class count in, an ``nn.Module`` of logits out."""
+"""Model factories: a data set's sample shape and number of outputs in, an ``nn.Module`` out."""

@@ -14,7 +14,7 @@ from dlhw.models.dropout import Dropout
 
 def cnn(
     shape: tuple[int, ...],
-    classes: int,
+    outputs: int,
     *,
     channels: Annotated[list[Width], Field(min_length=1)],
     kernel: Annotated[int, Field(gt=0)],
@@ -26,7 +26,7 @@ def cnn(
     """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
     dropout and one dense layer to logits (C5.5 with channels [16, 32], kernel 5).
 
-    Every entry of ``channels`` is multiplied by ``width``. Maps (N, C, H, W) to (N, classes).
+    Every entry of ``channels`` is multiplied by ``width``. Maps (N, C, H, W) to (N, outputs).
     """
     if len(shape) != 3:
         raise UsageError(f"model=cnn: needs images (C, H, W), the data set's samples are {shape}; use model=mlp")
@@ -48,4 +48,4 @@ def cnn(
     layers.append(nn.Flatten())
     if dropout:
         layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(depth * rows * columns, classes))
+    return nn.Sequential(*layers, nn.Linear(depth * rows * columns, outputs))

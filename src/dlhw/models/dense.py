@@ -17,7 +17,7 @@ ActivationName = Literal["ReLU", "Tanh", "Sigmoid", "ELU", "GELU", "LeakyReLU", 
 
 def mlp(
     shape: tuple[int, ...],
-    classes: int,
+    outputs: int,
     *,
     hidden: list[Width],
     activation: ActivationName,
@@ -26,7 +26,7 @@ def mlp(
 ) -> nn.Sequential:
     """Flatten, then a dense layer, batch norm, activation and dropout per entry of ``hidden``, then logits.
 
-    Maps (N, *shape) to (N, classes). An empty ``hidden`` is multinomial logistic regression.
+    Maps (N, *shape) to (N, outputs). An empty ``hidden`` is multinomial logistic regression.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     features = math.prod(shape)
@@ -38,4 +38,4 @@ def mlp(
         if dropout:
             layers.append(Dropout(dropout))
         features = width
-    return nn.Sequential(*layers, nn.Linear(features, classes))
+    return nn.Sequential(*layers, nn.Linear(features, outputs))

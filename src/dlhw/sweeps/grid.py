@@ -108,7 +108,7 @@ class Grid(Sweeper):
             job = jobs[number]
             try:
                 if job.config is not None:
-                    self.program.check(job.config, job.config.hydra.overrides.task)
+                    self.program.check(job.config, job.plan.overrides)
             except UsageError as error:
                 return error
             return job.error

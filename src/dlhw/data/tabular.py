@@ -1,0 +1,134 @@
+"""Tables of numbers with a number to predict: found or fetched, split, standardized by what training may know."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.data.tensors import Dataset, Split, assemble, fingerprint, split_off
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+BOSTON = ("CRIM", "ZN", "INDUS", "CHAS", "NOX", "RM", "AGE", "DIS", "RAD", "TAX", "PTRATIO", "B", "LSTAT", "MEDV")
+BOSTON_ROWS = 506
+
+
+def boston(
+    *, data_dir: str | Path, seed: int, test_fraction: Fraction, validation_fraction: Fraction, download: bool
+) -> Dataset:
+    """506 census tracts (13,) and the median value of their homes in 1000 $ (Harrison & Rubinfeld 1978; B1.d).
+
+    Read from ``boston.csv`` in ``data_dir``, with a header, or else from OpenML, where it is number 531. Raises
+    UsageError when it is in neither.
+    """
+    path = Path(data_dir).expanduser() / "boston.csv"
+    table = _read_boston(path) if path.is_file() else _fetch_boston(path, download=download)
+    return _regression(
+        "boston",
+        Split(table[:, :-1].contiguous(), table[:, -1].contiguous()),
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+    )
+
+
+def diabetes(*, data_dir: str | Path, seed: int, test_fraction: Fraction, validation_fraction: Fraction) -> Dataset:
+    """442 patients (10,) and the progression of their disease a year later; comes with scikit-learn."""
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True, scaled=False)
+    return _regression(
+        "diabetes",
+        Split(torch.from_numpy(x), torch.from_numpy(y)),
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+    )
+
+
+def california_housing(
+    *, data_dir: str | Path, seed: int, test_fraction: Fraction, validation_fraction: Fraction, download: bool
+) -> Dataset:
+    """20,640 block groups (8,) and the median value of their homes in 100,000 $, fetched by scikit-learn once.
+
+    It keeps them as a pickle, which may hold code: take no such file from strangers.
+    Raises UsageError when the file is neither in ``data_dir`` nor to be had.
+    """
+    from sklearn.datasets import fetch_california_housing
+
+    try:
+        x, y = fetch_california_housing(
+            data_home=str(Path(data_dir).expanduser()), download_if_missing=download, return_X_y=True
+        )
+    except OSError as error:
+        raise UsageError(
+            f"dataset=california_housing: not in {data_dir} and not to be had ({_reason(error)}); copy "
+            "cal_housing_py3.pkz there from a computer of yours that fetched it, or take the bundled dataset=diabetes"
+        ) from error
+    return _regression(
+        "california_housing",
+        Split(torch.from_numpy(x), torch.from_numpy(y)),
+        seed=seed,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+    )
+
+
+def _read_boston(path: Path) -> Tensor:
+    try:
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+            table = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a table of numbers ({error})") from error
+    if tuple(name.strip().upper() for name in header) != BOSTON or table.shape != (BOSTON_ROWS, len(BOSTON)):
+        raise UsageError(f"{path}: must have the columns {','.join(BOSTON)} and {BOSTON_ROWS} rows of numbers")
+    return table
+
+
+def _fetch_boston(path: Path, *, download: bool) -> Tensor:
+    reason = "dataset.download=false"
+    if download:
+        from sklearn.datasets import fetch_openml
+
+        try:
+            frame = fetch_openml(data_id=531, data_home=str(path.parent), as_frame=True, parser="liac-arff").frame
+            return torch.from_numpy(frame[list(BOSTON)].astype(float).to_numpy())
+        except (OSError, KeyError, ValueError) as error:
+            reason = f"the download failed: {_reason(error)}"
+    raise UsageError(
+        f"dataset=boston: {path} is not there, and {reason}; put it there (columns {','.join(BOSTON)}), or take "
+        "dataset=diabetes, which comes along"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _regression(name: str, whole: Split, *, seed: int, test_fraction: float, validation_fraction: float) -> Dataset:
+    """The table split by the seed, each column with mean 0 and variance 1 over the training part."""
+    rest, test = split_off(whole, test_fraction, seed=seed, part="test")
+    data = assemble(
+        name,
+        rest,
+        test,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        mean=0.0,
+        std=1.0,
+        largest=1,
+        classes=(),
+    )
+    known = data.train.x
+    deviation = known.std(0, correction=0)
+    pool = (whole.pool_x - known.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+    parts: dict[str, Any] = {part: replace(getattr(data, part), pool_x=pool) for part in ("train", "val", "test")}
+    return replace(data, sha256=fingerprint(whole), **parts)

@@ -1,0 +1,222 @@
+"""What becomes of gradients in a deep net: their norm at each layer, and which factor made it so (A2.i, A2.ii)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from pydantic import Field, FiniteFloat
+from torch import Tensor, nn
+
+from dlhw import UsageError, init
+from dlhw.answer import Answer, Check, at_most
+from dlhw.models.by_hand import DENSE, ELU, Weights, activations, cross_entropy_backward, gradients, softmax
+from dlhw.models.dense import mlp
+from dlhw.plots import PALETTE, add_legend, label, new_figure
+from dlhw.runtime import generator, key
+
+Initialization = Literal["default", "xavier", "he", "orthogonal", "uniform"]
+Size = Annotated[int, Field(gt=0)]
+
+
+class Passes(NamedTuple):
+    """What both passes of one sample leave behind, of each dense layer in turn; the last gives the logits."""
+
+    probabilities: Tensor
+    inputs: list[Tensor]
+    """a, (in,)."""
+    signals: list[Tensor]
+    """Gradients of the loss by the layer's output z = W a + b, (out,)."""
+    weights: list[Tensor]
+    """Gradients by W, (out, in)."""
+    biases: list[Tensor]
+    """Gradients by b, (out,)."""
+    slopes: list[Tensor]
+    """ELU'(z), (out,), of all layers but the last."""
+
+
+def passes(weights: Weights, x: Tensor, y: Tensor) -> Passes:
+    """Forward and backward through dense layers with ELU between, then softmax and cross-entropy.
+
+    x (features,) and y a class; ``weights`` are pairs of a matrix and a bias. The gradient by W is the outer product of
+    signal and input, so that its norm is the product of theirs; that is why the two are kept apart.
+    """
+    hidden = len(weights) - 1
+    layers = [DENSE, ELU] * hidden + [DENSE]
+    own = [part for pair in weights[:-1] for part in (pair, ())] + [weights[-1]]
+    passed = activations(layers, own, x.unsqueeze(0))
+    _, found = gradients(layers, own, passed, cross_entropy_backward(passed[-1], y.unsqueeze(0)))
+    slopes = [ELU.backward(torch.ones_like(z), z, a)[0] for z, a in zip(passed[1:-1:2], passed[2::2], strict=True)]
+    return Passes(
+        probabilities=softmax(passed[-1])[0],
+        inputs=[a[0] for a in passed[:-1:2]],
+        signals=[by_bias for _, by_bias in found[::2]],  # z = W a + b: the gradient by z is that by b
+        weights=[by_weight for by_weight, _ in found[::2]],
+        biases=[by_bias for _, by_bias in found[::2]],
+        slopes=[slope[0] for slope in slopes],
+    )
+
+
+def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    """The same loss in torch's operations, for autograd."""
+    for weight, bias in weights[:-1]:
+        x = nn.functional.elu(weight @ x + bias)
+    weight, bias = weights[-1]
+    return nn.functional.cross_entropy(weight @ x + bias, y)
+
+
+def drawn(
+    name: Initialization, *, features: int, hidden: list[int], classes: int, d: float, draws: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Weights (draws, out, in) and biases (draws, out) of each layer."""
+    options: dict[str, Any] = {"d": d} if name == "uniform" else {}
+    if name != "default":
+        options["bias"] = 0.0
+    source = generator(seed, "backprop_depth", name, len(hidden))
+    nets = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "backprop_depth", "layers", len(hidden)))
+        for _ in range(draws):
+            net = mlp((features,), classes, hidden=hidden, activation="ELU", dropout=0.0, batch_norm=False).double()
+            with torch.no_grad():
+                getattr(init, name)(net, generator=source, **options)
+            nets.append(list(net.parameters()))
+    stacked = [torch.stack(same).detach() for same in zip(*nets, strict=True)]
+    return list(zip(stacked[::2], stacked[1::2], strict=True))
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """(draws, layers) from tensors (draws, ...), one of each layer."""
+    return torch.stack([torch.linalg.vector_norm(tensor.flatten(1), dim=1) for tensor in tensors], dim=1)
+
+
+def factor_per_layer(of_layers: Tensor) -> float:
+    """By what a norm (draws, layers) grows from one hidden layer to the one before it: the median over the draws."""
+    logs = of_layers[:, :-1].log()
+    steps = logs.shape[1] - 1
+    return float(((logs[:, 0] - logs[:, -1]) / steps).median().exp())
+
+
+def predicted_factor(weights: Weights, found: Passes) -> float:
+    """sqrt(width Var(W) mean of ELU'(z)^2): what one layer does to the signal's norm if all its parts are independent.
+
+    The signal goes back as dz_l = (W' dz_(l+1)) ELU'(z_l): each of its numbers sums a term for each unit of the layer
+    above, with variance Var(W), and is multiplied by the slope. Geometric mean over the layers between hidden ones.
+    """
+    inner = [
+        0.5 * torch.log(weight.shape[1] * weight.var() * slope.square().mean())
+        for (weight, _), slope in zip(weights[1:-1], found.slopes[:-1], strict=True)
+    ]
+    return float(torch.stack(inner).mean().exp())
+
+
+def against_autograd(weights: Weights, found: Passes, x: Tensor, y: Tensor, *, what: str) -> Check:
+    """The gradients by hand against autograd's, each difference relative to the largest gradient of its layer."""
+    expected = torch.vmap(torch.func.grad(loss), in_dims=(0, None, None))(weights, x, y)
+    worst = 0.0
+    for mine, theirs in zip(zip(found.weights, found.biases, strict=True), expected, strict=True):
+        for by_hand, by_autograd in zip(mine, theirs, strict=True):
+            largest = by_autograd.flatten(1).abs().amax(1).clamp(min=1e-300)
+            worst = max(worst, float(((by_hand - by_autograd).flatten(1).abs().amax(1) / largest).max()))
+    return at_most(f"{what}: gradients by hand and by autograd, largest relative difference", worst, 1e-12)
+
+
+def backprop_depth(
+    *,
+    seed: int,
+    depth: Annotated[int, Field(ge=3)],
+    output_depth: Size,
+    width: Size,
+    x: Annotated[list[FiniteFloat], Field(min_length=1)],
+    classes: Annotated[int, Field(ge=2)],
+    label_of_x: Annotated[int, Field(ge=0)],
+    inits: Annotated[list[Initialization], Field(min_length=1, max_length=len(PALETTE))],
+    d: Annotated[float, Field(gt=0)],
+    draws: Annotated[int, Field(ge=2)],
+) -> Answer:
+    """The output of a net of ``output_depth`` hidden layers, and the gradient's norm at each layer of a deep one."""
+    if label_of_x >= classes:
+        raise UsageError(f"study.label_of_x={label_of_x}: must be a class, 0 to {classes - 1}")
+    if len(set(inits)) < len(inits):
+        raise UsageError(f"study.inits={inits}: names one twice")
+    sample, y = torch.tensor(x, dtype=torch.float64), torch.tensor(label_of_x)
+    each = torch.vmap(passes, in_dims=(0, None, None))
+    settings: dict[str, Any] = {"features": len(x), "classes": classes, "d": d, "draws": draws, "seed": seed}
+
+    shallow = drawn(inits[0], hidden=[width] * output_depth, **settings)
+    output = each(shallow, sample, y)
+    checks = [against_autograd(shallow, output, sample, y, what=f"{output_depth} hidden layers, {inits[0]}")]
+    rows: list[dict[str, object]] = []
+    numbers: dict[str, float] = {}
+    figure, all_axes = new_figure(
+        3,
+        title=f"backprop_depth: {depth} hidden layers of {width} units, ELU",
+        subtitle=f"median over {draws} draws of the weights, bands from quartile to quartile; "
+        "left = middle x right; dotted: what the slopes and the spread of W predict",
+        foot_inches=0.5,
+    )
+    for color, name in zip(PALETTE, inits, strict=False):
+        weights = drawn(name, hidden=[width] * depth, **settings)
+        found = each(weights, sample, y)
+        checks.append(against_autograd(weights, found, sample, y, what=f"{depth} hidden layers, {name}"))
+        by_weight, by_input, by_signal = norms(found.weights), norms(found.inputs), norms(found.signals)
+        product = by_input * by_signal
+        apart = float(((by_weight - product).abs() / product.clamp(min=1e-300)).max())
+        checks.append(at_most(f"{name}: |dW| = |dz| |a| at every layer, largest relative difference", apart, 1e-12))
+        growth, predicted = factor_per_layer(by_signal), predicted_factor(weights, found)
+        numbers |= {
+            f"{name}_first_layer": float(by_weight[:, 0].median()),
+            f"{name}_last_layer": float(by_weight[:, -1].median()),
+            f"{name}_signal_per_layer": growth,
+            f"{name}_signal_predicted": predicted,
+        }
+        words = f"{name}: signal x {growth:.2f} per layer back"
+        for axes, of_layers in zip(all_axes, (by_weight, by_input, by_signal), strict=True):
+            draw_layers(axes, of_layers, color=color, words=words)
+        last_hidden = float(by_signal[:, depth - 1].median())
+        line = [last_hidden * predicted ** (depth - layer) for layer in range(1, depth + 1)]
+        all_axes[2].plot(range(1, depth + 1), line, color=color, linewidth=1.2, linestyle=":")
+        rows += [
+            {
+                "init": name,
+                "layer": layer,
+                **{
+                    f"{quantity}_{part}": float(of_layers[:, layer - 1].quantile(q))
+                    for quantity, of_layers in (
+                        ("weight_gradient", by_weight),
+                        ("input", by_input),
+                        ("signal", by_signal),
+                    )
+                    for part, q in (("lower", 0.25), ("median", 0.5), ("upper", 0.75))
+                },
+            }
+            for layer in range(1, depth + 2)
+        ]
+    handles, names = all_axes[0].get_legend_handles_labels()
+    add_legend(figure, handles, names, loc="outside lower center", columns=2)
+    for axes, words in zip(all_axes, ("gradient by W", "input a of the layer", "gradient by W a + b"), strict=True):
+        label(axes, x="layer", y=f"norm of the {words}", legend=False)
+    told_output = ", ".join(f"{p:.6f}" for p in output.probabilities[0].tolist())
+    return Answer(
+        numbers=numbers,
+        checks=checks,
+        tables={
+            "layers": rows,
+            "output": [
+                {"draw": draw, **{f"p{i}": p for i, p in enumerate(row)}}
+                for draw, row in enumerate(output.probabilities.tolist())
+            ],
+        },
+        figures={"gradients": figure},
+        told=[f"output of {output_depth} hidden layers, {inits[0]} weights, x = {x}: ({told_output})"],
+    )
+
+
+def draw_layers(axes: Axes, of_layers: Tensor, *, color: str, words: str) -> None:
+    """The median of (draws, layers) against the layer, log scale, in a band from quartile to quartile."""
+    places = range(1, of_layers.shape[1] + 1)
+    lower, middle, upper = (of_layers.quantile(q, dim=0).tolist() for q in (0.25, 0.5, 0.75))
+    axes.set_yscale("log")
+    axes.plot(places, middle, color=color, linewidth=1.4, label=words)
+    axes.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)

@@ -1,0 +1,189 @@
+"""The four equations of backpropagation for convolution, max pooling and a dense output, all with sigmoids (D3).
+
+Of images a0 (N, H, W), each with weights of its own: z1[j,k] = b1 + sum_lm w1[l,m] a0[j+l,k+m], a1 = s(z1), a2[j,k]
+the largest of the 2x2 patch of a1 at (2j, 2k), z3[i] = b3[i] + sum_jk w3[i,j,k] a2[j,k], a3 = s(z3) and the cost
+C = 1/2 sum_i (a3[i] - y[i])^2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor, nn
+
+from dlhw import UsageError
+from dlhw.answer import Answer, at_most
+from dlhw.data.tensors import Dataset
+from dlhw.plots import PALETTE, TEXT_POINTS, new_figure
+from dlhw.runtime import generator
+
+
+class Parameters(NamedTuple):
+    """Of N nets: w1 (N, K, K), b1 (N,), w3 (N, C, H', W'), b3 (N, C)."""
+
+    w1: Tensor
+    b1: Tensor
+    w3: Tensor
+    b3: Tensor
+
+
+class Forward(NamedTuple):
+    """Activations: a1 (N, 2 H', 2 W'), a2 (N, H', W'), a3 (N, C)."""
+
+    a1: Tensor
+    a2: Tensor
+    a3: Tensor
+
+
+def patches(a1: Tensor) -> Tensor:
+    """(N, 2 H', 2 W') as (N, H', W', 4), the numbers of each 2x2 patch side by side."""
+    return a1.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
+
+
+def forward(p: Parameters, a0: Tensor) -> Forward:
+    """All activations. Rows and columns of a1 that fill no patch are left out, as the pooling never sees them."""
+    rows, columns = p.w3.shape[2:]
+    fields = a0.unfold(1, p.w1.shape[1], 1).unfold(2, p.w1.shape[2], 1)
+    z1 = p.b1[:, None, None] + torch.einsum("nlm,njklm->njk", p.w1, fields)
+    a1 = torch.sigmoid(z1)[:, : 2 * rows, : 2 * columns]
+    a2 = patches(a1).amax(3)
+    return Forward(a1, a2, torch.sigmoid(p.b3 + torch.einsum("nijk,njk->ni", p.w3, a2)))
+
+
+class Deltas(NamedTuple):
+    """Gradients of C by z3 (N, C) and by z1 (N, 2 H', 2 W')."""
+
+    delta3: Tensor
+    delta1: Tensor
+
+
+def deltas(p: Parameters, passed: Forward, y: Tensor) -> Deltas:
+    """The first two equations, with s' = s (1 - s).
+
+    (1) delta3[i] = dC/da3[i] s'(z3[i]) = (a3[i] - y[i]) s'(z3[i]), as in a dense net.
+    (2) a2[j,k] moves with that one number of its patch which is the largest, at rate 1, so z1[j,k] counts only where
+    a1[j,k] is the largest of the patch at (j // 2, k // 2): there
+    delta1[j,k] = s'(z1[j,k]) sum_i delta3[i] w3[i, j // 2, k // 2], elsewhere 0.
+    """
+    a1, a3 = passed.a1, passed.a3
+    delta3 = (a3 - y) * a3 * (1 - a3)
+    by_a2 = torch.einsum("ni,nijk->njk", delta3, p.w3)
+    return Deltas(delta3, spread(by_a2) * largest_of_patch(a1) * a1 * (1 - a1))
+
+
+def spread(of_patches: Tensor) -> Tensor:
+    """(N, H', W') to (N, 2 H', 2 W'): each number at the four places of its patch, [j,k] from [j // 2, k // 2]."""
+    return of_patches.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def largest_of_patch(a1: Tensor) -> Tensor:
+    """Whether each number of a1 is the largest of its patch; the first of equal ones."""
+    four = patches(a1)
+    chosen = four.argmax(3, keepdim=True) == torch.arange(4, device=a1.device)
+    whole: Tensor = chosen.unflatten(3, (2, 2)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return whole
+
+
+def gradients(passed: Forward, found: Deltas, a0: Tensor, kernel: int) -> Parameters:
+    """The last two equations.
+
+    (3) b3[i] adds to z3[i] alone: dC/db3[i] = delta3[i]. b1 adds to every z1: dC/db1 = sum_jk delta1[j,k].
+    (4) dC/dw3[i,j,k] = delta3[i] a2[j,k], as in a dense net. w1[l,m] meets a0[j+l,k+m] in every z1[j,k]:
+    dC/dw1[l,m] = sum_jk delta1[j,k] a0[j+l,k+m], the input convolved with the deltas.
+    """
+    delta3, delta1 = found
+    rows, columns = delta1.shape[1:]
+    fields = a0.unfold(1, kernel, 1).unfold(2, kernel, 1)[:, :rows, :columns]
+    return Parameters(
+        w1=torch.einsum("njk,njklm->nlm", delta1, fields),
+        b1=delta1.sum((1, 2)),
+        w3=torch.einsum("ni,njk->nijk", delta3, passed.a2),
+        b3=delta3,
+    )
+
+
+def cost(p: Parameters, a0: Tensor, y: Tensor) -> Tensor:
+    """The sum of all N costs by torch's own convolution, pooling and dense layer, for autograd."""
+    count = len(a0)
+    z1 = nn.functional.conv2d(a0.unsqueeze(0), p.w1.unsqueeze(1), p.b1, groups=count)[0]
+    a2 = nn.functional.max_pool2d(torch.sigmoid(z1), 2)
+    a3 = torch.sigmoid(torch.baddbmm(p.b3.unsqueeze(2), p.w3.flatten(2), a2.flatten(1).unsqueeze(2))).squeeze(2)
+    total: Tensor = 0.5 * (a3 - y).square().sum()
+    return total
+
+
+def conv_backprop(
+    *,
+    seed: int,
+    data: Dataset,
+    kernel: Annotated[int, Field(gt=0)],
+    draws: Annotated[int, Field(gt=0)],
+) -> Answer:
+    """The gradients by the equations against autograd's: the first ``draws`` training images, a net drawn for each."""
+    if len(data.shape) != 3 or data.shape[0] != 1 or not data.classes:
+        raise UsageError(f"dataset={data.name}: the net takes images of one channel and has an output for each class")
+    rows, columns = ((side - kernel + 1) // 2 for side in data.shape[1:])
+    if min(rows, columns) < 1:
+        raise UsageError(f"study.kernel={kernel}: leaves no 2x2 patch of {data.shape[1]}x{data.shape[2]} images")
+    x, labels = data.train[:draws]
+    a0, y = data.normalize(x).squeeze(1).double().cpu(), nn.functional.one_hot(labels.cpu(), len(data.classes)).double()
+    source = generator(seed, "conv_backprop")
+    count, classes = y.shape
+
+    def normal(*shape: int, fan_in: int) -> Tensor:
+        return torch.randn(count, *shape, generator=source, dtype=torch.float64) / math.sqrt(fan_in)
+
+    p = Parameters(
+        w1=normal(kernel, kernel, fan_in=kernel * kernel),
+        b1=normal(fan_in=1),
+        w3=normal(classes, rows, columns, fan_in=rows * columns),
+        b3=normal(classes, fan_in=1),
+    )
+    passed = forward(p, a0)
+    found = deltas(p, passed, y)
+    by_equations = gradients(passed, found, a0, kernel)
+    leaves = Parameters(*(tensor.clone().requires_grad_() for tensor in p))
+    by_autograd = Parameters(*torch.autograd.grad(cost(leaves, a0, y), tuple(leaves)))
+
+    table, checks = [], []
+    for name, mine, theirs in zip(Parameters._fields, by_equations, by_autograd, strict=True):
+        apart = float((mine - theirs).abs().max())
+        table.append({"gradient": name, "largest": float(theirs.abs().max()), "largest_difference": apart})
+        checks.append(at_most(f"dC/d{name} by the equations and by autograd, largest difference", apart, 1e-12))
+    reached = float((found.delta1 != 0).double().mean())
+    return Answer(
+        numbers={"nets": count, "share_of_units_reached": reached},
+        checks=checks,
+        tables={"gradients": table},
+        figures={"route": route(a0[0], passed, found)},
+        told=[f"delta1 is not 0 at {100 * reached:.1f} % of the units, one of each 2x2 patch"],
+    )
+
+
+def route(image: Tensor, passed: Forward, found: Deltas) -> Figure:
+    """The first image's way forward, and the deltas' way back through the largest unit of each patch."""
+    figure, all_axes = new_figure(
+        4,
+        title="conv_backprop: one image forward, its deltas back",
+        subtitle="rings: the unit that is the largest of its 2x2 patch; delta1 is 0 at all others",
+        columns=4,
+        panel_inches=1.9,
+    )
+    a1, delta1 = passed.a1[0], found.delta1[0]
+    maps = {"input a0": image, "a1 = s(z1)": a1, "pooled a2": passed.a2[0], "delta1 = dC/dz1": delta1}
+    for axes, (name, values) in zip(all_axes, maps.items(), strict=True):
+        signed = values is delta1
+        edge = float(values.abs().max()) if signed else None
+        axes.imshow(values.numpy(), cmap="RdBu_r" if signed else "gray", vmin=edge and -edge, vmax=edge)
+        axes.set_title(name, fontsize=TEXT_POINTS)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.grid(False)
+    rows, columns = largest_of_patch(a1.unsqueeze(0))[0].nonzero().T.tolist()
+    for axes in (all_axes[1], all_axes[3]):
+        axes.scatter(columns, rows, s=22, facecolors="none", edgecolors=PALETTE[4], linewidths=1.2)
+    return figure

@@ -1,0 +1,130 @@
+"""What a study answers: checks that agree or not, files, the summary, and what a disagreement does to a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import Field
+
+from dlhw import answer, train
+from dlhw.answer import Answer, Check
+from dlhw.config import compose
+from dlhw.plots import new_figure
+from dlhw.record import Record, read_summary
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("check", "agrees", "expected"),
+    [
+        (answer.equal("x", 3, 3), True, "3"),
+        (answer.equal("x", "3x2", "3x2"), True, "3x2"),
+        (answer.equal("x", True, False), False, "false"),
+        (answer.equal("x", NAN, NAN), False, "nan"),
+        (answer.close("x", 0.4477, 0.45, within=0.005), True, "0.45 within 0.005"),
+        (answer.close("x", 0.44, 0.45, within=0.005), False, "0.45 within 0.005"),
+        (answer.close("x", NAN, 0.45, within=0.005), False, "0.45 within 0.005"),
+        (answer.at_most("x", 1e-12, 1e-12), True, "at most 1e-12"),
+        (answer.at_most("x", 1.1e-12, 1e-12), False, "at most 1e-12"),
+        (answer.at_most("x", NAN, 1e-12), False, "at most 1e-12"),
+        (answer.at_least("x", 0.98, 0.98), True, "at least 0.98"),
+        (answer.at_least("x", NAN, 0.98), False, "at least 0.98"),
+    ],
+)
+def test_checks(check: Check, agrees: bool, expected: str) -> None:
+    assert (check.agrees, check.expected) == (agrees, expected)
+
+
+def found(*checks: Check) -> Answer:
+    figure, _ = new_figure(1, title="a figure")
+    return Answer(
+        numbers={"widest": 0.44774, "missing": NAN, "name": "xavier"},
+        checks=checks,
+        tables={"rows": [{"a": 1, "b": 2.5}]},
+        figures={"drawn": figure},
+        told=["a matrix"],
+    )
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    found(answer.equal("x, y", 3, 4)).write(Record(tmp_path))
+    assert (tmp_path / "tables" / "rows.csv").read_text() == "a,b\n1,2.5\n"
+    assert (tmp_path / "figures" / "drawn.png").read_bytes()[:4] == b"\x89PNG"
+    with (tmp_path / "tables" / "checks.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"what": "x, y", "computed": "3", "expected": "4", "agrees": "False"}]
+
+
+def test_without_checks_there_is_no_table_of_them(tmp_path: Path) -> None:
+    found().write(Record(tmp_path))
+    assert not (tmp_path / "tables" / "checks.csv").exists()
+    assert "checks" not in found().summary()
+
+
+def test_summary_is_json_and_counts_agreement() -> None:
+    summary = found(answer.equal("x", 3, 4), answer.equal("y", 3, 3)).summary()
+    assert summary == {"widest": 0.44774, "missing": None, "name": "xavier", "checks_agreed": 1, "checks": 2}
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_lines_tell_what_was_expected() -> None:
+    assert found(answer.equal("x", 3, 4), answer.at_most("y", 0.5, 1.0)).lines() == [
+        "a matrix",
+        "widest = 0.44774",
+        "missing = nan",
+        "name = xavier",
+        "DISAGREES: x: 3, expected 4",
+        "agrees: y: 0.5, expected at most 1",
+    ]
+
+
+def study(*, seed: int, largest: Annotated[int, Field(gt=0)]) -> Answer:
+    return found(answer.at_most("seed", seed, largest), answer.at_most("one", 1, 1))
+
+
+def asked(tmp_path: Path, *overrides: str) -> Any:
+    return compose("study=sigmoid_window", "name=asked", f"study._target_={__name__}.study", "~study.points",
+                   "~study.largest_weight", "+study.largest=5", f"output_dir={tmp_path}", *overrides)  # fmt: skip
+
+
+def test_a_run_whose_study_agrees_is_finished(tmp_path: Path) -> None:
+    train.run(asked(tmp_path), Record(tmp_path))
+    summary = read_summary(tmp_path)
+    assert (summary["status"], summary["checks_agreed"], summary["checks"]) == ("finished", 2, 2)
+    assert summary["experiment"] == "asked"
+    assert "parameters" not in summary  # no model was made
+    assert "data" not in summary
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_run_whose_study_disagrees_fails_with_everything_written(tmp_path: Path) -> None:
+    with pytest.raises(train.Disagreement, match=r"^1 of 2 checks disagree: seed$"):
+        train.run(asked(tmp_path, "seed=7"), Record(tmp_path))
+    summary = read_summary(tmp_path)
+    assert (summary["status"], summary["reason"]) == ("failed", "1 of 2 checks disagree: seed")
+    assert summary["widest"] == 0.44774
+    assert (tmp_path / "figures" / "drawn.png").is_file()
+
+
+def test_accounted_ends_a_disagreeing_run_with_exit_code_1_and_keeps_its_summary(tmp_path: Path) -> None:
+    record, cfg = Record(tmp_path), asked(tmp_path, "seed=7")
+    with pytest.raises(SystemExit) as ended, train.accounted(cfg, record, in_sweep=False):
+        train.run(cfg, record)
+    assert ended.value.code == 1
+    assert read_summary(tmp_path)["widest"] == 0.44774
+
+
+def test_a_finished_study_is_not_resumed_and_an_interrupted_one_is_computed_again(tmp_path: Path) -> None:
+    cfg = asked(tmp_path)
+    train.run(cfg, Record(tmp_path))
+    cfg.resume = str(tmp_path)
+    with pytest.raises(ValueError, match="finished already"):
+        train.run(cfg, Record(tmp_path))
+    (tmp_path / "summary.json").unlink()
+    train.run(cfg, Record(tmp_path))
+    assert read_summary(tmp_path)["status"] == "finished"

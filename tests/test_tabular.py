@@ -1,0 +1,110 @@
+"""Tables of numbers: read or fetched, refused when of another form, split and standardized without looking ahead."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dlhw import UsageError
+from dlhw.data import tabular
+
+FRACTIONS: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.25}
+
+
+def boston_csv(folder: Path) -> Path:
+    """A table of Boston's form, with other numbers."""
+    numbers = np.random.default_rng(0).normal(3.0, 2.0, (506, 14))
+    path = folder / "boston.csv"
+    np.savetxt(path, numbers, delimiter=",", header=",".join(tabular.BOSTON), comments="", fmt="%.6f")
+    return path
+
+
+def test_boston_is_read_split_and_standardized_by_its_training_part(tmp_path: Path) -> None:
+    table = np.loadtxt(boston_csv(tmp_path), delimiter=",", skiprows=1)
+    data = tabular.boston(data_dir=tmp_path, seed=3, download=False, **FRACTIONS)
+    assert (data.shape, data.outputs, data.classes) == ((13,), 1, ())
+    assert [len(part) for part in (data.train, data.val, data.test)] == [304, 101, 101]
+    x = data.normalize(data.train.x)
+    torch.testing.assert_close(x.mean(0), torch.zeros(13).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(x.std(0, correction=0), torch.ones(13).double())
+    assert data.normalize(data.test.x).mean(0).abs().max() > 0.01  # nothing of it went into the means
+    targets = torch.cat([part.y for part in (data.train, data.val, data.test)])
+    assert torch.equal(targets.sort().values, torch.from_numpy(table[:, -1]).sort().values)
+
+
+def test_a_tables_fingerprint_is_that_of_its_content_whatever_the_split(tmp_path: Path) -> None:
+    boston_csv(tmp_path)
+    one, two = (tabular.boston(data_dir=tmp_path, seed=seed, download=False, **FRACTIONS) for seed in (0, 1))
+    assert one.sha256 == two.sha256
+    assert not torch.equal(one.test.y, two.test.y)
+    diabetes = tabular.diabetes(data_dir=tmp_path, seed=0, **FRACTIONS)
+    assert diabetes.shape == (10,)
+    assert diabetes.sha256 != one.sha256
+
+
+def test_a_column_without_spread_is_left_at_zero(tmp_path: Path) -> None:
+    path = boston_csv(tmp_path)
+    table = np.loadtxt(path, delimiter=",", skiprows=1)
+    table[:, 3] = 1.0
+    np.savetxt(path, table, delimiter=",", header=",".join(tabular.BOSTON), comments="")
+    data = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    assert data.train.x[:, 3].tolist() == [0.0] * len(data.train)
+
+
+@pytest.mark.parametrize(
+    "content", ["A,B\n1,2\n", "", ",".join(tabular.BOSTON) + "\n" + ",".join(["1"] * 14) + "\n", "a\nx\n", "\xff\xfe"]
+)
+def test_a_table_of_another_form_is_named_and_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "boston.csv").write_text(content, encoding="latin1")
+    with pytest.raises(UsageError, match=r"boston\.csv: (cannot be read|must have the columns)") as raised:
+        tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    assert "\n" not in str(raised.value)
+
+
+def test_boston_is_fetched_from_openml_when_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = (
+        pd.read_csv(boston_csv(tmp_path))
+        .astype({"CHAS": "str", "RAD": "str"})
+        .astype({"CHAS": "category", "RAD": "category"})
+    )
+    there = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    (tmp_path / "boston.csv").unlink()
+    asked: dict[str, Any] = {}
+
+    def fetched(**options: Any) -> Any:
+        asked.update(options)
+        return types.SimpleNamespace(frame=frame)
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetched)
+    data = tabular.boston(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
+    assert (asked["data_id"], asked["data_home"]) == (531, str(tmp_path))
+    assert data.sha256 == there.sha256
+
+
+@pytest.mark.parametrize("name", ["boston", "california_housing"])
+def test_without_a_network_a_table_says_what_to_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(**options: Any) -> Any:
+        raise OSError("<urlopen error [Errno -2] Name or\nservice not known>")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", unreachable)
+    monkeypatch.setattr("sklearn.datasets.fetch_california_housing", unreachable)
+    with pytest.raises(UsageError, match=r"Name or service not known.*dataset=diabetes") as raised:
+        getattr(tabular, name)(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
+    assert "\n" not in str(raised.value)
+
+
+def test_asking_for_no_download_of_boston_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"boston\.csv is not there, and dataset\.download=false; put it there"):
+        tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+
+
+def test_numbers_to_predict_take_the_dtype_of_the_inputs(tmp_path: Path) -> None:
+    data = tabular.diabetes(data_dir=tmp_path, seed=0, **FRACTIONS).to("cpu", torch.float32)
+    x, y = data.train[:2]
+    assert data.normalize(x).dtype == y.dtype == torch.float32
