@@ -207,8 +207,9 @@ def _band(series: Series) -> tuple[list[float], list[float]]:
 def _scale_panel(axes: Axes, panel: Panel) -> None:
     values = [value for series in panel.series for value in _reached(series)]
     scale_values(axes, values, floor=panel.floor, linear=panel.label.endswith("accuracy"))
-    if panel.label.endswith("(%)"):
-        axes.set_ylim(top=min(axes.get_ylim()[1], 104.0))
+    for unit, whole in (("(%)", 100.0), ("accuracy", 1.0)):
+        if panel.label.endswith(unit):
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.04 * whole))
     axes.set_ylabel(panel.label, fontsize=TEXT_POINTS, parse_math=False)
 
 

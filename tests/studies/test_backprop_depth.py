@@ -1,0 +1,80 @@
+"""Gradients of a deep net by hand: against autograd, their split into two factors, the rates per layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.studies.backprop_depth import drawn, factor_per_layer, loss, passes
+
+SMALL = ("experiment=backprop_depth", "study.draws=4", "study.depth=6")
+SETTINGS = {"features": 5, "hidden": [4, 4], "classes": 3, "d": 0.1, "draws": 3, "seed": 0}
+
+
+def test_answer_on_a_small_net(ask: Ask) -> None:
+    found = ask(*SMALL, "study.inits=[xavier,uniform]")
+    assert found.disagreements == []
+    assert len(found.checks) == 5
+    assert [(row["init"], row["layer"]) for row in found.tables["layers"]] == [
+        (init, layer) for init in ("xavier", "uniform") for layer in range(1, 8)
+    ]
+    assert set(found.figures) == {"gradients"}
+    assert len(found.tables["output"]) == 4
+    for row in found.tables["output"]:
+        assert sum(p for name, p in row.items() if name != "draw") == pytest.approx(1.0)
+
+
+def test_gradients_of_one_net_equal_autograds() -> None:
+    weights = [(weight[0], bias[0]) for weight, bias in drawn("default", **SETTINGS)]
+    leaves = [tensor.requires_grad_() for pair in weights for tensor in pair]
+    x, y = torch.arange(1.0, 6.0, dtype=torch.float64), torch.tensor(2)
+    expected = torch.autograd.grad(loss(weights, x, y), leaves)
+    found = passes([(weight.detach(), bias.detach()) for weight, bias in weights], x, y)
+    for layer in range(3):
+        torch.testing.assert_close(found.weights[layer], expected[2 * layer], rtol=0, atol=1e-14)
+        torch.testing.assert_close(found.biases[layer], expected[2 * layer + 1], rtol=0, atol=1e-14)
+    outer = torch.outer(found.signals[1], found.inputs[1])
+    torch.testing.assert_close(found.weights[1], outer, rtol=0, atol=1e-15)
+
+
+def test_factor_per_layer_is_that_of_a_geometric_series() -> None:
+    signal = torch.tensor([[0.5**4, 0.5**3, 0.5**2, 0.5, 1.0, 77.0]], dtype=torch.float64)  # the last is the output's
+    assert factor_per_layer(signal) == pytest.approx(0.5)
+
+
+def test_draws_follow_from_the_seed_and_leave_torchs_stream_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same = (drawn("default", **SETTINGS) for _ in range(2))
+    other = drawn("default", **SETTINGS | {"seed": 1})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for pairs in zip(one, same, strict=True) for a, b in zip(*pairs, strict=True))
+    assert not torch.equal(one[0][0], other[0][0])
+    assert not torch.equal(one[0][0][0], one[0][0][1])
+    (weight, bias), *_ = drawn("uniform", **SETTINGS)
+    assert weight.abs().max() <= 0.1
+    assert (bias == 0).all()
+
+
+def test_larger_ranges_let_more_of_the_signal_through(ask: Ask) -> None:
+    small, large = (ask(*SMALL, "study.inits=[uniform]", f"study.d={d}") for d in (0.05, 0.2))
+    ratio = large.numbers["uniform_signal_per_layer"] / small.numbers["uniform_signal_per_layer"]
+    assert ratio == pytest.approx(4.0, rel=0.2)  # in proportion to d, where ELU has slope 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("study.label_of_x=3", r"study\.label_of_x=3: must be a class, 0 to 2"),
+        ("study.inits=[he,he]", r"study\.inits=\['he', 'he'\]: names one twice"),
+        ("study.inits=[glorot]", r"study\.inits.*'default', 'xavier', 'he', 'orthogonal' or 'uniform'"),
+        ("study.depth=2", r"study\.depth=2: must be greater than or equal to 3"),
+        ("study.x=[1,nan]", r"study\.x"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        ask(*SMALL, override)
+    assert "\n" not in str(raised.value)

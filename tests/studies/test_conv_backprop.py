@@ -1,0 +1,91 @@
+"""The four equations for convolution and pooling: against autograd and general layers by hand, and where they route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.data.digits import digits
+from dlhw.data.tabular import diabetes
+from dlhw.data.tensors import Dataset
+from dlhw.models import by_hand
+from dlhw.studies.conv_backprop import (
+    Parameters,
+    conv_backprop,
+    cost,
+    deltas,
+    forward,
+    gradients,
+    largest_of_patch,
+    spread,
+)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return digits(data_dir="", seed=0, mean=0.3, std=0.4, validation_fraction=0.2)
+
+
+def drawn(*shapes: tuple[int, ...]) -> list[Tensor]:
+    source = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
+
+
+def nets(side: int, kernel: int) -> tuple[Parameters, Tensor, Tensor]:
+    """Three nets of two outputs with an image and a target each."""
+    pooled = (side - kernel + 1) // 2
+    w1, b1, w3, b3, a0, y = drawn((3, kernel, kernel), (3,), (3, 2, pooled, pooled), (3, 2), (3, side, side), (3, 2))
+    return Parameters(w1, b1, w3, b3), a0, y
+
+
+@pytest.mark.parametrize(("side", "kernel"), [(6, 3), (7, 3), (9, 1), (5, 4)])  # 7 - 3 + 1: a row is left over
+def test_equations_equal_autograd(side: int, kernel: int) -> None:
+    p, a0, y = nets(side, kernel)
+    passed = forward(p, a0)
+    found = gradients(passed, deltas(p, passed, y), a0, kernel)
+    leaves = [tensor.clone().requires_grad_() for tensor in p]
+    for mine, theirs in zip(found, torch.autograd.grad(cost(Parameters(*leaves), a0, y), leaves), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+
+
+def test_equations_equal_the_general_layers_by_hand() -> None:
+    p, a0, y = nets(6, 3)
+    layers = [by_hand.convolution(0), by_hand.SIGMOID, by_hand.max_pooling(2), by_hand.FLATTEN, by_hand.DENSE]
+    layers.append(by_hand.SIGMOID)
+    passed = forward(p, a0)
+    found = gradients(passed, deltas(p, passed, y), a0, 3)
+    for n in range(3):
+        weights = [(p.w1[n].view(1, 1, 3, 3), p.b1[n : n + 1]), (), (), (), (p.w3[n].flatten(1), p.b3[n]), ()]
+        outputs = by_hand.activations(layers, weights, a0[n].view(1, 1, 6, 6))
+        _, general = by_hand.gradients(layers, weights, outputs, outputs[-1] - y[n])
+        torch.testing.assert_close(general[0][0].view(3, 3), found.w1[n], rtol=0, atol=1e-14)
+        torch.testing.assert_close(general[4][0].view_as(found.w3[n]), found.w3[n], rtol=0, atol=1e-14)
+
+
+def test_one_unit_of_each_patch_is_the_largest() -> None:
+    (a1,) = drawn((2, 6, 8))
+    chosen = largest_of_patch(a1)
+    blocks = chosen.unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4))
+    assert (blocks == 1).all()
+    pooled = torch.nn.functional.max_pool2d(a1, 2)
+    torch.testing.assert_close(spread(pooled)[chosen], a1[chosen], rtol=0, atol=0)
+    assert largest_of_patch(torch.zeros(1, 2, 2))[0].tolist() == [[True, False], [False, False]]
+
+
+def test_answer_on_digits(data: Dataset) -> None:
+    found = conv_backprop(seed=0, data=data, kernel=3, draws=5)
+    assert found.disagreements == []
+    assert [row["gradient"] for row in found.tables["gradients"]] == ["w1", "b1", "w3", "b3"]
+    assert all(row["largest"] > 1e-4 for row in found.tables["gradients"])  # zeros would agree as well
+    assert found.numbers == {"nets": 5, "share_of_units_reached": 0.25}
+    assert set(found.figures) == {"route"}
+
+
+def test_what_the_net_cannot_take_is_refused(data: Dataset) -> None:
+    with pytest.raises(UsageError, match=r"study\.kernel=8: leaves no 2x2 patch of 8x8 images"):
+        conv_backprop(seed=0, data=data, kernel=8, draws=5)
+    table = diabetes(data_dir="", seed=0, test_fraction=0.2, validation_fraction=0.2)
+    with pytest.raises(UsageError, match="dataset=diabetes: the net takes images of one channel"):
+        conv_backprop(seed=0, data=table, kernel=3, draws=5)
