@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dlhw import UsageError
 from dlhw.compare import compare, main
-from dlhw.comparison import Comparison, conclude
+from dlhw.comparison import Comparison, conclude, figures
 from dlhw.comparison.ranking import grouped, spread
 from dlhw.comparison.results import canonical, read
 
@@ -642,3 +642,25 @@ def test_help_loads_nothing_heavy() -> None:
     code = "import sys, dlhw.compare, dlhw.comparison; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ended.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})
+
+
+def test_curves_are_drawn_against_the_step_and_on_a_log_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    draw = figures.compared_curves
+
+    def kept(panels: Any, **options: Any) -> Any:
+        drawn.append((panels, draw(panels, **options)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(figures, "compared_curves", kept)
+    runs = make_sweep(tmp_path, {"b=0.1": [2.0], "b=0.2": [3.0]})
+    for run in runs:
+        text = (run / "metrics.csv").read_text().splitlines()
+        steps = ["step", *(str(7 * epoch) for epoch in range(1, len(text)))]
+        (run / "metrics.csv").write_text("".join(f"{line},{step}\n" for line, step in zip(text, steps, strict=True)))
+    asked = Comparison(curves=["train_loss"], x="step", log_x=True, overlay=None, against=[], probes=[])
+    conclude(tmp_path, runs, comparison=asked)
+    ((panels, figure),) = drawn
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("step", "log")
+    assert [list(series.x) for series in panels[0].series] == [[7, 14, 21]] * 2

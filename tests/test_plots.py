@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dlhw.comparison.panels import Panel, Series, compared_against, compared_curves, compared_layers, setting_colors
-from dlhw.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, new_figure
+from dlhw.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
@@ -376,3 +376,23 @@ def test_layers_share_the_axis_before_and_after() -> None:
 )
 def test_axes_say_what_a_column_is(column: str, label: str) -> None:
     assert column_label(column) == label
+
+
+def test_numbers_that_are_predicted_have_a_panel_of_squared_errors() -> None:
+    rows = [{"epoch": epoch, **{f"{part}_{name}": 10.0 / epoch for part in ("train", "val", "test")
+                                for name in ("loss", "mse")}} for epoch in (1, 2, 3)]  # fmt: skip
+    figure = curves(rows, title="boston", best_epoch=3)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "mean squared error"]
+    told = "\n".join(text.get_text() for text in figure.texts)
+    assert "best epoch 3: validation squared error 3.333, test squared error 3.333" in told
+
+
+def test_axes_are_labelled_with_words_as_they_are() -> None:
+    figure, (axes,) = new_figure(1, title="t")
+    axes.plot([1, 2], [3, 4], label="costs $3 to $4")
+    label(axes, x="a_b", y="$y$", title="x^2")
+    texts = [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.get_legend().get_texts()]
+    assert [text.get_text() for text in texts] == ["a_b", "$y$", "x^2", "costs $3 to $4"]
+    assert not any(text.get_parse_math() for text in texts)
+    label(axes, x="x", y="y", legend=False)
+    figure.draw_without_rendering()
