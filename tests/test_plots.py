@@ -54,11 +54,11 @@ def test_lines_hold_the_rows() -> None:
     rows = run(4)
     figure = curves(rows, title="t", best_epoch=3)
     for axes, quantity in zip(figure.axes, ("loss", "error_percent"), strict=True):
-        for label, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
-            drawn = line(axes, label)
+        for name, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
+            drawn = line(axes, name)
             assert list(drawn.get_xdata()) == [1, 2, 3, 4]
             assert list(drawn.get_ydata()) == [row[f"{prefix}_{quantity}"] for row in rows]
-            assert drawn.get_color() == COLORS[label]
+            assert drawn.get_color() == COLORS[name]
     draw(figure)
 
 
