@@ -270,7 +270,9 @@ def _pairs(source: torch.Generator) -> Figure:
             axes.plot(*cloud.T, marker, color=color, markersize=4)
             for point, weight in zip(cloud, weights, strict=True):
                 if nearest.meets and weight > 1e-9:
-                    side = {"ha": "left", "xytext": (4, 3)} if marker == "o" else {"ha": "right", "xytext": (-5, -9)}
+                    side: dict[str, Any] = (
+                        {"ha": "left", "xytext": (4, 3)} if marker == "o" else {"ha": "right", "xytext": (-5, -9)}
+                    )
                     note = f"{weight:.2f}"
                     axes.annotate(note, point, textcoords="offset points", fontsize=8, color=color, **side)
         axes.margins(0.12)
