@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from dlhw import UsageError
 from dlhw.answer import Answer, at_most
-from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 from dlhw.runtime import generator
 
 
 def objective(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     """f = 1/N sum_i [-y_i z_i + log(1 + exp z_i)] + 1/2 sum_j penalty_j theta_j^2, z = X theta, per draw (C3.1).
 
-    log(1 + exp z) is computed by ``softplus`` as max(z, 0) + log(1 + exp -|z|): no exponential overflows.
+    log(1 + exp z) is log(exp 0 + exp z), computed as max(z, 0) + log(1 + exp -|z|): no exponential overflows.
 
     Args:
         theta: (..., D).
@@ -30,7 +28,7 @@ def objective(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
         penalty: (..., D), lambda for each penalized coefficient, 0 for others.
     """
     z = (x @ theta[..., None])[..., 0]
-    likelihood = (functional.softplus(z, threshold=math.inf) - y * z).mean(-1)
+    likelihood = (torch.logaddexp(z, torch.zeros_like(z)) - y * z).mean(-1)
     return likelihood + 0.5 * (penalty * theta.square()).sum(-1)
 
 
@@ -46,9 +44,10 @@ def gradient(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
 
 def curvature(x: Tensor, penalty: Tensor) -> tuple[float, float]:
-    """mu and L with mu <= f'' <= L everywhere: f'' = 1/N sum_i s_i (1 - s_i) x_i x_i' + diag(penalty), s (1 - s) <= 1/4.
+    """mu and L with mu <= f'' <= L everywhere, for f'' = 1/N sum_i s_i (1 - s_i) x_i x_i' + diag(penalty).
 
-    The sum is between 0 and the largest eigenvalue of X'X / (4 N); the penalty adds at least its smallest entry.
+    As 0 < s (1 - s) <= 1/4, f'' is at most X'X / (4 N) + diag(penalty), and at least the smallest penalty.
+    The step 1 / L then makes |theta - theta*|, f - f* too, smaller by 1 - mu / L or better at every iteration.
     """
     hessian = x.mT @ x / (4 * x.shape[0]) + torch.diag(penalty)
     return penalty.min().item(), torch.linalg.eigvalsh(hessian)[-1].item()
@@ -72,7 +71,8 @@ def descend(x: Tensor, y: Tensor, penalty: Tensor, *, step: Tensor, until: Tenso
         until: (K,).
     """
     theta = torch.zeros_like(penalty)
-    iterations, thetas = [], []
+    iterations: list[int] = []
+    thetas = []
     for k in range(most + 1):
         slope = gradient(theta, x, y, penalty)
         done = k == most or bool((slope.norm(dim=-1) <= until).all())
@@ -131,7 +131,8 @@ def gradient_error(draws: int, source: torch.Generator) -> float:
     leaf = theta.clone().requires_grad_()
     (expected,) = torch.autograd.grad(objective(leaf, x, y, penalty).sum(), leaf)
     size = expected.norm(dim=-1, keepdim=True).clamp(min=1)
-    return ((gradient(theta, x, y, penalty) - expected).abs() / size).max().item()
+    largest: float = ((gradient(theta, x, y, penalty) - expected).abs() / size).max().item()
+    return largest
 
 
 def logistic_ridge(
@@ -194,40 +195,40 @@ def logistic_ridge(
         ],
         tables={"strengths": rows},
         figures={
-            "descent": _figure(descent.iterations, excess, distance, rate, strengths, problem, penalize_intercept)
+            "descent": _figure(
+                descent.iterations[1:],
+                {"f - f*": excess, "|theta - theta*|": distance},
+                rate[1:],
+                strengths,
+                subtitle=f"{problem}, step 1/L, constant feature {'' if penalize_intercept else 'not '}penalized; "
+                "dashed: bounds, by 1 - mu/L an iteration",
+            )
         },
     )
 
 
 def _figure(
-    iterations: list[int],
-    excess: Tensor,
-    distance: Tensor,
-    rate: Tensor,
-    strengths: list[float],
-    problem: str,
-    penalize_intercept: bool,
+    iterations: list[int], shown: dict[str, Tensor], rate: Tensor, strengths: list[float], *, subtitle: str
 ) -> Figure:
+    """``shown``: (T, K) each, from iteration 0 on, which has no place on a log axis; the rest from iteration 1 on."""
     figure, all_axes = new_figure(
         2,
         title="logistic_ridge: gradient descent reaches scikit-learn's minimum",
-        subtitle=f"{problem}, step 1/L, constant feature {'' if penalize_intercept else 'not '}penalized; "
-        "dashed: the bound, shrinking by 1 - mu/L per iteration",
-        panel_inches=3.4,
+        subtitle=subtitle,
+        panel_inches=3.2,
+        foot_inches=0.3,
     )
-    panels = ((excess, "f - f*", 1e-15), (distance, "|theta - theta*|", 1e-9))
-    for axes, (values, name, floor) in zip(all_axes, panels, strict=True):
+    for axes, (name, values), floor in zip(all_axes, shown.items(), (1e-15, 1e-9), strict=True):
         for i, strength in enumerate(strengths):
-            color = PALETTE[i]
-            # iteration 0 is drawn where a log axis begins
-            at = [max(n, 0.8) for n in iterations]
-            axes.plot(
-                at, values[:, i].clamp(min=floor).numpy(), color=color, linewidth=1.8, label=f"lambda = {strength:g}"
-            )
-            bound = (rate[:, i] * values[0, i]).clamp(min=floor)
-            axes.plot(at, bound.numpy(), color=color, linewidth=1, linestyle="--")
+            at = values[1:, i].clamp(min=floor / 10).numpy()
+            axes.plot(iterations, at, color=PALETTE[i], linewidth=1.8, label=f"lambda = {strength:g}")
+            bound = (rate[:, i] * values[0, i]).clamp(min=floor / 10)
+            axes.plot(iterations, bound.numpy(), color=PALETTE[i], linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(bottom=floor)
-        label(axes, x="iteration", y=name, place="lower left")
+        axes.set_xlabel("iteration", fontsize=TEXT_POINTS)
+        axes.set_ylabel(name, fontsize=TEXT_POINTS, parse_math=False)
+    handles, names = all_axes[0].get_legend_handles_labels()
+    add_legend(figure, handles, names, loc="outside lower center", columns=min(4, len(names)))
     return figure
