@@ -60,7 +60,7 @@ def mlp(width: int, inputs: int, outputs: int, depth: int) -> Net:
 
 
 def cnn(width: int, side: int, outputs: int, depth: int) -> Net:
-    """``depth`` 3x3 convolutions of ``width`` channels on 3-channel pictures, keeping their size; then a linear layer."""
+    """``depth`` 3x3 convolutions of ``width`` channels on 3-channel pictures, all of one size; then a linear layer."""
     channels = [3, *[width] * depth]
 
     def make() -> nn.Module:
