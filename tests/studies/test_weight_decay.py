@@ -68,7 +68,9 @@ def test_decay_at_and_between_its_borders(factor: float, expected: str) -> None:
     assert behaviour(factor) == expected
 
 
-@pytest.mark.parametrize("override", ["study.strength=0", "study.rho=1", "study.products=[]", "study.batch=257"])
+@pytest.mark.parametrize(
+    "override", ["study.strength=0", "study.strength=3", "study.rho=1", "study.products=[]", "study.batch=257"]
+)
 def test_what_is_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=weight_decay", override)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from dlhw import UsageError
 from dlhw.answer import Answer, at_least, at_most, equal
 from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
@@ -149,6 +150,11 @@ def weight_decay(
     seed: int,
 ) -> Answer:
     """Both forms for SGD, momentum and Adam on a small net; then decay alone over a range of learning rates."""
+    if strength * max(learning_rate, adam_learning_rate) >= 0.5:
+        raise UsageError(
+            f"study.strength={strength}: times the learning rates ({learning_rate}, {adam_learning_rate}) it must be "
+            "below 0.5, so that shrinking keeps the sign; beyond it, study.products looks at decay alone"
+        )
     source = generator(seed, "weight_decay", "problem")
     x = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=source)
     teacher = torch.randn(FEATURES, CLASSES, dtype=x.dtype, generator=source)
