@@ -1,0 +1,304 @@
+"""An L2 penalty in the loss against shrinking the weights: where they are the same, and how far one may shrink (E3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from dlhw import UsageError
+from dlhw.answer import Answer, at_least, at_most, equal
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+Positive = Annotated[float, Field(gt=0)]
+Direction = Callable[[Tensor], Tensor]
+"""From the gradient to what the learning rate multiplies; it may remember earlier gradients."""
+
+FEATURES, CLASSES, SAMPLES = 6, 3, 256
+TOLERANCE = 1e-12
+
+
+def plain(gradient: Tensor) -> Tensor:
+    """SGD's direction: the gradient itself."""
+    return gradient
+
+
+def momentum(rho: float) -> Direction:
+    """v <- rho v + g, from v = 0; the direction is v."""
+    velocity: Tensor | float = 0.0
+
+    def direction(gradient: Tensor) -> Tensor:
+        nonlocal velocity
+        velocity = rho * velocity + gradient
+        return velocity
+
+    return direction
+
+
+def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Direction:
+    """m <- beta1 m + (1 - beta1) g, s <- beta2 s + (1 - beta2) g^2; the direction is m^ / (sqrt(s^) + epsilon).
+
+    m^ = m / (1 - beta1^t) and s^ = s / (1 - beta2^t) make up for the start at 0 (Kingma and Ba, 2015).
+    """
+    mean: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+    t = 0
+
+    def direction(gradient: Tensor) -> Tensor:
+        nonlocal mean, square, t
+        t += 1
+        mean = beta1 * mean + (1 - beta1) * gradient
+        square = beta2 * square + (1 - beta2) * gradient.square()
+        return mean / (1 - beta1**t) / ((square / (1 - beta2**t)).sqrt() + epsilon)
+
+    return direction
+
+
+def penalized(w: Tensor, gradient: Tensor, direction: Direction, alpha: float, strength: float) -> Tensor:
+    """w - alpha d(g + 2 lambda w): a step on L(w) + lambda |w|^2, whose gradient is g + 2 lambda w (E3.a, b)."""
+    return w - alpha * direction(gradient + 2 * strength * w)
+
+
+def shrunk(w: Tensor, gradient: Tensor, direction: Direction, alpha: float, strength: float) -> Tensor:
+    """(1 - 2 alpha lambda) w - alpha d(g): the weights shrink, then step on L alone (E3.c).
+
+    If the direction is the gradient, this is ``penalized``: w - alpha (g + 2 lambda w) with the w collected. With
+    momentum it is not: there 2 lambda w enters v and acts again later, rho times as strong each step. After two
+    steps the first is ahead by -2 alpha lambda rho w_0. Adam divides 2 lambda w by the size of the gradients.
+    """
+    return (1 - 2 * alpha * strength) * w - alpha * direction(gradient)
+
+
+def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of a net with one hidden layer of tanh units, all its weights and biases in one vector w."""
+    hidden = (w.numel() - CLASSES) // (FEATURES + 1 + CLASSES)
+    first, bias, second, last = w.split([hidden * FEATURES, hidden, CLASSES * hidden, CLASSES])
+    units = torch.tanh(x @ first.view(hidden, FEATURES).T + bias)
+    return functional.cross_entropy(units @ second.view(CLASSES, hidden).T + last, y)
+
+
+def path(
+    w: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    step: Callable[[Tensor, Tensor, Direction, float, float], Tensor],
+    direction: Direction,
+    *,
+    alpha: float,
+    strength: float,
+) -> Tensor:
+    """The weights before and after every step, (steps + 1, weights)."""
+    slope = torch.func.grad(loss)
+    visited = [w]
+    for x, y in batches:
+        visited.append(step(visited[-1], slope(visited[-1], x, y), direction, alpha, strength))
+    return torch.stack(visited)
+
+
+def torchs_path(
+    w: Tensor, batches: Iterable[tuple[Tensor, Tensor]], make: Callable[..., torch.optim.Optimizer], **options: Any
+) -> Tensor:
+    """The same by an optimizer of torch."""
+    leaf = w.clone().requires_grad_()
+    optimizer = make([leaf], **options)
+    visited = [w]
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss(leaf, x, y).backward()
+        optimizer.step()
+        visited.append(leaf.detach().clone())
+    return torch.stack(visited)
+
+
+def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> Tensor:
+    """Gradient descent on lambda |w|^2 alone, one row of weights per learning rate: (steps + 1, learning rates, D).
+
+    w <- w - alpha 2 lambda w = (1 - 2 alpha lambda) w, so |w_k| = |1 - 2 alpha lambda|^k |w_0| (E3.d). This
+    shrinks for 0 < alpha < 1 / lambda, and up to 1 / (2 lambda) without a change of sign.
+    """
+    visited = [w.expand(len(alphas), -1)]
+    for _ in range(steps):
+        leaf = visited[-1].detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(strength * leaf.square().sum(), leaf)
+        visited.append(leaf.detach() - alphas[:, None] * gradient)
+    return torch.stack(visited)
+
+
+def behaviour(factor: float) -> str:
+    """What multiplying by ``factor`` again and again does."""
+    size = "kept" if abs(abs(factor) - 1) < 1e-9 else "shrinks" if abs(factor) < 1 else "grows"
+    return size + (", alternating" if factor < -1e-9 else "")
+
+
+def weight_decay(
+    *,
+    strength: Positive,
+    learning_rate: Annotated[float, Field(gt=0, le=0.5)],
+    adam_learning_rate: Annotated[float, Field(gt=0, le=0.1)],
+    rho: Annotated[float, Field(gt=0, lt=1)],
+    hidden: Annotated[int, Field(ge=1)],
+    batch: Annotated[int, Field(ge=1, le=SAMPLES)],
+    steps: Annotated[int, Field(ge=2)],
+    products: Annotated[list[Positive], Field(min_length=1)],
+    decay_steps: Annotated[int, Field(ge=1)],
+    seed: int,
+) -> Answer:
+    """Both forms for SGD, momentum and Adam on a small net; then decay alone over a range of learning rates."""
+    if strength * max(learning_rate, adam_learning_rate) >= 0.5:
+        raise UsageError(
+            f"study.strength={strength}: times the learning rates ({learning_rate}, {adam_learning_rate}) it must be "
+            "below 0.5, so that shrinking keeps the sign; beyond it, study.products looks at decay alone"
+        )
+    source = generator(seed, "weight_decay", "problem")
+    x = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=source)
+    teacher = torch.randn(FEATURES, CLASSES, dtype=x.dtype, generator=source)
+    y = (x @ teacher + torch.randn(SAMPLES, CLASSES, dtype=x.dtype, generator=source)).argmax(1)
+    w = 0.5 * torch.randn(hidden * (FEATURES + 1 + CLASSES) + CLASSES, dtype=x.dtype, generator=source)
+    picks = torch.randint(0, SAMPLES, (steps, batch), generator=source)
+    batches = [(x[pick], y[pick]) for pick in picks]
+
+    kinds: dict[str, tuple[Callable[[], Direction], float]] = {
+        "SGD": (lambda: plain, learning_rate),
+        "momentum": (lambda: momentum(rho), learning_rate * (1 - rho)),
+        "Adam": (adam, adam_learning_rate),
+    }
+    paths = {
+        (name, form): path(w, batches, step, make(), alpha=alpha, strength=strength)
+        for name, (make, alpha) in kinds.items()
+        for form, step in (("penalty", penalized), ("shrinking", shrunk))
+    }
+    apart = {name: (paths[name, "penalty"] - paths[name, "shrinking"]).abs().amax(1) for name in kinds}
+    slow = kinds["momentum"][1]
+    torchs = {
+        ("SGD", "penalty"): (torch.optim.SGD, {"lr": learning_rate}),
+        ("momentum", "penalty"): (torch.optim.SGD, {"lr": slow, "momentum": rho}),
+        ("Adam", "penalty"): (torch.optim.Adam, {"lr": adam_learning_rate}),
+        ("Adam", "shrinking"): (torch.optim.AdamW, {"lr": adam_learning_rate}),
+    }
+    from_torch = {
+        key: (torchs_path(w, batches, make, weight_decay=2 * strength, **options) - paths[key]).abs().max().item()
+        for key, (make, options) in torchs.items()
+    }
+    early = (paths["momentum", "penalty"] - paths["momentum", "shrinking"])[2] + 2 * slow * strength * rho * w
+
+    rows = [
+        {
+            "optimizer": name,
+            "form": form,
+            "learning_rate": kinds[name][1],
+            "loss": loss(visited[-1], x, y).item(),
+            "norm": visited[-1].norm().item(),
+            "largest_difference_of_the_forms": apart[name].max().item(),
+            "difference_from_torch": from_torch.get((name, form)),
+        }
+        for (name, form), visited in paths.items()
+    ]
+    products = sorted(set(products))
+    factors = [1 - 2 * product for product in products]
+    start = torch.randn(4, dtype=x.dtype, generator=generator(seed, "weight_decay", "decay"))
+    run = decay(start, torch.tensor(products, dtype=x.dtype) / strength, strength, decay_steps)
+    sizes = run.norm(dim=-1) / start.norm()
+    along = run @ start / start.square().sum()  # w_k in units of w_0, with its sign
+    powers = torch.tensor(factors, dtype=x.dtype).abs() ** decay_steps
+    off = ((sizes[-1] - powers).abs() / powers.clamp(min=1e-12)).max().item()
+    seen = [
+        behaviour(size ** (1 / decay_steps) * (-1 if sign < 0 else 1))
+        for size, sign in zip(sizes[-1].tolist(), along[1].tolist(), strict=True)
+    ]
+    decays = [
+        {"alpha_lambda": p, "factor": f, "size": size, "predicted": power, "behaviour": word}
+        for p, f, size, power, word in zip(products, factors, sizes[-1].tolist(), powers.tolist(), seen, strict=True)
+    ]
+    return Answer(
+        numbers={
+            **{f"difference_{name.lower()}": values.max().item() for name, values in apart.items()},
+            "norm_adam": paths["Adam", "penalty"][-1].norm().item(),
+            "norm_adamw": paths["Adam", "shrinking"][-1].norm().item(),
+        },
+        checks=[
+            at_most("SGD: penalty less shrinking, largest in all steps (E3.c)", apart["SGD"].max().item(), TOLERANCE),
+            at_most(
+                "momentum: difference after two steps less -2 alpha lambda rho w_0", early.abs().max().item(), 1e-13
+            ),
+            at_least(
+                "Adam: difference after one step, about 2 alpha lambda |w|",
+                apart["Adam"][1].item(),
+                adam_learning_rate * strength * w.abs().max().item(),
+            ),
+            *(at_most(f"{name}, {form}: from torch's", value, 1e-10) for (name, form), value in from_torch.items()),
+            at_most(f"|w| after {decay_steps} decays less |1 - 2 alpha lambda|^k, relative", off, 1e-9),
+            equal(
+                "learning rates at which decay behaves as predicted (E3.d)",
+                sum(word == behaviour(factor) for word, factor in zip(seen, factors, strict=True)),
+                len(products),
+            ),
+        ],
+        tables={"optimizers": rows, "decay": decays},
+        figures={
+            "forms": _forms(paths, apart, strength),
+            "range": _range(products, sizes, powers, along[:11]),
+        },
+    )
+
+
+def _forms(paths: dict[tuple[str, str], Tensor], apart: dict[str, Tensor], strength: float) -> Figure:
+    figure, (differences, norms) = new_figure(
+        2,
+        title="weight_decay: a penalty and shrinking are the same for SGD alone",
+        subtitle=f"lambda = {strength:g}; right: full lines for the penalty, dashed for shrinking",
+        panel_inches=3.1,
+    )
+    for i, (name, values) in enumerate(apart.items()):
+        differences.plot(values.clamp(min=1e-17).numpy(), color=PALETTE[i], linewidth=1.4, label=name)
+        for form, style in (("penalty", "-"), ("shrinking", "--")):
+            norms.plot(
+                paths[name, form].norm(dim=1).numpy(),
+                style,
+                color=PALETTE[i],
+                linewidth=1.4,
+                label=name if form == "penalty" else None,
+            )
+    differences.axhline(TOLERANCE, color=COLORS["reference"], linestyle=":", linewidth=1, label="1e-12")
+    differences.set_yscale("log")
+    label(differences, x="step", y="largest |difference of a weight|")
+    label(norms, x="step", y="norm of the weights")
+    return figure
+
+
+def _range(products: list[float], sizes: Tensor, powers: Tensor, path: Tensor) -> Figure:
+    steps = len(sizes) - 1
+    figure, (end, along) = new_figure(
+        2,
+        title="weight_decay: decay alone, over the learning rate",
+        subtitle="no change of sign up to alpha lambda = 1/2, where w_1 = 0; smaller up to 1; divergence above",
+        panel_inches=3.1,
+    )
+    fine = torch.linspace(0, max(1.1, products[-1]), 2001, dtype=sizes.dtype)
+    end.plot(
+        fine,
+        (1 - 2 * fine).abs().pow(steps),
+        color="black",
+        linewidth=1,
+        label="|1 - 2 alpha lambda|^k",
+    )
+    end.plot(products, sizes[-1].numpy(), "o", color=PALETTE[1], markersize=4, label="measured")
+    for border, style in ((0.5, ":"), (1.0, "--")):
+        end.axvline(
+            border, color=COLORS["reference"], linestyle=style, linewidth=1, label=f"alpha = {border:g} / lambda"
+        )
+    end.set_yscale("log")
+    end.set_ylim(1e-24, 1e14)
+    label(end, x="alpha lambda", y=f"|w_k| / |w_0| after k = {steps}", place="upper left")
+    shown = sorted({round(i * (len(products) - 1) / 4) for i in range(5)})
+    for color, i in zip(PALETTE, shown, strict=False):
+        along.plot(path[:, i].numpy(), marker=".", color=color, linewidth=1.1, label=f"alpha lambda = {products[i]:g}")
+    along.set_ylim(-2.8, 6.0)
+    along.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    label(along, x="step k", y="w_k / w_0", place="upper right")
+    return figure

@@ -1,0 +1,114 @@
+"""Convolution: the sheets' own values, sizes against torch, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.studies.convolution import (
+    SHEET_FILTER,
+    SHEET_X,
+    convolve,
+    multiply_adds,
+    output_size,
+    padding_to_keep,
+    parameters,
+    total_variation,
+)
+
+FEW = ("experiment=convolution", "study.draws=40", "study.passes=2")
+
+
+def test_the_sheets_values(ask: Ask) -> None:
+    found = ask(*FEW)
+    assert found.disagreements == []
+    assert len(found.checks) == 16
+    assert found.numbers["j"] == -0.875  # C4.1
+    assert (found.numbers["multiply_adds"], found.numbers["parameters"]) == (5_133_600, 1_820)  # E2
+    assert [row["output"] for row in found.tables["shapes"]] == ["3x2", "6x4", "10x10", "46x62"]
+    assert (len(found.tables["y"]), len(found.tables["random_settings"])) == (16, 40)
+    assert set(found.figures) == {"matrices", "picture"}
+
+
+def test_the_whole_of_y_by_hand() -> None:
+    x, kernel = torch.tensor(SHEET_X).double(), torch.tensor(SHEET_FILTER).double()
+    y = convolve(x[None, None], kernel[None, None], stride=(1, 1), padding=(0, 0), dilation=(1, 1))[0, 0]
+    for i in range(4):
+        for j in range(4):
+            assert y[i, j] == (x[i : i + 3, j : j + 3] * kernel).sum()
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("dilation", [(1, 1), (3, 2)])
+def test_convolve_is_torchs(stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> None:
+    x, weight = torch.randn(2, 3, 9, 8).double(), torch.randn(4, 3, 3, 2).double()
+    expected = functional.conv2d(x, weight, stride=stride, padding=padding, dilation=dilation)
+    torch.testing.assert_close(convolve(x, weight, stride=stride, padding=padding, dilation=dilation), expected)
+
+
+def test_a_kernel_must_fit_once() -> None:
+    assert output_size(5, 3, stride=7, padding=0, dilation=2) == 1
+    with pytest.raises(ValueError, match="spanning 5 does not fit into 4"):
+        output_size(2, 3, stride=1, padding=1, dilation=2)
+
+
+@pytest.mark.parametrize("kernel", range(1, 6))
+@pytest.mark.parametrize("stride", range(1, 5))
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_padding_found_is_the_least_and_none_means_none(kernel: int, stride: int, dilation: int) -> None:
+    for size in range(1, 12):
+        keeps = [
+            padding
+            for padding in range(40)
+            if size + 2 * padding > dilation * (kernel - 1)
+            and output_size(size, kernel, stride=stride, padding=padding, dilation=dilation) == size
+        ]
+        found = padding_to_keep(size, kernel, stride=stride, dilation=dilation)
+        assert found == (keeps[0] if keeps else None)
+
+
+def test_counts() -> None:
+    assert parameters((4, 4), 1, 1, bias=False) == 16  # C4.1
+    assert parameters((3, 3), 10, 20, bias=True) == 1820  # E2.d
+    assert multiply_adds((46, 62, 20), (3, 3), 10) == 5_133_600  # E2.c
+
+
+def test_total_variation_of_a_step() -> None:
+    assert total_variation(torch.tensor([[0.0, 3.0], [0.0, 3.0]])) == 6.0
+
+
+def test_own_matrices_are_not_measured_by_the_sheets_values(ask: Ask) -> None:
+    found = ask(*FEW, "study.x=[[1,2,3],[4,5,6]]", "study.filter=[[1,-1]]", "study.stride=[1,2]", "study.padding=1")
+    assert found.disagreements == []
+    assert "j" not in found.numbers
+    assert not any("C4.1" in check.what and "j," in check.what for check in found.checks)
+    # rows of zeros around x, and one value on either side: [0 1 2 3 0], in pairs from the left, two apart
+    assert [row["value"] for row in found.tables["y"]] == [0, 0, -1, -1, -4, -1, 0, 0]
+
+
+def test_other_sizes_are_only_compared_with_torch(ask: Ask) -> None:
+    found = ask(*FEW, "study.map_size=[28,28]", "study.layer_input=[8,9,2]", "study.layer_kernel=[2,3,2,5]")
+    assert found.disagreements == []
+    assert found.numbers["multiply_adds"] == 7 * 7 * 5 * 2 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("study.x=[[1,2],[3]]", "rows have"),
+        ("study.x=[[1,2],[3,4]]", "does not fit into 2"),
+        ("study.map_filter=[7,1]", "does not fit into 6"),
+        ("study.layer_kernel=[3,3,4,20]", "must be layer_input's, 10"),
+        ("study.layer_kernel=[49,3,10,20]", "does not fit into 48"),
+        ("study.stride=0", "greater than or equal to 1"),
+        ("study.x=sheets", "sheet"),
+        ("study.picture=cat.jpg", "china.jpg"),
+    ],
+)
+def test_what_is_refused(ask: Ask, override: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        ask(*FEW, override)

@@ -1,0 +1,81 @@
+"""Least squares as a projection, at full and at deficient rank, and what would not be one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.studies.projection import CONDITION, applied, draw, gaps, onto_columns, projector, solver
+
+
+def problem(rank: int, *, points: int = 9, features: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw(5, points, features, rank=rank, source=torch.Generator().manual_seed(rank))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_check_holds_whatever_the_seed(ask: Ask, seed: int) -> None:
+    found = ask("experiment=projection", f"seed={seed}", "study.draws=20", "study.candidates=10")
+    assert found.disagreements == []
+    assert len(found.checks) == 9
+    assert found.numbers["candidates"] == 3 * 20 * 10
+    assert [row["rank"] for row in found.tables["ranks"]] == [6, 4, 1]
+    assert set(found.figures) == {"plane", "candidates"}
+
+
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (5, 5), (4, 9)])
+def test_any_shape(ask: Ask, size: tuple[int, int]) -> None:
+    ranks = sorted({1, min(size)})
+    found = ask(
+        "experiment=projection", f"study.points={max(2, size[0])}", f"study.features={size[1]}", f"study.ranks={ranks}"
+    )
+    assert found.disagreements == []
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_drawn_matrices_have_the_rank_and_the_condition(rank: int) -> None:
+    sizes = torch.linalg.svdvals(problem(rank)[0])
+    assert (sizes[:, rank - 1] >= sizes[:, 0] / CONDITION).all()
+    assert (sizes[:, rank:] < 1e-14).all()
+
+
+def test_the_solver_is_torchs_least_squares() -> None:
+    x, y = problem(4)
+    torch.testing.assert_close(applied(solver(x), y), torch.linalg.lstsq(x, y[..., None]).solution[..., 0])
+
+
+def test_the_shortest_solution_where_there_are_several() -> None:
+    x, y = problem(2)
+    torch.testing.assert_close(applied(solver(x), y), applied(torch.linalg.pinv(x, rtol=1e-9), y))
+
+
+@pytest.mark.parametrize("project", [projector, onto_columns])
+def test_projection_on_a_known_plane(project: object) -> None:
+    x = torch.tensor([[[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]]], dtype=torch.float64)
+    expected = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64))
+    assert callable(project)
+    torch.testing.assert_close(project(x)[0], expected)
+
+
+def test_gaps_are_those_of_a_line() -> None:
+    """On the first axis, y = (3, 4) has yhat = (3, 0): a point 2 away from yhat is farther from y by 2^2, over 5^2."""
+    x, y = torch.tensor([[[1.0], [0.0]]]).double(), torch.tensor([[3.0, 4.0]]).double()
+    found, theory = gaps(x, y, torch.tensor([[[2.0], [-1.0], [0.0]]]).double())
+    expected = torch.tensor([[4.0, 1.0, 0.0]]).double() / 25
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(theory, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["study.ranks=[7]"], "at most 6"),
+        (["study.ranks=[]"], "at least 1"),
+        (["study.columns=[[1,2,3],[2,4,6]]"], "on one line"),
+        (["study.columns=[[1,2],[2,4]]"], "at least 3"),
+    ],
+)
+def test_what_is_refused(ask: Ask, overrides: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        ask("experiment=projection", *overrides)

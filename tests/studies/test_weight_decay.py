@@ -1,0 +1,76 @@
+"""Penalty against shrinking, by hand, against torch, and at the borders of what is stable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.studies.weight_decay import adam, behaviour, decay, momentum, penalized, plain, shrunk
+
+FEW = ("experiment=weight_decay", "study.steps=20")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_check_holds_whatever_the_seed(ask: Ask, seed: int) -> None:
+    found = ask(*FEW, f"seed={seed}", "study.hidden=4")
+    assert found.disagreements == []
+    assert len(found.checks) == 9
+    assert (len(found.tables["optimizers"]), len(found.tables["decay"])) == (6, 16)
+    assert set(found.figures) == {"forms", "range"}
+
+
+@pytest.mark.parametrize("options", [["study.strength=0.0001"], ["study.strength=1", "study.learning_rate=0.4"]])
+def test_every_check_holds_for_other_strengths(ask: Ask, options: list[str]) -> None:
+    assert ask(*FEW, *options).disagreements == []
+
+
+def double(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_one_step_of_sgd_by_hand() -> None:
+    for step in (penalized, shrunk):  # 1 - 2 x 0.1 x 0.25 = 0.95
+        torch.testing.assert_close(step(double(2), double(3), plain, 0.1, 0.25), double(0.95 * 2 - 0.3))
+
+
+def test_two_steps_of_momentum_by_hand() -> None:
+    """No gradient but the penalty's: it goes on acting through v, while shrinking forgets."""
+    ends = []
+    for step in (penalized, shrunk):
+        direction, w = momentum(0.5), double(1)
+        for _ in range(2):
+            w = step(w, double(0), direction, 0.1, 0.5)
+        ends.append(w.item())
+    assert ends == pytest.approx([0.9 - 0.1 * (0.5 + 0.9), 0.81])
+    assert ends[0] - ends[1] == pytest.approx(-2 * 0.1 * 0.5 * 0.5)
+
+
+def test_adams_first_step_does_not_see_the_size_of_the_gradient() -> None:
+    torch.testing.assert_close(adam()(double(1e-3, -5.0, 200.0)), double(1, -1, 1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (0.9, "shrinks"),
+        (0.0, "shrinks"),
+        (-0.5, "shrinks, alternating"),
+        (-1.0, "kept, alternating"),
+        (-1.01, "grows, alternating"),
+    ],
+)
+def test_decay_at_and_between_its_borders(factor: float, expected: str) -> None:
+    strength = 0.3
+    run = decay(double(2, -1), double((1 - factor) / (2 * strength)), strength, 3)
+    torch.testing.assert_close(run[3, 0], factor**3 * double(2, -1))
+    assert behaviour(factor) == expected
+
+
+@pytest.mark.parametrize(
+    "override", ["study.strength=0", "study.strength=3", "study.rho=1", "study.products=[]", "study.batch=257"]
+)
+def test_what_is_refused(ask: Ask, override: str) -> None:
+    with pytest.raises(UsageError, match=override.partition("=")[0]):
+        ask("experiment=weight_decay", override)
