@@ -222,7 +222,7 @@ def jacobian(
                     "device": place.type,
                     "depth": depth,
                     "method": name,
-                    "multiplications": operations(depth, **sizes).get(name),
+                    "multiplications": operations(depth, **sizes).get(name, ""),
                     **{f"{quartile}_seconds": value / 1e3 for quartile, value in each.items()},
                 }
                 for depth, each in zip(depths, spread, strict=True)
