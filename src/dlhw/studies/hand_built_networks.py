@@ -31,11 +31,10 @@ class Network:
 
     def units(self, x: Tensor) -> Tensor:
         """What each hidden unit adds to the output: (N, D) to (N, H)."""
-        return self.out * torch.relu(x @ self.weights.mT + self.biases)
+        return self.out * torch.relu(torch.nn.functional.linear(x, self.weights, self.biases))
 
     def __call__(self, x: Tensor) -> Tensor:
-        found: Tensor = self.units(x).sum(1)
-        return found
+        return self.units(x).sum(1)
 
 
 def network(weights: list[list[float]], biases: list[float], out: list[float]) -> Network:
@@ -85,7 +84,8 @@ def with_neighbours(x: Tensor, kinks: list[float]) -> Tensor:
     """The points, the kinks, and the numbers next to the kinks on either side, in order."""
     at = torch.tensor(kinks, dtype=x.dtype)
     infinity = torch.tensor(torch.inf, dtype=x.dtype)
-    return torch.cat([x, at, torch.nextafter(at, infinity), torch.nextafter(at, -infinity)]).unique()
+    beside = [torch.nextafter(at, infinity), torch.nextafter(at, -infinity)]
+    return torch.cat([x, at, *beside]).sort().values
 
 
 def hand_built_networks(
