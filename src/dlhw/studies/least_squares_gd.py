@@ -36,7 +36,7 @@ def minimizer(x: Tensor, y: Tensor, start: Tensor) -> Tensor:
     That is X^+ y, the shortest, plus the part of the start that X maps to zero, (I - X^+ X) w_0. With columns that are
     independent there is but one, (X'X)^-1 X'y.
     """
-    inverse = torch.linalg.pinv(x, rtol=SMALLEST)
+    inverse: Tensor = torch.linalg.pinv(x, rtol=SMALLEST)
     return start + (inverse @ (y[..., None] - x @ start[..., None])).squeeze(-1)
 
 
