@@ -113,7 +113,7 @@ def test_a_wrong_step_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (["study.rank=5"], "study.rank=5: must be less than study.samples=20 and study.features=5"),
         (["study.rate=0"], "study.rate=0"),
-        (["study.rate=2", "study.iterations=1000"], "study.rate=2: diverges beyond float64"),
+        (["study.rate=2", "study.iterations=300"], "study.rate=2: diverges beyond float64"),
         (["study.iterations=10"], "study.iterations=10"),
     ],
 )
