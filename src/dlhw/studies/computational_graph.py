@@ -1,0 +1,403 @@
+"""A graph of scalars, written as named expressions: its values, and derivatives pulled back over it (A1, C4.2, E1)."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import networkx as nx
+import sympy
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.answer import Answer, at_most
+from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, new_figure
+
+Name = str
+MOST_EXPONENT = 100
+"""Of a number to the power of a number, which sympy works out in full."""
+
+
+class step(sympy.Function):  # type: ignore[misc]  # a name as it is printed
+    """1 where its argument is 0 or more, else 0: the derivative of relu as C4.2 defines it, 1 at 0."""
+
+    @classmethod
+    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
+        return sympy.Integer(bool(u >= 0)) if u.is_number and u.is_extended_real else None
+
+
+class relu(sympy.Function):  # type: ignore[misc]
+    """max(u, 0)."""
+
+    @classmethod
+    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
+        return sympy.Max(u, 0) if u.is_number and u.is_extended_real else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return step(self.args[0])
+
+
+class sigmoid(sympy.Function):  # type: ignore[misc]
+    """1 / (1 + exp(-u)), whose derivative is sigmoid(u) (1 - sigmoid(u))."""
+
+    @classmethod
+    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
+        return 1 / (1 + sympy.exp(-u)) if u.is_number and u.is_extended_real else None
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        return self * (1 - self)
+
+
+SYMBOLIC: dict[str, Callable[..., Any]] = {
+    "sigmoid": sigmoid,
+    "relu": relu,
+    "sin": sympy.sin,
+    "cos": sympy.cos,
+    "tanh": sympy.tanh,
+    "exp": sympy.exp,
+    "log": sympy.log,
+    "sqrt": sympy.sqrt,
+}
+NUMERIC: dict[str, Callable[..., Any]] = {
+    **{name: getattr(torch, name) for name in SYMBOLIC},
+    "relu": lambda u: torch.where(
+        u >= 0, u, torch.zeros_like(u)
+    ),  # whose derivative at 0 is 1, that of torch.relu is 0
+}
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+@dataclass(frozen=True)
+class Algebra:
+    """What an expression is made of: sympy's symbols and functions, or torch's tensors and functions."""
+
+    names: Mapping[Name, Any]
+    functions: Mapping[str, Callable[..., Any]]
+    number: Callable[[float], Any]
+
+
+def parse(text: str) -> ast.expr:
+    """The expression's syntax tree; nothing is evaluated. Raises UsageError."""
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError("not an expression of numbers, names, + - * / ** ( ) and functions") from error
+
+
+def build(tree: ast.AST, algebra: Algebra) -> Any:
+    """The expression in an algebra. Raises UsageError for whatever is not on the list."""
+    match tree:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return algebra.number(value)
+        case ast.Name(id=name):
+            if name not in algebra.names:
+                raise UsageError(f"{name} is no input and no node; there are {', '.join(algebra.names)}")
+            return algebra.names[name]
+        case ast.UnaryOp(op=sign, operand=operand) if type(sign) in OPERATORS:
+            return OPERATORS[type(sign)](build(operand, algebra))
+        case ast.BinOp(left=left, op=kind, right=right) if type(kind) in OPERATORS:
+            first, second = build(left, algebra), build(right, algebra)
+            numbers = all(isinstance(each, sympy.Expr) and each.is_number for each in (first, second))
+            if isinstance(kind, ast.Pow) and numbers and abs(second) > MOST_EXPONENT:
+                raise UsageError(f"a number to the power of {second}: at most {MOST_EXPONENT}")
+            return OPERATORS[type(kind)](first, second)
+        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in algebra.functions:
+            return algebra.functions[name](build(argument, algebra))
+        case ast.Call(func=ast.Name(id=name)):
+            known = name in algebra.functions
+            wrong = f"{name} takes one argument" if known else f"{name} is no function"
+            raise UsageError(wrong if known else f"{wrong}; there are {', '.join(algebra.functions)}")
+    raise UsageError(f"{ast.unparse(tree)}: not a number, name, + - * / ** or function")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Inputs with their values, and nodes in the order in which they are computed, the output last used by none."""
+
+    inputs: dict[Name, float]
+    trees: dict[Name, ast.expr]
+    expressions: dict[Name, sympy.Expr]
+    """Of each node by the names of its parents."""
+    output: Name
+
+    def parents(self, node: Name) -> list[Name]:
+        """Names in the node's expression, as they come in it."""
+        names = (each.id for each in ast.walk(self.trees[node]) if isinstance(each, ast.Name))
+        return [name for name in dict.fromkeys(names) if name in self.inputs or name in self.trees]
+
+    def consumers(self, name: Name) -> list[Name]:
+        """Nodes that an input or a node feeds."""
+        return [node for node in self.trees if name in self.parents(node)]
+
+
+def graph(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> Graph:
+    """The graph that a config describes. Raises UsageError with one line for what is wrong with it."""
+    _check_names(inputs, nodes, output)
+    trees: dict[Name, ast.expr] = {}
+    expressions: dict[Name, sympy.Expr] = {}
+    for name, text in nodes.items():
+        try:
+            tree = parse(text)
+            later = [each.id for each in ast.walk(tree) if isinstance(each, ast.Name) and each.id in nodes]
+            for other in later:
+                if other not in trees:
+                    raise UsageError(
+                        f"{other} is not computed yet; nodes stand in the order of computing, without cycles"
+                    )
+            known = {each: sympy.Symbol(each) for each in (*inputs, *trees)}
+            expressions[name] = build(tree, Algebra(known, SYMBOLIC, _number))
+        except (UsageError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"study.nodes.{name}={text}: {str(error).splitlines()[0]}") from error
+        trees[name] = tree
+    found = Graph(inputs, trees, expressions, output)
+    for name in (*inputs, *nodes):
+        if name != output and not found.consumers(name):
+            kind = "inputs" if name in inputs else "nodes"
+            raise UsageError(f"study.{kind}.{name}: no node uses it, and the output is {output}")
+    if found.consumers(output):
+        raise UsageError(
+            f"study.output={output}: the output must not feed other nodes, but it feeds "
+            f"{', '.join(found.consumers(output))}"
+        )
+    return found
+
+
+def _check_names(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> None:
+    for group, names in (("inputs", inputs), ("nodes", nodes)):
+        for name in names:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in SYMBOLIC:
+                raise UsageError(f"study.{group}.{name}: must be a name of letters, digits and _, and no function's")
+    for name in nodes:
+        if name in inputs:
+            raise UsageError(f"study.nodes.{name}: there is an input of this name")
+    if output not in nodes:
+        raise UsageError(f"study.output={output}: must be a node; there are {', '.join(nodes)}")
+
+
+def _number(value: float) -> sympy.Expr:
+    return sympy.Integer(value) if isinstance(value, int) else sympy.Float(value)
+
+
+def evaluated(expression: sympy.Expr, values: Mapping[Name, float]) -> float | None:
+    """The expression's value where its names have these; None where it is not a finite real number."""
+    numbers = {sympy.Symbol(name): sympy.Float(value) for name, value in values.items()}
+    found = expression.xreplace(numbers).evalf()
+    if not (found.is_number and found.is_extended_real and found.is_finite):
+        return None
+    value = float(found)
+    return value if abs(value) < float("inf") else None
+
+
+def forward(found: Graph) -> dict[Name, float]:
+    """The value of each input and each node, node by node. Raises UsageError where one is not a finite real number."""
+    values = dict(found.inputs)
+    for name, expression in found.expressions.items():
+        value = evaluated(expression, values)
+        if value is None:
+            at = ", ".join(f"{parent} = {values[parent]:g}" for parent in found.parents(name))
+            text = ast.unparse(found.trees[name])
+            raise UsageError(f"study.nodes.{name}={text}: not a finite real number where {at or 'it stands'}")
+        values[name] = value
+    return values
+
+
+def local_derivatives(found: Graph) -> dict[tuple[Name, Name], sympy.Expr]:
+    """The derivative of each node by each of its parents as an expression: (node, parent) to d node / d parent.
+
+    Where a function's derivative contains the function's own value, as sigmoid's and exp's do, it is written as the
+    node: for yhat = sigmoid(u) it is yhat (1 - yhat) u'.
+    """
+    local = {}
+    for node, expression in found.expressions.items():
+        own = {expression: sympy.Symbol(node)} if expression.is_Function else {}
+        for parent in found.parents(node):
+            plain = expression.diff(sympy.Symbol(parent)).xreplace(own)
+            local[node, parent] = min((plain, sympy.factor(plain)), key=sympy.count_ops)
+    return local
+
+
+def backward(found: Graph, values: Mapping[Name, float], local: Mapping[tuple[Name, Name], float]) -> dict[Name, float]:
+    """The derivative of the output by each node and input, from the output back.
+
+    The output moves with v through the nodes c that v feeds, so dJ/dv = sum_c dJ/dc dc/dv, and dJ/dJ = 1.
+    """
+    derivatives = {found.output: 1.0}
+    for name in reversed([name for name in values if name != found.output]):
+        derivatives[name] = sum(derivatives[node] * local[node, name] for node in found.consumers(name))
+    return {name: derivatives[name] for name in values}
+
+
+def by_autograd(found: Graph, relu_of: Callable[[Tensor], Tensor] = NUMERIC["relu"]) -> dict[Name, tuple[float, float]]:
+    """Value and derivative of each input and node, from torch's own pass over the same syntax trees in float64."""
+    tensors = {
+        name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in found.inputs.items()
+    }
+    functions = {**NUMERIC, "relu": relu_of}
+    for name, tree in found.trees.items():
+        made = build(tree, Algebra(tensors, functions, lambda value: torch.tensor(value, dtype=torch.float64)))
+        tensors[name] = made if made.requires_grad else made.clone().requires_grad_()
+    slopes = torch.autograd.grad(tensors[found.output], list(tensors.values()), allow_unused=True)
+    return {
+        name: (tensor.item(), 0.0 if slope is None else slope.item())
+        for (name, tensor), slope in zip(tensors.items(), slopes, strict=True)
+    }
+
+
+def chain(found: Graph, name: Name, local: Mapping[tuple[Name, Name], sympy.Expr]) -> str:
+    """dJ/dname in words: a sum over the nodes it feeds, of their derivatives times the local ones."""
+    terms = []
+    for node in found.consumers(name):
+        outer, factor = f"d{found.output}/d{node}", str(local[node, name])
+        if node == found.output:
+            terms.append(factor)
+        elif factor == "1":
+            terms.append(outer)
+        else:
+            closed = local[node, name].is_Add or factor.startswith("-")
+            terms.append(f"{outer} * ({factor})" if closed else f"{outer} * {factor}")
+    return " + ".join(terms) or "1"
+
+
+def computational_graph(
+    *,
+    inputs: Annotated[dict[Name, float], Field(min_length=1)],
+    nodes: Annotated[dict[Name, str], Field(min_length=1)],
+    output: Name,
+) -> Answer:
+    """Values and derivatives of every node by our own passes, against autograd, as a table and a drawn graph."""
+    found = graph(inputs, nodes, output)
+    values = forward(found)
+    local = local_derivatives(found)
+    slopes: dict[tuple[Name, Name], float] = {}
+    for (node, parent), expression in local.items():
+        slope = evaluated(expression, values)
+        if slope is None:
+            raise UsageError(f"study.nodes.{node}={nodes[node]}: has no finite derivative by {parent} at these values")
+        slopes[node, parent] = slope
+    derivatives = backward(found, values, slopes)
+    automatic = by_autograd(found)
+    torchs_relu = by_autograd(found, torch.relu)
+    scale = max(1.0, *map(abs, derivatives.values()))
+    apart = {name: abs(derivatives[name] - automatic[name][1]) / scale for name in values}
+    at_kink = [name for name in values if abs(torchs_relu[name][1] - automatic[name][1]) > 1e-12 * scale]
+
+    rows = [
+        {
+            "name": name,
+            "kind": "input" if name in inputs else "output" if name == output else "node",
+            "expression": "" if name in inputs else str(found.expressions[name]),
+            "value": value,
+            "derivative": derivatives[name],
+            "derivative_expression": chain(found, name, local),
+            "autograd": automatic[name][1],
+        }
+        for name, value in values.items()
+    ]
+    edges = [
+        {"node": node, "parent": parent, "derivative_expression": str(local[node, parent]), "derivative": slope}
+        for (node, parent), slope in slopes.items()
+    ]
+    told = [f"{name} = {found.expressions[name]} = {values[name]:.6g}" for name in found.trees]
+    told += [
+        f"d{output}/d{row['name']} = {row['derivative_expression']} = {row['derivative']:.6g}" for row in reversed(rows)
+    ]
+    if any(expression.has(step) for expression in local.values()):
+        told.append("step(u), the derivative of relu, is 1 where u >= 0, else 0")
+    told += [
+        f"d{output}/d{name} would be {torchs_relu[name][1]:.6g} with torch.relu, whose derivative at 0 is 0, not 1"
+        for name in at_kink
+    ]
+    return Answer(
+        numbers={output: values[output]}
+        | {f"d{output}_d{name}": derivatives[name] for name in values if name != output},
+        checks=[
+            at_most(
+                "values against torch's",
+                max(abs(values[name] - automatic[name][0]) / max(1.0, abs(values[name])) for name in values),
+                1e-12,
+            ),
+            at_most("derivatives against autograd, relative to the largest", max(apart.values()), 1e-12),
+        ],
+        tables={"nodes": rows, "edges": edges},
+        figures={"graph": draw(found, values, derivatives)},
+        told=told,
+    )
+
+
+def places(found: Graph) -> dict[tuple[Name, int], float]:
+    """Heights by name and column, from left to right: each name stands as near to the output as what it feeds allows.
+
+    A name that feeds a node further right than the next column keeps a height in every column between, so that the
+    arrow has room there. Names are sorted by where their arrows end, lest these cross.
+    """
+    backwards = nx.DiGraph([(node, parent) for node in found.trees for parent in found.parents(node)])
+    backwards.add_node(found.output)
+    generations = list(nx.topological_generations(backwards))
+    last = len(generations) - 1
+    column = {name: last - index for index, names in enumerate(generations) for name in names}
+    heights: dict[tuple[Name, int], float] = {(found.output, last): 0.0}
+    for index in reversed(range(last)):
+        ends: dict[Name, list[float]] = {}
+        for name in (*found.inputs, *found.trees):
+            if column[name] <= index:
+                next_ones = [node for node in found.consumers(name) if column[node] == index + 1]
+                further = [name] if (name, index + 1) in heights else []
+                ends[name] = [heights[each, index + 1] for each in next_ones + further]
+        names = sorted(filter(ends.get, ends), key=lambda name: -sum(ends[name]) / len(ends[name]))
+        heights |= {(name, index): (len(names) - 1) / 2 - row for row, name in enumerate(names)}
+    return heights
+
+
+def draw(found: Graph, values: Mapping[Name, float], derivatives: Mapping[Name, float]) -> Figure:
+    """The graph from left to right; in each box the name, its value, and the output's derivative by it."""
+    heights = places(found)
+    tallest = 2 * max(heights.values()) + 1
+    column = {name: min(index for each, index in heights if each == name) for name in values}
+    figure, (axes,) = new_figure(
+        1,
+        title=f"computational_graph: values and derivatives of {found.output}",
+        subtitle=f"each box: name, value, derivative of {found.output} by it; inputs blue, nodes orange, output green",
+        panel_inches=max(2.4, 0.62 * tallest),
+    )
+    axes.set_axis_off()
+    axes.set(xlim=(-0.5, column[found.output] + 0.5), ylim=(-tallest / 2, tallest / 2))
+    line = {"color": COLORS["reference"], "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+    for (name, index), y in heights.items():
+        left, right = index - 0.2, index + 0.2
+        ends = [(heights[node, index + 1], "-|>") for node in found.consumers(name) if column[node] == index + 1]
+        if (name, index + 1) in heights:
+            ends.append((heights[name, index + 1], "-"))
+        for end, style in ends:
+            axes.annotate("", (right + 0.6, end), (right, y), arrowprops={"arrowstyle": style, **line})
+        if column[name] < index:
+            axes.annotate("", (right, y), (left, y), arrowprops={"arrowstyle": "-", **line})
+            continue
+        color = PALETTE[0] if name in found.inputs else PALETTE[2] if name == found.output else PALETTE[1]
+        axes.text(
+            index,
+            y,
+            f"{name}\n{values[name]:.4g}\nd: {derivatives[name]:.4g}",
+            ha="center",
+            va="center",
+            fontsize=TEXT_POINTS - 1.5,
+            parse_math=False,
+            linespacing=1.05,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": color, "linewidth": 1.6},
+            zorder=3,
+        )
+    return figure

@@ -1,0 +1,202 @@
+"""One-hidden-layer ReLU nets whose weights are found by thought, exact everywhere (B3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from pydantic import Field
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.answer import Answer, Check, at_most, equal
+from dlhw.plots import PALETTE, add_legend, label, new_figure
+
+FUNCTION: dict[str, Any] = {"color": PALETTE[0]}
+NETWORK: dict[str, Any] = {"color": PALETTE[1], "linestyle": "--", "linewidth": 1.5}
+CORNERS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Network:
+    """sum_j out_j relu(w_j' x + b_j): weights (H, D), biases (H,), out (H,)."""
+
+    weights: Tensor
+    biases: Tensor
+    out: Tensor
+
+    def units(self, x: Tensor) -> Tensor:
+        """What each hidden unit adds to the output: (N, D) to (N, H)."""
+        return self.out * torch.relu(torch.nn.functional.linear(x, self.weights, self.biases))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.units(x).sum(1)
+
+
+def network(weights: list[list[float]], biases: list[float], out: list[float]) -> Network:
+    """A network in float64."""
+    return Network(*(torch.tensor(each, dtype=torch.float64) for each in (weights, biases, out)))
+
+
+def xnor_network() -> Network:
+    """relu(a + b - 1) + relu(1 - a - b), B3.1.
+
+    XNOR depends on the sum a + b alone, and is 1, 0, 1 where that is 0, 1, 2: the distance |a + b - 1|. An absolute
+    value is relu(u) + relu(-u), one unit for each of its sides.
+    """
+    return network([[1, 1], [-1, -1]], [-1, 1], [1, 1])
+
+
+def tent_network() -> Network:
+    """2 relu(x) - 4 relu(x - 1/2) + 2 relu(x - 1), B3.2.
+
+    A continuous function of straight pieces is a sum of units, one at each kink, whose weight is the change of slope
+    there. The tent's slopes are 0, 2, -2, 0, so they change by 2, -4, 2 at 0, 1/2, 1.
+    """
+    return network([[1], [1], [1]], [0, -0.5, -1], [2, -4, 2])
+
+
+def shrink_network(s: float) -> Network:
+    """relu(x - s) - relu(-x - s), B3.3.
+
+    For x > s the function is x - s, for x < -s it is x + s = -(-x - s), else 0: each side is a unit that is off on the
+    other side and between, because s is not negative.
+    """
+    return network([[1], [-1]], [-s, -s], [1, -1])
+
+
+def tent(x: Tensor) -> Tensor:
+    """2 x on [0, 1/2], 2 (1 - x) on [1/2, 1], 0 elsewhere (B3.2)."""
+    rising, falling = (x >= 0) & (x <= 0.5), (x > 0.5) & (x <= 1)
+    return torch.where(rising, 2 * x, torch.where(falling, 2 * (1 - x), torch.zeros_like(x)))
+
+
+def shrink(x: Tensor, s: float) -> Tensor:
+    """sign(x) max(|x| - s, 0) (B3.3)."""
+    return torch.sign(x) * torch.clamp(x.abs() - s, min=0)
+
+
+def with_neighbours(x: Tensor, kinks: list[float]) -> Tensor:
+    """The points, the kinks, and the numbers next to the kinks on either side, in order."""
+    at = torch.tensor(kinks, dtype=x.dtype)
+    infinity = torch.tensor(torch.inf, dtype=x.dtype)
+    beside = [torch.nextafter(at, infinity), torch.nextafter(at, -infinity)]
+    return torch.cat([x, at, *beside]).sort().values
+
+
+def hand_built_networks(
+    *,
+    s: Annotated[float, Field(ge=0)],
+    limit: Annotated[float, Field(ge=1)],
+    points: Annotated[int, Field(ge=11)],
+) -> Answer:
+    """Each network against its function on a grid from -limit to limit, at the kinks and right beside them."""
+    if s >= limit:
+        raise UsageError(f"study.s={s:g}: must be less than study.limit={limit:g}, up to which the grid goes")
+    tolerance = 16 * torch.finfo(torch.float64).eps * limit  # a few roundings of values of up to 4 limit
+    grid = torch.linspace(-limit, limit, points, dtype=torch.float64)
+    networks = {"XNOR": xnor_network(), "tent": tent_network(), "shrink": shrink_network(s)}
+    at_corners = networks["XNOR"](CORNERS)
+    pairs = torch.cartesian_prod(*[torch.linspace(-limit, limit, min(points, 201), dtype=torch.float64)] * 2)
+    distance = (pairs.sum(1) - 1).abs()
+
+    checks: list[Check] = [
+        equal(f"XNOR of {a:g} and {b:g} (B3.1)", found, float(a == b))
+        for (a, b), found in zip(CORNERS.tolist(), at_corners.tolist(), strict=True)
+    ]
+    apart = {"XNOR": float((networks["XNOR"](pairs) - distance).abs().max())}
+    checks.append(at_most("XNOR net against |a + b - 1| on the plane", apart["XNOR"], tolerance))
+    curves: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], list[float]]] = {
+        "tent": (grid, tent, [0.0, 0.5, 1.0]),
+        "shrink": (grid, lambda x: shrink(x, s), [-s, s]),
+    }
+    values: list[dict[str, object]] = []
+    for name, (points_of, function, kinks) in curves.items():
+        x = with_neighbours(points_of, kinks)
+        expected, found = function(x), networks[name](x[:, None])
+        apart[name] = float((found - expected).abs().max())
+        checks.append(at_most(f"{name} net on {len(x)} points, kinks included", apart[name], tolerance))
+        values += [
+            {"function": name, "x": each, "value": value, "network": net}
+            for each, value, net in zip(x.tolist(), expected.tolist(), found.tolist(), strict=True)
+        ]
+    return Answer(
+        numbers={f"largest_difference_{name}": each for name, each in apart.items()},
+        checks=checks,
+        tables={"weights": weights_table(networks), "values": values},
+        figures={"functions": draw(networks, s=s)},
+        told=[f"{name}(x) = {spoken(each)}" for name, each in networks.items()],
+    )
+
+
+def weights_table(networks: dict[str, Network]) -> list[dict[str, object]]:
+    """A row for each hidden unit."""
+    return [
+        {"network": name, "unit": unit + 1, "weights": " ".join(f"{w:g}" for w in weights), "bias": bias, "out": out}
+        for name, each in networks.items()
+        for unit, (weights, bias, out) in enumerate(
+            zip(each.weights.tolist(), each.biases.tolist(), each.out.tolist(), strict=True)
+        )
+    ]
+
+
+def spoken(each: Network) -> str:
+    """The network as a formula: ``2 relu(x) - 4 relu(x - 0.5)``, with x1 and x2 where it has two inputs."""
+    inputs = ["x"] if each.weights.shape[1] == 1 else ["x1", "x2"]
+
+    def total(factors: list[float], names: list[str]) -> str:
+        """Factor times name, added up; a name may be empty, a factor of 0 is left out."""
+        found = ""
+        for factor, name in zip(factors, names, strict=True):
+            if factor:
+                sign = ("-" if factor < 0 else "") if not found else (" - " if factor < 0 else " + ")
+                size = "" if abs(factor) == 1 and name else f"{abs(factor):g}"
+                found += sign + " ".join(filter(None, (size, name)))
+        return found
+
+    units = [
+        f"relu({total([*weights, bias], [*inputs, ''])})"
+        for weights, bias in zip(each.weights.tolist(), each.biases.tolist(), strict=True)
+    ]
+    return total(each.out.tolist(), units)
+
+
+def draw(networks: dict[str, Network], *, s: float) -> Figure:
+    """Each function with its network on top, and the hidden units that add up to it.
+
+    XNOR's net depends on x1 + x2 alone, along which it is drawn.
+    """
+    figure, panels = new_figure(
+        len(networks),
+        title="hand_built_networks: functions, networks and their hidden units",
+        subtitle="thin lines: what each ReLU unit adds to the output; XNOR against the sum of its inputs",
+        foot_inches=0.35,
+    )
+    along = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    sums = torch.linspace(-0.5, 2.5, 601, dtype=torch.float64)
+    tents = torch.linspace(-0.5, 1.5, 601, dtype=torch.float64)
+    shrunk = torch.linspace(-3, 3, 601, dtype=torch.float64) * (s or 1)
+    lines = {
+        "XNOR": (sums, sums[:, None] * along, "x1 + x2", None, (-0.3, 1.8)),
+        "tent": (tents, tents[:, None], "x", tent(tents), (-2, 2)),
+        "shrink": (shrunk, shrunk[:, None], "x", shrink(shrunk, s), (-2.2 * (s or 1), 2.2 * (s or 1))),
+    }
+    for axes, (name, (x, points, axis, function, span)) in zip(panels, lines.items(), strict=True):
+        label(axes, x=axis, y="value", title=name if name != "shrink" else f"shrink, s = {s:g}")
+        for unit, color in zip(networks[name].units(points).mT.tolist(), PALETTE[2:], strict=False):
+            axes.plot(x, unit, color=color, linewidth=1.3)
+        if function is None:
+            axes.plot(CORNERS.sum(1), (CORNERS[:, 0] == CORNERS[:, 1]).double(), "o", **FUNCTION, markersize=7)
+        else:
+            axes.plot(x, function, **FUNCTION, linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(x, networks[name](points), **NETWORK)
+        axes.set_ylim(*span)
+    units = [Line2D([], [], color=color, linewidth=1.3) for color in PALETTE[2:5]]
+    handles = [Line2D([], [], **FUNCTION, linewidth=5, alpha=0.45), Line2D([], [], **NETWORK), *units]
+    names = ["function", "network", *(f"unit {unit}" for unit in (1, 2, 3))]
+    add_legend(figure, handles, names, loc="outside lower center", columns=5)
+    return figure

@@ -1,0 +1,258 @@
+"""Gradient descent on least squares: every iterate in closed form, how fast, and for which step sizes (B5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from matplotlib.axes import Axes
+from pydantic import Field
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.answer import Answer, Check, at_most, equal
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+SMALLEST = 1e-6
+"""Singular values below this fraction of the largest count as zero; X'X has their squares, rounded at 1e-16."""
+
+MOST_STEPS = 1000
+"""Of descent with steps that diverge: 1.2 times 2 / lambda_max multiplies the error by 1.4 in each."""
+
+
+def gradient(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """X'(X w - y), the gradient of 1/2 |X w - y|^2 (B5.a): X (..., N, D), w (..., D), y (..., N).
+
+    |X (w + d) - y|^2 / 2 = |X w - y|^2 / 2 + d' X'(X w - y) + |X d|^2 / 2, and the last term is of second order.
+    """
+    residual = (x @ w[..., None]).squeeze(-1) - y
+    found: Tensor = torch.einsum("...nd,...n->...d", x, residual)
+    return found
+
+
+def minimizer(x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    """Of all w with X'X w = X'y, where the gradient is zero, the one that is nearest to the start (B5.a).
+
+    That is X^+ y, the shortest, plus the part of the start that X maps to zero, (I - X^+ X) w_0. With columns that are
+    independent there is but one, (X'X)^-1 X'y.
+    """
+    inverse: Tensor = torch.linalg.pinv(x, rtol=SMALLEST)
+    return start + (inverse @ (y[..., None] - x @ start[..., None])).squeeze(-1)
+
+
+def descend(x: Tensor, y: Tensor, start: Tensor, rate: Tensor, iterations: int) -> Tensor:
+    """w_0 ... w_K of w <- w - alpha X'(X w - y): (..., K + 1, D). ``rate`` is alpha, with the leading shape or less."""
+    w = start
+    found = [w]
+    for _ in range(iterations):
+        w = w - rate[..., None] * gradient(x, w, y)
+        found.append(w)
+    return torch.stack(found, -2)
+
+
+def closed_form(x: Tensor, y: Tensor, start: Tensor, rate: Tensor, iterations: int) -> Tensor:
+    """w_k = w* + (I - alpha X'X)^k (w_0 - w*), k = 0 ... K, B5.c: (..., K + 1, D).
+
+    As X'y = X'X w*, a step is w_next - w* = w - w* - alpha X'X (w - w*): the error is multiplied by I - alpha X'X. With
+    X'X = V diag(lambda) V' the power is V diag((1 - alpha lambda)^k) V', for all k at once. What X maps to zero has
+    lambda = 0 and stays, so any minimizer may be w*.
+    """
+    w = minimizer(x, y, start)
+    values, vectors = torch.linalg.eigh(x.mT @ x)
+    powers = torch.arange(iterations + 1, dtype=x.dtype)[:, None]
+    factors = (1 - rate[..., None, None] * values[..., None, :]) ** powers
+    along = vectors.mT @ (start - w)[..., None]
+    found: Tensor = w[..., None, :] + (factors * along.mT) @ vectors.mT
+    return found
+
+
+def slowest(eigenvalues: Tensor, rate: Tensor) -> Tensor:
+    """max_i |1 - alpha lambda_i| over the eigenvalues that are not zero: no step shrinks the error by less.
+
+    It is below 1 exactly for 0 < alpha < 2 / lambda_max.
+    """
+    there = eigenvalues > SMALLEST**2 * eigenvalues.amax(-1, keepdim=True)
+    factors = (1 - rate[..., None] * eigenvalues).abs()
+    return torch.where(there, factors, 0.0).amax(-1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Draws of least squares, with their starts."""
+
+    x: Tensor
+    y: Tensor
+    start: Tensor
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """Of X'X, in rising order."""
+        found: Tensor = torch.linalg.eigvalsh(self.x.mT @ self.x)
+        return found
+
+    @property
+    def largest_stable(self) -> Tensor:
+        """2 / lambda_max: descent converges for any smaller alpha."""
+        return 2 / self.eigenvalues.amax(-1)
+
+    def only(self, draw: int) -> Problem:
+        return Problem(self.x[draw], self.y[draw], self.start[draw])
+
+
+def draw(source: torch.Generator, *, draws: int, samples: int, features: int, rank: int | None) -> Problem:
+    """Normal entries; with a rank, X is a product of normal factors that have it."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(draws, *shape, generator=source, dtype=torch.float64)
+
+    x = normal(samples, features) if rank is None else normal(samples, rank) @ normal(rank, features) / math.sqrt(rank)
+    return Problem(x, normal(samples), normal(features))
+
+
+def relative(differences: Tensor, size: Tensor) -> float:
+    """The largest length of the differences over the largest length of what they are differences of."""
+    return float((differences.norm(dim=-1) / size.norm(dim=-1).clamp_min(1e-300)).max())
+
+
+def least_squares_gd(
+    *,
+    samples: Annotated[int, Field(gt=1)],
+    features: Annotated[int, Field(gt=1)],
+    rank: Annotated[int, Field(gt=0)],
+    draws: Annotated[int, Field(gt=0)],
+    iterations: Annotated[int, Field(ge=50, le=100_000)],
+    rate: Annotated[float, Field(gt=0, le=2)],
+    rates: Annotated[int, Field(ge=12)],
+    seed: int,
+) -> Answer:
+    """Iterates against the closed form over many draws; error and rate of the first draw against the theory."""
+    if rank >= min(samples, features):
+        raise UsageError(
+            f"study.rank={rank}: must be less than study.samples={samples} and study.features={features}, "
+            "or X is not rank-deficient"
+        )
+    if rate > 1 and iterations * math.log(2 * rate - 1) > 300:
+        raise UsageError(f"study.rate={rate:g}: diverges beyond float64 in study.iterations={iterations}; take fewer")
+    figure, (error_axes, rate_axes) = new_figure(
+        2,
+        title="least_squares_gd: error by iteration, and rate by step size",
+        subtitle=f"first draw of {draws}, X {samples} x {features}; alpha = {rate:g} of 2 / lambda_max on the left",
+        panel_inches=3.3,
+    )
+    numbers: dict[str, float] = {}
+    checks: list[Check] = []
+    errors_table: list[dict[str, object]] = []
+    rates_table: list[dict[str, object]] = []
+    for color, (name, of_rank) in zip(PALETTE, {"full rank": None, f"rank {rank}": rank}.items(), strict=False):
+        source = generator(seed, "least_squares_gd", name)
+        problem = draw(source, draws=draws, samples=samples, features=features, rank=of_rank)
+        x, y, start = problem.x, problem.y, problem.start
+        alpha = rate * problem.largest_stable
+        w = descend(x, y, start, alpha, iterations)
+        nearest = minimizer(x, y, start)
+        checks += against_formulas(problem, w, alpha, name=name)
+
+        error = (w - nearest[:, None]).norm(dim=-1)
+        bound = slowest(problem.eigenvalues, alpha)[:, None] ** torch.arange(iterations + 1) * error[:, :1]
+        excess = float(((error - bound) / torch.maximum(error, error[:, :1])).max())
+        checks.append(at_most(f"error above the bound by eigenvalue, {name}", excess, 1e-10))
+        shortest = minimizer(x, y, torch.zeros_like(start))
+        stays = (nearest - shortest).norm(dim=-1)
+
+        first = problem.only(0)
+        draw_errors(error_axes, error[0], bound[0], color=color, name=name)
+        if of_rank is not None:
+            from_shortest = (w[0] - shortest[0]).norm(dim=-1) / error[0, 0]
+            error_axes.plot(from_shortest, color=color, linewidth=1.0, linestyle="-.", label=f"{name}, to X^+ y")
+            numbers["stays_of_the_start"] = float(stays[0] / first.start.norm())
+        errors_table += [
+            {"problem": name, "iteration": k, "error": each, "bound": most}
+            for k, (each, most) in enumerate(zip(error[0].tolist(), bound[0].tolist(), strict=True))
+        ]
+
+        fractions, measured, predicted, shrinks = rate_by_step(first, rates, iterations)
+        inside = fractions < 1
+        clear = (fractions - 1).abs() > 0.04
+        checks += [
+            at_most(f"rate above the largest |1 - alpha lambda|, {name}", float((measured - predicted).max()), 1e-6),
+            equal(
+                f"step sizes at which the error shrinks are those below 2 / lambda_max, {name}",
+                int((shrinks == inside)[clear].sum()),
+                int(clear.sum()),
+            ),
+        ]
+        rate_axes.plot(fractions, predicted, color=color, linewidth=1.2, label=f"theory, {name}")
+        rate_axes.plot(fractions, measured, "o", color=color, markersize=3.5, label=f"measured, {name}")
+        rates_table += [
+            {"problem": name, "fraction": fraction, "measured": each, "theory": most}
+            for fraction, each, most in zip(fractions.tolist(), measured.tolist(), predicted.tolist(), strict=True)
+        ]
+        best = int(predicted.argmin())
+        numbers |= {
+            f"best_fraction_{name.replace(' ', '_')}": float(fractions[best]),
+            f"best_rate_{name.replace(' ', '_')}": float(predicted[best]),
+        }
+    error_axes.set_yscale("log")
+    error_axes.set_ylim(top=error_axes.get_ylim()[1] * 1e9)  # room for the legend
+    rate_axes.axhline(1, color=COLORS["reference"], linewidth=0.8)
+    rate_axes.axvline(1, color=COLORS["reference"], linewidth=0.8, linestyle=":")
+    rate_axes.set_ylim(bottom=0)
+    label(error_axes, x="iteration k", y="|w_k - w*| / |w_0 - w*|", place="upper right")
+    label(rate_axes, x="alpha / (2 / lambda_max)", y="factor of the error in a step", place="lower left")
+    return Answer(
+        numbers=numbers,
+        checks=checks,
+        tables={"errors": errors_table, "rates": rates_table},
+        figures={"least_squares": figure},
+    )
+
+
+def against_formulas(problem: Problem, w: Tensor, alpha: Tensor, *, name: str) -> list[Check]:
+    """Gradient, minimizer, first iterates and all iterates, each found in a second way (B5.a-c)."""
+    x, y = problem.x, problem.y
+    formula = closed_form(x, y, problem.start, alpha, w.shape[-2] - 1)
+    leaf = problem.start.clone().requires_grad_()
+    loss = 0.5 * ((x @ leaf[..., None]).squeeze(-1) - y).square().sum()
+    (automatic,) = torch.autograd.grad(loss, leaf)
+    by_torch = torch.linalg.lstsq(x, y[..., None], rcond=SMALLEST, driver="gelsd").solution.squeeze(-1)
+    g = gradient(x, problem.start, y)
+    shortest = minimizer(x, y, torch.zeros_like(problem.start))
+    step = alpha[:, None]
+    second = problem.start - 2 * step * g + step**2 * (x.mT @ (x @ g[..., None])).squeeze(-1)
+    return [
+        at_most(f"gradient against autograd (B5.a), {name}", relative(g - automatic, g), 1e-12),
+        at_most(f"X^+ y against torch.linalg.lstsq (B5.a), {name}", relative(shortest - by_torch, by_torch), 1e-10),
+        at_most(f"gradient at w* (B5.a), {name}", relative(gradient(x, minimizer(x, y, problem.start), y), g), 1e-10),
+        at_most(f"w_1 = w_0 - a g (B5.b), {name}", relative(w[:, 1] - (problem.start - step * g), w[:, 1]), 1e-12),
+        at_most(f"w_2 = w_0 - 2 a g + a^2 X'X g (B5.b), {name}", relative(w[:, 2] - second, w[:, 2]), 1e-12),
+        at_most(f"w_0 ... w_{w.shape[1] - 1} against the closed form (B5.c), {name}", relative(w - formula, w), 1e-10),
+    ]
+
+
+def rate_by_step(problem: Problem, rates: int, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For step sizes up to 1.2 times 2 / lambda_max: these, the measured factor, the predicted one, and what shrinks.
+
+    Descent starts one unit off w* along every eigenvector, lest a direction be missing. The factor is that of the last
+    step before the error is lost in rounding.
+    """
+    values, vectors = torch.linalg.eigh(problem.x.mT @ problem.x)
+    there = (values > SMALLEST**2 * values.max()).to(values.dtype)
+    nearest = minimizer(problem.x, problem.y, torch.zeros_like(problem.start))
+    fractions = 1.2 * torch.arange(1, rates + 1, dtype=values.dtype) / rates
+    alpha = fractions * problem.largest_stable
+    start = (nearest + vectors @ there).expand(rates, -1)
+    w = descend(problem.x, problem.y.expand(rates, -1), start, alpha, min(iterations, MOST_STEPS))
+    error = (w - nearest).norm(dim=-1)
+    last = (error[:, :-1] > 1e-7 * error[:, :1]).cumprod(1).sum(1, keepdim=True)  # steps from errors that are exact
+    measured = (error.gather(1, last) / error.gather(1, last - 1)).squeeze(1)
+    return fractions, measured, slowest(values, alpha), error[:, -1] < error[:, 0]
+
+
+def draw_errors(axes: Axes, error: Tensor, bound: Tensor, *, color: str, name: str) -> None:
+    """The error of one draw by iteration, relative to the first, and its bound."""
+    axes.plot(error / error[0], color=color, linewidth=1.6, label=name)
+    above = bound > error[0] * 1e-16
+    axes.plot((bound / error[0])[above], color=color, linewidth=1.0, linestyle="--", label=f"{name}, bound")

@@ -1,0 +1,273 @@
+"""A one-hidden-layer net's gradients by derivation, by autograd and by finite differences (B1.a-c)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dlhw.answer import Answer, Check, at_most, close
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+Values = dict[str, Tensor]
+Path = Callable[[Tensor], Tensor]
+"""J as a function of how far one component of the weights or of the data has moved."""
+
+DISTRIBUTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "uniform": lambda empty, source: empty.uniform_(-1, 1, generator=source),
+    "normal": lambda empty, source: empty.normal_(generator=source),
+}
+NAMES = {"W1": "dJ/dW1", "w2": "dJ/dw2", "b1": "dJ/db1", "b2": "dJ/db2", "x": "dJ/dx"}
+ROUNDING = torch.finfo(torch.float64).eps
+MOST_NUMBERS = 2**18
+"""How many numbers of perturbed weights are in memory at once."""
+
+
+def log_cosh(z: Tensor) -> Tensor:
+    """log cosh z for any z: |z| + log(1 + exp(-2 |z|)) - log 2.
+
+    cosh z = exp(|z|) (1 + exp(-2 |z|)) / 2, of which no part overflows once the logarithm is taken.
+    """
+    size = z.abs()
+    return size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
+
+
+def cost(values: Values) -> Tensor:
+    """J = 1/N sum_i log cosh(yhat_i - y_i) with yhat = w2' tanh(W1 x + b1) + b2 (B1.a), for any leading shape.
+
+    Args:
+        values: x (..., N, D), y (..., N), W1 (..., H, D), b1 (..., H), w2 (..., H), b2 (...); leading shapes broadcast.
+    """
+    hidden = torch.tanh(values["x"] @ values["W1"].mT + values["b1"][..., None, :])
+    predicted = (hidden @ values["w2"][..., None]).squeeze(-1) + values["b2"][..., None]
+    return log_cosh(predicted - values["y"]).mean(-1)
+
+
+def gradients(values: Values) -> Values:
+    """The derivatives of :func:`cost` by W1, w2, b1, b2 and x, from the derived formulas (B1.a).
+
+    (log cosh)' = tanh, so J moves with yhat_i by e_i = tanh(yhat_i - y_i) / N. As yhat_i = w2' h_i + b2,
+        dJ/dw2 = sum_i e_i h_i,  dJ/db2 = sum_i e_i.
+    tanh' = 1 - tanh^2, so J moves with the argument of unit j by delta_ij = e_i w2_j (1 - h_ij^2), and that is linear:
+        dJ/dW1 = sum_i delta_i x_i',  dJ/db1 = sum_i delta_i,  dJ/dx_i = W1' delta_i.
+    """
+    x, w1, w2 = values["x"], values["W1"], values["w2"]
+    hidden = torch.tanh(x @ w1.mT + values["b1"][..., None, :])
+    predicted = (hidden @ w2[..., None]).squeeze(-1) + values["b2"][..., None]
+    e = torch.tanh(predicted - values["y"]) / x.shape[-2]
+    delta = e[..., None] * w2[..., None, :] * (1 - hidden**2)
+    return {
+        "W1": delta.mT @ x,
+        "w2": (e[..., None, :] @ hidden).squeeze(-2),
+        "b1": delta.sum(-2),
+        "b2": e.sum(-1),
+        "x": delta @ w1,
+    }
+
+
+def by_autograd(values: Values) -> Values:
+    """The same derivatives by torch's reverse mode (B1.b); every draw has a cost of its own, so their sum will do."""
+    leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
+    found = torch.autograd.grad(cost(leaves).sum(), [leaves[name] for name in NAMES])
+    return dict(zip(NAMES, found, strict=True))
+
+
+def along_each_component(values: Values, name: str, measure: Callable[[Path, Tensor], Tensor]) -> Tensor:
+    """``measure`` of the path t -> J(value + t e), and of t = 0, for every component e of one value: draws x its shape.
+
+    The components are one more batch dimension of t and of J, so no loop runs over them but for memory's sake.
+    """
+    value = values[name]
+    draws, shape = value.shape[0], value.shape[1:]
+    size = math.prod(shape)
+
+    def measured(directions: Tensor) -> Tensor:
+        towards = directions.view(-1, 1, *shape)
+        start = torch.zeros(len(directions), draws, dtype=value.dtype)
+        return measure(lambda t: cost({**values, name: value + t.view(*t.shape, *[1] * len(shape)) * towards}), start)
+
+    largest_value = max(each.numel() for each in values.values())
+    blocks = torch.eye(size, dtype=value.dtype).split(max(1, MOST_NUMBERS // largest_value))
+    return torch.cat([measured(block) for block in blocks]).mT.reshape(value.shape)
+
+
+def by_differences(values: Values, name: str, step: float) -> Tensor:
+    """(J(value + h e) - J(value - h e)) / (2 h) for every component e of one value (B1.c)."""
+    return along_each_component(values, name, lambda path, t: (path(t + step) - path(t - step)) / (2 * step))
+
+
+def third_derivatives(values: Values, name: str) -> Tensor:
+    """d^3 J / dv^3 for every component v of one value.
+
+    In Taylor's series of J(v + h) - J(v - h) the even powers cancel: 2 h J' + h^3 J''' / 3 + ..., so that a central
+    difference is wrong by h^2 J''' / 6.
+    """
+
+    def thrice(path: Path, t: Tensor) -> Tensor:
+        t.requires_grad_()
+        found = path(t)
+        for _ in range(3):
+            (found,) = torch.autograd.grad(found.sum(), t, create_graph=True)
+        return found.detach()
+
+    return along_each_component(values, name, thrice)
+
+
+def draw(distribution: str, *, draws: int, samples: int, inputs: int, hidden: int, source: torch.Generator) -> Values:
+    """Draws of data and weights; a unit's weights are divided by the root of their number, lest tanh saturate."""
+    shapes = {
+        "x": (samples, inputs),
+        "y": (samples,),
+        "W1": (hidden, inputs),
+        "b1": (hidden,),
+        "w2": (hidden,),
+        "b2": (),
+    }
+    fan_in = {"W1": inputs, "w2": hidden}
+    return {
+        name: DISTRIBUTIONS[distribution](torch.empty(draws, *shape, dtype=torch.float64), source)
+        / math.sqrt(fan_in.get(name, 1))
+        for name, shape in shapes.items()
+    }
+
+
+def largest(gradient: Tensor) -> Tensor:
+    """The largest absolute component of each draw: (draws,)."""
+    return gradient.abs().reshape(len(gradient), -1).amax(1)
+
+
+def relative(differences: Values, gradient: Values) -> Values:
+    """Each draw's largest component of the differences over the gradient's largest in any draw, by name.
+
+    A draw's own gradient by b2, a single number, may happen to be near zero, and is no measure.
+    """
+    return {name: largest(each) / largest(gradient[name]).max() for name, each in differences.items()}
+
+
+def differences(values: Values, gradient: Values, step: float) -> Values:
+    """Central differences of this step minus the gradient, by name."""
+    return {name: by_differences(values, name, step) - gradient[name] for name in NAMES}
+
+
+def worst(by_name: Values) -> Tensor:
+    """Each draw's largest over the names: (draws,)."""
+    return torch.stack(list(by_name.values())).amax(0)
+
+
+def logcosh_gradients(
+    *,
+    inputs: Annotated[int, Field(gt=0)],
+    hidden: Annotated[int, Field(gt=0)],
+    samples: Annotated[int, Field(gt=0)],
+    draws: Annotated[int, Field(ge=10)],
+    step: Annotated[float, Field(ge=1e-9, le=1e-2)],
+    steps: Annotated[int, Field(ge=12)],
+    seed: int,
+) -> Answer:
+    """How far the three gradients are apart over many draws, and how a finite difference's error goes with its step."""
+    sweep = torch.logspace(-11, -0.5, steps, dtype=torch.float64).tolist()
+    figure, (axes,) = new_figure(
+        1,
+        title="logcosh_gradients: error of central differences against their step",
+        subtitle=f"{inputs}-{hidden}-1 tanh net, {samples} samples; median of {draws} draws, band from 5 to 95 %",
+        panel_inches=3.6,
+    )
+    rows: list[dict[str, Any]] = []
+    curve: list[dict[str, object]] = []
+    checks: list[Check] = []
+    numbers: dict[str, float] = {}
+    for color, distribution in zip(PALETTE, DISTRIBUTIONS, strict=False):
+        source = generator(seed, "logcosh_gradients", distribution)
+        values = draw(distribution, draws=draws, samples=samples, inputs=inputs, hidden=hidden, source=source)
+        derived, automatic = gradients(values), by_autograd(values)
+        apart = {name: automatic[name] - derived[name] for name in NAMES}
+        autograd = {name: float(each.max()) for name, each in relative(apart, derived).items()}
+        finite = relative(differences(values, derived, step), derived)
+        rows += [
+            {
+                "distribution": distribution,
+                "gradient": NAMES[name],
+                "largest_component": float(derived[name].abs().max()),
+                "derived_against_autograd": autograd[name],
+                "derived_against_differences": float(finite[name].max()),
+            }
+            for name in NAMES
+        ]
+
+        errors = torch.stack([worst(relative(differences(values, derived, h), derived)) for h in sweep])
+        low, middle, high = errors.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1)
+        cubic = worst(relative({name: third_derivatives(values, name) / 6 for name in NAMES}, derived))
+        truncation = float(cubic.median())
+        at = 1e-3
+        measured = worst(relative(differences(values, derived, at), derived))
+        rounded = torch.tensor(sweep, dtype=torch.float64) < 1e-7
+        slope = _slope(torch.tensor(sweep, dtype=torch.float64)[rounded], middle[rounded])
+        least = min(range(steps), key=lambda i: float(middle[i]))
+        axes.fill_between(sweep, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(sweep, middle, "o-", color=color, markersize=3, linewidth=1.4, label=f"{distribution} draws")
+        axes.plot(
+            sweep,
+            [truncation * h**2 for h in sweep],
+            color=color,
+            linestyle="--",
+            linewidth=1.0,
+            label=f"h^2 |J'''| / 6, {distribution}",
+        )
+        curve += [
+            {"distribution": distribution, "step": h, "q05": a, "median": b, "q95": c, "truncation": truncation * h**2}
+            for h, a, b, c in zip(sweep, low.tolist(), middle.tolist(), high.tolist(), strict=True)
+        ]
+        numbers |= {
+            f"{distribution}_autograd": max(autograd.values()),
+            f"{distribution}_differences": float(worst(finite).max()),
+            f"{distribution}_best_step": sweep[least],
+            f"{distribution}_best_error": float(middle[least]),
+        }
+        checks += [
+            at_most(f"derived against autograd, {distribution} draws (B1.b)", max(autograd.values()), 1e-12),
+            at_most(
+                f"derived against differences, {distribution} draws (B1.c)",
+                float(worst(finite).max()),
+                100 * (step**2 + ROUNDING / step),
+            ),
+            close(
+                f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws",
+                float((measured / (cubic * at**2)).median()),
+                1.0,
+                within=0.01,
+            ),
+            close(f"slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
+        ]
+    axes.plot(
+        sweep,
+        [ROUNDING / h for h in sweep],
+        color=COLORS["reference"],
+        linestyle=":",
+        linewidth=1.2,
+        label="eps / h",
+    )
+    axes.axvline(step, color=COLORS["reference"], linewidth=0.8, label=f"h = {step:g} of the table")
+    axes.set(xscale="log", yscale="log", ylim=(1e-13, 1))
+    label(axes, x="step h", y="largest difference / largest component", place="lower left")
+    return Answer(
+        numbers=numbers,
+        checks=checks,
+        tables={"differences": rows, "steps": curve},
+        figures={"steps": figure},
+        told=[
+            "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
+            "differences within {derived_against_differences:.1e}".format(**row)
+            for row in rows
+        ],
+    )
+
+
+def _slope(x: Tensor, y: Tensor) -> float:
+    """Of the least-squares line through (log x, log y)."""
+    a, b = x.log() - x.log().mean(), y.log() - y.log().mean()
+    return float((a * b).sum() / (a * a).sum())

@@ -1,0 +1,176 @@
+"""Graphs of scalars: the sheets' derivatives by hand, both cases of relu, and what is no graph."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.answer import Answer
+from dlhw.studies import computational_graph as study
+from dlhw.studies.computational_graph import by_autograd, computational_graph, graph
+
+SHIPPED = {"a1": 13, "c4_2": 19, "c4_2_off": 19, "e1": 15}
+
+
+def made(inputs: dict[str, float], output: str = "f", **nodes: str) -> Answer:
+    return computational_graph(inputs=inputs, nodes=nodes, output=output)
+
+
+def column(found: Answer, name: str) -> dict[str, Any]:
+    return {str(row["name"]): row[name] for row in found.tables["nodes"]}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_graphs_agree(ask: Ask, name: str) -> None:
+    found = ask("experiment=computational_graph", f"graph={name}")
+    assert found.disagreements == []
+    assert len(found.tables["nodes"]) == SHIPPED[name]
+    assert set(found.figures) == {"graph"}
+
+
+def test_a1_s_stand_in_by_hand(ask: Ask) -> None:
+    derivatives = column(ask("experiment=computational_graph"), "derivative")
+    z3 = 1 / (1 + math.exp(-1))
+    s = 1 / (1 + math.exp(-(6 - 5 - z3)))
+    slope = 2 * s * (1 - s)
+    by_hand = {"h1": slope, "h2": -slope, "w3": -slope, "w4": s, "z1": slope * 3, "x1": slope * 3 * 2}
+    by_hand["z2"] = slope * 2 - slope * z3 * (1 - z3)
+    by_hand["x2"], by_hand["w2"] = by_hand["z2"], 3 * by_hand["z2"]
+    assert {name: derivatives[name] for name in by_hand} == pytest.approx(by_hand, rel=1e-13)
+
+
+@pytest.mark.parametrize("name", ["c4_2", "c4_2_off"])
+def test_c4_2_s_derivatives_by_the_formulas_asked_for(ask: Ask, name: str) -> None:
+    found = ask("experiment=computational_graph", f"graph={name}")
+    v, d = column(found, "value"), column(found, "derivative")
+    y1, y2 = v["yhat1"], v["yhat2"]
+    to_1, to_2 = -2 / (v["y1"] - y1), -2 / (v["y2"] - y2)
+    slope = y1 * (1 - y1)
+    to_z1 = to_1 * slope * 3 * v["m11"] * v["z1"] ** 2 + to_2 * v["m12"] * math.cos(v["z1"])
+    to_z2 = -to_2 * v["m22"] * math.sin(v["z2"])
+    on = v["w11"] * v["x1"] + v["w21"] * v["x2"] >= 0
+    assert on == (name == "c4_2")
+    by_hand = {
+        "yhat1": to_1,
+        "yhat2": to_2,
+        "z1": to_z1,
+        "z2": to_z2,
+        "m11": to_1 * slope * v["z1"] ** 3,
+        "m12": to_2 * math.sin(v["z1"]),
+        "m22": to_2 * math.cos(v["z2"]),
+        "c1": to_1 * slope,
+        "w22": to_z2 * v["x2"] ** 2,
+        "b2": to_z2,
+        "w11": to_z1 * v["x1"] * on,
+        "w21": to_z1 * v["x2"] * on,
+    }
+    assert {each: d[each] for each in by_hand} == pytest.approx(by_hand, rel=1e-12, abs=1e-15)
+
+
+def test_e1_s_derivatives_by_hand(ask: Ask) -> None:
+    found = ask("experiment=computational_graph", "graph=e1")
+    v, d = column(found, "value"), column(found, "derivative")
+    outer = 2 * (v["yhat"] - v["y"])
+    assert d["v1"] == pytest.approx(outer * v["u1"])
+    assert d["w12"] == pytest.approx(outer * v["v1"] * v["u1"] * (1 - v["u1"]) * v["x2"])
+    told = column(found, "derivative_expression")
+    assert told["z1"] == "dL/du1 * u1*(1 - u1)"
+    assert told["w12"] == "dL/dz1 * x2"
+
+
+def test_relu_has_derivative_one_at_zero_and_torchs_is_told_to_differ() -> None:
+    found = made({"x": 0.0, "w": 2.0}, z="relu(w * x)", f="3 * z")
+    assert found.disagreements == []
+    assert column(found, "derivative")["x"] == 6.0
+    assert "df/dx would be 0 with torch.relu, whose derivative at 0 is 0, not 1" in found.told
+    off_kink = made({"x": 0.1, "w": 2.0}, z="relu(w * x)", f="3 * z")
+    assert not any("torch.relu" in line for line in off_kink.told)
+
+
+def test_derivatives_add_up_over_the_nodes_that_a_name_feeds() -> None:
+    found = made({"x": 3.0}, a="x ** 2", b="-x", f="a * b + x")
+    assert column(found, "derivative") == {"x": -3 * 9 + 1, "a": -3.0, "b": 9.0, "f": 1.0}
+
+
+@pytest.mark.parametrize("function", list(study.SYMBOLIC))
+def test_every_function_is_torchs(function: str) -> None:
+    found = made({"x": 0.7, "k": 1.5}, f=f"k * {function}(x / k) ** 2 - {function}(2.5e-1) + +1")
+    assert found.disagreements == []
+
+
+def test_the_derivative_pulled_back_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(study.NUMERIC, "sin", study.NUMERIC["cos"])
+    assert len(made({"x": 0.7}, f="sin(x)").disagreements) == 2
+
+
+def test_constants_are_nodes_too() -> None:
+    found = made({"x": 2.0}, c="1 / 4", f="c * x")
+    assert column(found, "derivative") == {"x": 0.25, "c": 2.0, "f": 1.0}
+    assert by_autograd(graph({"x": 2.0}, {"c": "1 / 4", "f": "c * x"}, "f"))["c"] == (0.25, 2.0)
+
+
+def test_boxes_and_passing_arrows_have_places_of_their_own() -> None:
+    found = graph({"x": 1.0, "y": 2.0}, {"a": "x * y", "b": "a + x", "f": "a * b"}, "f")
+    heights = study.places(found)
+    assert set(heights) == {("x", 0), ("y", 0), ("a", 1), ("x", 1), ("b", 2), ("a", 2), ("f", 3)}
+    assert len({(index, y) for (_, index), y in heights.items()}) == len(heights)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "output", "message"),
+    [
+        ({"x": 1}, {"f": "x + q"}, "f", "study.nodes.f=x \\+ q: q is no input and no node; there are x"),
+        ({"x": 1}, {"f": "g * x", "g": "x"}, "f", "g is not computed yet"),
+        ({"x": 1}, {"f": "f + x"}, "f", "f is not computed yet"),
+        ({"x": 1}, {"f": "erf(x)"}, "f", "erf is no function; there are sigmoid, relu"),
+        ({"x": 1}, {"f": "sin(x, x)"}, "f", "sin takes one argument"),
+        ({"x": 1}, {"f": "x +"}, "f", "not an expression"),
+        ({"x": 1}, {"f": ""}, "f", "not an expression"),
+        ({"x": 1}, {"f": "__import__('os').system('true')"}, "f", "not a number, name"),
+        ({"x": 1}, {"f": "x if x else 2"}, "f", "not a number, name"),
+        ({"x": 1}, {"f": "x % 2"}, "f", "x % 2: not a number"),
+        ({"x": 1}, {"f": "x + 1j"}, "f", "1j: not a number"),
+        ({"x": 1}, {"f": "x * 9 ** 9 ** 9"}, "f", "at most 100"),
+        ({"x": 1}, {"f": "x"}, "g", "study.output=g: must be a node; there are f"),
+        ({"x": 1}, {"f": "x", "g": "x"}, "f", "study.nodes.g: no node uses it, and the output is f"),
+        ({"x": 1}, {"f": "x", "g": "f"}, "f", "study.nodes.g: no node uses it"),
+        ({"x": 1, "y": 2}, {"f": "x"}, "f", "study.inputs.y: no node uses it"),
+        ({"x": 1}, {"x": "1"}, "x", "study.nodes.x: there is an input of this name"),
+        ({"sin": 1}, {"f": "sin"}, "f", "study.inputs.sin: must be a name"),
+        ({"a b": 1}, {"f": "1"}, "f", "study.inputs.a b: must be a name"),
+        ({"x": 0}, {"f": "log(x)"}, "f", "study.nodes.f=log\\(x\\): not a finite real number where x = 0"),
+        ({"x": -1}, {"f": "sqrt(x)"}, "f", "not a finite real number where x = -1"),
+        ({"x": 0}, {"f": "1 / x"}, "f", "not a finite real number where x = 0"),
+        ({"x": 1000}, {"f": "exp(x)"}, "f", "not a finite real number where x = 1000"),
+        ({"x": 1}, {"f": "x / 0"}, "f", "not a finite real number"),
+        ({"x": 0}, {"f": "sqrt(x)"}, "f", "has no finite derivative by x"),
+    ],
+)
+def test_what_is_no_graph_is_refused_in_one_line(
+    inputs: dict[str, float], nodes: dict[str, str], output: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        computational_graph(inputs=inputs, nodes=nodes, output=output)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_graph_of_one_s_own_from_the_command_line(ask: Ask) -> None:
+    found = ask(
+        "experiment=computational_graph",
+        "study.inputs={u: 2}",
+        "study.nodes={g: 'u ** 3', f: 'log(g)'}",
+        "study.output=f",
+    )
+    assert column(found, "derivative")["u"] == pytest.approx(1.5)
+    changed = ask("experiment=computational_graph", "graph=e1", "graphs.e1.inputs.y=2")
+    assert column(changed, "value")["y"] == 2
+
+
+@pytest.mark.parametrize("override", ["graph=c4", "study.inputs={x: one}", "study.inputs={}", "study.nodes={f: [x]}"])
+def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
+    with pytest.raises(UsageError, match=override.partition("=")[0]):
+        ask("experiment=computational_graph", override)
