@@ -155,7 +155,7 @@ def _draw_trajectories(shown: list[float], stiffness: Tensor, steps: int = 80) -
     energy = w.square() / 2 + v.square() / (2 * flat)
     figure, (left, right) = new_figure(
         2,
-        title="momentum_range: the heavy ball without, with too little and too much friction",
+        title="momentum_range: the heavy ball with and without friction",
         subtitle=f"along the flattest direction, eta lambda = {float(flat):g}, from w = 1, v = 0",
         panel_inches=3.3,
     )
@@ -190,7 +190,7 @@ def _draw_map(mu: Tensor, stiffness: Tensor, radius: Tensor) -> Figure:
     figure, (axes,) = new_figure(
         1,
         title="momentum_range: which momenta and step sizes converge",
-        subtitle="colour: spectral radius; inside the black border, |mu| < 1 and eta lambda < 2 (1 + mu), it is below 1",
+        subtitle="below 1 inside the black border, |mu| < 1 and eta lambda < 2 (1 + mu)",
         panel_inches=3.6,
     )
     drawn = axes.contourf(
