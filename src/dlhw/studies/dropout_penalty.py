@@ -21,6 +21,7 @@ Loss = Callable[[Tensor], Tensor]
 """The loss as a function of the hidden layer: (..., d) to (...)."""
 
 ERRORS = 5.0  # standard errors that an estimate may be off before it counts as a disagreement
+ROUNDING = 1e-13  # of a loss, relative: a penalty is a difference of losses and no more accurate than they are
 SHOWN_RATES = (0.01, 0.1, 0.5)  # in the figure of the accuracy
 SCALES = torch.logspace(-3, 0, 31, dtype=torch.float64)  # factors on the hidden layer in that figure
 
@@ -155,7 +156,11 @@ def dropout_penalty(
         if name == "linear":
             checks += [
                 at_most("linear: Monte-Carlo less closed form, in errors", _largest((left - closed) / error), ERRORS),
-                at_most("linear: left side over all masks less closed form", _relative(truth, closed), 1e-10),
+                at_most(
+                    "linear: left side over all masks less closed form, relative to the loss with dropout",
+                    float(((truth - closed).abs() / (loss(h) + closed)).max()),
+                    ROUNDING,
+                ),
                 at_most("linear: second-order formula less closed form", _relative(right, closed), 1e-10),
             ]
         axes.plot(q, truth, color=PALETTE[0], linewidth=2.0, label="exact, over all masks")
@@ -204,12 +209,17 @@ def _accuracy(loss: Loss, h: Tensor) -> tuple[Figure, list[Check], float]:
 
     tiny = torch.tensor([1e-6], dtype=h.dtype)
     slope = slope_at_zero(loss, h)
+    rounding = ROUNDING * loss(layers[0]) / truth[0].abs()
     checks = [
         at_most(
-            "net: exact left side / q against its slope at q = 0", _relative(exact(loss, h, tiny) / tiny, slope), 1e-3
+            "net: exact left side / q less its slope at q = 0, relative to slope and loss",
+            float(((exact(loss, h, tiny) / tiny - slope) / (slope.abs() + loss(h))).abs()),
+            1e-4,
         ),
         at_most(
-            "net: the formula's error at a scale of 0.001 over that at 0.01", float(off[0].max() / off[10].max()), 0.2
+            "net: the formula's error at a scale of 0.001, less rounding, over that at 0.01",
+            float((off[0] - rounding).max() / off[10].max()),
+            0.2,
         ),
     ]
     return figure, checks, float(second_order(loss, h, tiny) / tiny / slope)
