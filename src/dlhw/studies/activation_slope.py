@@ -1,0 +1,154 @@
+"""Whether a steeper activation cures the unstable gradient: gradients through a deep net of sigmoid(c z) (D1.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from scipy.optimize import brentq
+from torch import Tensor
+
+from dlhw import UsageError
+from dlhw.answer import Answer, at_most
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+SETTLED = 5  # layers from either end whose gradients are not yet those of the middle
+STEEPEST = 300.0  # of the factors c among which the balanced one is looked for
+
+
+def activation(z: Tensor, c: Tensor) -> Tensor:
+    """sigmoid(c z): its slope c s (1 - s) is c / 4 at most, where z = 0."""
+    return torch.sigmoid(c * z)
+
+
+def gradients(weights: Tensor, x: Tensor, c: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Of nets z_1 = x, z_{l+1} = W_l sigmoid(c z_l), every ``c`` (K,) with every draw (R,) of weights and input.
+
+    Args:
+        weights: (R, depth - 1, D, D). x: (R, D). output: (R, D), the gradient of the loss by the last layer's sigmoid.
+
+    Returns the norms of the gradients by z_l, (depth, K, R), and the share of units whose slope is below a hundredth
+    of the largest, c / 4, (K,).
+
+    Backpropagation: delta_L = slope_L * output, delta_l = slope_l * W_l' delta_{l+1}.
+    """
+    c = c[:, None, None]
+    z = x.expand(len(c), -1, -1)
+    slopes = []
+    for layer in range(weights.shape[1] + 1):
+        s = activation(z, c)
+        slopes.append(c * s * (1 - s))
+        if layer < weights.shape[1]:
+            z = torch.einsum("rij,krj->kri", weights[:, layer], s)
+    delta = slopes[-1] * output
+    norms = [delta.norm(dim=-1)]
+    for layer in reversed(range(weights.shape[1])):
+        delta = slopes[layer] * torch.einsum("rij,kri->krj", weights[:, layer], delta)
+        norms.append(delta.norm(dim=-1))
+    saturated = (torch.stack(slopes) < c / 400).to(x.dtype).mean((0, 2, 3))
+    return torch.stack(norms[::-1]), saturated
+
+
+def layer_factor(c: float, gain: float) -> float:
+    """The factor chi by which a layer of a wide net multiplies |gradient|^2: gain^2 E[slope(z)^2].
+
+    Weights have variance gain^2 / D, so W' delta has mean square gain^2 |delta|^2 / D per unit; times the slope's.
+    z is normal with the variance q that a layer passes on unchanged: q = gain^2 E[sigmoid(c z)^2].
+    """
+    normal = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    density = torch.exp(-normal.square() / 2) / math.sqrt(2 * math.pi) * (normal[1] - normal[0])
+    q = 0.3 * gain**2
+    for _ in range(60):
+        s = torch.sigmoid(c * math.sqrt(q) * normal)
+        q = gain**2 * float((density * s.square()).sum())
+    return gain**2 * float((density * (c * s * (1 - s)).square()).sum())
+
+
+def balanced(gain: float, factor: float) -> float:
+    """The c at which :func:`layer_factor` is ``factor``."""
+    return float(brentq(lambda c: layer_factor(c, gain) - factor, 1e-3, STEEPEST, xtol=1e-6))
+
+
+def activation_slope(
+    *,
+    slopes: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=2, max_length=len(PALETTE))],
+    depth: Annotated[int, Field(ge=4 * SETTLED)],
+    width: Annotated[int, Field(ge=20)],
+    gain: Annotated[float, Field(ge=0.2, le=5)],
+    draws: Annotated[int, Field(ge=10)],
+    seed: int,
+) -> Answer:
+    """Gradient norms by layer for several c, the factor per layer against theory, and the range of c between."""
+    if sorted(set(slopes)) != slopes:
+        raise UsageError(f"study.slopes={slopes}: must rise")
+    own = generator(seed, "activation_slope")
+    weights = gain / math.sqrt(width) * torch.randn(draws, depth - 1, width, width, generator=own, dtype=torch.float64)
+    x, output = torch.randn(2, draws, width, generator=own, dtype=torch.float64)
+    c = torch.tensor(slopes, dtype=torch.float64)
+    norms, saturated = gradients(weights, x * gain / math.sqrt(2), c, output)
+
+    middle = norms[SETTLED:-SETTLED].square()
+    ratios = (middle[:-1] / middle[1:]).mean(0)  # (K, R): independent draws, so their spread gives the error
+    factor, error = ratios.mean(-1), ratios.std(-1) / math.sqrt(draws)
+    theory = torch.tensor([layer_factor(each, gain) for each in slopes], dtype=torch.float64)
+    whole = (norms[0] / norms[-1]).median(-1).values
+    shrinking, growing = (balanced(gain, 10 ** (power / (depth - 1))) for power in (-2, 2))
+    even = balanced(gain, 1.0)
+
+    figure, (left, right) = new_figure(
+        2,
+        title="activation_slope: a steeper activation, sigmoid(c z)",
+        subtitle=f"{depth} layers of {width}; left: median of {draws} nets, band of 10 to 90 %; right: grey where the "
+        f"whole net changes |gradient| by less than 10",
+        panel_inches=3.4,
+    )
+    layers = torch.arange(1, depth + 1)
+    low, centre, high = (norms / norms[-1]).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=c.dtype), dim=-1)
+    for i, each in enumerate(slopes):
+        left.semilogy(layers, centre[:, i], color=PALETTE[i], linewidth=1.6, label=f"c = {each:g}")
+        left.fill_between(layers, low[:, i], high[:, i], color=PALETTE[i], alpha=0.2, linewidth=0)
+    label(left, x="layer", y="|gradient| / that of the last layer", place="lower right")
+    line = torch.logspace(math.log10(slopes[0] / 2), math.log10(slopes[-1] * 2), 60, dtype=torch.float64)
+    predicted = [math.sqrt(layer_factor(each, gain)) for each in line.tolist()]
+    right.axvspan(shrinking, growing, color="#BBBBBB", alpha=0.6, linewidth=0)
+    right.loglog(line, predicted, color=COLORS["reference"], linewidth=1.4, label="wide nets, theory")
+    for i, each in enumerate(slopes):
+        right.plot(each, factor[i].sqrt(), "o", color=PALETTE[i])
+    right.plot([], [], "o", color=COLORS["reference"], label="measured")
+    right.axhline(1.0, color=COLORS["reference"], linestyle="--", linewidth=1.0)
+    label(right, x="c (largest slope c / 4)", y="factor on |gradient| per layer", place="upper left")
+    return Answer(
+        numbers={
+            "balanced_c": even,
+            "stable_from_c": shrinking,
+            "stable_to_c": growing,
+            "least_change_through_the_net": float(whole.min()),
+            "largest_change_through_the_net": float(whole.max()),
+        },
+        checks=[
+            at_most(
+                "factor on |gradient|^2 per layer: measured less theory beyond 5 errors, relative",
+                float((((factor - theory).abs() - 5 * error) / theory).max()),
+                5 / width,
+            )
+        ],
+        tables={
+            "slopes": [
+                {
+                    "c": each,
+                    "largest_slope": each / 4,
+                    "factor": math.sqrt(found),
+                    "factor_theory": math.sqrt(expected),
+                    "first_over_last": change,
+                    "saturated_percent": 100 * share,
+                }
+                for each, found, expected, change, share in zip(
+                    slopes, factor.tolist(), theory.tolist(), whole.tolist(), saturated.tolist(), strict=True
+                )
+            ]
+        },
+        figures={"slopes": figure},
+    )

@@ -1,0 +1,233 @@
+"""Dropout as an added penalty: the loss it adds on average, and the second-order formula for it (A4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+from dlhw import UsageError
+from dlhw.answer import Answer, Check, at_most
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+Loss = Callable[[Tensor], Tensor]
+"""The loss as a function of the hidden layer: (..., d) to (...)."""
+
+ERRORS = 5.0  # standard errors that an estimate may be off before it counts as a disagreement
+ROUNDING = 1e-13  # of a loss, relative: a penalty is a difference of losses and no more accurate than they are
+SHOWN_RATES = (0.01, 0.1, 0.5)  # in the figure of the accuracy
+SCALES = torch.logspace(-3, 0, 31, dtype=torch.float64)  # factors on the hidden layer in that figure
+
+
+def linear_loss(weight: Tensor, y: float) -> Loss:
+    """(W h - y)^2, with W a row."""
+    return lambda h: (h @ weight - y).square()
+
+
+def net_loss(inner: Tensor, outer: Tensor, y: float) -> Loss:
+    """(u . tanh(V h) - y)^2: ``inner`` is V, (width, d), ``outer`` is u."""
+    return lambda h: ((h @ inner.T).tanh() @ outer - y).square()
+
+
+def noise(dropped: Tensor, q: Tensor) -> Tensor:
+    """eta of A4: -1 where a unit is dropped, q / (1 - q) where it is kept, so that (1 + eta) h is 0 or h / (1 - q).
+
+    E eta = -q + (1 - q) q / (1 - q) = 0, and E eta^2 = q + q^2 / (1 - q) = q / (1 - q) is its variance.
+    """
+    return torch.where(dropped, -1.0, q / (1 - q))
+
+
+def second_order(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
+    """The right-hand side of A4.(1): q / (2 (1 - q)) * sum_k H_kk h_k^2, H the loss's Hessian by the hidden layer.
+
+    Taylor: loss((1 + eta) h) - loss(h) ~ gradient . (eta h) + (eta h)' H (eta h) / 2. In the mean the first is 0, and
+    of the second the diagonal remains, since E eta_j eta_k = 0 for j != k and E eta_k^2 = q / (1 - q).
+    """
+    diagonal = torch.diagonal(jacrev(grad(loss))(h))
+    penalty: Tensor = q / (2 * (1 - q)) * (diagonal * h.square()).sum()
+    return penalty
+
+
+def linear_penalty(weight: Tensor, x: Tensor, q: Tensor) -> Tensor:
+    """q / (1 - q) * sum_k W_k^2 x_k^2: both sides of A4.(1) for F(x) = W x and squared error (A4.iii).
+
+    H = 2 W' W, so H_kk = 2 W_k^2. The loss is of second order in x, so nothing is left out.
+    """
+    return q / (1 - q) * (weight * x).square().sum()
+
+
+def exact(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
+    """The left-hand side of A4.(1) without sampling, the mean over all 2^d sets of dropped units; q (Q,) to (Q,)."""
+    d = h.shape[-1]
+    dropped = (torch.arange(2**d)[:, None] >> torch.arange(d)) % 2 == 1
+    rate = q[:, None, None]
+    chance = torch.where(dropped, rate, 1 - rate).prod(-1)
+    return (chance * (loss(h * (1 + noise(dropped, rate))) - loss(h))).sum(-1)
+
+
+def slope_at_zero(loss: Loss, h: Tensor) -> Tensor:
+    """d/dq of the left-hand side at q = 0: sum_k loss(h without unit k) - loss(h) + h_k d loss / d h_k.
+
+    To first order in q at most one unit is dropped, each with probability q, and the others are scaled by 1 + q. The
+    second-order formula's slope is sum_k H_kk h_k^2 / 2 instead, so they differ from the third derivatives on, at
+    any q: dropping a unit is a step of length h_k, however seldom it is done.
+    """
+    without = h * (1 - torch.eye(h.shape[-1], dtype=h.dtype))
+    slope: Tensor = (loss(without) - loss(h)).sum() + (h * grad(loss)(h)).sum()
+    return slope
+
+
+def sampled(loss: Loss, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over draws, and its standard error, of what ``eta`` (Q, draws, d) adds to the loss: two of (Q,)."""
+    return _mean_and_error(loss(h * (1 + eta)) - loss(h))
+
+
+def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+    return draws.mean(-1), draws.std(-1) / math.sqrt(draws.shape[-1])
+
+
+def dropout_penalty(
+    *,
+    rates: Annotated[list[Annotated[float, Field(gt=0, le=0.5)]], Field(min_length=2)],
+    inputs: Annotated[int, Field(ge=1)],
+    hidden: Annotated[int, Field(ge=1, le=12)],
+    width: Annotated[int, Field(ge=1)],
+    gain: Annotated[float, Field(gt=0)],
+    residual: float,
+    draws: Annotated[int, Field(ge=1000)],
+    seed: int,
+) -> Answer:
+    """Both sides of A4.(1) against q, for the linear model and for a small tanh net."""
+    if draws * min(rates) < 100:
+        raise UsageError(
+            f"study.draws={draws}: drop a unit {draws * min(rates):g} times at q = {min(rates):g}, too few for a "
+            f"standard error; {math.ceil(100 / min(rates))} or more"
+        )
+    q = torch.tensor(rates, dtype=torch.float64)
+    own = generator(seed, "dropout_penalty", "model")
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=own, dtype=torch.float64)
+
+    h = (gain / math.sqrt(inputs) * normal(hidden, inputs) @ normal(inputs)).tanh()
+    row = gain / math.sqrt(hidden) * normal(hidden)
+    inner, outer = gain / math.sqrt(hidden) * normal(width, hidden), gain / math.sqrt(width) * normal(width)
+    losses = {
+        "linear": linear_loss(row, float(h @ row) - residual),
+        "net": net_loss(inner, outer, float((inner @ h).tanh() @ outer) - residual),
+    }
+
+    uniform = torch.rand(len(q), draws, hidden, generator=generator(seed, "dropout_penalty", "masks"), dtype=q.dtype)
+    eta = noise(uniform < q[:, None, None], q[:, None, None])
+    mean, error = _mean_and_error(eta.flatten(1))
+    minus, plus = noise(torch.tensor([[True], [False]]), q)
+    closed = linear_penalty(row, h, q)
+    checks = [
+        at_most("E[eta] = 0 (A4.i), from its two values", _largest(q * minus + (1 - q) * plus), 1e-15),
+        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest(mean / error), ERRORS),
+        at_most(
+            "E[eta^2] less q / (1 - q), relative, from its two values",
+            _relative(q * minus**2 + (1 - q) * plus**2, q / (1 - q)),
+            1e-14,
+        ),
+    ]
+
+    figure, all_axes = new_figure(
+        2,
+        title="dropout_penalty: what dropout adds to the loss on average",
+        subtitle=f"one sample, {hidden} hidden units; {draws} draws for each point, bars of two standard errors",
+        panel_inches=3.2,
+    )
+    rows = []
+    numbers: dict[str, float] = {}
+    for (name, loss), axes in zip(losses.items(), all_axes, strict=True):
+        left, error = sampled(loss, h, eta)
+        truth, right = exact(loss, h, q), second_order(loss, h, q)
+        checks.append(
+            at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest((left - truth) / error), ERRORS)
+        )
+        if name == "linear":
+            checks += [
+                at_most("linear: Monte-Carlo less closed form, in errors", _largest((left - closed) / error), ERRORS),
+                at_most(
+                    "linear: left side over all masks less closed form, relative to the loss with dropout",
+                    float(((truth - closed).abs() / (loss(h) + closed)).max()),
+                    ROUNDING,
+                ),
+                at_most("linear: second-order formula less closed form", _relative(right, closed), 1e-10),
+            ]
+        axes.plot(q, truth, color=PALETTE[0], linewidth=2.0, label="exact, over all masks")
+        axes.plot(q, right, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
+        axes.errorbar(
+            q, left, 2 * error, color=COLORS["reference"], fmt="o", markersize=3.5, capsize=2, label="Monte-Carlo"
+        )
+        label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=name, place="upper left")
+        numbers[f"{name}_exact_at_largest_q"] = float(truth[q.argmax()])
+        numbers[f"{name}_formula_at_largest_q"] = float(right[q.argmax()])
+        rows += [
+            {"model": name, "q": rate, "sampled": a, "standard_error": b, "exact": c, "second_order": d}
+            for rate, a, b, c, d in zip(
+                rates, left.tolist(), error.tolist(), truth.tolist(), right.tolist(), strict=True
+            )
+        ]
+
+    accuracy, accuracy_checks, limit = _accuracy(losses["net"], h)
+    numbers["net_formula_over_exact_as_q_to_0"] = limit
+    return Answer(
+        numbers=numbers,
+        checks=checks + accuracy_checks,
+        tables={"penalties": rows},
+        figures={"penalty": figure, "accuracy": accuracy},
+        told=[f"squared hidden activations times squared weights, summed: {float((row * h).square().sum()):.6g}"],
+    )
+
+
+def _accuracy(loss: Loss, h: Tensor) -> tuple[Figure, list[Check], float]:
+    """How far the formula is off for hidden layers ``SCALES`` times ``h``, and its limit ratio at ``h`` for q to 0."""
+    q = torch.tensor(SHOWN_RATES, dtype=h.dtype)
+    layers = SCALES[:, None] * h
+    formula = vmap(lambda layer: second_order(loss, layer, q))(layers)
+    truth = vmap(lambda layer: exact(loss, layer, q))(layers)
+    off = ((formula - truth) / truth).abs()  # (scales, rates)
+    figure, (axes,) = new_figure(
+        1,
+        title="dropout_penalty: the formula is good where activations are small",
+        subtitle="the net with its hidden layer scaled; the error does not vanish with q; at the dips it changes sign",
+    )
+    for i, rate in enumerate(SHOWN_RATES):
+        axes.loglog(SCALES, off[:, i], color=PALETTE[i], linewidth=1.8, label=f"q = {rate:g}")
+    guide = SCALES * float(off[0].max() / SCALES[0]) * 2
+    axes.loglog(SCALES, guide, color=COLORS["reference"], linestyle=":", label="proportional to the scale")
+    label(axes, x="factor on the hidden activations", y="relative error of the formula", place="lower right")
+
+    tiny = torch.tensor([1e-6], dtype=h.dtype)
+    slope = slope_at_zero(loss, h)
+    rounding = ROUNDING * loss(layers[0]) / truth[0].abs()
+    checks = [
+        at_most(
+            "net: exact left side / q less its slope at q = 0, relative to slope and loss",
+            float(((exact(loss, h, tiny) / tiny - slope) / (slope.abs() + loss(h))).abs()),
+            1e-4,
+        ),
+        at_most(
+            "net: the formula's error at a scale of 0.001, less rounding, over that at 0.01",
+            float((off[0] - rounding).max() / off[10].max()),
+            0.2,
+        ),
+    ]
+    return figure, checks, float(second_order(loss, h, tiny) / tiny / slope)
+
+
+def _largest(of: Tensor) -> float:
+    return float(of.abs().max())
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected) / expected).abs().max())

@@ -1,0 +1,317 @@
+"""Gradient descent on hyper-parameters: what the gradients are, what they cost, how rough they are (D1.1)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Annotated, Any
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad, jacrev, vmap
+
+from dlhw import UsageError
+from dlhw.answer import Answer, Check, at_most
+from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runtime import generator
+
+HYPER = ("lambda", "learning_rate")
+STEP = 1e-5  # of the central differences, relative to the hyper-parameter's size
+BEYOND = 1e4  # validation errors and derivatives beyond it are not drawn: the training diverges there
+CHUNK = 50  # learning rates of the sweep whose unrolled training is held at a time
+
+Data = tuple[Tensor, Tensor]
+"""Inputs (N,) and targets (N,)."""
+
+
+def prediction(w: Tensor, x: Tensor) -> Tensor:
+    """u . tanh(v x + b) + c for each x (N,): one hidden layer, w = (v, b, u, c) in one vector of 3 hidden + 1."""
+    v, b, u = w[:-1].reshape(3, -1)
+    y: Tensor = (x[:, None] * v + b).tanh() @ u + w[-1]
+    return y
+
+
+def error(w: Tensor, data: Data) -> Tensor:
+    """Mean squared error, without the penalty: what validation measures."""
+    return (prediction(w, data[0]) - data[1]).square().mean()
+
+
+def training_loss(w: Tensor, penalty: Tensor, data: Data) -> Tensor:
+    """error + lambda |w|^2. Its derivative by lambda is |w|^2, never negative: descending it only lowers lambda."""
+    return error(w, data) + penalty * w.square().sum()
+
+
+def descend_jointly(
+    w: Tensor, penalty: float, rates: tuple[float, float], steps: int, data: Data
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient descent on (w, lambda) of the training loss by ``rates``, lambda kept at 0 or above.
+
+    Returns (steps + 1,) lambdas, and of each step autograd's derivative by lambda and |w|^2, (steps,) both.
+    """
+    now, lambdas, derivatives, norms = torch.tensor(penalty, dtype=w.dtype), [penalty], [], []
+    both = grad(training_loss, argnums=(0, 1))
+    for _ in range(steps):
+        by_w, by_penalty = both(w, now, data)
+        derivatives.append(by_penalty)
+        norms.append(w.square().sum())
+        w, now = w - rates[0] * by_w, (now - rates[1] * by_penalty).clamp(min=0)
+        lambdas.append(float(now))
+    return torch.tensor(lambdas, dtype=w.dtype), torch.stack(derivatives), torch.stack(norms)
+
+
+def after_training(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
+    """Validation error after ``steps`` of gradient descent with hyper = (lambda, learning rate); a function of both.
+
+    Each step is w <- w - learning rate * gradient(w, lambda), so the derivative by a hyper-parameter runs back through
+    all of the steps, and through the gradient in each of them: it needs the second derivatives of the loss.
+    """
+    for _ in range(steps):
+        w = w - hyper[1] * grad(training_loss)(w, hyper[0], training)
+    return error(w, validation)
+
+
+def hypergradient_with_cost(
+    w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data
+) -> tuple[Tensor, int, float]:
+    """The gradient (2,) of :func:`after_training` by torch.autograd, the bytes that its graph held, the seconds.
+
+    Every storage saved for the backward pass counts once; those of one element, such as factors, count as well.
+    """
+    held: dict[int, Tensor] = {}  # tensors are kept, so that no address is used twice
+
+    def note(saved: Tensor) -> Tensor:
+        held[saved.untyped_storage().data_ptr()] = saved
+        return saved
+
+    start = time.perf_counter()
+    hyper = hyper.detach().requires_grad_()
+    w = w.detach().requires_grad_()
+    with saved_tensors_hooks(note, lambda saved: saved):
+        now = w
+        for _ in range(steps):
+            (gradient,) = torch.autograd.grad(training_loss(now, hyper[0], training), now, create_graph=True)
+            now = now - hyper[1] * gradient
+        (found,) = torch.autograd.grad(error(now, validation), hyper, allow_unused=False)
+    seconds = time.perf_counter() - start
+    return found, sum(tensor.untyped_storage().nbytes() for tensor in held.values()), seconds
+
+
+def central_differences(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
+    """(V(hyper + d) - V(hyper - d)) / 2 d for each hyper-parameter, d = ``STEP`` times its size: (2,)."""
+    shifts = torch.diag(STEP * hyper)
+
+    def ends(shift: Tensor) -> Tensor:
+        plus, minus = (after_training(w, hyper + sign * shift, steps, training, validation) for sign in (1, -1))
+        return plus - minus
+
+    difference: Tensor = vmap(ends)(shifts) / (2 * shifts.diagonal())
+    return difference
+
+
+def hypergradient(
+    *,
+    hidden: Annotated[int, Field(ge=1)],
+    samples: Annotated[int, Field(ge=2)],
+    noise: Annotated[float, Field(ge=0)],
+    penalty: Annotated[float, Field(gt=0)],
+    rate: Annotated[float, Field(gt=0)],
+    penalty_rate: Annotated[float, Field(gt=0)],
+    joint_steps: Annotated[int, Field(ge=1)],
+    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)],
+    repeats: Annotated[int, Field(ge=3)],
+    largest_rate: Annotated[float, Field(gt=0)],
+    rates: Annotated[int, Field(ge=10)],
+    seed: int,
+) -> Answer:
+    """Descending the training loss by lambda; the validation loss's gradient by both; the sweep of learning rates."""
+    if sorted(set(steps)) != steps:
+        raise UsageError(f"study.steps={steps}: must rise")
+    drawn = generator(seed, "hypergradient")
+
+    def sample(count: int) -> Data:
+        x = 4 * torch.rand(count, generator=drawn, dtype=torch.float64) - 2
+        return x, (3 * x).sin() + noise * torch.randn(count, generator=drawn, dtype=torch.float64)
+
+    training, validation = sample(samples), sample(10 * samples)
+    w = torch.randn(3 * hidden + 1, generator=drawn, dtype=torch.float64)
+    w[2 * hidden :] /= hidden**0.5
+    hyper = torch.tensor([penalty, rate], dtype=torch.float64)
+
+    lambdas, derivatives, norms = descend_jointly(w, penalty, (rate, penalty_rate), joint_steps, training)
+    reached = (lambdas == 0).nonzero().flatten()
+    rows, gradients = _costs(w, hyper, steps, repeats, training=training, validation=validation)
+    differences = torch.stack([central_differences(w, hyper, count, training, validation) for count in steps])
+    disagreement = (gradients - differences).abs().amax(0) / gradients.abs().amax(0)
+
+    swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
+    loss_and_gradient = vmap(
+        lambda each: _with_gradient(w, penalty, each, steps[-1], training=training, validation=validation),
+        chunk_size=CHUNK,
+    )
+    losses, slopes = loss_and_gradient(swept)
+    single = _with_gradient(w, penalty, hyper[1], steps[-1], training=training, validation=validation)[1]
+    if not torch.isfinite(gradients).all():
+        raise UsageError(f"study.rate={rate:g}: training diverges; give a smaller one")
+    edge = 2 / sharpness(w, hyper, steps[-1], training)
+    below, above = swept < edge, swept >= edge
+    exploded = (~(slopes.abs() < BEYOND)).nonzero().flatten()
+    per_step = [
+        (after["held_bytes"] - before["held_bytes"]) / (after["steps"] - before["steps"])
+        for before, after in itertools.pairwise(rows)
+    ]
+    checks: list[Check] = [
+        at_most(
+            "training loss: derivative by lambda less |w|^2, relative",
+            float(((derivatives - norms) / norms).abs().max()),
+            1e-12,
+        ),
+        at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
+        *(
+            at_most(f"validation loss by {name}: autograd less central differences, relative", value, 1e-5)
+            for name, value in zip(HYPER, disagreement.tolist(), strict=True)
+        ),
+        at_most("swept derivative less that through the unrolled run", _relative(single, gradients[-1, 1]), 1e-8),
+        at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
+    ]
+    return Answer(
+        numbers={
+            "lambda_at_end": float(lambdas[-1]),
+            "steps_until_lambda_is_0": int(reached[0]) if len(reached) else "never",
+            "bytes_per_step": per_step[-1],
+            "seconds_at_most_steps": rows[-1]["seconds"],
+            "edge_of_stability": edge,
+            "sign_changes_below_edge": _sign_changes(slopes[below]),
+            "sign_changes_above_edge": _sign_changes(slopes[above]),
+            "rate_where_derivative_explodes": float(swept[exploded[0]]) if len(exploded) else "never",
+        },
+        checks=checks,
+        tables={
+            "cost": [
+                row
+                | {"by_lambda": by[0], "by_learning_rate": by[1], "differences": other[0], "differences_rate": other[1]}
+                for row, by, other in zip(rows, gradients.tolist(), differences.tolist(), strict=True)
+            ],
+            "sweep": [
+                {"learning_rate": each, "validation_loss": loss, "derivative": slope}
+                for each, loss, slope in zip(swept.tolist(), losses.tolist(), slopes.tolist(), strict=True)
+            ],
+        },
+        figures={
+            "training_loss": _draw_joint(lambdas, norms),
+            "cost": _draw_cost(rows),
+            "roughness": _draw_sweep(swept, losses, slopes, edge, steps[-1]),
+        },
+    )
+
+
+def sharpness(w: Tensor, hyper: Tensor, steps: int, data: Data) -> float:
+    """Largest eigenvalue of the training loss's Hessian after training: rates above 2 / it lead away from there."""
+    for _ in range(steps):
+        w = w - hyper[1] * grad(training_loss)(w, hyper[0], data)
+    return float(torch.linalg.eigvalsh(jacrev(grad(training_loss))(w, hyper[0], data))[-1])
+
+
+def _with_gradient(
+    w: Tensor, penalty: float, rate: Tensor, steps: int, *, training: Data, validation: Data
+) -> tuple[Tensor, Tensor]:
+    def loss(each: Tensor) -> tuple[Tensor, Tensor]:
+        hyper = torch.stack([torch.full_like(each, penalty), each])
+        found = after_training(w, hyper, steps, training, validation)
+        return found, found
+
+    slope, value = grad(loss, has_aux=True)(rate)
+    return value, slope
+
+
+def _costs(
+    w: Tensor, hyper: Tensor, steps: list[int], repeats: int, *, training: Data, validation: Data
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Per number of steps the median and quartiles of the seconds, after one run to warm up, and the bytes held."""
+    rows: list[dict[str, Any]] = []
+    gradients = []
+    for count in steps:
+        runs = [hypergradient_with_cost(w, hyper, count, training, validation) for _ in range(repeats + 1)]
+        quartiles = torch.tensor([seconds for _, _, seconds in runs[1:]]).quantile(torch.tensor([0.25, 0.5, 0.75]))
+        low, median, high = quartiles.tolist()
+        gradients.append(runs[0][0])
+        rows.append(
+            {"steps": count, "held_bytes": runs[0][1], "seconds": median, "seconds_low": low, "seconds_high": high}
+        )
+    return rows, torch.stack(gradients)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected) / expected).abs())
+
+
+def _sign_changes(slopes: Tensor) -> int:
+    return int((slopes.sign().diff() != 0).sum())
+
+
+def _draw_joint(lambdas: Tensor, norms: Tensor) -> Figure:
+    figure, (left, right) = new_figure(
+        2,
+        title="hypergradient: descending the training loss drives lambda to 0",
+        subtitle="gradient descent on the weights and on lambda together; lambda is kept from going below 0",
+    )
+    left.plot(lambdas, color=PALETTE[0], linewidth=1.8)
+    label(left, x="step", y="lambda")
+    right.plot(norms, color=PALETTE[1], linewidth=1.8)
+    right.set_ylim(bottom=0)
+    label(right, x="step", y="|w|^2 = derivative by lambda")
+    return figure
+
+
+def _draw_cost(rows: list[dict[str, Any]]) -> Figure:
+    figure, (left, right) = new_figure(
+        2,
+        title="hypergradient: cost of the derivative through the training",
+        subtitle=f"both derivatives by autograd, on the CPU, threads: {torch.get_num_threads()}; "
+        "lines: a fixed amount for each step",
+    )
+    steps = [row["steps"] for row in rows]
+    for axes, key, factor, name, color in (
+        (left, "held_bytes", 1e-6, "saved for the backward pass (MB)", PALETTE[0]),
+        (right, "seconds", 1e3, "time, median and quartiles (ms)", PALETTE[1]),
+    ):
+        values = [row[key] * factor for row in rows]
+        slope = (values[-1] - values[0]) / (steps[-1] - steps[0])
+        line = torch.linspace(steps[0], steps[-1], 200)
+        axes.loglog(line, values[0] + slope * (line - steps[0]), color=COLORS["reference"], linewidth=1.0)
+        if key == "seconds":
+            spread = [
+                [(row["seconds"] - row["seconds_low"]) * factor for row in rows],
+                [(row["seconds_high"] - row["seconds"]) * factor for row in rows],
+            ]
+            axes.errorbar(steps, values, spread, fmt="o", color=color, capsize=2)
+        else:
+            axes.plot(steps, values, "o", color=color)
+        label(axes, x="steps of training", y=name)
+    return figure
+
+
+def _draw_sweep(swept: Tensor, losses: Tensor, slopes: Tensor, edge: float, steps: int) -> Figure:
+    figure, (upper, lower) = new_figure(
+        2,
+        title="hypergradient: smooth for small learning rates, then rough",
+        subtitle=f"validation error after {steps} steps and its derivative, {len(swept)} learning rates; "
+        "dashed: 2 / sharpness",
+        columns=1,
+        panel_inches=2.3,
+    )
+    upper.semilogy(swept, losses, color=PALETTE[0], linewidth=1.2)
+    label(upper, x="learning rate", y="validation error")
+    settled = losses[losses < BEYOND]
+    if len(settled):
+        upper.set_ylim(float(settled.min()) / 1.3, min(float(settled.max()) * 1.3, BEYOND))
+    lower.plot(swept, slopes, color=PALETTE[1], linewidth=1.2)
+    lower.set_yscale("symlog", linthresh=1.0)
+    lower.set_ylim(-BEYOND, BEYOND)
+    label(lower, x="learning rate", y="derivative by the rate")
+    for axes in (upper, lower):
+        if edge <= float(swept[-1]):
+            axes.axvline(edge, color=COLORS["reference"], linestyle="--", linewidth=1.0)
+    return figure

@@ -1,0 +1,99 @@
+"""Derivatives by hyper-parameters: through the training, by differences, and what they hold in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.runtime import generator
+from dlhw.studies.hypergradient import (
+    Data,
+    after_training,
+    central_differences,
+    descend_jointly,
+    error,
+    hypergradient_with_cost,
+    prediction,
+    sharpness,
+    training_loss,
+)
+
+SMALL = ("study.rates=10", "study.steps=[1,3,10]", "study.repeats=3", "study.joint_steps=10")
+
+
+def data(count: int = 12) -> Data:
+    x, y = torch.randn(2, count, generator=generator(0, "test", count), dtype=torch.float64)
+    return x, y
+
+
+def weights() -> torch.Tensor:
+    return torch.randn(13, generator=generator(0, "test weights"), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("override", ["seed=0", "seed=1", "seed=2", "study.hidden=1"])
+def test_every_claim_holds(ask: Ask, override: str) -> None:
+    found = ask("experiment=hypergradient", *SMALL, override)
+    assert found.disagreements == []
+    assert len(found.tables["cost"]) == 3
+    assert len(found.tables["sweep"]) == 10
+    assert set(found.figures) == {"training_loss", "cost", "roughness"}
+
+
+def test_prediction_is_that_of_a_net() -> None:
+    w, (x, _) = weights(), data()
+    net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+    torch.nn.utils.vector_to_parameters(w, net.parameters())
+    torch.testing.assert_close(prediction(w, x), net(x[:, None])[:, 0])
+
+
+def test_derivative_by_lambda_after_one_step_by_hand() -> None:
+    w, rate = weights(), 0.05
+    hyper = torch.tensor([0.1, rate], dtype=torch.float64)
+    found, _, _ = hypergradient_with_cost(w, hyper, 1, data(), data(7))
+    leaf = w.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(training_loss(leaf, hyper[0], data()), leaf)
+    after = (w - rate * slope).requires_grad_()
+    (by_w,) = torch.autograd.grad(error(after, data(7)), after)
+    torch.testing.assert_close(found, torch.stack([by_w @ (-rate * 2 * w), by_w @ -slope]))
+    torch.testing.assert_close(error(after, data(7)), after_training(w, hyper, 1, data(), data(7)))
+
+
+def test_autograd_agrees_with_differences() -> None:
+    hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
+    found, _, _ = hypergradient_with_cost(weights(), hyper, 20, data(), data(7))
+    torch.testing.assert_close(found, central_differences(weights(), hyper, 20, data(), data(7)), rtol=1e-6, atol=0)
+
+
+def test_memory_grows_with_steps_and_with_samples() -> None:
+    hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
+    held = [hypergradient_with_cost(weights(), hyper, steps, data(), data(7))[1] for steps in (5, 10, 15)]
+    assert held[2] - held[1] == held[1] - held[0] > 0
+    more = [hypergradient_with_cost(weights(), hyper, steps, data(24), data(7))[1] for steps in (5, 10)]
+    assert more[1] - more[0] > 1.5 * (held[1] - held[0])
+
+
+def test_lambda_goes_to_zero_and_stays() -> None:
+    lambdas, derivatives, norms = descend_jointly(weights(), 0.01, (0.05, 1e-3), 20, data())
+    assert lambdas[0] == 0.01
+    assert lambdas[-1] == 0
+    assert lambdas[1] == pytest.approx(max(0.0, 0.01 - 1e-3 * float(norms[0])))
+    torch.testing.assert_close(derivatives, norms)
+
+
+def test_sharpness_of_a_linear_net() -> None:
+    """With tanh's inputs 0 and no lambda, only the output's bias has curvature besides the cross terms with u."""
+    w = torch.zeros(4, dtype=torch.float64)
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    still = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    assert sharpness(w, still, 3, (x, torch.zeros(2, dtype=torch.float64))) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("study.steps=[3,1]", "rise"), ("study.steps=[3]", "study.steps"), ("study.rate=50", "diverges")],
+)
+def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ask("experiment=hypergradient", "study.rates=10", "study.repeats=3", override)
