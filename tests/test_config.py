@@ -60,7 +60,7 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
         ".": 1,
         "comparison": 1,
         "dataset": 9,
-        "experiment": 18,
+        "experiment": 34,
         "hydra/help": 1,
         "hydra/hydra_logging": 1,
         "hydra/job_logging": 1,
@@ -73,7 +73,7 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
         "probe": 2,
         "regularization": 4,
         "scheduler": 4,
-        "study": 5,
+        "study": 21,
         "trainer": 1,
     }
 
