@@ -106,6 +106,20 @@ def test_experiment_opens_with_its_question_and_command_and_carries_its_name(com
     assert compose(f"experiment={name}").name == name
 
 
+def test_the_readme_lists_every_experiment_with_its_source_and_each_has_its_place_on_a_sheets_page() -> None:
+    readme = (CONF.parent / "README.md").read_text()
+    pages = "".join(path.read_text() for path in sorted((CONF.parent / "docs" / "sheets").glob("*.md")))
+    for name in EXPERIMENTS:
+        question = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
+        source = question.rpartition("(")[2].rstrip(")")
+        (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}`")]
+        assert row.endswith(f"| {source} |")
+        assert f"    python -m dlhw.train experiment={name}" in pages, name
+    images = [line.rpartition("(")[2].rstrip(")") for line in pages.splitlines() if line.startswith("![")]
+    for image in images:
+        assert (CONF.parent / "docs" / "sheets" / image).is_file(), image
+
+
 def synthetic(
     *, data_dir: str, seed: int, mean: float, std: float, validation_fraction: float, download: bool
 ) -> Dataset:
