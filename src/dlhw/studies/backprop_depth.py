@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 
@@ -122,6 +124,91 @@ def against_autograd(weights: Weights, found: Passes, x: Tensor, y: Tensor, *, w
     return at_most(f"{what}: gradients by hand and by autograd, largest relative difference", worst, 1e-12)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The nets of one initialization; norms are (draws, layers)."""
+
+    name: str
+    by_weight: Tensor
+    """Of the gradient by W."""
+    by_input: Tensor
+    """Of the layer's input a."""
+    by_signal: Tensor
+    """Of the gradient by z = W a + b."""
+    growth: float
+    """Of the signal, per layer on its way back."""
+    predicted: float
+    """What :func:`predicted_factor` says of that."""
+    checks: list[Check]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {
+            f"{self.name}_first_layer": float(self.by_weight[:, 0].median()),
+            f"{self.name}_last_layer": float(self.by_weight[:, -1].median()),
+            f"{self.name}_signal_per_layer": self.growth,
+            f"{self.name}_signal_predicted": self.predicted,
+        }
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """Of each layer the quartiles of the three norms."""
+        norms_of = {"weight_gradient": self.by_weight, "input": self.by_input, "signal": self.by_signal}
+        parts = {"lower": 0.25, "median": 0.5, "upper": 0.75}
+        columns = {
+            f"{quantity}_{part}": of_layers.quantile(q, dim=0).tolist()
+            for quantity, of_layers in norms_of.items()
+            for part, q in parts.items()
+        }
+        return [
+            {"init": self.name, "layer": layer + 1, **{name: values[layer] for name, values in columns.items()}}
+            for layer in range(self.by_weight.shape[1])
+        ]
+
+
+def measured(name: Initialization, weights: Weights, x: Tensor, y: Tensor) -> Measured:
+    """Both passes of all drawn nets, held against autograd and against the product of the two factors."""
+    found = torch.vmap(passes, in_dims=(0, None, None))(weights, x, y)
+    by_weight, by_input, by_signal = norms(found.weights), norms(found.inputs), norms(found.signals)
+    product = by_input * by_signal
+    apart = float(((by_weight - product).abs() / product.clamp(min=1e-300)).max())
+    checks = [
+        against_autograd(weights, found, x, y, what=f"{len(weights) - 1} hidden layers, {name}"),
+        at_most(f"{name}: |dW| = |dz| |a| at every layer, largest relative difference", apart, 1e-12),
+    ]
+    growth, predicted = factor_per_layer(by_signal), predicted_factor(weights, found)
+    return Measured(name, by_weight, by_input, by_signal, growth, predicted, checks)
+
+
+def drawing(nets: Sequence[Measured], *, title: str, draws: int) -> Figure:
+    """The three norms against the layer, a line of medians for each initialization in a band between quartiles."""
+    figure, all_axes = new_figure(
+        3,
+        title=title,
+        subtitle=f"median over {draws} draws of the weights, bands from quartile to quartile; "
+        "left = middle x right; dotted: what the slopes and the spread of W predict",
+        foot_inches=0.5,
+    )
+    words = ("gradient by W", "input a of the layer", "gradient by W a + b")
+    for axes, quantity in zip(all_axes, words, strict=True):
+        axes.set_yscale("log")
+        label(axes, x="layer", y=f"norm of the {quantity}", legend=False)
+    for color, net in zip(PALETTE, nets, strict=False):
+        for axes, of_layers in zip(all_axes, (net.by_weight, net.by_input, net.by_signal), strict=True):
+            lower, middle, upper = (of_layers.quantile(q, dim=0).tolist() for q in (0.25, 0.5, 0.75))
+            places = range(1, len(middle) + 1)
+            told = f"{net.name}: signal x {net.growth:.2f} per layer back"
+            axes.plot(places, middle, color=color, linewidth=1.4, label=told)
+            axes.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)
+        hidden = net.by_signal.shape[1] - 1
+        last = float(net.by_signal[:, -2].median())
+        line = [last * net.predicted ** (hidden - layer) for layer in range(1, hidden + 1)]
+        all_axes[2].plot(range(1, hidden + 1), line, color=color, linewidth=1.2, linestyle=":")
+    handles, names = all_axes[0].get_legend_handles_labels()
+    add_legend(figure, handles, names, loc="outside lower center", columns=2)
+    return figure
+
+
 def backprop_depth(
     *,
     seed: int,
@@ -141,82 +228,29 @@ def backprop_depth(
     if len(set(inits)) < len(inits):
         raise UsageError(f"study.inits={inits}: names one twice")
     sample, y = torch.tensor(x, dtype=torch.float64), torch.tensor(label_of_x)
-    each = torch.vmap(passes, in_dims=(0, None, None))
     settings: dict[str, Any] = {"features": len(x), "classes": classes, "d": d, "draws": draws, "seed": seed}
 
     shallow = drawn(inits[0], hidden=[width] * output_depth, **settings)
-    output = each(shallow, sample, y)
-    checks = [against_autograd(shallow, output, sample, y, what=f"{output_depth} hidden layers, {inits[0]}")]
-    rows: list[dict[str, object]] = []
-    numbers: dict[str, float] = {}
-    figure, all_axes = new_figure(
-        3,
-        title=f"backprop_depth: {depth} hidden layers of {width} units, ELU",
-        subtitle=f"median over {draws} draws of the weights, bands from quartile to quartile; "
-        "left = middle x right; dotted: what the slopes and the spread of W predict",
-        foot_inches=0.5,
-    )
-    for color, name in zip(PALETTE, inits, strict=False):
-        weights = drawn(name, hidden=[width] * depth, **settings)
-        found = each(weights, sample, y)
-        checks.append(against_autograd(weights, found, sample, y, what=f"{depth} hidden layers, {name}"))
-        by_weight, by_input, by_signal = norms(found.weights), norms(found.inputs), norms(found.signals)
-        product = by_input * by_signal
-        apart = float(((by_weight - product).abs() / product.clamp(min=1e-300)).max())
-        checks.append(at_most(f"{name}: |dW| = |dz| |a| at every layer, largest relative difference", apart, 1e-12))
-        growth, predicted = factor_per_layer(by_signal), predicted_factor(weights, found)
-        numbers |= {
-            f"{name}_first_layer": float(by_weight[:, 0].median()),
-            f"{name}_last_layer": float(by_weight[:, -1].median()),
-            f"{name}_signal_per_layer": growth,
-            f"{name}_signal_predicted": predicted,
-        }
-        words = f"{name}: signal x {growth:.2f} per layer back"
-        for axes, of_layers in zip(all_axes, (by_weight, by_input, by_signal), strict=True):
-            draw_layers(axes, of_layers, color=color, words=words)
-        last_hidden = float(by_signal[:, depth - 1].median())
-        line = [last_hidden * predicted ** (depth - layer) for layer in range(1, depth + 1)]
-        all_axes[2].plot(range(1, depth + 1), line, color=color, linewidth=1.2, linestyle=":")
-        rows += [
-            {
-                "init": name,
-                "layer": layer,
-                **{
-                    f"{quantity}_{part}": float(of_layers[:, layer - 1].quantile(q))
-                    for quantity, of_layers in (
-                        ("weight_gradient", by_weight),
-                        ("input", by_input),
-                        ("signal", by_signal),
-                    )
-                    for part, q in (("lower", 0.25), ("median", 0.5), ("upper", 0.75))
-                },
-            }
-            for layer in range(1, depth + 2)
-        ]
-    handles, names = all_axes[0].get_legend_handles_labels()
-    add_legend(figure, handles, names, loc="outside lower center", columns=2)
-    for axes, words in zip(all_axes, ("gradient by W", "input a of the layer", "gradient by W a + b"), strict=True):
-        label(axes, x="layer", y=f"norm of the {words}", legend=False)
-    told_output = ", ".join(f"{p:.6f}" for p in output.probabilities[0].tolist())
+    output = torch.vmap(passes, in_dims=(0, None, None))(shallow, sample, y)
+    nets = [measured(name, drawn(name, hidden=[width] * depth, **settings), sample, y) for name in inits]
+    first = ", ".join(f"{p:.6f}" for p in output.probabilities[0].tolist())
     return Answer(
-        numbers=numbers,
-        checks=checks,
+        numbers={name: value for net in nets for name, value in net.numbers.items()},
+        checks=[
+            against_autograd(shallow, output, sample, y, what=f"{output_depth} hidden layers, {inits[0]}"),
+            *(check for net in nets for check in net.checks),
+        ],
         tables={
-            "layers": rows,
+            "layers": [row for net in nets for row in net.rows],
             "output": [
                 {"draw": draw, **{f"p{i}": p for i, p in enumerate(row)}}
                 for draw, row in enumerate(output.probabilities.tolist())
             ],
         },
-        figures={"gradients": figure},
-        told=[f"output of {output_depth} hidden layers, {inits[0]} weights, x = {x}: ({told_output})"],
+        figures={
+            "gradients": drawing(
+                nets, title=f"backprop_depth: {depth} hidden layers of {width} units, ELU", draws=draws
+            )
+        },
+        told=[f"output of {output_depth} hidden layers, {inits[0]} weights, x = {x}: ({first})"],
     )
-
-
-def draw_layers(axes: Axes, of_layers: Tensor, *, color: str, words: str) -> None:
-    """The median of (draws, layers) against the layer, log scale, in a band from quartile to quartile."""
-    places = range(1, of_layers.shape[1] + 1)
-    lower, middle, upper = (of_layers.quantile(q, dim=0).tolist() for q in (0.25, 0.5, 0.75))
-    axes.set_yscale("log")
-    axes.plot(places, middle, color=color, linewidth=1.4, label=words)
-    axes.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)
