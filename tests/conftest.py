@@ -14,7 +14,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dlhw import config, train
+from dlhw import composition, train
 from dlhw.answer import Answer
 from dlhw.build import check, deferred
 
@@ -31,14 +31,14 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
-    config.prepare()
+    composition.prepare()
 
     def composed(*overrides: str, sweep: bool = False) -> DictConfig:
         before = Singleton.get_state()
-        hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(config.conf_dir())))
+        hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))
         try:
             return hydra.compose_config(
-                config.CONFIG_NAME,
+                composition.CONFIG_NAME,
                 list(overrides),
                 run_mode=RunMode.MULTIRUN if sweep else RunMode.RUN,
                 with_log_configuration=False,

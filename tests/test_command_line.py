@@ -31,7 +31,7 @@ import torch
 import yaml
 from hydra.core.singleton import Singleton
 
-from dlhw import UsageError, config, progress, train
+from dlhw import UsageError, composition, config, progress, train
 from dlhw.record import Record, claim_directory
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
@@ -104,7 +104,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
         for name in FROM_OUTSIDE:
             patch.delenv(name, raising=False)
         patch.setattr(sys, "argv", ["dlhw", *overrides])
-        patch.setattr(config.Loader, "ends_program", False)
+        patch.setattr(composition.Loader, "ends_program", False)
         torch.set_num_threads(1)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -309,7 +309,7 @@ def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: lis
     assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "pandas", "numpy", "matplotlib"})
     assert list(tmp_path.iterdir()) == []
     if arguments == ["--help"]:
-        shipped = sorted((config.conf_dir() / "experiment").glob("*.yaml"))
+        shipped = sorted((composition.conf_dir() / "experiment").glob("*.yaml"))
         questions = {file.stem: file.read_text().splitlines()[1].removeprefix("# ") for file in shipped}
         listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.stdout, re.MULTILINE)
         assert dict(listed) == questions
@@ -323,7 +323,7 @@ def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: lis
 @pytest.mark.parametrize(
     ("typed", "listed"),
     [
-        ("experiment=", {f"experiment={path.stem}" for path in (config.conf_dir() / "experiment").iterdir()}),
+        ("experiment=", {f"experiment={path.stem}" for path in (composition.conf_dir() / "experiment").iterdir()}),
         ("optimizer=ad", {"optimizer=adagrad", "optimizer=adam", "optimizer=adamw"}),
         ("trainer.epo", {"trainer.epochs="}),
     ],

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import dlhw
 from conftest import Compose
-from dlhw import UsageError, config, train
+from dlhw import UsageError, composition, config, train
 from dlhw.build import build, check, make_model
 from dlhw.data.tabular import _regression
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.record import Record, read_summary
 
-CONF = config.conf_dir()
+CONF = composition.conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 STUDIES = [path.stem for path in FILES if path.parent.name == "study"]
@@ -571,8 +571,8 @@ def test_resume_checks_the_values_it_may_change(mistake: Mistake, stored: Callab
 SOURCE = Path(dlhw.__file__).parent
 
 IMPORTS: dict[str, set[str]] = {
-    "sweeps": {"dlhw", "build", "comparison", "config", "data", "ensemble", "fast", "files", "loop", "record"}
-    | {"runtime", "train"},
+    "sweeps": {"dlhw", "build", "comparison", "composition", "config", "data", "ensemble", "fast", "files", "loop"}
+    | {"record", "runtime", "train"},
     "train": {
         "dlhw",
         "answer",
@@ -588,10 +588,11 @@ IMPORTS: dict[str, set[str]] = {
         "plots",
     }
     | {"record", "runtime"},
-    "config": {"dlhw", "mistakes", "record"},
+    "config": {"dlhw", "composition", "record"},
+    "composition": {"dlhw", "mistakes"},
     "mistakes": set(),
     "runs": {"dlhw", "build", "checkpoint", "record"},
-    "compare": {"dlhw", "comparison", "config", "record"},
+    "compare": {"dlhw", "comparison", "composition", "config", "record"},
     "comparison": {"dlhw", "plots", "record"},
     "build": {"dlhw", "runtime"},
     "loop": {"checkpoint", "data", "ensemble", "fast", "objective", "progress", "record", "runtime"},

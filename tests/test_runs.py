@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from dlhw import UsageError, config, load_run, load_sweep
+from dlhw import UsageError, composition, load_run, load_sweep
 from dlhw.build import build
 from dlhw.data.tensors import Dataset, Split
 from dlhw.record import Record
@@ -26,9 +26,9 @@ SMALL = ["model.hidden=[16]", "model.batch_norm=true", "model.dropout=0.2", "tra
 def made(path: Path, overrides: list[str]) -> Path:
     """A run on digits, trained in this process."""
     path.mkdir()
-    config.prepare()
-    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
-        cfg = compose(config.CONFIG_NAME, overrides)
+    composition.prepare()
+    with initialize_config_dir(str(composition.conf_dir()), version_base="1.3"):
+        cfg = compose(composition.CONFIG_NAME, overrides)
     train(cfg, Record(path))
     return path
 

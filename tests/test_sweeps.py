@@ -26,7 +26,7 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw import UsageError, config, train
+from dlhw import UsageError, composition, config, train
 from dlhw.record import label
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
@@ -116,13 +116,14 @@ def test_paths_need_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     (tmp_path / "S" / "b=0,seed=1").mkdir(parents=True)
     (tmp_path / "S" / "b=0,seed=2").mkdir()
-    assert config.quoted("start=S/b=0,seed=1") == "start='S/b=0,seed=1'"
-    assert config.quoted("init.run=null,S/b=0,seed=1,S/b=0,seed=2") == "init.run=null,'S/b=0,seed=1','S/b=0,seed=2'"
-    assert config.quoted("start=gone/a=b,gone/c") == "start='gone/a=b','gone/c'"
-    assert config.quoted("data_dir=a=b,c") == "data_dir='a=b,c'"
+    assert composition.quoted("start=S/b=0,seed=1") == "start='S/b=0,seed=1'"
+    several = composition.quoted("init.run=null,S/b=0,seed=1,S/b=0,seed=2")
+    assert several == "init.run=null,'S/b=0,seed=1','S/b=0,seed=2'"
+    assert composition.quoted("start=gone/a=b,gone/c") == "start='gone/a=b','gone/c'"
+    assert composition.quoted("data_dir=a=b,c") == "data_dir='a=b,c'"
     for line in ("start=null", "start='a,b'", "start=${output_dir}/x", "start=glob(*)", "seed=a=b"):
-        assert config.quoted(line) == line
-    assert jobs(config.quoted("start=null,S/b=0,seed=1")) == [("start=null",), ("start='S/b=0,seed=1'",)]
+        assert composition.quoted(line) == line
+    assert jobs(composition.quoted("start=null,S/b=0,seed=1")) == [("start=null",), ("start='S/b=0,seed=1'",)]
 
 
 def test_job_is_named_by_everything_where_nothing_varies() -> None:
@@ -139,7 +140,7 @@ def test_name_of_a_job_is_limited_in_bytes() -> None:
 def test_values_keep_what_the_grammar_needs() -> None:
     (first,), (second,) = jobs(r"name='a,b','it\'s'")
     assert first == "name='a,b'"
-    assert config.parsed(second).value() == "it's"
+    assert composition.parsed(second).value() == "it's"
     assert jobs("model.hidden=[5,4],[]") == [("model.hidden=[5,4]",), ("model.hidden=[]",)]
     assert jobs("optimizer=choice(sgd,adam)", "seed=1") == [("optimizer=sgd", "seed=1"), ("optimizer=adam", "seed=1")]
 
@@ -169,17 +170,17 @@ def test_params_do_not_set_hydras_own_settings() -> None:
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[config.Loader]:
-    config.prepare()
+def loader() -> Iterator[composition.Loader]:
+    composition.prepare()
     setup_globals()
-    config.Loader.composed.clear()
-    yield config.Loader(create_config_search_path(str(config.conf_dir())))
-    config.Loader.composed.clear()
+    composition.Loader.composed.clear()
+    yield composition.Loader(create_config_search_path(str(composition.conf_dir())))
+    composition.Loader.composed.clear()
 
 
 @pytest.fixture(scope="module")
-def master(loader: config.Loader) -> DictConfig:
-    return loader.load_configuration(config.CONFIG_NAME, ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
+def master(loader: composition.Loader) -> DictConfig:
+    return loader.load_configuration(composition.CONFIG_NAME, ["hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
 
 
 SCALARS = st.sampled_from(
@@ -220,20 +221,20 @@ def answer(load: Any, *arguments: Any) -> str:
 @example(lines=["optimizer=adam", "seed='1'", "optimizer.lr=1e-5"], others=["", "[]", "1"])
 @example(lines=["experiment=flooding", "b=0.25", "trainer.epochs={x:1}"], others=["", "null", "1"])
 def test_job_composed_from_one_like_it_equals_hydras_composition(
-    loader: config.Loader, master: DictConfig, lines: list[str], others: list[str]
+    loader: composition.Loader, master: DictConfig, lines: list[str], others: list[str]
 ) -> None:
     def swapped(line: str, value: str) -> str:
         return f"{line.partition('=')[0]}={value}" if line[0] not in "+~" and line not in FIXED else line
 
     alike = [swapped(line, value) for line, value in zip(lines, others, strict=False)]
-    config.Loader.composed.clear()
+    composition.Loader.composed.clear()
     answer(loader.load_sweep_config, master, alike)  # the one that it is copied from
     expected = answer(ConfigLoaderImpl.load_sweep_config, loader, master, lines)
     assert answer(loader.load_sweep_config, master, lines) == expected
 
 
 def test_jobs_that_differ_in_plain_values_are_composed_once(
-    loader: config.Loader, master: DictConfig, monkeypatch: pytest.MonkeyPatch
+    loader: composition.Loader, master: DictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     compose = ConfigLoaderImpl.load_configuration
@@ -247,7 +248,7 @@ def test_jobs_that_differ_in_plain_values_are_composed_once(
     assert len(calls) == 2
 
 
-def test_configs_of_jobs_are_their_own(loader: config.Loader, master: DictConfig) -> None:
+def test_configs_of_jobs_are_their_own(loader: composition.Loader, master: DictConfig) -> None:
     first = loader.load_sweep_config(master, ["seed=1", "model.hidden=[1]"])
     second = loader.load_sweep_config(master, ["seed=2", "model.hidden=[2]"])
     first.trainer.epochs = 99
@@ -303,7 +304,8 @@ def begun(ended: Ended) -> list[str]:
         (
             ["optimizer=sgd,adamm"],
             "optimizer=adamm: no such optimizer; did you mean adam? "
-            "(there are: adagrad, adam, adamw, momentum, nesterov, rmsprop, sgd, torch)",
+            "(there are: adagrad, adam, adamw, momentum, momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, "
+            "sgd_by_hand, torch)",
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: no such key; did you mean trainer.epochs?"),
         (["b=0,0.1"], "b: no such key; b is a knob of experiment=flooding"),
@@ -334,14 +336,14 @@ def test_mistake_is_told_before_anything_is_made(tmp_path: Path, overrides: list
 def test_combination_that_cannot_be_fails_alone(
     tmp_path: Path, conclusions: Conclusions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compose = config.Loader.load_sweep_config
+    compose = composition.Loader.load_sweep_config
 
-    def broken(loader: config.Loader, master: DictConfig, overrides: list[str]) -> DictConfig:
+    def broken(loader: composition.Loader, master: DictConfig, overrides: list[str]) -> DictConfig:
         if {"seed=1", "+optimizer.nesterov=false"} <= set(overrides):
             raise UsageError("cannot be composed")
         return compose(loader, master, overrides)
 
-    monkeypatch.setattr(config.Loader, "load_sweep_config", broken)
+    monkeypatch.setattr(composition.Loader, "load_sweep_config", broken)
     torch_sgd = ("optimizer=torch", "optimizer.name=SGD", "+optimizer.momentum=0,0.9", "+optimizer.nesterov=true,false")
     ended = dlhw("-m", *QUICK, *torch_sgd, "seed=0,1", at=tmp_path)
     assert ended.code == 1
@@ -353,7 +355,7 @@ def test_combination_that_cannot_be_fails_alone(
         "optimizer.momentum=0.9,optimizer.nesterov=false,seed=1": "UsageError: cannot be composed",
     }
     assert sorted(states(tmp_path / "S").values()) == ["failed"] * 4 + ["finished"] * 4
-    monkeypatch.setattr(config.Loader, "load_sweep_config", compose)
+    monkeypatch.setattr(composition.Loader, "load_sweep_config", compose)
     again = dlhw("resume=S", at=tmp_path)
     assert len(begun(again)) == 4
     assert list(conclusions.asked[1][2].values()) == [told, told]
@@ -425,7 +427,8 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
 
 def test_other_launcher_comes_without_the_options_of_the_first(tmp_path: Path) -> None:
     def resumed(*given: str) -> list[str]:
-        return config._overrides_of_sweep(tmp_path, [config.parsed(line) for line in ("resume=S", *given)])[:-3]
+        lines = [composition.parsed(line) for line in ("resume=S", *given)]
+        return composition._overrides_of_sweep(tmp_path, lines)[:-3]
 
     stored = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1", "hydra.verbose=true"]
     content = {

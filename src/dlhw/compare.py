@@ -48,7 +48,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     import pydantic
     import yaml
 
-    from dlhw import comparison, config
+    from dlhw import comparison, composition
     from dlhw.comparison import Comparison
 
     runs: dict[Path, None] = {}
@@ -68,7 +68,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     own = target.resolve() == directories[0].resolve() and in_place
     if not own and any((target / name).exists() for name in ("config.yaml", "multirun.yaml")):
         raise UsageError(f"--output {target}: holds a run or a sweep of its own; choose another directory")
-    defaults = yaml.safe_load((config.conf_dir() / "comparison" / "default.yaml").read_text())
+    defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
     del defaults["_target_"]
     options = defaults | comparison.declared(runs) | (drawn or {})
     try:

@@ -71,11 +71,10 @@ class Fitted:
 
     def __str__(self) -> str:
         why = "no longer improving" if self.stopped == "patience" else "all epochs done"
-        if "val_mse" in self.best:
-            val, test = (f"mean squared error {self.best[f'{part}_mse']:.4g}" for part in ("val", "test"))
-        else:
-            val, test = (f"error {self.best[f'{part}_error_percent']:.2f} %" for part in ("val", "test"))
-        return f"{why}; best validation {val} at epoch {self.best['epoch']}, test {test} there"
+        column, words = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
+        form = "{:.4g}" if column == "mse" else "{:.2f} %"
+        val, test = (form.format(self.best[f"{part}_{column}"]) for part in ("val", "test"))
+        return f"{why}; best validation {words} {val} at epoch {self.best['epoch']}, test {words} there {test}"
 
 
 class Run:

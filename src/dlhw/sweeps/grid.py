@@ -36,7 +36,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw import UsageError, config
+from dlhw import UsageError, composition, config
 from dlhw.config import Program
 
 log = logging.getLogger("dlhw")
@@ -62,7 +62,7 @@ class Grid(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 when one failed; an interruption passes through."""
         try:
-            lines = [config.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
+            lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
             left_out: dict[str, None] = {}
             jobs = self._compose(expand(lines, arguments, self.context.config_loader, self._left_over(left_out)))
             self._launcher(len(jobs))
@@ -71,20 +71,20 @@ class Grid(Sweeper):
             with self._directory() as directory:
                 failures = self._run(jobs, directory)
         except UsageError as error:
-            config.stop(error)
+            composition.stop(error)
         except OSError as error:
-            config.stop(UsageError(_line(error, self.cfg.hydra.sweep.dir)))
+            composition.stop(UsageError(_line(error, self.cfg.hydra.sweep.dir)))
         if failures:
             sys.exit(1)
 
     def _left_over(self, noted: dict[str, None]) -> LeftOver:
         """What :func:`expand` asks which of ``params`` nothing reads in a job; those are noted."""
         loader = self.context.config_loader
-        assert isinstance(loader, config.Loader)
+        assert isinstance(loader, composition.Loader)
         known: dict[tuple[str, ...], frozenset[str]] = {}
 
         def left_over(given: Sequence[str]) -> frozenset[str]:
-            overrides = [config.parsed(line) for line in given]
+            overrides = [composition.parsed(line) for line in given]
             structure = loader.structure(overrides)
             if structure not in known:
                 known[structure] = loader.left_over(self.cfg, list(self.params), overrides)
@@ -263,7 +263,7 @@ class Worker:
 
     def __call__(self, cfg: DictConfig) -> str | None:
         """Run one job. Returns why it failed; an exception might not survive its way between processes."""
-        config.prepare()
+        composition.prepare()
         if platform.node() == self.host and os.getpid() != self.sweeper:
             _end_with(self.sweeper)
         settings = HydraConfig.get()
