@@ -24,6 +24,8 @@ from dlhw.runtime import generator
 Weights = dict[str, Tensor]
 """W1 (K, D), W2 ... WL (K, K) and WF (P, K), in the order in which they are applied."""
 Row = dict[str, Any]
+Draws = dict[int, tuple[Tensor, Weights]]
+"""Of each depth many x and weights."""
 Size = Annotated[int, Field(gt=0)]
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 
@@ -177,12 +179,7 @@ def _quartiles(values: Tensor, unit: str = "") -> list[dict[str, float]]:
 
 
 def timed(
-    drawn: dict[int, tuple[Tensor, Weights]],
-    counts: dict[int, dict[str, int]],
-    device: torch.device,
-    *,
-    warmup: int,
-    repeats: int,
+    drawn: Draws, counts: dict[int, dict[str, int]], device: torch.device, *, warmup: int, repeats: int
 ) -> tuple[list[Row], list[Row]]:
     """Quartiles for each method and depth, the first draw in float32: of seconds, and of reverse over forward mode."""
     calls = [

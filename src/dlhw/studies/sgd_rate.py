@@ -223,6 +223,7 @@ class Estimates:
 
     @property
     def numbers(self) -> dict[str, float]:
+        """Estimate and bound after the last step."""
         return {
             f"{self.problem.name}_{name}_{what}": float(values[i, -1])
             for i, name in enumerate(POWERS)
