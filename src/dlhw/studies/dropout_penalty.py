@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from matplotlib.figure import Figure
@@ -93,6 +94,133 @@ def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(-1), draws.std(-1) / math.sqrt(draws.shape[-1])
 
 
+def models(
+    source: torch.Generator, *, inputs: int, hidden: int, width: int, gain: float, residual: float
+) -> tuple[Tensor, Tensor, dict[str, Loss]]:
+    """A hidden layer h, the linear model's W, and the loss of both models, by name, as a function of h."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source, dtype=torch.float64)
+
+    h = (gain / math.sqrt(inputs) * normal(hidden, inputs) @ normal(inputs)).tanh()
+    row = gain / math.sqrt(hidden) * normal(hidden)
+    inner, outer = gain / math.sqrt(hidden) * normal(width, hidden), gain / math.sqrt(width) * normal(width)
+    linear = linear_loss(row, float(h @ row) - residual)
+    return h, row, {"linear": linear, "net": net_loss(inner, outer, float((inner @ h).tanh() @ outer) - residual)}
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What dropout adds to one model's loss on average, (Q,) each."""
+
+    name: str
+    sampled: Tensor
+    error: Tensor
+    """The standard error of ``sampled``."""
+    exact: Tensor
+    second_order: Tensor
+    checks: list[Check]
+
+    def rows(self, rates: list[float]) -> list[dict[str, object]]:
+        """The four at each rate."""
+        columns = zip(rates, self.sampled, self.error, self.exact, self.second_order, strict=True)
+        names = ("q", "sampled", "standard_error", "exact", "second_order")
+        return [{"model": self.name, **dict(zip(names, map(float, each), strict=True))} for each in columns]
+
+
+def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed: Tensor | None) -> Penalties:
+    """Both sides of A4.(1) for one model, held against each other and against its closed form where it has one."""
+    left, error = sampled(loss, h, eta)
+    truth, right = exact(loss, h, q), second_order(loss, h, q)
+    checks = [at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest((left - truth) / error), ERRORS)]
+    if closed is not None:
+        off = float(((truth - closed).abs() / (loss(h) + closed)).max())
+        checks += [
+            at_most(f"{name}: Monte-Carlo less closed form, in errors", _largest((left - closed) / error), ERRORS),
+            at_most(
+                f"{name}: left side over all masks less closed form, relative to the loss with dropout", off, ROUNDING
+            ),
+            at_most(f"{name}: second-order formula less closed form", _relative(right, closed), 1e-10),
+        ]
+    return Penalties(name, left, error, truth, right, checks)
+
+
+def moments(q: Tensor, eta: Tensor) -> list[Check]:
+    """Mean and variance of the noise, from its two values and from the draws (A4.i)."""
+    mean, error = _mean_and_error(eta.flatten(1))
+    minus, plus = noise(torch.tensor([[True], [False]]), q)
+    variance = _relative(q * minus**2 + (1 - q) * plus**2, q / (1 - q))
+    return [
+        at_most("E[eta] = 0 (A4.i), from its two values", _largest(q * minus + (1 - q) * plus), 1e-15),
+        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest(mean / error), ERRORS),
+        at_most("E[eta^2] less q / (1 - q), relative, from its two values", variance, 1e-14),
+    ]
+
+
+def draw_penalties(q: Tensor, found: Sequence[Penalties], *, subtitle: str) -> Figure:
+    """Both sides against q, a panel for each model."""
+    title = "dropout_penalty: what dropout adds to the loss on average"
+    figure, all_axes = new_figure(2, title=title, subtitle=subtitle, panel_inches=3.2)
+    dots: dict[str, Any] = {"color": COLORS["reference"], "fmt": "o", "markersize": 3.5, "capsize": 2}
+    for each, axes in zip(found, all_axes, strict=True):
+        axes.plot(q, each.exact, color=PALETTE[0], linewidth=2.0, label="exact, over all masks")
+        axes.plot(q, each.second_order, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
+        axes.errorbar(q, each.sampled, 2 * each.error, label="Monte-Carlo", **dots)
+        label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=each.name, place="upper left")
+    return figure
+
+
+def accuracy(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
+    """How far the formula is off for hidden layers ``SCALES`` times ``h``, (scales, rates), and its limit for q to 0.
+
+    The limit is that of the formula over the exact left side, at ``h``.
+    """
+    q = torch.tensor(SHOWN_RATES, dtype=h.dtype)
+    layers = SCALES[:, None] * h
+    formula = vmap(lambda layer: second_order(loss, layer, q))(layers)
+    truth = vmap(lambda layer: exact(loss, layer, q))(layers)
+    off = ((formula - truth) / truth).abs()
+    tiny = torch.tensor([1e-6], dtype=h.dtype)
+    slope = slope_at_zero(loss, h)
+    rounding = ROUNDING * loss(layers[0]) / truth[0].abs()
+    checks = [
+        at_most(
+            "net: exact left side / q less its slope at q = 0, relative to slope and loss",
+            float(((exact(loss, h, tiny) / tiny - slope) / (slope.abs() + loss(h))).abs()),
+            1e-4,
+        ),
+        at_most(
+            "net: the formula's error at a scale of 0.001, less rounding, over that at 0.01",
+            float((off[0] - rounding).max() / off[10].max()),
+            0.2,
+        ),
+    ]
+    return off, checks, float(second_order(loss, h, tiny) / tiny / slope)
+
+
+def draw_accuracy(off: Tensor) -> Figure:
+    """The formula's relative error against the scale of the hidden layer, a line for each of ``SHOWN_RATES``."""
+    figure, (axes,) = new_figure(
+        1,
+        title="dropout_penalty: the formula is good where activations are small",
+        subtitle="the net with its hidden layer scaled; the error does not vanish with q; at the dips it changes sign",
+    )
+    for i, rate in enumerate(SHOWN_RATES):
+        axes.loglog(SCALES, off[:, i], color=PALETTE[i], linewidth=1.8, label=f"q = {rate:g}")
+    guide = SCALES * float(off[0].max() / SCALES[0]) * 2
+    axes.loglog(SCALES, guide, color=COLORS["reference"], linestyle=":", label="proportional to the scale")
+    label(axes, x="factor on the hidden activations", y="relative error of the formula", place="lower right")
+    return figure
+
+
+def _largest(of: Tensor) -> float:
+    return float(of.abs().max())
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected) / expected).abs().max())
+
+
 def dropout_penalty(
     *,
     rates: Annotated[list[Annotated[float, Field(gt=0, le=0.5)]], Field(min_length=2)],
@@ -111,123 +239,21 @@ def dropout_penalty(
             f"standard error; {math.ceil(100 / min(rates))} or more"
         )
     q = torch.tensor(rates, dtype=torch.float64)
-    own = generator(seed, "dropout_penalty", "model")
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=own, dtype=torch.float64)
-
-    h = (gain / math.sqrt(inputs) * normal(hidden, inputs) @ normal(inputs)).tanh()
-    row = gain / math.sqrt(hidden) * normal(hidden)
-    inner, outer = gain / math.sqrt(hidden) * normal(width, hidden), gain / math.sqrt(width) * normal(width)
-    losses = {
-        "linear": linear_loss(row, float(h @ row) - residual),
-        "net": net_loss(inner, outer, float((inner @ h).tanh() @ outer) - residual),
-    }
-
-    uniform = torch.rand(len(q), draws, hidden, generator=generator(seed, "dropout_penalty", "masks"), dtype=q.dtype)
-    eta = noise(uniform < q[:, None, None], q[:, None, None])
-    mean, error = _mean_and_error(eta.flatten(1))
-    minus, plus = noise(torch.tensor([[True], [False]]), q)
-    closed = linear_penalty(row, h, q)
-    checks = [
-        at_most("E[eta] = 0 (A4.i), from its two values", _largest(q * minus + (1 - q) * plus), 1e-15),
-        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest(mean / error), ERRORS),
-        at_most(
-            "E[eta^2] less q / (1 - q), relative, from its two values",
-            _relative(q * minus**2 + (1 - q) * plus**2, q / (1 - q)),
-            1e-14,
-        ),
-    ]
-
-    figure, all_axes = new_figure(
-        2,
-        title="dropout_penalty: what dropout adds to the loss on average",
-        subtitle=f"one sample, {hidden} hidden units; {draws} draws for each point, bars of two standard errors",
-        panel_inches=3.2,
-    )
-    rows = []
+    own, masks = (generator(seed, "dropout_penalty", purpose) for purpose in ("model", "masks"))
+    h, weight, losses = models(own, inputs=inputs, hidden=hidden, width=width, gain=gain, residual=residual)
+    eta = noise(torch.rand(len(q), draws, hidden, generator=masks, dtype=q.dtype) < q[:, None, None], q[:, None, None])
+    closed = {"linear": linear_penalty(weight, h, q)}
+    found = [measured(name, loss, h, q, eta, closed=closed.get(name)) for name, loss in losses.items()]
+    off, accuracy_checks, limit = accuracy(losses["net"], h)
+    subtitle = f"one sample, {hidden} hidden units; {draws} draws for each point, bars of two standard errors"
     numbers: dict[str, float] = {}
-    for (name, loss), axes in zip(losses.items(), all_axes, strict=True):
-        left, error = sampled(loss, h, eta)
-        truth, right = exact(loss, h, q), second_order(loss, h, q)
-        checks.append(
-            at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest((left - truth) / error), ERRORS)
-        )
-        if name == "linear":
-            checks += [
-                at_most("linear: Monte-Carlo less closed form, in errors", _largest((left - closed) / error), ERRORS),
-                at_most(
-                    "linear: left side over all masks less closed form, relative to the loss with dropout",
-                    float(((truth - closed).abs() / (loss(h) + closed)).max()),
-                    ROUNDING,
-                ),
-                at_most("linear: second-order formula less closed form", _relative(right, closed), 1e-10),
-            ]
-        axes.plot(q, truth, color=PALETTE[0], linewidth=2.0, label="exact, over all masks")
-        axes.plot(q, right, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
-        axes.errorbar(
-            q, left, 2 * error, color=COLORS["reference"], fmt="o", markersize=3.5, capsize=2, label="Monte-Carlo"
-        )
-        label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=name, place="upper left")
-        numbers[f"{name}_exact_at_largest_q"] = float(truth[q.argmax()])
-        numbers[f"{name}_formula_at_largest_q"] = float(right[q.argmax()])
-        rows += [
-            {"model": name, "q": rate, "sampled": a, "standard_error": b, "exact": c, "second_order": d}
-            for rate, a, b, c, d in zip(
-                rates, left.tolist(), error.tolist(), truth.tolist(), right.tolist(), strict=True
-            )
-        ]
-
-    accuracy, accuracy_checks, limit = _accuracy(losses["net"], h)
-    numbers["net_formula_over_exact_as_q_to_0"] = limit
+    for each in found:
+        numbers[f"{each.name}_exact_at_largest_q"] = float(each.exact[q.argmax()])
+        numbers[f"{each.name}_formula_at_largest_q"] = float(each.second_order[q.argmax()])
     return Answer(
-        numbers=numbers,
-        checks=checks + accuracy_checks,
-        tables={"penalties": rows},
-        figures={"penalty": figure, "accuracy": accuracy},
-        told=[f"squared hidden activations times squared weights, summed: {float((row * h).square().sum()):.6g}"],
+        numbers={**numbers, "net_formula_over_exact_as_q_to_0": limit},
+        checks=[*moments(q, eta), *(check for each in found for check in each.checks), *accuracy_checks],
+        tables={"penalties": [row for each in found for row in each.rows(rates)]},
+        figures={"penalty": draw_penalties(q, found, subtitle=subtitle), "accuracy": draw_accuracy(off)},
+        told=[f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"],
     )
-
-
-def _accuracy(loss: Loss, h: Tensor) -> tuple[Figure, list[Check], float]:
-    """How far the formula is off for hidden layers ``SCALES`` times ``h``, and its limit ratio at ``h`` for q to 0."""
-    q = torch.tensor(SHOWN_RATES, dtype=h.dtype)
-    layers = SCALES[:, None] * h
-    formula = vmap(lambda layer: second_order(loss, layer, q))(layers)
-    truth = vmap(lambda layer: exact(loss, layer, q))(layers)
-    off = ((formula - truth) / truth).abs()  # (scales, rates)
-    figure, (axes,) = new_figure(
-        1,
-        title="dropout_penalty: the formula is good where activations are small",
-        subtitle="the net with its hidden layer scaled; the error does not vanish with q; at the dips it changes sign",
-    )
-    for i, rate in enumerate(SHOWN_RATES):
-        axes.loglog(SCALES, off[:, i], color=PALETTE[i], linewidth=1.8, label=f"q = {rate:g}")
-    guide = SCALES * float(off[0].max() / SCALES[0]) * 2
-    axes.loglog(SCALES, guide, color=COLORS["reference"], linestyle=":", label="proportional to the scale")
-    label(axes, x="factor on the hidden activations", y="relative error of the formula", place="lower right")
-
-    tiny = torch.tensor([1e-6], dtype=h.dtype)
-    slope = slope_at_zero(loss, h)
-    rounding = ROUNDING * loss(layers[0]) / truth[0].abs()
-    checks = [
-        at_most(
-            "net: exact left side / q less its slope at q = 0, relative to slope and loss",
-            float(((exact(loss, h, tiny) / tiny - slope) / (slope.abs() + loss(h))).abs()),
-            1e-4,
-        ),
-        at_most(
-            "net: the formula's error at a scale of 0.001, less rounding, over that at 0.01",
-            float((off[0] - rounding).max() / off[10].max()),
-            0.2,
-        ),
-    ]
-    return figure, checks, float(second_order(loss, h, tiny) / tiny / slope)
-
-
-def _largest(of: Tensor) -> float:
-    return float(of.abs().max())
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected) / expected).abs().max())

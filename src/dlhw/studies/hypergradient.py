@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -111,24 +112,38 @@ def central_differences(w: Tensor, hyper: Tensor, steps: int, training: Data, va
     return difference
 
 
-def hypergradient(
-    *,
-    hidden: Annotated[int, Field(ge=1)],
-    samples: Annotated[int, Field(ge=2)],
-    noise: Annotated[float, Field(ge=0)],
-    penalty: Annotated[float, Field(gt=0)],
-    rate: Annotated[float, Field(gt=0)],
-    penalty_rate: Annotated[float, Field(gt=0)],
-    joint_steps: Annotated[int, Field(ge=1)],
-    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)],
-    repeats: Annotated[int, Field(ge=3)],
-    largest_rate: Annotated[float, Field(gt=0)],
-    rates: Annotated[int, Field(ge=10)],
-    seed: int,
-) -> Answer:
-    """Descending the training loss by lambda; the validation loss's gradient by both; the sweep of learning rates."""
-    if sorted(set(steps)) != steps:
-        raise UsageError(f"study.steps={steps}: must rise")
+@dataclass(frozen=True)
+class Sweep:
+    """Validation error after training, over the learning rates."""
+
+    rates: Tensor
+    losses: Tensor
+    slopes: Tensor
+    """Derivatives of the losses by the rates."""
+    edge: float
+    """2 / sharpness: training with larger rates leaves the minimum."""
+    steps: int
+
+    @property
+    def numbers(self) -> dict[str, float | str]:
+        """How rough the loss is on both sides of the edge."""
+        exploded = (~(self.slopes.abs() < BEYOND)).nonzero().flatten()
+        return {
+            "edge_of_stability": self.edge,
+            "sign_changes_below_edge": _sign_changes(self.slopes[self.rates < self.edge]),
+            "sign_changes_above_edge": _sign_changes(self.slopes[self.rates >= self.edge]),
+            "rate_where_derivative_explodes": float(self.rates[exploded[0]]) if len(exploded) else "never",
+        }
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """One for each rate."""
+        columns = zip(self.rates.tolist(), self.losses.tolist(), self.slopes.tolist(), strict=True)
+        return [{"learning_rate": rate, "validation_loss": loss, "derivative": slope} for rate, loss, slope in columns]
+
+
+def problem(*, hidden: int, samples: int, noise: float, seed: int) -> tuple[Tensor, Data, Data]:
+    """The weights before training, the data to train on and ten times as many to validate."""
     drawn = generator(seed, "hypergradient")
 
     def sample(count: int) -> Data:
@@ -138,73 +153,7 @@ def hypergradient(
     training, validation = sample(samples), sample(10 * samples)
     w = torch.randn(3 * hidden + 1, generator=drawn, dtype=torch.float64)
     w[2 * hidden :] /= hidden**0.5
-    hyper = torch.tensor([penalty, rate], dtype=torch.float64)
-
-    lambdas, derivatives, norms = descend_jointly(w, penalty, (rate, penalty_rate), joint_steps, training)
-    reached = (lambdas == 0).nonzero().flatten()
-    rows, gradients = _costs(w, hyper, steps, repeats, training=training, validation=validation)
-    differences = torch.stack([central_differences(w, hyper, count, training, validation) for count in steps])
-    disagreement = (gradients - differences).abs().amax(0) / gradients.abs().amax(0)
-
-    swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
-    loss_and_gradient = vmap(
-        lambda each: _with_gradient(w, penalty, each, steps[-1], training=training, validation=validation),
-        chunk_size=CHUNK,
-    )
-    losses, slopes = loss_and_gradient(swept)
-    single = _with_gradient(w, penalty, hyper[1], steps[-1], training=training, validation=validation)[1]
-    if not torch.isfinite(gradients).all():
-        raise UsageError(f"study.rate={rate:g}: training diverges; give a smaller one")
-    edge = 2 / sharpness(w, hyper, steps[-1], training)
-    below, above = swept < edge, swept >= edge
-    exploded = (~(slopes.abs() < BEYOND)).nonzero().flatten()
-    per_step = [
-        (after["held_bytes"] - before["held_bytes"]) / (after["steps"] - before["steps"])
-        for before, after in itertools.pairwise(rows)
-    ]
-    checks: list[Check] = [
-        at_most(
-            "training loss: derivative by lambda less |w|^2, relative",
-            float(((derivatives - norms) / norms).abs().max()),
-            1e-12,
-        ),
-        at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
-        *(
-            at_most(f"validation loss by {name}: autograd less central differences, relative", value, 1e-5)
-            for name, value in zip(HYPER, disagreement.tolist(), strict=True)
-        ),
-        at_most("swept derivative less that through the unrolled run", _relative(single, gradients[-1, 1]), 1e-8),
-        at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
-    ]
-    return Answer(
-        numbers={
-            "lambda_at_end": float(lambdas[-1]),
-            "steps_until_lambda_is_0": int(reached[0]) if len(reached) else "never",
-            "bytes_per_step": per_step[-1],
-            "seconds_at_most_steps": rows[-1]["seconds"],
-            "edge_of_stability": edge,
-            "sign_changes_below_edge": _sign_changes(slopes[below]),
-            "sign_changes_above_edge": _sign_changes(slopes[above]),
-            "rate_where_derivative_explodes": float(swept[exploded[0]]) if len(exploded) else "never",
-        },
-        checks=checks,
-        tables={
-            "cost": [
-                row
-                | {"by_lambda": by[0], "by_learning_rate": by[1], "differences": other[0], "differences_rate": other[1]}
-                for row, by, other in zip(rows, gradients.tolist(), differences.tolist(), strict=True)
-            ],
-            "sweep": [
-                {"learning_rate": each, "validation_loss": loss, "derivative": slope}
-                for each, loss, slope in zip(swept.tolist(), losses.tolist(), slopes.tolist(), strict=True)
-            ],
-        },
-        figures={
-            "training_loss": _draw_joint(lambdas, norms),
-            "cost": _draw_cost(rows),
-            "roughness": _draw_sweep(swept, losses, slopes, edge, steps[-1]),
-        },
-    )
+    return w, training, validation
 
 
 def sharpness(w: Tensor, hyper: Tensor, steps: int, data: Data) -> float:
@@ -228,19 +177,31 @@ def _with_gradient(
 
 def _costs(
     w: Tensor, hyper: Tensor, steps: list[int], repeats: int, *, training: Data, validation: Data
-) -> tuple[list[dict[str, Any]], Tensor]:
-    """Per number of steps the median and quartiles of the seconds, after one run to warm up, and the bytes held."""
+) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+    """Per number of steps the median and quartiles of the seconds, after one run to warm up, and the bytes held.
+
+    With them the two ways to the gradient, (steps, 2) each: autograd's and by differences.
+    """
     rows: list[dict[str, Any]] = []
-    gradients = []
+    gradients, differences = [], []
     for count in steps:
         runs = [hypergradient_with_cost(w, hyper, count, training, validation) for _ in range(repeats + 1)]
         quartiles = torch.tensor([seconds for _, _, seconds in runs[1:]]).quantile(torch.tensor([0.25, 0.5, 0.75]))
         low, median, high = quartiles.tolist()
         gradients.append(runs[0][0])
+        differences.append(central_differences(w, hyper, count, training, validation))
+        (by, by_rate), (other, other_rate) = gradients[-1].tolist(), differences[-1].tolist()
         rows.append(
             {"steps": count, "held_bytes": runs[0][1], "seconds": median, "seconds_low": low, "seconds_high": high}
+            | {"by_lambda": by, "by_learning_rate": by_rate, "differences": other, "differences_rate": other_rate}
         )
-    return rows, torch.stack(gradients)
+    return rows, torch.stack(gradients), torch.stack(differences)
+
+
+def _swept(w: Tensor, penalty: float, rates: Tensor, steps: int, edge: float, **data: Data) -> Sweep:
+    """``steps`` of training with each of the rates."""
+    each = vmap(lambda rate: _with_gradient(w, penalty, rate, steps, **data), chunk_size=CHUNK)
+    return Sweep(rates, *each(rates), edge, steps)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -249,6 +210,25 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 def _sign_changes(slopes: Tensor) -> int:
     return int((slopes.sign().diff() != 0).sum())
+
+
+def _checks(
+    joint: tuple[Tensor, Tensor, Tensor], gradients: Tensor, differences: Tensor, single: Tensor, per_step: list[float]
+) -> list[Check]:
+    """Of descending jointly, of the gradient in two ways and, by the rate alone, a third, and of the bytes."""
+    lambdas, derivatives, norms = joint
+    apart = ((derivatives - norms) / norms).abs().max()
+    disagreement = (gradients - differences).abs().amax(0) / gradients.abs().amax(0)
+    return [
+        at_most("training loss: derivative by lambda less |w|^2, relative", float(apart), 1e-12),
+        at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
+        *(
+            at_most(f"validation loss by {name}: autograd less central differences, relative", value, 1e-5)
+            for name, value in zip(HYPER, disagreement.tolist(), strict=True)
+        ),
+        at_most("swept derivative less that through the unrolled run", _relative(single, gradients[-1, 1]), 1e-8),
+        at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
+    ]
 
 
 def _draw_joint(lambdas: Tensor, norms: Tensor) -> Figure:
@@ -293,11 +273,12 @@ def _draw_cost(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_sweep(swept: Tensor, losses: Tensor, slopes: Tensor, edge: float, steps: int) -> Figure:
+def _draw_sweep(sweep: Sweep) -> Figure:
+    swept, losses, edge = sweep.rates, sweep.losses, sweep.edge
     figure, (upper, lower) = new_figure(
         2,
         title="hypergradient: smooth for small learning rates, then rough",
-        subtitle=f"validation error after {steps} steps and its derivative, {len(swept)} learning rates; "
+        subtitle=f"validation error after {sweep.steps} steps and its derivative, {len(swept)} learning rates; "
         "dashed: 2 / sharpness",
         columns=1,
         panel_inches=2.3,
@@ -307,7 +288,7 @@ def _draw_sweep(swept: Tensor, losses: Tensor, slopes: Tensor, edge: float, step
     settled = losses[losses < BEYOND]
     if len(settled):
         upper.set_ylim(float(settled.min()) / 1.3, min(float(settled.max()) * 1.3, BEYOND))
-    lower.plot(swept, slopes, color=PALETTE[1], linewidth=1.2)
+    lower.plot(swept, sweep.slopes, color=PALETTE[1], linewidth=1.2)
     lower.set_yscale("symlog", linthresh=1.0)
     lower.set_ylim(-BEYOND, BEYOND)
     label(lower, x="learning rate", y="derivative by the rate")
@@ -315,3 +296,54 @@ def _draw_sweep(swept: Tensor, losses: Tensor, slopes: Tensor, edge: float, step
         if edge <= float(swept[-1]):
             axes.axvline(edge, color=COLORS["reference"], linestyle="--", linewidth=1.0)
     return figure
+
+
+def hypergradient(
+    *,
+    hidden: Annotated[int, Field(ge=1)],
+    samples: Annotated[int, Field(ge=2)],
+    noise: Annotated[float, Field(ge=0)],
+    penalty: Annotated[float, Field(gt=0)],
+    rate: Annotated[float, Field(gt=0)],
+    penalty_rate: Annotated[float, Field(gt=0)],
+    joint_steps: Annotated[int, Field(ge=1)],
+    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)],
+    repeats: Annotated[int, Field(ge=3)],
+    largest_rate: Annotated[float, Field(gt=0)],
+    rates: Annotated[int, Field(ge=10)],
+    seed: int,
+) -> Answer:
+    """Descending the training loss by lambda; the validation loss's gradient by both; the sweep of learning rates."""
+    if sorted(set(steps)) != steps:
+        raise UsageError(f"study.steps={steps}: must rise")
+    w, training, validation = problem(hidden=hidden, samples=samples, noise=noise, seed=seed)
+    data = {"training": training, "validation": validation}
+    hyper = torch.tensor([penalty, rate], dtype=torch.float64)
+
+    joint = descend_jointly(w, penalty, (rate, penalty_rate), joint_steps, training)
+    lambdas, _, norms = joint
+    reached = (lambdas == 0).nonzero().flatten()
+    rows, gradients, differences = _costs(w, hyper, steps, repeats, **data)
+    if not torch.isfinite(gradients).all():
+        raise UsageError(f"study.rate={rate:g}: training diverges; give a smaller one")
+    held = [(row["steps"], row["held_bytes"]) for row in rows]
+    per_step = [(more - less) / (late - early) for (early, less), (late, more) in itertools.pairwise(held)]
+    swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
+    sweep = _swept(w, penalty, swept, steps[-1], 2 / sharpness(w, hyper, steps[-1], training), **data)
+    single = _with_gradient(w, penalty, hyper[1], steps[-1], **data)[1]
+    return Answer(
+        numbers={
+            "lambda_at_end": float(lambdas[-1]),
+            "steps_until_lambda_is_0": int(reached[0]) if len(reached) else "never",
+            "bytes_per_step": per_step[-1],
+            "seconds_at_most_steps": rows[-1]["seconds"],
+            **sweep.numbers,
+        },
+        checks=_checks(joint, gradients, differences, single, per_step),
+        tables={"cost": rows, "sweep": sweep.rows},
+        figures={
+            "training_loss": _draw_joint(lambdas, norms),
+            "cost": _draw_cost(rows),
+            "roughness": _draw_sweep(sweep),
+        },
+    )

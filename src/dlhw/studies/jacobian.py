@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 import warnings
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +23,9 @@ from dlhw.runtime import generator
 
 Weights = dict[str, Tensor]
 """W1 (K, D), W2 ... WL (K, K) and WF (P, K), in the order in which they are applied."""
+Row = dict[str, Any]
+Draws = dict[int, tuple[Tensor, Weights]]
+"""Of each depth many x and weights."""
 Size = Annotated[int, Field(gt=0)]
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 
@@ -130,10 +135,10 @@ def largest_differences(x: Tensor, weights: Weights) -> dict[str, float]:
         "torch.func.jacfwd": torch.func.vmap(torch.func.jacfwd(network)),
         "torch.func.jacrev": torch.func.vmap(torch.func.jacrev(network)),
     }
-    return {
-        name: float(((method(x, weights) - reference).abs().amax((-2, -1)) / size).max())
-        for name, method in others.items()
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.func.jacfwd uses what torch is to drop
+        found = {name: method(x, weights) - reference for name, method in others.items()}
+    return {name: float((each.abs().amax((-2, -1)) / size).max()) for name, each in found.items()}
 
 
 def synchronize(device: torch.device) -> None:
@@ -155,6 +160,107 @@ def seconds(calls: Sequence[Callable[[], object]], device: torch.device, *, warm
     return taken[warmup:]
 
 
+def agreement(x: Tensor, weights: Weights, apart: dict[str, float], counts: dict[str, int]) -> list[Check]:
+    """Of one depth: the methods against forward mode, and torch's count of multiplications, for one x, against ours."""
+    at, one = f"L = {len(weights) - 1}", (x[0], {name: weight[0] for name, weight in weights.items()})
+    return [
+        *(at_most(f"{name} against forward mode, {at}, {len(x)} draws", each, 1e-12) for name, each in apart.items()),
+        *(
+            equal(f"multiplications of {name}, {at}, by torch's counter", counted(METHODS[name], *one), count)
+            for name, count in counts.items()
+        ),
+    ]
+
+
+def _quartiles(values: Tensor, unit: str = "") -> list[dict[str, float]]:
+    """Over the first dimension of values (repeats, depths), for each depth."""
+    names = [f"q{100 * quartile:.0f}{unit}" for quartile in QUARTILES.tolist()]
+    return [dict(zip(names, each, strict=True)) for each in values.quantile(QUARTILES, dim=0).mT.tolist()]
+
+
+def timed(
+    drawn: Draws, counts: dict[int, dict[str, int]], device: torch.device, *, warmup: int, repeats: int
+) -> tuple[list[Row], list[Row]]:
+    """Quartiles for each method and depth, the first draw in float32: of seconds, and of reverse over forward mode."""
+    calls = [
+        functools.partial(
+            method,
+            x[0].to(device, torch.float32),
+            {name: weight[0].to(device, torch.float32) for name, weight in weights.items()},
+        )
+        for x, weights in drawn.values()
+        for method in METHODS.values()
+    ]
+    taken = seconds(calls, device, warmup=warmup, repeats=repeats).view(-1, len(drawn), len(METHODS)).unbind(-1)
+    by_method = dict(zip(METHODS, taken, strict=True))
+    times = [
+        {"device": device.type, "depth": depth, "method": name, "multiplications": count.get(name, ""), **each}
+        for name, values in by_method.items()
+        for (depth, count), each in zip(counts.items(), _quartiles(values, "_seconds"), strict=True)
+    ]
+    predicted = {depth: count[REVERSE] / count[FORWARD] for depth, count in counts.items()}
+    ratios = [
+        {"device": device.type, "depth": depth, "reverse": name, "by_operations": predicted[depth], **each}
+        for name in (REVERSE, BY_ROWS)
+        for each, depth in zip(_quartiles(by_method[name] / by_method[FORWARD]), counts, strict=True)
+    ]
+    return times, ratios
+
+
+def drawing(times: list[Row], ratios: list[Row], *, limit: float, subtitle: str) -> Figure:
+    """Time and ratio against the depth, a row of panels for each device; ``limit`` is the ratio for many layers."""
+    devices = list(dict.fromkeys(row["device"] for row in times))
+    title = "jacobian: forward and reverse mode, measured and by operations"
+    figure, panels = new_figure(2 * len(devices), title=title, subtitle=subtitle, columns=2, foot_inches=0.7)
+    for device, time_axes, ratio_axes in zip(devices, panels[::2], panels[1::2], strict=True):
+        label(time_axes, x="hidden layers L", y="milliseconds", title=_described(torch.device(device)))
+        label(ratio_axes, x="hidden layers L", y="time or operations, as a ratio", title="reverse over forward mode")
+        for name, color in zip(METHODS, PALETTE, strict=False):
+            rows = [row for row in times if (row["device"], row["method"]) == (device, name)]
+            _draw_bars(time_axes, rows, unit="_seconds", factor=1e3, color=color, name=name)
+            rows = [row for row in ratios if (row["device"], row["reverse"]) == (device, name)]
+            if rows:
+                _draw_bars(ratio_axes, rows, color=color, name=name)
+        predicted = {row["depth"]: row["by_operations"] for row in ratios}
+        reference = COLORS["reference"]
+        ratio_axes.plot(
+            *zip(*predicted.items(), strict=True), "D-", color=reference, markersize=4, label="by operations"
+        )
+        ratio_axes.axhline(limit, color=reference, linestyle=":", label="its limit (1 + P) / (1 + D)")
+        ratio_axes.set_ylim(bottom=0)
+        time_axes.set_yscale("log")
+        for axes in (time_axes, ratio_axes):
+            axes.set_xticks(list(predicted))
+    entries = {name: each for axes in panels for each, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    add_legend(figure, list(entries.values()), list(entries), loc="outside lower center", columns=3)
+    return figure
+
+
+def _draw_bars(axes: Axes, rows: list[Row], *, unit: str = "", factor: float = 1.0, color: str, name: str) -> None:
+    """The medians with the quartiles as bars."""
+    low, middle, high = ([factor * row[quartile + unit] for row in rows] for quartile in ("q25", "q50", "q75"))
+    axes.errorbar(
+        [row["depth"] for row in rows],
+        middle,
+        yerr=[[m - q for q, m in zip(low, middle, strict=True)], [q - m for q, m in zip(high, middle, strict=True)]],
+        color=color,
+        marker="o",
+        markersize=4,
+        capsize=3,
+        linewidth=1.4,
+        linestyle="--" if name.startswith("torch") else "-",
+        label=name,
+    )
+
+
+def _described(device: torch.device) -> str:
+    """The device by its name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type
+
+
 def jacobian(
     *,
     depths: Annotated[list[Size], Field(min_length=1)],
@@ -171,112 +277,31 @@ def jacobian(
     depths = sorted(set(depths))
     sizes = {"width": width, "inputs": inputs, "outputs": outputs}
     drawn = {depth: draw(generator(seed, "jacobian", depth), draws=draws, depth=depth, **sizes) for depth in depths}
-    checks: list[Check] = []
-    equality: list[dict[str, object]] = []
-    for depth, (x, weights) in drawn.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch.func.jacfwd uses what torch is to drop
-            apart = largest_differences(x, weights)
-        equality += [{"depth": depth, "method": name, "largest_difference": each} for name, each in apart.items()]
-        checks += [
-            at_most(f"{name} against forward mode, L = {depth}, {draws} draws", each, 1e-12)
-            for name, each in apart.items()
-        ]
-        one = x[0], {name: weight[0] for name, weight in weights.items()}
-        checks += [
-            equal(f"multiplications of {name}, L = {depth}, by torch's counter", counted(METHODS[name], *one), count)
-            for name, count in operations(depth, **sizes).items()
-        ]
-
-    places = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-    predicted = [counts[REVERSE] / counts[FORWARD] for counts in (operations(depth, **sizes) for depth in depths)]
-    limit = (1 + outputs) / (1 + inputs)
-    numbers = {f"ratio_by_operations_{depth}": ratio for depth, ratio in zip(depths, predicted, strict=True)}
-    figure, panels = new_figure(
-        2 * len(places),
-        title="jacobian: forward and reverse mode, measured and by operations",
-        subtitle=f"{inputs} inputs, {outputs} outputs, width {width}, one x in float32; quartiles of {repeats}",
-        columns=2,
-        foot_inches=0.7,
-    )
-    times: list[dict[str, Any]] = []
-    ratios: list[dict[str, Any]] = []
-    for row, place in enumerate(places):
-        calls = [
-            functools.partial(
-                method,
-                x[0].to(place, torch.float32),
-                {name: weight[0].to(place, torch.float32) for name, weight in weights.items()},
-            )
-            for x, weights in drawn.values()
-            for method in METHODS.values()
-        ]
-        taken = seconds(calls, place, warmup=warmup, repeats=repeats).view(repeats, len(depths), len(METHODS))
-        time_axes, ratio_axes = panels[2 * row : 2 * row + 2]
-        label(time_axes, x="hidden layers L", y="milliseconds", title=_described(place))
-        label(ratio_axes, x="hidden layers L", y="time or operations, as a ratio", title="reverse over forward mode")
-        for index, (name, color) in enumerate(zip(METHODS, PALETTE, strict=False)):
-            spread = _with_bars(time_axes, depths, taken[..., index] * 1e3, color=color, name=name)
-            times += [
-                {
-                    "device": place.type,
-                    "depth": depth,
-                    "method": name,
-                    "multiplications": operations(depth, **sizes).get(name, ""),
-                    **{f"{quartile}_seconds": value / 1e3 for quartile, value in each.items()},
-                }
-                for depth, each in zip(depths, spread, strict=True)
-            ]
-            if name in (REVERSE, BY_ROWS):
-                spread = _with_bars(ratio_axes, depths, taken[..., index] / taken[..., 0], color=color, name=name)
-                ratios += [
-                    {"device": place.type, "depth": depth, "reverse": name, "by_operations": ratio, **each}
-                    for depth, ratio, each in zip(depths, predicted, spread, strict=True)
-                ]
-        ratio_axes.plot(depths, predicted, "D-", color=COLORS["reference"], markersize=4, label="by operations")
-        ratio_axes.axhline(limit, color=COLORS["reference"], linestyle=":", label="its limit (1 + P) / (1 + D)")
-        ratio_axes.set_ylim(bottom=0)
-        time_axes.set_yscale("log")
-        for axes in (time_axes, ratio_axes):
-            axes.set_xticks(depths)
-    numbers |= {f"ratio_{row['device']}_{row['depth']}": row["q50"] for row in ratios if row["reverse"] == REVERSE}
-    entries = {name: each for axes in panels for each, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    add_legend(figure, list(entries.values()), list(entries), loc="outside lower center", columns=3)
+    apart = {depth: largest_differences(*each) for depth, each in drawn.items()}
+    counts = {depth: operations(depth, **sizes) for depth in depths}
+    devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    found = [timed(drawn, counts, each, warmup=warmup, repeats=repeats) for each in devices]
+    times, ratios = (list(itertools.chain(*rows)) for rows in zip(*found, strict=True))
+    subtitle = f"{inputs} inputs, {outputs} outputs, width {width}, one x in float32; quartiles of {repeats}"
     return Answer(
-        numbers=numbers,
-        checks=checks,
-        tables={"equality": equality, "times": times, "ratios": ratios},
-        figures={"jacobian": figure},
+        numbers={
+            **{f"ratio_by_operations_{row['depth']}": row["by_operations"] for row in ratios},
+            **{f"ratio_{row['device']}_{row['depth']}": row["q50"] for row in ratios if row["reverse"] == REVERSE},
+        },
+        checks=[check for depth in depths for check in agreement(*drawn[depth], apart[depth], counts[depth])],
+        tables={
+            "equality": [
+                {"depth": depth, "method": name, "largest_difference": each}
+                for depth, by_name in apart.items()
+                for name, each in by_name.items()
+            ],
+            "times": times,
+            "ratios": ratios,
+        },
+        figures={"jacobian": drawing(times, ratios, limit=(1 + outputs) / (1 + inputs), subtitle=subtitle)},
         told=[
             "L = {depth}, {device}: {reverse} takes {q50:.2f} ({q25:.2f} to {q75:.2f}) times as long as forward mode, "
             "{by_operations:.2f} times as many multiplications".format(**row)
             for row in ratios
         ],
     )
-
-
-def _with_bars(axes: Axes, depths: list[int], values: Tensor, *, color: str, name: str) -> list[dict[str, float]]:
-    """Draw the median over the first dimension with quartiles as bars, and return the three for each depth."""
-    low, middle, high = values.quantile(QUARTILES, dim=0)
-    axes.errorbar(
-        depths,
-        middle.tolist(),
-        yerr=torch.stack([middle - low, high - middle]).numpy(),
-        color=color,
-        marker="o",
-        markersize=4,
-        capsize=3,
-        linewidth=1.4,
-        linestyle="--" if name.startswith("torch") else "-",
-        label=name,
-    )
-    quartiles = zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)
-    return [{"q25": first, "q50": second, "q75": third} for first, second, third in quartiles]
-
-
-def _described(device: torch.device) -> str:
-    """The device by its name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -99,6 +99,7 @@ class Problem:
         return 2 / self.eigenvalues.amax(-1)
 
     def only(self, draw: int) -> Problem:
+        """One of the draws."""
         return Problem(self.x[draw], self.y[draw], self.start[draw])
 
 
@@ -115,99 +116,6 @@ def draw(source: torch.Generator, *, draws: int, samples: int, features: int, ra
 def relative(differences: Tensor, size: Tensor) -> float:
     """The largest length of the differences over the largest length of what they are differences of."""
     return float((differences.norm(dim=-1) / size.norm(dim=-1).clamp_min(1e-300)).max())
-
-
-def least_squares_gd(
-    *,
-    samples: Annotated[int, Field(gt=1)],
-    features: Annotated[int, Field(gt=1)],
-    rank: Annotated[int, Field(gt=0)],
-    draws: Annotated[int, Field(gt=0)],
-    iterations: Annotated[int, Field(ge=50, le=100_000)],
-    rate: Annotated[float, Field(gt=0, le=2)],
-    rates: Annotated[int, Field(ge=12)],
-    seed: int,
-) -> Answer:
-    """Iterates against the closed form over many draws; error and rate of the first draw against the theory."""
-    if rank >= min(samples, features):
-        raise UsageError(
-            f"study.rank={rank}: must be less than study.samples={samples} and study.features={features}, "
-            "or X is not rank-deficient"
-        )
-    if rate > 1 and iterations * math.log(2 * rate - 1) > 300:
-        raise UsageError(f"study.rate={rate:g}: diverges beyond float64 in study.iterations={iterations}; take fewer")
-    figure, (error_axes, rate_axes) = new_figure(
-        2,
-        title="least_squares_gd: error by iteration, and rate by step size",
-        subtitle=f"first draw of {draws}, X {samples} x {features}; alpha = {rate:g} of 2 / lambda_max on the left",
-        panel_inches=3.3,
-    )
-    numbers: dict[str, float] = {}
-    checks: list[Check] = []
-    errors_table: list[dict[str, object]] = []
-    rates_table: list[dict[str, object]] = []
-    for color, (name, of_rank) in zip(PALETTE, {"full rank": None, f"rank {rank}": rank}.items(), strict=False):
-        source = generator(seed, "least_squares_gd", name)
-        problem = draw(source, draws=draws, samples=samples, features=features, rank=of_rank)
-        x, y, start = problem.x, problem.y, problem.start
-        alpha = rate * problem.largest_stable
-        w = descend(x, y, start, alpha, iterations)
-        nearest = minimizer(x, y, start)
-        checks += against_formulas(problem, w, alpha, name=name)
-
-        error = (w - nearest[:, None]).norm(dim=-1)
-        bound = slowest(problem.eigenvalues, alpha)[:, None] ** torch.arange(iterations + 1) * error[:, :1]
-        excess = float(((error - bound) / torch.maximum(error, error[:, :1])).max())
-        checks.append(at_most(f"error above the bound by eigenvalue, {name}", excess, 1e-10))
-        shortest = minimizer(x, y, torch.zeros_like(start))
-        stays = (nearest - shortest).norm(dim=-1)
-
-        first = problem.only(0)
-        draw_errors(error_axes, error[0], bound[0], color=color, name=name)
-        if of_rank is not None:
-            from_shortest = (w[0] - shortest[0]).norm(dim=-1) / error[0, 0]
-            error_axes.plot(from_shortest, color=color, linewidth=1.0, linestyle="-.", label=f"{name}, to X^+ y")
-            numbers["stays_of_the_start"] = float(stays[0] / first.start.norm())
-        errors_table += [
-            {"problem": name, "iteration": k, "error": each, "bound": most}
-            for k, (each, most) in enumerate(zip(error[0].tolist(), bound[0].tolist(), strict=True))
-        ]
-
-        fractions, measured, predicted, shrinks = rate_by_step(first, rates, iterations)
-        inside = fractions < 1
-        clear = (fractions - 1).abs() > 0.04
-        checks += [
-            at_most(f"rate above the largest |1 - alpha lambda|, {name}", float((measured - predicted).max()), 1e-6),
-            equal(
-                f"step sizes at which the error shrinks are those below 2 / lambda_max, {name}",
-                int((shrinks == inside)[clear].sum()),
-                int(clear.sum()),
-            ),
-        ]
-        rate_axes.plot(fractions, predicted, color=color, linewidth=1.2, label=f"theory, {name}")
-        rate_axes.plot(fractions, measured, "o", color=color, markersize=3.5, label=f"measured, {name}")
-        rates_table += [
-            {"problem": name, "fraction": fraction, "measured": each, "theory": most}
-            for fraction, each, most in zip(fractions.tolist(), measured.tolist(), predicted.tolist(), strict=True)
-        ]
-        best = int(predicted.argmin())
-        numbers |= {
-            f"best_fraction_{name.replace(' ', '_')}": float(fractions[best]),
-            f"best_rate_{name.replace(' ', '_')}": float(predicted[best]),
-        }
-    error_axes.set_yscale("log")
-    error_axes.set_ylim(top=error_axes.get_ylim()[1] * 1e9)  # room for the legend
-    rate_axes.axhline(1, color=COLORS["reference"], linewidth=0.8)
-    rate_axes.axvline(1, color=COLORS["reference"], linewidth=0.8, linestyle=":")
-    rate_axes.set_ylim(bottom=0)
-    label(error_axes, x="iteration k", y="|w_k - w*| / |w_0 - w*|", place="upper right")
-    label(rate_axes, x="alpha / (2 / lambda_max)", y="factor of the error in a step", place="lower left")
-    return Answer(
-        numbers=numbers,
-        checks=checks,
-        tables={"errors": errors_table, "rates": rates_table},
-        figures={"least_squares": figure},
-    )
 
 
 def against_formulas(problem: Problem, w: Tensor, alpha: Tensor, *, name: str) -> list[Check]:
@@ -251,8 +159,126 @@ def rate_by_step(problem: Problem, rates: int, iterations: int) -> tuple[Tensor,
     return fractions, measured, slowest(values, alpha), error[:, -1] < error[:, 0]
 
 
-def draw_errors(axes: Axes, error: Tensor, bound: Tensor, *, color: str, name: str) -> None:
-    """The error of one draw by iteration, relative to the first, and its bound."""
-    axes.plot(error / error[0], color=color, linewidth=1.6, label=name)
-    above = bound > error[0] * 1e-16
-    axes.plot((bound / error[0])[above], color=color, linewidth=1.0, linestyle="--", label=f"{name}, bound")
+@dataclass(frozen=True)
+class Measured:
+    """The draws of one problem; curves are those of the first draw, (iterations + 1,) or (rates,)."""
+
+    name: str
+    error: Tensor
+    """|w_k - w*|, with w* the minimizer nearest to the start."""
+    bound: Tensor
+    """On the error, by the eigenvalue along which it shrinks least."""
+    to_shortest: Tensor
+    """|w_k - X^+ y|."""
+    stays: float
+    """|w* - X^+ y| / |w_0|: what remains of the start."""
+    fractions: Tensor
+    """Step sizes, over 2 / lambda_max; with :func:`rate_by_step`'s measured and predicted factors."""
+    measured: Tensor
+    predicted: Tensor
+    checks: list[Check]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The step size with the least predicted factor, and that factor."""
+        best, name = int(self.predicted.argmin()), self.name.replace(" ", "_")
+        return {f"best_fraction_{name}": float(self.fractions[best]), f"best_rate_{name}": float(self.predicted[best])}
+
+    @property
+    def errors(self) -> list[dict[str, object]]:
+        """Rows by iteration."""
+        pairs = zip(self.error.tolist(), self.bound.tolist(), strict=True)
+        return [
+            {"problem": self.name, "iteration": k, "error": each, "bound": most} for k, (each, most) in enumerate(pairs)
+        ]
+
+    @property
+    def rates(self) -> list[dict[str, object]]:
+        """Rows by step size."""
+        columns = zip(self.fractions.tolist(), self.measured.tolist(), self.predicted.tolist(), strict=True)
+        return [{"problem": self.name, "fraction": at, "measured": each, "theory": most} for at, each, most in columns]
+
+
+def measured(name: str, problem: Problem, *, rate: float, iterations: int, rates: int) -> Measured:
+    """Iterates of all draws against the formulas; error and rate of the first draw against the theory."""
+    x, y, start = problem.x, problem.y, problem.start
+    alpha = rate * problem.largest_stable
+    w = descend(x, y, start, alpha, iterations)
+    nearest, shortest = minimizer(x, y, start), minimizer(x, y, torch.zeros_like(start))
+    error = (w - nearest[:, None]).norm(dim=-1)
+    bound = slowest(problem.eigenvalues, alpha)[:, None] ** torch.arange(iterations + 1) * error[:, :1]
+    excess = float(((error - bound) / torch.maximum(error, error[:, :1])).max())
+
+    fractions, factors, predicted, shrinks = rate_by_step(problem.only(0), rates, iterations)
+    clear = (fractions - 1).abs() > 0.04
+    checks = [
+        *against_formulas(problem, w, alpha, name=name),
+        at_most(f"error above the bound by eigenvalue, {name}", excess, 1e-10),
+        at_most(f"rate above the largest |1 - alpha lambda|, {name}", float((factors - predicted).max()), 1e-6),
+        equal(
+            f"step sizes at which the error shrinks are those below 2 / lambda_max, {name}",
+            int((shrinks == (fractions < 1))[clear].sum()),
+            int(clear.sum()),
+        ),
+    ]
+    stays = float((nearest - shortest).norm(dim=-1)[0] / start[0].norm())
+    to_shortest = (w[0] - shortest[0]).norm(dim=-1)
+    return Measured(name, error[0], bound[0], to_shortest, stays, fractions, factors, predicted, checks)
+
+
+def drawing(full: Measured, deficient: Measured, *, subtitle: str) -> Figure:
+    """Error by iteration, relative to the first, with its bound; and the factor of the error by step size."""
+    title = "least_squares_gd: error by iteration, and rate by step size"
+    figure, (error_axes, rate_axes) = new_figure(2, title=title, subtitle=subtitle, panel_inches=3.3)
+    for color, each in zip(PALETTE, (full, deficient), strict=False):
+        name, first, above = each.name, each.error[0], each.bound > each.error[0] * 1e-16
+        bound = (each.bound / first)[above]
+        error_axes.plot(each.error / first, color=color, linewidth=1.6, label=name)
+        error_axes.plot(bound, color=color, linewidth=1.0, linestyle="--", label=f"{name}, bound")
+        if each is deficient:
+            to_shortest = each.to_shortest / first
+            error_axes.plot(to_shortest, color=color, linewidth=1.0, linestyle="-.", label=f"{name}, to X^+ y")
+        rate_axes.plot(each.fractions, each.predicted, color=color, linewidth=1.2, label=f"theory, {name}")
+        rate_axes.plot(each.fractions, each.measured, "o", color=color, markersize=3.5, label=f"measured, {name}")
+    error_axes.set_yscale("log")
+    error_axes.set_ylim(top=error_axes.get_ylim()[1] * 1e9)  # room for the legend
+    rate_axes.axhline(1, color=COLORS["reference"], linewidth=0.8)
+    rate_axes.axvline(1, color=COLORS["reference"], linewidth=0.8, linestyle=":")
+    rate_axes.set_ylim(bottom=0)
+    label(error_axes, x="iteration k", y="|w_k - w*| / |w_0 - w*|", place="upper right")
+    label(rate_axes, x="alpha / (2 / lambda_max)", y="factor of the error in a step", place="lower left")
+    return figure
+
+
+def least_squares_gd(
+    *,
+    samples: Annotated[int, Field(gt=1)],
+    features: Annotated[int, Field(gt=1)],
+    rank: Annotated[int, Field(gt=0)],
+    draws: Annotated[int, Field(gt=0)],
+    iterations: Annotated[int, Field(ge=50, le=100_000)],
+    rate: Annotated[float, Field(gt=0, le=2)],
+    rates: Annotated[int, Field(ge=12)],
+    seed: int,
+) -> Answer:
+    """Iterates against the closed form over many draws; error and rate of the first draw against the theory."""
+    if rank >= min(samples, features):
+        raise UsageError(
+            f"study.rank={rank}: must be less than study.samples={samples} and study.features={features}, "
+            "or X is not rank-deficient"
+        )
+    if rate > 1 and iterations * math.log(2 * rate - 1) > 300:
+        raise UsageError(f"study.rate={rate:g}: diverges beyond float64 in study.iterations={iterations}; take fewer")
+    found = []
+    for name, of_rank in {"full rank": None, f"rank {rank}": rank}.items():
+        source = generator(seed, "least_squares_gd", name)
+        problem = draw(source, draws=draws, samples=samples, features=features, rank=of_rank)
+        found.append(measured(name, problem, rate=rate, iterations=iterations, rates=rates))
+    full, deficient = found
+    subtitle = f"first draw of {draws}, X {samples} x {features}; alpha = {rate:g} of 2 / lambda_max on the left"
+    return Answer(
+        numbers={**full.numbers, "stays_of_the_start": deficient.stays, **deficient.numbers},
+        checks=full.checks + deficient.checks,
+        tables={"errors": full.errors + deficient.errors, "rates": full.rates + deficient.rates},
+        figures={"least_squares": drawing(full, deficient, subtitle=subtitle)},
+    )

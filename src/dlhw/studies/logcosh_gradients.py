@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -159,6 +161,98 @@ def worst(by_name: Values) -> Tensor:
     return torch.stack(list(by_name.values())).amax(0)
 
 
+def _slope(x: Tensor, y: Tensor) -> float:
+    """Of the least-squares line through (log x, log y)."""
+    a, b = x.log() - x.log().mean(), y.log() - y.log().mean()
+    return float((a * b).sum() / (a * a).sum())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The draws of one distribution: the gradients at one step, then the errors of differences over many steps."""
+
+    distribution: str
+    rows: list[dict[str, Any]]
+    """Of each gradient its size and what the two others are off."""
+    autograd: float
+    """The largest of what autograd is off."""
+    finite: float
+    """The largest of what central differences are off, with the step of the table."""
+    errors: list[list[float]]
+    """Quantiles 0.05, 0.5 and 0.95 over the draws, of each step of the sweep."""
+    truncation: float
+    """Median of |J'''| / 6, relative as the errors are: times h^2 it is what Taylor's series leaves out."""
+    checks: list[Check]
+
+    def curve(self, sweep: list[float]) -> list[dict[str, object]]:
+        """The errors as rows, one for each step."""
+        name, factor = self.distribution, self.truncation
+        return [
+            {"distribution": name, "step": h, "q05": a, "median": b, "q95": c, "truncation": factor * h**2}
+            for h, a, b, c in zip(sweep, *self.errors, strict=True)
+        ]
+
+    def numbers(self, sweep: list[float]) -> dict[str, float]:
+        """The largest differences, and the step with the least median error."""
+        error, step = min(zip(self.errors[1], sweep, strict=True))
+        named = {"autograd": self.autograd, "differences": self.finite, "best_step": step, "best_error": error}
+        return {f"{self.distribution}_{name}": value for name, value in named.items()}
+
+
+def measured(distribution: str, values: Values, *, step: float, sweep: list[float]) -> Measured:
+    """The three gradients at the same draws, and how the error of differences goes with their step."""
+    derived, automatic = gradients(values), by_autograd(values)
+    apart = {name: automatic[name] - derived[name] for name in NAMES}
+    autograd = {name: float(each.max()) for name, each in relative(apart, derived).items()}
+    finite = relative(differences(values, derived, step), derived)
+    rows = [
+        {
+            "distribution": distribution,
+            "gradient": NAMES[name],
+            "largest_component": float(derived[name].abs().max()),
+            "derived_against_autograd": autograd[name],
+            "derived_against_differences": float(finite[name].max()),
+        }
+        for name in NAMES
+    ]
+
+    errors = torch.stack([worst(relative(differences(values, derived, h), derived)) for h in sweep])
+    quantiles = errors.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1)
+    cubic = worst(relative({name: third_derivatives(values, name) / 6 for name in NAMES}, derived))
+    at = 1e-3
+    of_cubic = float((worst(relative(differences(values, derived, at), derived)) / (cubic * at**2)).median())
+    h = torch.tensor(sweep, dtype=torch.float64)
+    slope = _slope(h[h < 1e-7], quantiles[1][h < 1e-7])
+    largest_autograd, largest_finite = max(autograd.values()), float(worst(finite).max())
+    allowed = 100 * (step**2 + ROUNDING / step)
+    checks = [
+        at_most(f"derived against autograd, {distribution} draws (B1.b)", largest_autograd, 1e-12),
+        at_most(f"derived against differences, {distribution} draws (B1.c)", largest_finite, allowed),
+        close(f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws", of_cubic, 1.0, within=0.01),
+        close(f"slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
+    ]
+    truncation = float(cubic.median())
+    return Measured(distribution, rows, largest_autograd, largest_finite, quantiles.tolist(), truncation, checks)
+
+
+def drawing(found: Sequence[Measured], sweep: list[float], *, step: float, subtitle: str) -> Figure:
+    """The error of central differences against their step, with the two errors that it is made of."""
+    title = "logcosh_gradients: error of central differences against their step"
+    figure, (axes,) = new_figure(1, title=title, subtitle=subtitle, panel_inches=3.6)
+    for color, each in zip(PALETTE, found, strict=False):
+        low, middle, high = each.errors
+        truncation, told = [each.truncation * h**2 for h in sweep], f"h^2 |J'''| / 6, {each.distribution}"
+        axes.fill_between(sweep, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(sweep, middle, "o-", color=color, markersize=3, linewidth=1.4, label=f"{each.distribution} draws")
+        axes.plot(sweep, truncation, color=color, linestyle="--", linewidth=1.0, label=told)
+    rounding = [ROUNDING / h for h in sweep]
+    axes.plot(sweep, rounding, color=COLORS["reference"], linestyle=":", linewidth=1.2, label="eps / h")
+    axes.axvline(step, color=COLORS["reference"], linewidth=0.8, label=f"h = {step:g} of the table")
+    axes.set(xscale="log", yscale="log", ylim=(1e-13, 1))
+    label(axes, x="step h", y="largest difference / largest component", place="lower left")
+    return figure
+
+
 def logcosh_gradients(
     *,
     inputs: Annotated[int, Field(gt=0)],
@@ -171,103 +265,21 @@ def logcosh_gradients(
 ) -> Answer:
     """How far the three gradients are apart over many draws, and how a finite difference's error goes with its step."""
     sweep = torch.logspace(-11, -0.5, steps, dtype=torch.float64).tolist()
-    figure, (axes,) = new_figure(
-        1,
-        title="logcosh_gradients: error of central differences against their step",
-        subtitle=f"{inputs}-{hidden}-1 tanh net, {samples} samples; median of {draws} draws, band from 5 to 95 %",
-        panel_inches=3.6,
-    )
-    rows: list[dict[str, Any]] = []
-    curve: list[dict[str, object]] = []
-    checks: list[Check] = []
-    numbers: dict[str, float] = {}
-    for color, distribution in zip(PALETTE, DISTRIBUTIONS, strict=False):
+    found = []
+    for distribution in DISTRIBUTIONS:
         source = generator(seed, "logcosh_gradients", distribution)
         values = draw(distribution, draws=draws, samples=samples, inputs=inputs, hidden=hidden, source=source)
-        derived, automatic = gradients(values), by_autograd(values)
-        apart = {name: automatic[name] - derived[name] for name in NAMES}
-        autograd = {name: float(each.max()) for name, each in relative(apart, derived).items()}
-        finite = relative(differences(values, derived, step), derived)
-        rows += [
-            {
-                "distribution": distribution,
-                "gradient": NAMES[name],
-                "largest_component": float(derived[name].abs().max()),
-                "derived_against_autograd": autograd[name],
-                "derived_against_differences": float(finite[name].max()),
-            }
-            for name in NAMES
-        ]
-
-        errors = torch.stack([worst(relative(differences(values, derived, h), derived)) for h in sweep])
-        low, middle, high = errors.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1)
-        cubic = worst(relative({name: third_derivatives(values, name) / 6 for name in NAMES}, derived))
-        truncation = float(cubic.median())
-        at = 1e-3
-        measured = worst(relative(differences(values, derived, at), derived))
-        rounded = torch.tensor(sweep, dtype=torch.float64) < 1e-7
-        slope = _slope(torch.tensor(sweep, dtype=torch.float64)[rounded], middle[rounded])
-        least = min(range(steps), key=lambda i: float(middle[i]))
-        axes.fill_between(sweep, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(sweep, middle, "o-", color=color, markersize=3, linewidth=1.4, label=f"{distribution} draws")
-        axes.plot(
-            sweep,
-            [truncation * h**2 for h in sweep],
-            color=color,
-            linestyle="--",
-            linewidth=1.0,
-            label=f"h^2 |J'''| / 6, {distribution}",
-        )
-        curve += [
-            {"distribution": distribution, "step": h, "q05": a, "median": b, "q95": c, "truncation": truncation * h**2}
-            for h, a, b, c in zip(sweep, low.tolist(), middle.tolist(), high.tolist(), strict=True)
-        ]
-        numbers |= {
-            f"{distribution}_autograd": max(autograd.values()),
-            f"{distribution}_differences": float(worst(finite).max()),
-            f"{distribution}_best_step": sweep[least],
-            f"{distribution}_best_error": float(middle[least]),
-        }
-        checks += [
-            at_most(f"derived against autograd, {distribution} draws (B1.b)", max(autograd.values()), 1e-12),
-            at_most(
-                f"derived against differences, {distribution} draws (B1.c)",
-                float(worst(finite).max()),
-                100 * (step**2 + ROUNDING / step),
-            ),
-            close(
-                f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws",
-                float((measured / (cubic * at**2)).median()),
-                1.0,
-                within=0.01,
-            ),
-            close(f"slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
-        ]
-    axes.plot(
-        sweep,
-        [ROUNDING / h for h in sweep],
-        color=COLORS["reference"],
-        linestyle=":",
-        linewidth=1.2,
-        label="eps / h",
-    )
-    axes.axvline(step, color=COLORS["reference"], linewidth=0.8, label=f"h = {step:g} of the table")
-    axes.set(xscale="log", yscale="log", ylim=(1e-13, 1))
-    label(axes, x="step h", y="largest difference / largest component", place="lower left")
+        found.append(measured(distribution, values, step=step, sweep=sweep))
+    rows = [row for each in found for row in each.rows]
+    net = f"{inputs}-{hidden}-1 tanh net, {samples} samples; median of {draws} draws, band from 5 to 95 %"
     return Answer(
-        numbers=numbers,
-        checks=checks,
-        tables={"differences": rows, "steps": curve},
-        figures={"steps": figure},
+        numbers={name: value for each in found for name, value in each.numbers(sweep).items()},
+        checks=[check for each in found for check in each.checks],
+        tables={"differences": rows, "steps": [row for each in found for row in each.curve(sweep)]},
+        figures={"steps": drawing(found, sweep, step=step, subtitle=net)},
         told=[
             "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
             "differences within {derived_against_differences:.1e}".format(**row)
             for row in rows
         ],
     )
-
-
-def _slope(x: Tensor, y: Tensor) -> float:
-    """Of the least-squares line through (log x, log y)."""
-    a, b = x.log() - x.log().mean(), y.log() - y.log().mean()
-    return float((a * b).sum() / (a * a).sum())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -185,113 +185,6 @@ def _mean_and_error(of_runs: Tensor) -> tuple[Tensor, Tensor]:
     return of_runs.mean(-1), of_runs.std(-1) / math.sqrt(of_runs.shape[-1])
 
 
-def sgd_rate(
-    *,
-    dimension: Annotated[int, Field(ge=1)],
-    lipschitz: Annotated[float, Field(gt=0)],
-    condition: Annotated[float, Field(ge=1)],
-    start: float,
-    noise: Annotated[float, Field(ge=0)],
-    constant_rate: Annotated[float, Field(gt=0, le=1)],
-    decaying_rate: Annotated[float, Field(gt=0, le=1)],
-    runs: Annotated[int, Field(ge=30)],
-    steps: Annotated[int, Field(ge=10)],
-    seed: int,
-) -> Answer:
-    """The least E|f'(w_k)|^2 so far against the bound of A3.iii, on a quadratic and on waves, which are not convex."""
-    if start == noise == 0:
-        raise UsageError("study.start=0: with study.noise=0 nothing moves; start elsewhere or give noise")
-    curvature = lipschitz * torch.logspace(0, -math.log10(condition), dimension, dtype=torch.float64)
-    first = torch.full((dimension,), start, dtype=torch.float64)
-    rates = {name: (constant_rate if power == 0 else decaying_rate) / lipschitz for name, power in POWERS.items()}
-    alphas = torch.stack([step_sizes(rates[name], power, steps) for name, power in POWERS.items()])
-    long = {name: step_sizes(rates[name], power, DECADES[-1]) for name, power in POWERS.items()}
-
-    times = torch.arange(1, steps + 1)
-    figure, all_axes = new_figure(
-        2,
-        title="sgd_rate: least squared gradient so far, and the bound on it",
-        subtitle=f"mean of {runs} runs with its 95 % band (lines) against the right-hand side of A3.iii (dashed)",
-        panel_inches=3.4,
-    )
-    growth, (growth_axes,) = new_figure(
-        1,
-        title="sgd_rate: the right-hand side of A3.iii as t grows (waves)",
-        subtitle="lines: the sums, added up; dotted: what they tend to: sigma^2 L alpha / 2, t^(-1/4), log t / t^(1/2)",
-    )
-    numbers: dict[str, float] = {}
-    checks: list[Check] = []
-    measured_rows: list[dict[str, Any]] = []
-    growth_rows: list[dict[str, Any]] = []
-    for make, axes in zip((quadratic, waves), all_axes, strict=True):
-        problem = make(curvature, first, noise)
-        found = descend(problem, alphas, runs=runs, draws=generator(seed, "sgd_rate", problem.name))
-        bounds = right_hand_side(problem, alphas)
-        best, at = found.flatness.cummin(-1)
-        error = found.flatness_error.gather(-1, at)
-        allowed = problem.sigma_squared * lipschitz / 2 * alphas.square().cumsum(-1)
-        rounding = 1e-12 * (problem.excess + problem.sigma_squared / lipschitz)
-        checks.append(at_most(f"{problem.name}: how far an iterate came out of its box", found.outside, rounding))
-        for i, (name, power) in enumerate(POWERS.items()):
-            which = f"{problem.name}, {name}"
-            beyond = found.telescoped[i] - ERRORS * found.telescoped_error[i] - allowed[i]
-            checks += [
-                at_most(f"{which}: A3.i, left less right, every step and run", -float(found.slack[i]), rounding),
-                at_most(f"{which}: A3.ii, left less right and {ERRORS:g} errors", float(beyond.max()), rounding),
-                at_most(
-                    f"{which}: A3.iii, largest (estimate - {ERRORS:g} errors) / bound",
-                    float(((best[i] - ERRORS * error[i]) / bounds[i]).max()),
-                    1.0,
-                ),
-            ]
-            numbers[f"{problem.name}_{name}_least"] = float(best[i, -1])
-            numbers[f"{problem.name}_{name}_bound"] = float(bounds[i, -1])
-            _draw(axes, times, best[i], error[i], bounds[i], color=PALETTE[i], name=name)
-            measured_rows += [
-                {
-                    "function": problem.name,
-                    "step_size": name,
-                    "t": t,
-                    "least_squared_gradient": float(best[i, t - 1]),
-                    "standard_error": float(error[i, t - 1]),
-                    "bound": float(bounds[i, t - 1]),
-                }
-                for t in [decade for decade in DECADES if decade < steps] + [steps]
-            ]
-            rows = growth_table(problem, long[name], rates[name], power)
-            growth_rows += [{"function": problem.name, "step_size": name} | row for row in rows]
-            checks.append(
-                close(
-                    f"{which}: right-hand side / leading term at t = 10^6",
-                    rows[-1]["ratio"],
-                    1.0,
-                    # What comes after the leading term, relative to it: f(w_0) / (a t) for p = 0, else
-                    # -zeta(p) (1 - p) / t^(1 - p), which is 0.027 for p = 3/4 and 0.0007 for p = 1/2.
-                    within={
-                        0.0: 1e-9 + 1.001e-6 * problem.excess / (rates[name] * rows[-1]["leading_term"]),
-                        0.75: 0.03,
-                        0.5: 0.001,
-                    }[power],
-                )
-            )
-            if make is waves:
-                whole = right_hand_side(problem, long[name])
-                shown = torch.logspace(0, 6, 200).long() - 1
-                growth_axes.loglog(shown + 1, whole[shown], color=PALETTE[i], linewidth=2.0, label=f"alpha {name}")
-                late = shown[shown >= 9]
-                limits = [leading_term(problem, rates[name], power, int(t) + 1) for t in late]
-                growth_axes.loglog(late + 1, limits, color=COLORS["reference"], linestyle=":", linewidth=1.6)
-        label(axes, x="steps t", y="least E|f'(w)|^2 so far", title=f"{problem.name}", place="lower left")
-    growth_axes.plot([], [], color=COLORS["reference"], linestyle=":", linewidth=1.6, label="leading term (A3.iv)")
-    label(growth_axes, x="steps t", y="bound on the least E|f'(w_k)|^2")
-    return Answer(
-        numbers=numbers,
-        checks=checks,
-        tables={"measured": measured_rows, "right_hand_side": growth_rows},
-        figures={"rates": figure, "right_hand_side": growth},
-    )
-
-
 def growth_table(problem: Problem, alphas: Tensor, alpha: float, power: float) -> list[dict[str, float]]:
     """A3.iv at t = 10, ..., 10^6: the right-hand side, its leading term, and the power of t over the last decade."""
     bounds = right_hand_side(problem, alphas)
@@ -313,9 +206,136 @@ def growth_table(problem: Problem, alphas: Tensor, alpha: float, power: float) -
     return rows
 
 
-def _draw(axes: Axes, times: Tensor, best: Tensor, error: Tensor, bound: Tensor, *, color: str, name: str) -> None:
-    axes.loglog(times, bound, color=color, linewidth=1.4, linestyle="--")
-    axes.loglog(times, best, color=color, linewidth=1.6, label=f"alpha {name}")
-    axes.fill_between(
-        times, best - 1.96 * error, best + 1.96 * error, color=color, alpha=0.25, linewidth=0, label="_band"
+@dataclass(frozen=True)
+class Estimates:
+    """Of one problem the least E|f'(w_k)|^2 so far and its bound, (step sizes, steps) each."""
+
+    problem: Problem
+    best: Tensor
+    error: Tensor
+    """Standard error of ``best``."""
+    bounds: Tensor
+    checks: list[Check]
+    rows: list[dict[str, Any]]
+    """The above at t = 10, 100, ... and after the last step."""
+    growth: list[dict[str, Any]]
+    """The rows of :func:`growth_table`, of all step sizes."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Estimate and bound after the last step."""
+        return {
+            f"{self.problem.name}_{name}_{what}": float(values[i, -1])
+            for i, name in enumerate(POWERS)
+            for what, values in (("least", self.best), ("bound", self.bounds))
+        }
+
+
+def estimated(problem: Problem, rates: dict[str, float], *, runs: int, steps: int, seed: int) -> Estimates:
+    """Runs of one problem with all step sizes, alpha by name from ``rates``, held against A3.i to A3.iv."""
+    alphas = torch.stack([step_sizes(rates[name], power, steps) for name, power in POWERS.items()])
+    found = descend(problem, alphas, runs=runs, draws=generator(seed, "sgd_rate", problem.name))
+    bounds = right_hand_side(problem, alphas)
+    best, at = found.flatness.cummin(-1)
+    error = found.flatness_error.gather(-1, at)
+    allowed = problem.sigma_squared * problem.lipschitz / 2 * alphas.square().cumsum(-1)
+    rounding = 1e-12 * (problem.excess + problem.sigma_squared / problem.lipschitz)
+    checks = [at_most(f"{problem.name}: how far an iterate came out of its box", found.outside, rounding)]
+    rows, growth = [], []
+    for i, (name, power) in enumerate(POWERS.items()):
+        which, names = f"{problem.name}, {name}", {"function": problem.name, "step_size": name}
+        beyond = float((found.telescoped[i] - ERRORS * found.telescoped_error[i] - allowed[i]).max())
+        of_bound = float(((best[i] - ERRORS * error[i]) / bounds[i]).max())
+        table = growth_table(problem, step_sizes(rates[name], power, DECADES[-1]), rates[name], power)
+        # What comes after the leading term, relative to it: f(w_0) / (a t) for p = 0, else
+        # -zeta(p) (1 - p) / t^(1 - p), which is 0.027 for p = 3/4 and 0.0007 for p = 1/2.
+        constant = 1e-9 + 1.001e-6 * problem.excess / (rates[name] * table[-1]["leading_term"])
+        rest = {0.0: constant, 0.75: 0.03, 0.5: 0.001}[power]
+        checks += [
+            at_most(f"{which}: A3.i, left less right, every step and run", -float(found.slack[i]), rounding),
+            at_most(f"{which}: A3.ii, left less right and {ERRORS:g} errors", beyond, rounding),
+            at_most(f"{which}: A3.iii, largest (estimate - {ERRORS:g} errors) / bound", of_bound, 1.0),
+            close(f"{which}: right-hand side / leading term at t = 10^6", table[-1]["ratio"], 1.0, within=rest),
+        ]
+        growth += [names | row for row in table]
+        rows += [
+            {
+                **names,
+                "t": t,
+                "least_squared_gradient": float(best[i, t - 1]),
+                "standard_error": float(error[i, t - 1]),
+                "bound": float(bounds[i, t - 1]),
+            }
+            for t in [decade for decade in DECADES if decade < steps] + [steps]
+        ]
+    return Estimates(problem, best, error, bounds, checks, rows, growth)
+
+
+def draw_rates(found: Sequence[Estimates], *, runs: int) -> Figure:
+    """The estimates with their bands, and their bounds, against t: a panel for each problem."""
+    figure, all_axes = new_figure(
+        2,
+        title="sgd_rate: least squared gradient so far, and the bound on it",
+        subtitle=f"mean of {runs} runs with its 95 % band (lines) against the right-hand side of A3.iii (dashed)",
+        panel_inches=3.4,
+    )
+    for each, axes in zip(found, all_axes, strict=True):
+        times = torch.arange(1, each.best.shape[-1] + 1)
+        for name, color, best, error, bound in zip(POWERS, PALETTE, each.best, each.error, each.bounds, strict=False):
+            low, high = best - 1.96 * error, best + 1.96 * error
+            axes.loglog(times, bound, color=color, linewidth=1.4, linestyle="--")
+            axes.loglog(times, best, color=color, linewidth=1.6, label=f"alpha {name}")
+            axes.fill_between(times, low, high, color=color, alpha=0.25, linewidth=0, label="_band")
+        label(axes, x="steps t", y="least E|f'(w)|^2 so far", title=f"{each.problem.name}", place="lower left")
+    return figure
+
+
+def draw_growth(problem: Problem, rates: dict[str, float]) -> Figure:
+    """The bound of one problem up to t = 10^6, and what it tends to."""
+    figure, (axes,) = new_figure(
+        1,
+        title=f"sgd_rate: the right-hand side of A3.iii as t grows ({problem.name})",
+        subtitle="lines: the sums, added up; dotted: what they tend to: sigma^2 L alpha / 2, t^(-1/4), log t / t^(1/2)",
+    )
+    shown = torch.logspace(0, 6, 200).long() - 1
+    late = shown[shown >= 9]
+    dotted: dict[str, Any] = {"color": COLORS["reference"], "linestyle": ":", "linewidth": 1.6}
+    for color, (name, power) in zip(PALETTE, POWERS.items(), strict=False):
+        whole = right_hand_side(problem, step_sizes(rates[name], power, DECADES[-1]))
+        axes.loglog(shown + 1, whole[shown], color=color, linewidth=2.0, label=f"alpha {name}")
+        axes.loglog(late + 1, [leading_term(problem, rates[name], power, int(t) + 1) for t in late], **dotted)
+    axes.plot([], [], label="leading term (A3.iv)", **dotted)
+    label(axes, x="steps t", y="bound on the least E|f'(w_k)|^2")
+    return figure
+
+
+def sgd_rate(
+    *,
+    dimension: Annotated[int, Field(ge=1)],
+    lipschitz: Annotated[float, Field(gt=0)],
+    condition: Annotated[float, Field(ge=1)],
+    start: float,
+    noise: Annotated[float, Field(ge=0)],
+    constant_rate: Annotated[float, Field(gt=0, le=1)],
+    decaying_rate: Annotated[float, Field(gt=0, le=1)],
+    runs: Annotated[int, Field(ge=30)],
+    steps: Annotated[int, Field(ge=10)],
+    seed: int,
+) -> Answer:
+    """The least E|f'(w_k)|^2 so far against the bound of A3.iii, on a quadratic and on waves, which are not convex."""
+    if start == noise == 0:
+        raise UsageError("study.start=0: with study.noise=0 nothing moves; start elsewhere or give noise")
+    curvature = lipschitz * torch.logspace(0, -math.log10(condition), dimension, dtype=torch.float64)
+    first = torch.full((dimension,), start, dtype=torch.float64)
+    rates = {name: (constant_rate if power == 0 else decaying_rate) / lipschitz for name, power in POWERS.items()}
+    problems = quadratic(curvature, first, noise), waves(curvature, first, noise)
+    found = [estimated(problem, rates, runs=runs, steps=steps, seed=seed) for problem in problems]
+    return Answer(
+        numbers={name: value for each in found for name, value in each.numbers.items()},
+        checks=[check for each in found for check in each.checks],
+        tables={
+            "measured": [row for each in found for row in each.rows],
+            "right_hand_side": [row for each in found for row in each.growth],
+        },
+        figures={"rates": draw_rates(found, runs=runs), "right_hand_side": draw_growth(problems[-1], rates)},
     )

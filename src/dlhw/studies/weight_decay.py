@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlhw import UsageError
-from dlhw.answer import Answer, at_least, at_most, equal
+from dlhw.answer import Answer, Check, at_least, at_most, equal
 from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
 
@@ -136,6 +138,156 @@ def behaviour(factor: float) -> str:
     return size + (", alternating" if factor < -1e-9 else "")
 
 
+@dataclass(frozen=True)
+class Forms:
+    """What each optimizer made of both forms, from the same weights on the same batches; keys are (optimizer, form)."""
+
+    rates: dict[str, float]
+    paths: dict[tuple[str, str], Tensor]
+    losses: dict[tuple[str, str], float]
+    """After the last step, of all samples."""
+    from_torch: dict[tuple[str, str], float]
+    """Largest difference of a weight from torch's optimizer, where torch has one."""
+
+    @property
+    def apart(self) -> dict[str, Tensor]:
+        """The largest difference of a weight between the forms, (steps + 1,)."""
+        return {
+            name: (self.paths[name, "penalty"] - self.paths[name, "shrinking"]).abs().amax(1) for name in self.rates
+        }
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """Of each optimizer and form what the last step left."""
+        return [
+            {
+                "optimizer": name,
+                "form": form,
+                "learning_rate": self.rates[name],
+                "loss": self.losses[name, form],
+                "norm": visited[-1].norm().item(),
+                "largest_difference_of_the_forms": self.apart[name].max().item(),
+                "difference_from_torch": self.from_torch.get((name, form)),
+            }
+            for (name, form), visited in self.paths.items()
+        ]
+
+    def checks(self, strength: float, rho: float) -> list[Check]:
+        """The forms against each other, as the formulas have it, and against torch's optimizers."""
+        apart, start = self.apart, self.paths["momentum", "penalty"][0]
+        after_two = (self.paths["momentum", "penalty"] - self.paths["momentum", "shrinking"])[2]
+        early = (after_two + 2 * self.rates["momentum"] * strength * rho * start).abs().max().item()
+        least = self.rates["Adam"] * strength * start.abs().max().item()
+        return [
+            at_most("SGD: penalty less shrinking, largest in all steps (E3.c)", apart["SGD"].max().item(), TOLERANCE),
+            at_most("momentum: difference after two steps less -2 alpha lambda rho w_0", early, 1e-13),
+            at_least("Adam: difference after one step, about 2 alpha lambda |w|", apart["Adam"][1].item(), least),
+            *(at_most(f"{name}, {form}: from torch's", off, 1e-10) for (name, form), off in self.from_torch.items()),
+        ]
+
+
+def trained(
+    rates: dict[str, float], *, strength: float, rho: float, hidden: int, batch: int, steps: int, seed: int
+) -> Forms:
+    """Each optimizer in both forms, and torch's, on a small net that learns the classes of a noisy linear teacher."""
+    source = generator(seed, "weight_decay", "problem")
+    x = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=source)
+    teacher = torch.randn(FEATURES, CLASSES, dtype=x.dtype, generator=source)
+    y = (x @ teacher + torch.randn(SAMPLES, CLASSES, dtype=x.dtype, generator=source)).argmax(1)
+    w = 0.5 * torch.randn(hidden * (FEATURES + 1 + CLASSES) + CLASSES, dtype=x.dtype, generator=source)
+    picks = torch.randint(0, SAMPLES, (steps, batch), generator=source)
+    batches = [(x[pick], y[pick]) for pick in picks]
+    kinds: dict[str, Callable[[], Direction]] = {"SGD": lambda: plain, "momentum": lambda: momentum(rho), "Adam": adam}
+    paths = {
+        (name, form): path(w, batches, step, kinds[name](), alpha=alpha, strength=strength)
+        for name, alpha in rates.items()
+        for form, step in (("penalty", penalized), ("shrinking", shrunk))
+    }
+    torchs: dict[tuple[str, str], Callable[..., torch.optim.Optimizer]] = {
+        ("SGD", "penalty"): torch.optim.SGD,
+        ("momentum", "penalty"): partial(torch.optim.SGD, momentum=rho),
+        ("Adam", "penalty"): torch.optim.Adam,
+        ("Adam", "shrinking"): torch.optim.AdamW,
+    }
+    from_torch = {
+        key: (torchs_path(w, batches, make, lr=rates[key[0]], weight_decay=2 * strength) - paths[key])
+        .abs()
+        .max()
+        .item()
+        for key, make in torchs.items()
+    }
+    return Forms(rates, paths, {key: loss(visited[-1], x, y).item() for key, visited in paths.items()}, from_torch)
+
+
+def against_powers(products: list[float], sizes: Tensor, along: Tensor) -> tuple[list[dict[str, object]], list[Check]]:
+    """What decay alone left of the weights, against |1 - 2 alpha lambda|^k: a row for each product, and the checks.
+
+    ``sizes`` are |w_k| / |w_0|, ``along`` is w_k in units of w_0, with its sign: (steps + 1, products) both.
+    """
+    steps, last = len(sizes) - 1, sizes[-1]
+    factors = [1 - 2 * product for product in products]
+    powers = torch.tensor(factors, dtype=sizes.dtype).abs() ** steps
+    off = ((last - powers).abs() / powers.clamp(min=1e-12)).max().item()
+    seen = [
+        behaviour(size ** (1 / steps) * (-1 if sign < 0 else 1))
+        for size, sign in zip(last.tolist(), along[1].tolist(), strict=True)
+    ]
+    as_predicted = sum(word == behaviour(factor) for word, factor in zip(seen, factors, strict=True))
+    return [
+        {"alpha_lambda": p, "factor": f, "size": size, "predicted": power, "behaviour": word}
+        for p, f, size, power, word in zip(products, factors, last.tolist(), powers.tolist(), seen, strict=True)
+    ], [
+        at_most(f"|w| after {steps} decays less |1 - 2 alpha lambda|^k, relative", off, 1e-9),
+        equal("learning rates at which decay behaves as predicted (E3.d)", as_predicted, len(products)),
+    ]
+
+
+def _forms(forms: Forms, strength: float) -> Figure:
+    figure, (differences, norms) = new_figure(
+        2,
+        title="weight_decay: a penalty and shrinking are the same for SGD alone",
+        subtitle=f"lambda = {strength:g}; right: full lines for the penalty, dashed for shrinking",
+        panel_inches=3.1,
+    )
+    for i, (name, values) in enumerate(forms.apart.items()):
+        differences.plot(values.clamp(min=1e-17).numpy(), color=PALETTE[i], linewidth=1.4, label=name)
+        for form, style in (("penalty", "-"), ("shrinking", "--")):
+            told, size = name if form == "penalty" else None, forms.paths[name, form].norm(dim=1)
+            norms.plot(size.numpy(), style, color=PALETTE[i], linewidth=1.4, label=told)
+    differences.axhline(TOLERANCE, color=COLORS["reference"], linestyle=":", linewidth=1, label="1e-12")
+    differences.set_yscale("log")
+    label(differences, x="step", y="largest |difference of a weight|")
+    label(norms, x="step", y="norm of the weights")
+    return figure
+
+
+def _range(products: list[float], sizes: Tensor, path: Tensor) -> Figure:
+    steps = len(sizes) - 1
+    figure, (end, along) = new_figure(
+        2,
+        title="weight_decay: decay alone, over the learning rate",
+        subtitle="no change of sign up to alpha lambda = 1/2, where w_1 = 0; smaller up to 1; divergence above",
+        panel_inches=3.1,
+    )
+    fine = torch.linspace(0, max(1.1, products[-1]), 2001, dtype=sizes.dtype)
+    end.plot(fine, (1 - 2 * fine).abs().pow(steps), color="black", linewidth=1, label="|1 - 2 alpha lambda|^k")
+    end.plot(products, sizes[-1].numpy(), "o", color=PALETTE[1], markersize=4, label="measured")
+    for border, style in ((0.5, ":"), (1.0, "--")):
+        end.axvline(
+            border, color=COLORS["reference"], linestyle=style, linewidth=1, label=f"alpha = {border:g} / lambda"
+        )
+    end.set_yscale("log")
+    end.set_ylim(1e-24, 1e14)
+    label(end, x="alpha lambda", y=f"|w_k| / |w_0| after k = {steps}", place="upper left")
+    shown = sorted({round(i * (len(products) - 1) / 4) for i in range(5)})
+    for color, i in zip(PALETTE, shown, strict=False):
+        along.plot(path[:, i].numpy(), marker=".", color=color, linewidth=1.1, label=f"alpha lambda = {products[i]:g}")
+    along.set_ylim(-2.8, 6.0)
+    along.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    label(along, x="step k", y="w_k / w_0", place="upper right")
+    return figure
+
+
 def weight_decay(
     *,
     strength: Positive,
@@ -155,150 +307,21 @@ def weight_decay(
             f"study.strength={strength}: times the learning rates ({learning_rate}, {adam_learning_rate}) it must be "
             "below 0.5, so that shrinking keeps the sign; beyond it, study.products looks at decay alone"
         )
-    source = generator(seed, "weight_decay", "problem")
-    x = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=source)
-    teacher = torch.randn(FEATURES, CLASSES, dtype=x.dtype, generator=source)
-    y = (x @ teacher + torch.randn(SAMPLES, CLASSES, dtype=x.dtype, generator=source)).argmax(1)
-    w = 0.5 * torch.randn(hidden * (FEATURES + 1 + CLASSES) + CLASSES, dtype=x.dtype, generator=source)
-    picks = torch.randint(0, SAMPLES, (steps, batch), generator=source)
-    batches = [(x[pick], y[pick]) for pick in picks]
+    rates = {"SGD": learning_rate, "momentum": learning_rate * (1 - rho), "Adam": adam_learning_rate}
+    forms = trained(rates, strength=strength, rho=rho, hidden=hidden, batch=batch, steps=steps, seed=seed)
 
-    kinds: dict[str, tuple[Callable[[], Direction], float]] = {
-        "SGD": (lambda: plain, learning_rate),
-        "momentum": (lambda: momentum(rho), learning_rate * (1 - rho)),
-        "Adam": (adam, adam_learning_rate),
-    }
-    paths = {
-        (name, form): path(w, batches, step, make(), alpha=alpha, strength=strength)
-        for name, (make, alpha) in kinds.items()
-        for form, step in (("penalty", penalized), ("shrinking", shrunk))
-    }
-    apart = {name: (paths[name, "penalty"] - paths[name, "shrinking"]).abs().amax(1) for name in kinds}
-    slow = kinds["momentum"][1]
-    torchs = {
-        ("SGD", "penalty"): (torch.optim.SGD, {"lr": learning_rate}),
-        ("momentum", "penalty"): (torch.optim.SGD, {"lr": slow, "momentum": rho}),
-        ("Adam", "penalty"): (torch.optim.Adam, {"lr": adam_learning_rate}),
-        ("Adam", "shrinking"): (torch.optim.AdamW, {"lr": adam_learning_rate}),
-    }
-    from_torch = {
-        key: (torchs_path(w, batches, make, weight_decay=2 * strength, **options) - paths[key]).abs().max().item()
-        for key, (make, options) in torchs.items()
-    }
-    early = (paths["momentum", "penalty"] - paths["momentum", "shrinking"])[2] + 2 * slow * strength * rho * w
-
-    rows = [
-        {
-            "optimizer": name,
-            "form": form,
-            "learning_rate": kinds[name][1],
-            "loss": loss(visited[-1], x, y).item(),
-            "norm": visited[-1].norm().item(),
-            "largest_difference_of_the_forms": apart[name].max().item(),
-            "difference_from_torch": from_torch.get((name, form)),
-        }
-        for (name, form), visited in paths.items()
-    ]
     products = sorted(set(products))
-    factors = [1 - 2 * product for product in products]
-    start = torch.randn(4, dtype=x.dtype, generator=generator(seed, "weight_decay", "decay"))
-    run = decay(start, torch.tensor(products, dtype=x.dtype) / strength, strength, decay_steps)
-    sizes = run.norm(dim=-1) / start.norm()
-    along = run @ start / start.square().sum()  # w_k in units of w_0, with its sign
-    powers = torch.tensor(factors, dtype=x.dtype).abs() ** decay_steps
-    off = ((sizes[-1] - powers).abs() / powers.clamp(min=1e-12)).max().item()
-    seen = [
-        behaviour(size ** (1 / decay_steps) * (-1 if sign < 0 else 1))
-        for size, sign in zip(sizes[-1].tolist(), along[1].tolist(), strict=True)
-    ]
-    decays = [
-        {"alpha_lambda": p, "factor": f, "size": size, "predicted": power, "behaviour": word}
-        for p, f, size, power, word in zip(products, factors, sizes[-1].tolist(), powers.tolist(), seen, strict=True)
-    ]
+    start = torch.randn(4, dtype=torch.float64, generator=generator(seed, "weight_decay", "decay"))
+    run = decay(start, torch.tensor(products, dtype=start.dtype) / strength, strength, decay_steps)
+    sizes, along = run.norm(dim=-1) / start.norm(), run @ start / start.square().sum()
+    decays, decay_checks = against_powers(products, sizes, along)
     return Answer(
         numbers={
-            **{f"difference_{name.lower()}": values.max().item() for name, values in apart.items()},
-            "norm_adam": paths["Adam", "penalty"][-1].norm().item(),
-            "norm_adamw": paths["Adam", "shrinking"][-1].norm().item(),
+            **{f"difference_{name.lower()}": values.max().item() for name, values in forms.apart.items()},
+            "norm_adam": forms.paths["Adam", "penalty"][-1].norm().item(),
+            "norm_adamw": forms.paths["Adam", "shrinking"][-1].norm().item(),
         },
-        checks=[
-            at_most("SGD: penalty less shrinking, largest in all steps (E3.c)", apart["SGD"].max().item(), TOLERANCE),
-            at_most(
-                "momentum: difference after two steps less -2 alpha lambda rho w_0", early.abs().max().item(), 1e-13
-            ),
-            at_least(
-                "Adam: difference after one step, about 2 alpha lambda |w|",
-                apart["Adam"][1].item(),
-                adam_learning_rate * strength * w.abs().max().item(),
-            ),
-            *(at_most(f"{name}, {form}: from torch's", value, 1e-10) for (name, form), value in from_torch.items()),
-            at_most(f"|w| after {decay_steps} decays less |1 - 2 alpha lambda|^k, relative", off, 1e-9),
-            equal(
-                "learning rates at which decay behaves as predicted (E3.d)",
-                sum(word == behaviour(factor) for word, factor in zip(seen, factors, strict=True)),
-                len(products),
-            ),
-        ],
-        tables={"optimizers": rows, "decay": decays},
-        figures={
-            "forms": _forms(paths, apart, strength),
-            "range": _range(products, sizes, powers, along[:11]),
-        },
+        checks=forms.checks(strength, rho) + decay_checks,
+        tables={"optimizers": forms.rows, "decay": decays},
+        figures={"forms": _forms(forms, strength), "range": _range(products, sizes, along[:11])},
     )
-
-
-def _forms(paths: dict[tuple[str, str], Tensor], apart: dict[str, Tensor], strength: float) -> Figure:
-    figure, (differences, norms) = new_figure(
-        2,
-        title="weight_decay: a penalty and shrinking are the same for SGD alone",
-        subtitle=f"lambda = {strength:g}; right: full lines for the penalty, dashed for shrinking",
-        panel_inches=3.1,
-    )
-    for i, (name, values) in enumerate(apart.items()):
-        differences.plot(values.clamp(min=1e-17).numpy(), color=PALETTE[i], linewidth=1.4, label=name)
-        for form, style in (("penalty", "-"), ("shrinking", "--")):
-            norms.plot(
-                paths[name, form].norm(dim=1).numpy(),
-                style,
-                color=PALETTE[i],
-                linewidth=1.4,
-                label=name if form == "penalty" else None,
-            )
-    differences.axhline(TOLERANCE, color=COLORS["reference"], linestyle=":", linewidth=1, label="1e-12")
-    differences.set_yscale("log")
-    label(differences, x="step", y="largest |difference of a weight|")
-    label(norms, x="step", y="norm of the weights")
-    return figure
-
-
-def _range(products: list[float], sizes: Tensor, powers: Tensor, path: Tensor) -> Figure:
-    steps = len(sizes) - 1
-    figure, (end, along) = new_figure(
-        2,
-        title="weight_decay: decay alone, over the learning rate",
-        subtitle="no change of sign up to alpha lambda = 1/2, where w_1 = 0; smaller up to 1; divergence above",
-        panel_inches=3.1,
-    )
-    fine = torch.linspace(0, max(1.1, products[-1]), 2001, dtype=sizes.dtype)
-    end.plot(
-        fine,
-        (1 - 2 * fine).abs().pow(steps),
-        color="black",
-        linewidth=1,
-        label="|1 - 2 alpha lambda|^k",
-    )
-    end.plot(products, sizes[-1].numpy(), "o", color=PALETTE[1], markersize=4, label="measured")
-    for border, style in ((0.5, ":"), (1.0, "--")):
-        end.axvline(
-            border, color=COLORS["reference"], linestyle=style, linewidth=1, label=f"alpha = {border:g} / lambda"
-        )
-    end.set_yscale("log")
-    end.set_ylim(1e-24, 1e14)
-    label(end, x="alpha lambda", y=f"|w_k| / |w_0| after k = {steps}", place="upper left")
-    shown = sorted({round(i * (len(products) - 1) / 4) for i in range(5)})
-    for color, i in zip(PALETTE, shown, strict=False):
-        along.plot(path[:, i].numpy(), marker=".", color=color, linewidth=1.1, label=f"alpha lambda = {products[i]:g}")
-    along.set_ylim(-2.8, 6.0)
-    along.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    label(along, x="step k", y="w_k / w_0", place="upper right")
-    return figure
