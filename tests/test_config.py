@@ -179,7 +179,7 @@ def test_every_training_experiment_runs_two_steps(compose: Compose, tmp_path: Pa
 
 
 MISFITS = {
-    "loss=mse": "loss=mse_loss: dataset=digits has classes to predict; use loss=cross_entropy",
+    "loss=mse": "loss=mse: dataset=digits has classes to predict; use loss=cross_entropy",
     "dataset=diabetes": "loss=cross_entropy: dataset=diabetes has a number to predict; use loss=mse or log_cosh",
     "dataset=diabetes loss=mse": (
         "trainer.monitor=val_error_percent: dataset=diabetes has a number to predict; use val_mse or val_loss"
@@ -323,11 +323,20 @@ MISTAKES = {
     ),
     "experiment=sigmoid_window optimizer.lr=3 dataset=mnist": (
         "optimizer.lr, dataset: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
-        "seed, trainer.device, trainer.threads, trainer.precision, trainer.deterministic"
+        "trainer.deterministic, trainer.threads"
     ),
     "study=cost trainer.epochs=3": (
-        "trainer.epochs: not read by the study cost, which reads seed, trainer.device, trainer.threads, "
-        "trainer.precision, trainer.deterministic"
+        "trainer.epochs: not read by the study cost, which reads dataset, init, model, seed, trainer.channels_last, "
+        "trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
+    ),
+    "experiment=sigmoid_window seed=3": (
+        "seed: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
+        "trainer.deterministic, trainer.threads"
+    ),
+    "experiment=backprop_depth seed=3 trainer.device=cpu": (
+        "trainer.device: not read by the study backprop_depth, which reads study.depth, study.output_depth, "
+        "study.width, study.x, study.classes, study.label_of_x, study.inits, study.d, study.draws, seed, "
+        "trainer.deterministic, trainer.threads"
     ),
     "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
     "model=": "model=: no such model (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
@@ -592,7 +601,7 @@ IMPORTS: dict[str, set[str]] = {
     "composition": {"dlhw", "mistakes"},
     "mistakes": set(),
     "runs": {"dlhw", "build", "checkpoint", "record"},
-    "compare": {"dlhw", "comparison", "composition", "config", "record"},
+    "compare": {"dlhw", "comparison", "composition", "record"},
     "comparison": {"dlhw", "plots", "record"},
     "build": {"dlhw", "runtime"},
     "loop": {"checkpoint", "data", "ensemble", "fast", "objective", "progress", "record", "runtime"},

@@ -16,6 +16,7 @@ from dlhw.objective import (
     flooded,
     l1_norm,
     log_cosh,
+    mse,
     penalized_weights,
     squared_l2_norm,
 )
@@ -119,6 +120,11 @@ def test_log_cosh_is_its_formula_where_that_does_not_overflow() -> None:
     y = torch.linspace(-20, 20, 401, dtype=torch.float64)
     expected = torch.cosh(y + 0.5).log().mean()
     assert log_cosh(y + 0.5, torch.zeros_like(y)).item() == pytest.approx(expected.item(), rel=1e-14)
+
+
+def test_mse_equals_torchs() -> None:
+    one, two = torch.linspace(-3, 5, 11, dtype=torch.float64), torch.ones(11, dtype=torch.float64)
+    assert mse(one, two).item() == pytest.approx(nn.functional.mse_loss(one, two).item(), rel=1e-15)
 
 
 def test_log_cosh_of_huge_and_tiny_differences() -> None:

@@ -166,15 +166,15 @@ def claim(config: DictConfig, kind: str, refuse: Callable[[UsageError], NoReturn
     return directory
 
 
-def check_all_read(cfg: DictConfig, overrides: Sequence[str], *, unread: Collection[str], but: Collection[str]) -> None:
-    """Raises UsageError for overrides of groups that a study does not read; ``but`` are keys of them that it does."""
+def check_all_read(cfg: DictConfig, overrides: Sequence[str], *, of: Collection[str], read: Collection[str]) -> None:
+    """Raises UsageError for overrides ``of`` these groups and keys that a study does not ``read``."""
     keys = [str(parsed(line).key_or_group) for line in overrides]
-    ignored = [key for key in keys if key.partition(".")[0] in unread and key not in but]
+    ignored = [key for key in keys if key.partition(".")[0] in of and not {key, key.partition(".")[0]} & {*read}]
     if ignored:
         own = [f"study.{name}" for name in cfg.study if name != "_target_"]
         raise UsageError(
             f"{', '.join(ignored)}: not read by the study {cfg.study._target_.rpartition('.')[2]}, which reads "
-            f"{', '.join([*own, 'seed', *but])}"
+            f"{', '.join([*own, *sorted(set(read) - {'study', 'comparison'})])}"
         )
 
 

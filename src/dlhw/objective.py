@@ -28,6 +28,11 @@ def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
     return torch.where(loss < b, 2 * b - loss, loss)
 
 
+def mse(input: Tensor, target: Tensor) -> Tensor:
+    """Mean over N of (input - target)^2."""
+    return (input - target).square().mean()
+
+
 def log_cosh(input: Tensor, target: Tensor) -> Tensor:
     """Mean over N of log cosh(input - target) (B1): half the square of small differences, |.| - log 2 of large ones.
 

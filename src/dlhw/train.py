@@ -49,10 +49,16 @@ GIVEN: dict[str, set[str]] = {
 """What the program itself passes to each group's target; everything else comes from the config. A study is given
 what its signature names of these, and what it does not name is not made."""
 
-READ_BY_DATA_AND_MODEL = {"data": ("dataset",), "model": ("dataset", "model", "init")}
-OF_NUMBERS = ("log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+READ_FOR: dict[str, tuple[str, ...]] = {
+    "seed": ("seed",),
+    "device": ("trainer.device",),
+    "data": ("seed", "dataset", "trainer.device", "trainer.precision"),
+    "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
+}
+"""Which groups and keys are read to make what a study is given; ``trainer.threads`` and the like always are."""
+READ_ALWAYS = ("study", "comparison", "trainer.threads", "trainer.deterministic")
+OF_NUMBERS = ("mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 """Losses for numbers to predict; all others are for classes."""
-READ_BY_STUDIES = ("trainer.device", "trainer.threads", "trainer.precision", "trainer.deterministic")
 
 
 class Disagreement(RuntimeError):
@@ -71,9 +77,8 @@ def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check(cfg, GIVEN)
     wanted = study(cfg)
     if wanted is not None:
-        read = {group for name in wanted for group in READ_BY_DATA_AND_MODEL.get(name, ())}
-        unread = set(GIVEN) - read - {"study", "comparison"}
-        config.check_all_read(cfg, overrides, unread=unread, but=READ_BY_STUDIES)
+        read = {key for name in wanted for key in READ_FOR[name]}
+        config.check_all_read(cfg, overrides, of={*GIVEN, "seed"}, read={*read, *READ_ALWAYS})
 
 
 def study(cfg: DictConfig) -> frozenset[str] | None:

@@ -78,3 +78,31 @@ def test_wrong_settings_are_refused_in_one_line(ask: Ask, override: str, message
     with pytest.raises(UsageError, match=message) as raised:
         ask(*SMALL, override)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("init", ["he", "xavier"])
+def test_wide_nets_have_the_predicted_factor(ask: Ask, init: str) -> None:
+    found = ask(*SMALL, f"study.inits=[{init}]", "study.width=300", "study.depth=8", "study.output_depth=1")
+    measured, predicted = (found.numbers[f"{init}_signal_{what}"] for what in ("per_layer", "predicted"))
+    assert measured == pytest.approx(predicted, rel=0.02)
+
+
+def test_a_deep_net_agrees_too(ask: Ask) -> None:
+    found = ask(*SMALL, "study.inits=[default]", "study.depth=300", "study.draws=2")
+    assert found.disagreements == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("study.inits=[default]", "study.depth=600"),
+            r"gradients of 601 layers lie between 0e\+00 and .*smaller study\.depth",
+        ),
+        (("study.inits=[uniform]", "study.d=1e10", "study.depth=60"), r"study\.inits=uniform: gradients of 61 layers"),
+        (("study.x=[0.0, 0.0]",), r"study\.x=\[0\.0, 0\.0\]: must have a number that is not 0"),
+    ],
+)
+def test_what_float64_cannot_hold_is_refused(ask: Ask, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(*SMALL, *overrides)

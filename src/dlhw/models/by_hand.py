@@ -71,9 +71,9 @@ def dense_backward(dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tenso
     return dy @ weight, dy.T @ x, dy.sum(0)
 
 
-# Activations act on each number alone, so dx = dy f'(x), and for these four f' is easily had from y = f(x):
-# tanh' = 1 - tanh^2. s(x) = 1 / (1 + e^-x) has s' = e^-x s^2 = s (1 - s). ELU is x above 0, with slope 1, and
-# alpha (e^x - 1) below, with slope alpha e^x = y + alpha. ReLU has slope 1 above 0 and 0 below; at 0 it is 0 here.
+# Activations act on each number alone, so dx = dy f'(x). From y = f(x): tanh' = 1 - y^2, and s(x) = 1 / (1 + e^-x) has
+# s' = e^-x s^2 = y (1 - y). ELU is x above 0, with slope 1, and alpha (e^x - 1) below, with slope alpha e^x; written
+# y + alpha that would lose its digits where e^x is small. ReLU has slope 1 above 0 and 0 below; at 0 it is 0 here.
 
 
 def tanh_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
@@ -108,8 +108,8 @@ def elu_forward(x: Tensor) -> Tensor:
 
 
 def elu_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """dy above 0, dy (y + alpha) below."""
-    return (torch.where(x > 0, dy, dy * (y + ALPHA)),)
+    """dy above 0, dy alpha e^x below."""
+    return (torch.where(x > 0, dy, dy * ALPHA * torch.exp(x.clamp(max=0))),)
 
 
 def flatten_forward(x: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class _CrossEntropy(torch.autograd.Function):
         return dloss * cross_entropy_backward(*ctx.saved_tensors), None
 
 
-def cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+def cross_entropy_by_hand(input: Tensor, target: Tensor) -> Tensor:
     """:func:`cross_entropy_forward`, whose backward pass is :func:`cross_entropy_backward`."""
     loss: Tensor = _CrossEntropy.apply(input, target)
     return loss
@@ -305,12 +305,14 @@ def _formulas(layer: nn.Module) -> Layer:
 ActivationName = Literal["ELU", "ReLU", "Tanh", "Sigmoid"]
 
 
-def mlp(shape: tuple[int, ...], outputs: int, *, hidden: list[dense.Width], activation: ActivationName) -> ByHand:
+def mlp_by_hand(
+    shape: tuple[int, ...], outputs: int, *, hidden: list[dense.Width], activation: ActivationName
+) -> ByHand:
     """:func:`dlhw.models.dense.mlp` by hand (A2)."""
     return ByHand(dense.mlp(shape, outputs, hidden=hidden, activation=activation, dropout=0.0, batch_norm=False))
 
 
-def cnn(
+def cnn_by_hand(
     shape: tuple[int, ...],
     outputs: int,
     *,
