@@ -42,8 +42,8 @@ from dlhw.config import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.ensemble import Single
 from dlhw.loop import Fitted, Run, fit
+from dlhw.parts import assemble
 from dlhw.record import Record, Row
-from dlhw.train import assemble
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
 BATCH, LR, MOMENTUM = 128, 0.1, 0.9

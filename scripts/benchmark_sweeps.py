@@ -78,8 +78,8 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
     from dlhw.ensemble import Ensemble, Single
     from dlhw.fast import mapping_quickly
     from dlhw.loop import Run, shuffled, training_step
+    from dlhw.parts import assemble
     from dlhw.record import Record
-    from dlhw.train import assemble
 
     def milliseconds(count: int) -> float:
         cfgs = [

@@ -14,7 +14,7 @@ from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dlhw import composition, train
+from dlhw import composition, parts
 from dlhw.answer import Answer
 from dlhw.build import check, deferred
 
@@ -55,9 +55,9 @@ def ask(compose: Compose) -> Ask:
 
     def asked(*overrides: str) -> Answer:
         cfg = compose(*overrides)
-        check(cfg, train.GIVEN)
+        check(cfg, parts.GIVEN)
         given = {"seed": cfg.seed, "device": torch.device("cpu")}
-        wanted = train.study(cfg)
+        wanted = parts.wanted_by_study(cfg)
         assert wanted is not None
         answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()
         return answer

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import dlhw
 from conftest import Compose
-from dlhw import UsageError, composition, config, train
+from dlhw import UsageError, composition, config, parts, train
 from dlhw.build import build, check, make_model
 from dlhw.data.tabular import _regression
 from dlhw.data.tensors import Dataset, Split, assemble
@@ -44,7 +44,7 @@ def mistake(compose: Compose) -> Mistake:
     def said(*overrides: str, sweep: bool = False) -> str:
         try:
             cfg = compose(*overrides, sweep=sweep)
-            train.check_values(cfg, cfg.hydra.overrides.task)
+            parts.check_values(cfg, cfg.hydra.overrides.task)
         except UsageError as error:
             return str(error)
         return ""
@@ -80,14 +80,14 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
 
 def test_every_group_has_its_row_of_arguments_given_by_the_program() -> None:
     groups = {path.parts[0] for path in FILES if len(path.parts) > 1}
-    assert groups - {"experiment", "hydra"} == set(train.GIVEN)
+    assert groups - {"experiment", "hydra"} == set(parts.GIVEN)
 
 
 @pytest.mark.parametrize("file", [path for path in FILES if path.parts[0] != "hydra"], ids=lambda path: path.as_posix())
 def test_every_file_composes_and_its_options_are_those_of_its_target(compose: Compose, file: Path) -> None:
     group = [] if file.parent == Path() else [f"{file.parent.as_posix()}={file.stem}"]
     cfg = compose(*group, *NEEDED.get(file.as_posix(), []))
-    check(cfg, train.GIVEN)
+    check(cfg, parts.GIVEN)
     choices = cfg.hydra.runtime.choices
     if group:
         assert choices[file.parent.as_posix()] == file.stem
@@ -581,22 +581,21 @@ SOURCE = Path(dlhw.__file__).parent
 
 IMPORTS: dict[str, set[str]] = {
     "sweeps": {"dlhw", "build", "comparison", "composition", "config", "data", "ensemble", "fast", "files", "loop"}
-    | {"record", "runtime", "train"},
+    | {"parts", "record", "runtime", "train"},
     "train": {
         "dlhw",
-        "answer",
         "build",
         "checkpoint",
         "config",
         "data",
         "ensemble",
-        "fast",
         "loop",
-        "objective",
-        "optim",
+        "parts",
         "plots",
-    }
-    | {"record", "runtime"},
+        "record",
+        "runtime",
+    },
+    "parts": {"dlhw", "answer", "build", "config", "data", "fast", "loop", "objective", "optim", "runtime"},
     "config": {"dlhw", "composition", "record"},
     "composition": {"dlhw", "mistakes"},
     "mistakes": set(),

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from dlhw import train
 from dlhw.config import compose
+from dlhw.parts import assemble
 from dlhw.record import Record
 from dlhw.sweeps.vectorized import Job, group_key, train_together
 
@@ -64,7 +65,7 @@ def words(line: str) -> list[str]:
 def begun(directory: Path, line: str) -> Job:
     directory.mkdir(parents=True)
     job = Job(compose(*words(line)))
-    job.parts = train.assemble(job.cfg)
+    job.parts = assemble(job.cfg)
     job.run = train.begin(job.cfg, Record(directory), job.parts)
     return job
 

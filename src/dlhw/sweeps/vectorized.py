@@ -29,8 +29,8 @@ from dlhw.data.tensors import together
 from dlhw.ensemble import Cannot, Ensemble
 from dlhw.fast import mapping_quickly
 from dlhw.loop import Run, fit, shuffled, training_step
+from dlhw.parts import Parts, assemble
 from dlhw.record import Record
-from dlhw.train import Parts
 
 log = logging.getLogger("dlhw")
 _own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
@@ -137,7 +137,7 @@ class Vectorized(Launcher):
             locks.enter_context(record.locked())
             with train.accounted(cfg, record, in_sweep=True):
                 train.go_on_with(cfg, record)
-                parts = train.assemble(cfg)
+                parts = assemble(cfg)
                 return parts, train.begin(cfg, record, parts)
 
         for job in jobs:
@@ -175,7 +175,7 @@ def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
     found: list[Parts] = []
     for cfg in cfgs:
         with contextlib.suppress(UsageError):
-            found.append(train.assemble(cfg))
+            found.append(assemble(cfg))
         if len(found) == 2:
             return found
     raise Cannot("fewer than two of them can be trained at all")
