@@ -67,6 +67,44 @@ def test_a_table_of_another_form_is_named_and_refused(content: str, tmp_path: Pa
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("cell", ["nan", "inf", "-inf", "1e999"])
+def test_a_cell_that_is_no_finite_number_is_named(cell: str, tmp_path: Path) -> None:
+    path = boston_csv(tmp_path)
+    lines = path.read_text().splitlines()
+    lines[7] = ",".join([*lines[7].split(",")[:4], cell, *lines[7].split(",")[5:]])
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=r"boston\.csv: row 7, column NOX: -?(nan|inf) is no finite number"):
+        tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+
+
+def test_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path: Path) -> None:
+    path = boston_csv(tmp_path)
+    plain = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    path.write_text("\ufeff" + path.read_text() + "\n\n", encoding="utf-8")
+    assert tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS).sha256 == plain.sha256
+
+
+@pytest.mark.parametrize("cell", ["1" * 200_000, "x" * 100_000])
+def test_a_huge_cell_is_refused_in_one_short_line(cell: str, tmp_path: Path) -> None:
+    path = boston_csv(tmp_path)
+    path.write_text(path.read_text() + cell + "\n")
+    with pytest.raises(UsageError, match=r"boston\.csv: cannot be read as a table of numbers") as caught:
+        tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("rows", "value", "message"), [(506, np.nan, "row 3, column RM"), (505, 1.0, "506 rows")])
+def test_what_openml_returns_is_checked_too(
+    rows: int, value: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame(np.ones((rows, 14)), columns=list(tabular.BOSTON))
+    frame.loc[2, "RM"] = value
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda **_: types.SimpleNamespace(frame=frame))
+    with pytest.raises(UsageError, match=f"dataset=boston from OpenML: .*{message}"):
+        tabular.boston(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
+
+
 def test_boston_is_fetched_from_openml_when_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = (
         pd.read_csv(boston_csv(tmp_path))

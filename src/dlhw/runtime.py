@@ -108,6 +108,14 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, machine, command line and git revision: what another person needs to get the same numbers."""
     return {

@@ -55,7 +55,9 @@ def test_neighbours_are_the_next_numbers() -> None:
     assert x.tolist() == [1 - 2**-53, 1.0, 1 + 2**-52, 2.0]
 
 
-@pytest.mark.parametrize("setting", [[], ["study.s=0"], ["study.s=1.23", "study.limit=1e6"], ["study.limit=7.7"]])
+@pytest.mark.parametrize(
+    "setting", [[], ["study.s=0"], ["study.s=1.23", "study.limit=1e6"], ["study.limit=7.7"], ["study.limit=1e12"]]
+)
 def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
     found = ask("experiment=hand_built_networks", "study.points=501", *setting)
     assert found.disagreements == []
@@ -70,7 +72,9 @@ def test_other_weights_disagree(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> No
     assert [check.what[:4] for check in ask("experiment=hand_built_networks").disagreements] == ["tent"]
 
 
-@pytest.mark.parametrize("override", ["study.s=-0.1", "study.s=2", "study.points=3", "study.limit=0"])
+@pytest.mark.parametrize(
+    "override", ["study.s=-0.1", "study.s=2", "study.points=3", "study.limit=0", "study.limit=1e308"]
+)
 def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=hand_built_networks", override)

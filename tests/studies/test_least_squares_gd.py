@@ -103,6 +103,13 @@ def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
     assert float(found.numbers["stays_of_the_start"]) > 0.01
 
 
+@pytest.mark.parametrize("sizes", [(10, 3, 1000), (2, 1, 5000)])
+def test_badly_conditioned_draws_agree(ask: Ask, sizes: tuple[int, int, int]) -> None:
+    size, rank, draws = sizes
+    square = [f"study.samples={size}", f"study.features={size}", f"study.rank={rank}", f"study.draws={draws}"]
+    assert ask("experiment=least_squares_gd", "study.rates=12", *square).disagreements == []
+
+
 def test_a_wrong_step_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "gradient", lambda x, w, y: (1 + 1e-8) * gradient(x, w, y))
     assert any("closed form" in check.what for check in ask(*SMALL).disagreements)

@@ -91,6 +91,12 @@ def test_a_wrong_derivation_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch)
     assert len(ask(*SMALL).disagreements) >= 4
 
 
+def test_what_would_take_minutes_is_refused(ask: Ask) -> None:
+    with pytest.raises(UsageError, match=r"study\.samples=200: .*reduce study.samples, study.draws") as caught:
+        ask("experiment=logcosh_gradients", "study.samples=200")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["study.step=0", "study.step=0.1", "study.hidden=0", "study.draws=1"])
 def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):

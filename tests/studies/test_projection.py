@@ -72,6 +72,7 @@ def test_gaps_are_those_of_a_line() -> None:
     [
         (["study.ranks=[7]"], "at most 6"),
         (["study.ranks=[]"], "at least 1"),
+        (["study.ranks=[6,6]"], r"study.ranks=\[6, 6\]: one rank stands twice"),
         (["study.columns=[[1,2,3],[2,4,6]]"], "on one line"),
         (["study.columns=[[1,2],[2,4]]"], "at least 3"),
     ],

@@ -64,6 +64,15 @@ def test_wilsons_interval() -> None:
         assert abs(3 / 40 - edge) == pytest.approx(1.96 * (edge * (1 - edge) / 40) ** 0.5)
 
 
+def test_far_apart_is_no_disagreement_and_what_the_solver_cannot_do_is_refused(ask: Ask) -> None:
+    assert ask("experiment=separability", *FEW[:2], "study.distances=[100]").disagreements == []
+    with pytest.raises(UsageError, match=r"study\.distances=\[1000.*less than or equal to 100"):
+        ask("experiment=separability", "study.distances=[1000]")
+    with pytest.raises(UsageError, match=r"study\.distances: the solver fails") as caught:
+        meeting(SQUARE + 1e18, SQUARE)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("override", ["study.dimension=1", "study.points=[1]", "study.distances=[-1]", "study.draws=0"])
 def test_what_is_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match="greater than or equal"):

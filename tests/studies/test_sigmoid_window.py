@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import Ask
+from dlhw import UsageError
 from dlhw.studies.sigmoid_window import bound, measured_width, slope
 
 
@@ -38,3 +39,9 @@ def test_no_window_at_or_below_four() -> None:
     assert measured_width(4.0) == 0.0
     assert measured_width(-1.0) == 0.0
     assert bound(np.array([4.0]))[0] == 0.0
+
+
+def test_weights_up_to_a_million_agree_and_larger_ones_are_refused(ask: Ask) -> None:
+    assert ask("experiment=sigmoid_window", "study.points=10", "study.largest_weight=1e6").disagreements == []
+    with pytest.raises(UsageError, match=r"study\.largest_weight=1e.?18: .*less than or equal to 1000000"):
+        ask("experiment=sigmoid_window", "study.largest_weight=1e18")

@@ -83,13 +83,24 @@ def california_housing(
 
 def _read_boston(path: Path) -> Tensor:
     try:
-        with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = filter(None, csv.reader(file))
             table = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a table of numbers ({error})") from error
-    if tuple(name.strip().upper() for name in header) != BOSTON or table.shape != (BOSTON_ROWS, len(BOSTON)):
-        raise UsageError(f"{path}: must have the columns {','.join(BOSTON)} and {BOSTON_ROWS} rows of numbers")
+    except (OSError, ValueError, csv.Error) as error:
+        reason = _reason(error)
+        raise UsageError(f"{path}: cannot be read as a table of numbers ({reason:.200})") from error
+    if tuple(name.strip().upper() for name in header) != BOSTON:
+        raise UsageError(f"{path}: must have the columns {','.join(BOSTON)}")
+    return _checked_boston(table, str(path))
+
+
+def _checked_boston(table: Tensor, where: str) -> Tensor:
+    """The table, if it is Boston's in form and holds numbers. Raises UsageError."""
+    if table.shape != (BOSTON_ROWS, len(BOSTON)):
+        raise UsageError(f"{where}: must have the columns {','.join(BOSTON)} and {BOSTON_ROWS} rows of numbers")
+    for row, column in (~table.isfinite()).nonzero().tolist():
+        value = table[row, column].item()
+        raise UsageError(f"{where}: row {row + 1}, column {BOSTON[column]}: {value} is no finite number")
     return table
 
 
@@ -100,9 +111,11 @@ def _fetch_boston(path: Path, *, download: bool) -> Tensor:
 
         try:
             frame = fetch_openml(data_id=531, data_home=str(path.parent), as_frame=True, parser="liac-arff").frame
-            return torch.from_numpy(frame[list(BOSTON)].astype(float).to_numpy())
+            table = torch.from_numpy(frame[list(BOSTON)].astype(float).to_numpy(copy=True))
         except (OSError, KeyError, ValueError) as error:
             reason = f"the download failed: {_reason(error)}"
+        else:
+            return _checked_boston(table, "dataset=boston from OpenML")
     raise UsageError(
         f"dataset=boston: {path} is not there, and {reason}; put it there (columns {','.join(BOSTON)}), or take "
         "dataset=diabetes, which comes along"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import keyword
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import networkx as nx
-import sympy
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
@@ -21,52 +22,44 @@ from dlhw.answer import Answer, at_most
 from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, new_figure
 
 Name = str
-MOST_EXPONENT = 100
-"""Of a number to the power of a number, which sympy works out in full."""
+LONGEST, DEEPEST = 200, 40
+"""Characters of an expression, and operations inside each other: derivatives grow with their product at most."""
+ULPS = 4 * torch.finfo(torch.float64).eps
+"""What one operation, ours or torch's, may be off by, as a part of its result: functions are good to 1 ulp or 2."""
+TINY = torch.finfo(torch.float64).tiny
+"""The same where results are so small that float64 has fewer digits."""
 
 
-class step(sympy.Function):  # type: ignore[misc]  # a name as it is printed
-    """1 where its argument is 0 or more, else 0: the derivative of relu as C4.2 defines it, 1 at 0."""
-
-    @classmethod
-    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
-        return sympy.Integer(bool(u >= 0)) if u.is_number and u.is_extended_real else None
+def _sigmoid(u: float) -> float:
+    small = math.exp(-abs(u))
+    return (1.0 if u >= 0 else small) / (1 + small)
 
 
-class relu(sympy.Function):  # type: ignore[misc]
-    """max(u, 0)."""
-
-    @classmethod
-    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
-        return sympy.Max(u, 0) if u.is_number and u.is_extended_real else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return step(self.args[0])
-
-
-class sigmoid(sympy.Function):  # type: ignore[misc]
-    """1 / (1 + exp(-u)), whose derivative is sigmoid(u) (1 - sigmoid(u))."""
-
-    @classmethod
-    def eval(cls, u: sympy.Expr) -> sympy.Expr | None:
-        return 1 / (1 + sympy.exp(-u)) if u.is_number and u.is_extended_real else None
-
-    def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        return self * (1 - self)
-
-
-SYMBOLIC: dict[str, Callable[..., Any]] = {
-    "sigmoid": sigmoid,
-    "relu": relu,
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tanh": sympy.tanh,
-    "exp": sympy.exp,
-    "log": sympy.log,
-    "sqrt": sympy.sqrt,
+FUNCTIONS: dict[Name, Callable[[float], float]] = {
+    "sigmoid": _sigmoid,
+    "relu": lambda u: max(u, 0.0),
+    "sin": math.sin,
+    "cos": math.cos,
+    "tanh": math.tanh,
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
 }
-NUMERIC: dict[str, Callable[..., Any]] = {
-    **{name: getattr(torch, name) for name in SYMBOLIC},
+STEP: dict[Name, Callable[[float], float]] = {"step": lambda u: float(u >= 0)}
+"""The derivative of relu as C4.2 defines it, 1 at 0."""
+DERIVATIVES = {
+    "sigmoid": "own * (1 - own)",
+    "relu": "step(u)",
+    "sin": "cos(u)",
+    "cos": "-sin(u)",
+    "tanh": "1 - own ** 2",
+    "exp": "own",
+    "log": "1 / u",
+    "sqrt": "1 / (2 * own)",
+}
+"""Of each function by its argument u; own is the function's value."""
+NUMERIC: dict[Name, Callable[..., Any]] = {
+    **{name: getattr(torch, name) for name in FUNCTIONS},
     "relu": lambda u: torch.where(
         u >= 0, u, torch.zeros_like(u)
     ),  # whose derivative at 0 is 1, that of torch.relu is 0
@@ -83,20 +76,101 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """A float and how far off rounding may have put it: the bound that every operation passes on and adds to.
+
+    Operations raise ArithmeticError or ValueError where their result is not a finite real number.
+    """
+
+    value: float
+    error: float = 0.0
+
+    @staticmethod
+    def result(value: float, error: float) -> Rounded:
+        """Of an operation whose operands' errors move it by ``error``."""
+        if math.isinf(value):
+            raise OverflowError
+        error = error + ULPS * abs(value) + (TINY if value else 0.0)
+        return Rounded(value, math.inf if math.isnan(error) else error)
+
+    @staticmethod
+    def of(function: Callable[..., float], *arguments: Rounded) -> Rounded:
+        """A function's value, its error by moving each argument by its own."""
+        at = [each.value for each in arguments]
+        value, error = function(*at), 0.0
+        for index, each in enumerate(arguments):
+            for moved in {each.value - each.error, each.value + each.error} - {each.value}:
+                try:
+                    error = max(error, abs(function(*at[:index], moved, *at[index + 1 :]) - value))
+                except (ArithmeticError, ValueError):
+                    error = math.inf
+        return Rounded.result(value, len(arguments) * error)
+
+    def __add__(self, other: Rounded) -> Rounded:
+        return Rounded.result(self.value + other.value, self.error + other.error)
+
+    def __sub__(self, other: Rounded) -> Rounded:
+        return self + -other
+
+    def __mul__(self, other: Rounded) -> Rounded:
+        moved = abs(self.value) * other.error + abs(other.value) * self.error + self.error * other.error
+        underflow = TINY if self.value and other.value else 0.0
+        return Rounded.result(self.value * other.value, moved + underflow)
+
+    def __truediv__(self, other: Rounded) -> Rounded:
+        value, room = self.value / other.value, abs(other.value) - other.error
+        return Rounded.result(value, (self.error + abs(value) * other.error) / room if room > 0 else math.inf)
+
+    def __pow__(self, other: Rounded) -> Rounded:
+        return Rounded.of(math.pow, self, other)
+
+    def __neg__(self) -> Rounded:
+        return Rounded(-self.value, self.error)
+
+    def __pos__(self) -> Rounded:
+        return self
+
+    def off(self, other: float) -> float:
+        """How far another way to the same number is from it, over the bound; nan if it is no number."""
+        apart = abs(self.value - other)
+        return apart / (self.error or TINY) if apart else 0.0
+
+
+@dataclass(frozen=True)
 class Algebra:
-    """What an expression is made of: sympy's symbols and functions, or torch's tensors and functions."""
+    """What an expression is made of: numbers with a bound on their rounding, or torch's tensors, and functions."""
 
     names: Mapping[Name, Any]
     functions: Mapping[str, Callable[..., Any]]
     number: Callable[[float], Any]
 
 
+def in_floats(values: Mapping[Name, Rounded]) -> Algebra:
+    """Our own arithmetic, in the order in which an expression is written."""
+    functions = {name: functools.partial(Rounded.of, each) for name, each in (FUNCTIONS | STEP).items()}
+    return Algebra(values, functions, lambda value: Rounded(float(value)))
+
+
+def nothing(names: Iterable[Name]) -> Algebra:
+    """Where nothing is computed: for a trial that finds names and functions that are not there."""
+    nan = Rounded(math.nan)
+    return Algebra(dict.fromkeys(names, nan), dict.fromkeys(FUNCTIONS, operator.pos), lambda value: nan)
+
+
 def parse(text: str) -> ast.expr:
     """The expression's syntax tree; nothing is evaluated. Raises UsageError."""
+    if len(text) > LONGEST:
+        raise UsageError(f"has {len(text)} characters, at most {LONGEST}; make nodes of its parts")
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError("not an expression of numbers, names, + - * / ** ( ) and functions") from error
+    level: list[ast.AST] = [tree]
+    for _ in range(DEEPEST + 2):  # one more for names and numbers, one for what names and operations are made of
+        level = [child for each in level for child in ast.iter_child_nodes(each)]
+    if level:
+        raise UsageError(f"more than {DEEPEST} operations inside each other; make nodes of its parts")
+    return tree
 
 
 def build(tree: ast.AST, algebra: Algebra) -> Any:
@@ -111,11 +185,7 @@ def build(tree: ast.AST, algebra: Algebra) -> Any:
         case ast.UnaryOp(op=sign, operand=operand) if type(sign) in OPERATORS:
             return OPERATORS[type(sign)](build(operand, algebra))
         case ast.BinOp(left=left, op=kind, right=right) if type(kind) in OPERATORS:
-            first, second = build(left, algebra), build(right, algebra)
-            numbers = all(isinstance(each, sympy.Expr) and each.is_number for each in (first, second))
-            if isinstance(kind, ast.Pow) and numbers and abs(second) > MOST_EXPONENT:
-                raise UsageError(f"a number to the power of {second}: at most {MOST_EXPONENT}")
-            return OPERATORS[type(kind)](first, second)
+            return OPERATORS[type(kind)](build(left, algebra), build(right, algebra))
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in algebra.functions:
             return algebra.functions[name](build(argument, algebra))
         case ast.Call(func=ast.Name(id=name)):
@@ -131,8 +201,6 @@ class Graph:
 
     inputs: dict[Name, float]
     trees: dict[Name, ast.expr]
-    expressions: dict[Name, sympy.Expr]
-    """Of each node by the names of its parents."""
     output: Name
 
     def parents(self, node: Name) -> list[Name]:
@@ -149,7 +217,6 @@ def graph(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> Gr
     """The graph that a config describes. Raises UsageError with one line for what is wrong with it."""
     _check_names(inputs, nodes, output)
     trees: dict[Name, ast.expr] = {}
-    expressions: dict[Name, sympy.Expr] = {}
     for name, text in nodes.items():
         try:
             tree = parse(text)
@@ -159,12 +226,11 @@ def graph(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> Gr
                     raise UsageError(
                         f"{other} is not computed yet; nodes stand in the order of computing, without cycles"
                     )
-            known = {each: sympy.Symbol(each) for each in (*inputs, *trees)}
-            expressions[name] = build(tree, Algebra(known, SYMBOLIC, _number))
-        except (UsageError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UsageError(f"study.nodes.{name}={text}: {str(error).splitlines()[0]}") from error
+            build(tree, nothing((*inputs, *trees)))
+        except UsageError as error:
+            raise UsageError(f"study.nodes.{name}={text}: {error}") from error
         trees[name] = tree
-    found = Graph(inputs, trees, expressions, output)
+    found = Graph(inputs, trees, output)
     for name in (*inputs, *nodes):
         if name != output and not found.consumers(name):
             kind = "inputs" if name in inputs else "nodes"
@@ -180,7 +246,7 @@ def graph(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> Gr
 def _check_names(inputs: dict[Name, float], nodes: dict[Name, str], output: Name) -> None:
     for group, names in (("inputs", inputs), ("nodes", nodes)):
         for name in names:
-            if not name.isidentifier() or keyword.iskeyword(name) or name in SYMBOLIC:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in FUNCTIONS | STEP:
                 raise UsageError(f"study.{group}.{name}: must be a name of letters, digits and _, and no function's")
     for name in nodes:
         if name in inputs:
@@ -189,56 +255,122 @@ def _check_names(inputs: dict[Name, float], nodes: dict[Name, str], output: Name
         raise UsageError(f"study.output={output}: must be a node; there are {', '.join(nodes)}")
 
 
-def _number(value: float) -> sympy.Expr:
-    return sympy.Integer(value) if isinstance(value, int) else sympy.Float(value)
-
-
-def evaluated(expression: sympy.Expr, values: Mapping[Name, float]) -> float | None:
-    """The expression's value where its names have these; None where it is not a finite real number."""
-    numbers = {sympy.Symbol(name): sympy.Float(value) for name, value in values.items()}
-    found = expression.xreplace(numbers).evalf()
-    if not (found.is_number and found.is_extended_real and found.is_finite):
-        return None
-    value = float(found)
-    return value if abs(value) < float("inf") else None
-
-
-def forward(found: Graph) -> dict[Name, float]:
+def forward(found: Graph) -> dict[Name, Rounded]:
     """The value of each input and each node, node by node. Raises UsageError where one is not a finite real number."""
-    values = dict(found.inputs)
-    for name, expression in found.expressions.items():
-        value = evaluated(expression, values)
-        if value is None:
-            at = ", ".join(f"{parent} = {values[parent]:g}" for parent in found.parents(name))
-            text = ast.unparse(found.trees[name])
-            raise UsageError(f"study.nodes.{name}={text}: not a finite real number where {at or 'it stands'}")
-        values[name] = value
+    values = {name: Rounded(value) for name, value in found.inputs.items()}
+    for name, tree in found.trees.items():
+        try:
+            values[name] = build(tree, in_floats(values))
+        except (ArithmeticError, ValueError) as error:
+            at = ", ".join(f"{parent} = {values[parent].value:g}" for parent in found.parents(name))
+            text = ast.unparse(tree)
+            raise UsageError(
+                f"study.nodes.{name}={text}: not a finite real number where {at or 'it stands'}"
+            ) from error
     return values
 
 
-def local_derivatives(found: Graph) -> dict[tuple[Name, Name], sympy.Expr]:
+def number_of(tree: ast.expr) -> float | None:
+    """Of a tree that is a number."""
+    return tree.value if isinstance(tree, ast.Constant) else None  # type: ignore[return-value]  # parsed as a number
+
+
+def negative(tree: ast.expr) -> ast.expr:
+    """Minus a tree."""
+    match tree:
+        case ast.Constant(value=int() | float() as value):
+            return ast.Constant(-value)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return operand
+    return ast.UnaryOp(ast.USub(), tree)
+
+
+def joined(left: ast.expr, kind: ast.operator, right: ast.expr) -> ast.expr:
+    """An operation on two trees, without zeros and ones that make no difference."""
+    found: ast.expr = ast.BinOp(left, kind, right)
+    match number_of(left), kind, number_of(right):
+        case (0, ast.Mult() | ast.Div(), _) | (_, ast.Mult(), 0):
+            found = ast.Constant(0)
+        case (0, ast.Add(), _) | (1, ast.Mult(), _):
+            found = right
+        case (_, ast.Add() | ast.Sub(), 0) | (_, ast.Mult() | ast.Div() | ast.Pow(), 1):
+            found = left
+        case (0, ast.Sub(), _) | (-1, ast.Mult(), _):
+            found = negative(right)
+        case _, ast.Mult(), -1:
+            found = negative(left)
+        case _, ast.Add(), _ if isinstance(right, ast.UnaryOp) and isinstance(right.op, ast.USub):
+            found = ast.BinOp(left, ast.Sub(), right.operand)
+    return found
+
+
+class Filled(ast.NodeTransformer):
+    """A formula with trees in the places of its names."""
+
+    def __init__(self, trees: Mapping[Name, ast.expr]) -> None:
+        self.trees = trees
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """The tree, if it is one of these names."""
+        return self.trees.get(node.id, node)
+
+
+def derivative(tree: ast.expr, by: Name, own: ast.expr | None = None) -> ast.expr:
+    """The tree's derivative by a name, rule by rule; ``own`` stands for the tree's value where a rule has it."""
+    plus, minus, times, over, power = ast.Add(), ast.Sub(), ast.Mult(), ast.Div(), ast.Pow()
+    found: ast.expr = ast.Constant(0)
+    match tree:
+        case ast.Name(id=name):
+            found = ast.Constant(int(name == by))
+        case ast.UnaryOp(op=sign, operand=u):
+            slope = derivative(u, by)
+            found = negative(slope) if isinstance(sign, ast.USub) else slope
+        case ast.Call(func=ast.Name(id=name), args=[u]):
+            rule = Filled({"u": u, "own": own or tree}).visit(parse(DERIVATIVES[name]))
+            found = joined(rule, times, derivative(u, by))
+        case ast.BinOp(left=u, op=kind, right=v):
+            of_u, of_v = derivative(u, by), derivative(v, by)
+            match kind:
+                case ast.Add() | ast.Sub():
+                    found = joined(of_u, kind, of_v)
+                case ast.Mult():
+                    found = joined(joined(of_u, times, v), plus, joined(u, times, of_v))
+                case ast.Div():
+                    square = joined(v, power, ast.Constant(2))
+                    found = joined(joined(of_u, over, v), minus, joined(joined(u, times, of_v), over, square))
+                case ast.Pow():
+                    number = number_of(v)
+                    less = joined(v, minus, ast.Constant(1)) if number is None else ast.Constant(number - 1)
+                    outer = joined(v, times, joined(u, power, less)) if number != 0 else ast.Constant(0)
+                    growth = joined(tree, times, ast.Call(ast.Name("log"), [u], []))
+                    found = joined(joined(outer, times, of_u), plus, joined(growth, times, of_v))
+    return found
+
+
+def local_derivatives(found: Graph) -> dict[tuple[Name, Name], ast.expr]:
     """The derivative of each node by each of its parents as an expression: (node, parent) to d node / d parent.
 
     Where a function's derivative contains the function's own value, as sigmoid's and exp's do, it is written as the
     node: for yhat = sigmoid(u) it is yhat (1 - yhat) u'.
     """
-    local = {}
-    for node, expression in found.expressions.items():
-        own = {expression: sympy.Symbol(node)} if expression.is_Function else {}
-        for parent in found.parents(node):
-            plain = expression.diff(sympy.Symbol(parent)).xreplace(own)
-            local[node, parent] = min((plain, sympy.factor(plain)), key=sympy.count_ops)
-    return local
+    return {
+        (node, parent): derivative(tree, parent, own=ast.Name(node))
+        for node, tree in found.trees.items()
+        for parent in found.parents(node)
+    }
 
 
-def backward(found: Graph, values: Mapping[Name, float], local: Mapping[tuple[Name, Name], float]) -> dict[Name, float]:
+def backward(
+    found: Graph, values: Mapping[Name, Rounded], local: Mapping[tuple[Name, Name], Rounded]
+) -> dict[Name, Rounded]:
     """The derivative of the output by each node and input, from the output back.
 
     The output moves with v through the nodes c that v feeds, so dJ/dv = sum_c dJ/dc dc/dv, and dJ/dJ = 1.
     """
-    derivatives = {found.output: 1.0}
+    derivatives = {found.output: Rounded(1.0)}
     for name in reversed([name for name in values if name != found.output]):
-        derivatives[name] = sum(derivatives[node] * local[node, name] for node in found.consumers(name))
+        terms = [derivatives[node] * local[node, name] for node in found.consumers(name)]
+        derivatives[name] = functools.reduce(operator.add, terms)
     return {name: derivatives[name] for name in values}
 
 
@@ -249,7 +381,7 @@ def by_autograd(found: Graph, relu_of: Callable[[Tensor], Tensor] = NUMERIC["rel
     }
     functions = {**NUMERIC, "relu": relu_of}
     for name, tree in found.trees.items():
-        made = build(tree, Algebra(tensors, functions, lambda value: torch.tensor(value, dtype=torch.float64)))
+        made = build(tree, Algebra(tensors, functions, lambda value: torch.tensor(float(value), dtype=torch.float64)))
         tensors[name] = made if made.requires_grad else made.clone().requires_grad_()
     slopes = torch.autograd.grad(tensors[found.output], list(tensors.values()), allow_unused=True)
     return {
@@ -258,80 +390,87 @@ def by_autograd(found: Graph, relu_of: Callable[[Tensor], Tensor] = NUMERIC["rel
     }
 
 
-def chain(found: Graph, name: Name, local: Mapping[tuple[Name, Name], sympy.Expr]) -> str:
+def chain(found: Graph, name: Name, local: Mapping[tuple[Name, Name], ast.expr]) -> str:
     """dJ/dname in words: a sum over the nodes it feeds, of their derivatives times the local ones."""
     terms = []
     for node in found.consumers(name):
-        outer, factor = f"d{found.output}/d{node}", str(local[node, name])
+        outer, tree, factor = f"d{found.output}/d{node}", local[node, name], ast.unparse(local[node, name])
         if node == found.output:
             terms.append(factor)
         elif factor == "1":
             terms.append(outer)
         else:
-            closed = local[node, name].is_Add or factor.startswith("-")
+            closed = factor.startswith("-") or (isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub))
             terms.append(f"{outer} * ({factor})" if closed else f"{outer} * {factor}")
     return " + ".join(terms) or "1"
 
 
 def computational_graph(
     *,
-    inputs: Annotated[dict[Name, float], Field(min_length=1)],
-    nodes: Annotated[dict[Name, str], Field(min_length=1)],
+    inputs: Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=50)],
+    nodes: Annotated[dict[Name, str], Field(min_length=1, max_length=50)],
     output: Name,
 ) -> Answer:
     """Values and derivatives of every node by our own passes, against autograd, as a table and a drawn graph."""
     found = graph(inputs, nodes, output)
     values = forward(found)
     local = local_derivatives(found)
-    slopes: dict[tuple[Name, Name], float] = {}
-    for (node, parent), expression in local.items():
-        slope = evaluated(expression, values)
-        if slope is None:
-            raise UsageError(f"study.nodes.{node}={nodes[node]}: has no finite derivative by {parent} at these values")
-        slopes[node, parent] = slope
-    derivatives = backward(found, values, slopes)
+    slopes: dict[tuple[Name, Name], Rounded] = {}
+    for (node, parent), tree in local.items():
+        try:
+            slopes[node, parent] = build(tree, in_floats(values))
+        except (ArithmeticError, ValueError) as error:
+            raise UsageError(
+                f"study.nodes.{node}={nodes[node]}: has no finite derivative by {parent} at these values"
+            ) from error
+    try:
+        derivatives = backward(found, values, slopes)
+    except ArithmeticError as error:
+        raise UsageError(f"study.output={output}: a derivative of it is beyond float64 at these values") from error
     automatic = by_autograd(found)
     torchs_relu = by_autograd(found, torch.relu)
-    scale = max(1.0, *map(abs, derivatives.values()))
-    apart = {name: abs(derivatives[name] - automatic[name][1]) / scale for name in values}
-    at_kink = [name for name in values if abs(torchs_relu[name][1] - automatic[name][1]) > 1e-12 * scale]
+    worst = torch.tensor(
+        [[values[name].off(value), derivatives[name].off(slope)] for name, (value, slope) in automatic.items()]
+    ).amax(0)  # nan where torch has it
+    at_kink = [name for name in values if torchs_relu[name] != automatic[name]]
 
     rows = [
         {
             "name": name,
             "kind": "input" if name in inputs else "output" if name == output else "node",
-            "expression": "" if name in inputs else str(found.expressions[name]),
-            "value": value,
-            "derivative": derivatives[name],
+            "expression": "" if name in inputs else ast.unparse(found.trees[name]),
+            "value": value.value,
+            "derivative": derivatives[name].value,
             "derivative_expression": chain(found, name, local),
             "autograd": automatic[name][1],
         }
         for name, value in values.items()
     ]
     edges = [
-        {"node": node, "parent": parent, "derivative_expression": str(local[node, parent]), "derivative": slope}
+        {
+            "node": node,
+            "parent": parent,
+            "derivative_expression": ast.unparse(local[node, parent]),
+            "derivative": slope.value,
+        }
         for (node, parent), slope in slopes.items()
     ]
-    told = [f"{name} = {found.expressions[name]} = {values[name]:.6g}" for name in found.trees]
+    told = [f"{name} = {ast.unparse(found.trees[name])} = {values[name].value:.6g}" for name in found.trees]
     told += [
         f"d{output}/d{row['name']} = {row['derivative_expression']} = {row['derivative']:.6g}" for row in reversed(rows)
     ]
-    if any(expression.has(step) for expression in local.values()):
+    if any("step(" in ast.unparse(tree) for tree in local.values()):
         told.append("step(u), the derivative of relu, is 1 where u >= 0, else 0")
     told += [
         f"d{output}/d{name} would be {torchs_relu[name][1]:.6g} with torch.relu, whose derivative at 0 is 0, not 1"
         for name in at_kink
     ]
     return Answer(
-        numbers={output: values[output]}
-        | {f"d{output}_d{name}": derivatives[name] for name in values if name != output},
+        numbers={output: values[output].value}
+        | {f"d{output}_d{name}": derivatives[name].value for name in values if name != output},
         checks=[
-            at_most(
-                "values against torch's",
-                max(abs(values[name] - automatic[name][0]) / max(1.0, abs(values[name])) for name in values),
-                1e-12,
-            ),
-            at_most("derivatives against autograd, relative to the largest", max(apart.values()), 1e-12),
+            at_most("values against torch's, over the bound on what rounding does to them", worst[0].item(), 1.0),
+            at_most("derivatives against autograd, over the bound on what rounding does to them", worst[1].item(), 1.0),
         ],
         tables={"nodes": rows, "edges": edges},
         figures={"graph": draw(found, values, derivatives)},
@@ -363,7 +502,7 @@ def places(found: Graph) -> dict[tuple[Name, int], float]:
     return heights
 
 
-def draw(found: Graph, values: Mapping[Name, float], derivatives: Mapping[Name, float]) -> Figure:
+def draw(found: Graph, values: Mapping[Name, Rounded], derivatives: Mapping[Name, Rounded]) -> Figure:
     """The graph from left to right; in each box the name, its value, and the output's derivative by it."""
     heights = places(found)
     tallest = 2 * max(heights.values()) + 1
@@ -391,7 +530,7 @@ def draw(found: Graph, values: Mapping[Name, float], derivatives: Mapping[Name, 
         axes.text(
             index,
             y,
-            f"{name}\n{values[name]:.4g}\nd: {derivatives[name]:.4g}",
+            f"{name}\n{values[name].value:.4g}\nd: {derivatives[name].value:.4g}",
             ha="center",
             va="center",
             fontsize=TEXT_POINTS - 1.5,

@@ -91,7 +91,7 @@ def with_neighbours(x: Tensor, kinks: list[float]) -> Tensor:
 def hand_built_networks(
     *,
     s: Annotated[float, Field(ge=0)],
-    limit: Annotated[float, Field(ge=1)],
+    limit: Annotated[float, Field(ge=1, le=1e12)],
     points: Annotated[int, Field(ge=11)],
 ) -> Answer:
     """Each network against its function on a grid from -limit to limit, at the kinks and right beside them."""

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlhw.answer import Answer, Check, at_most, equal
 from dlhw.plots import COLORS, PALETTE, add_legend, label, new_figure
-from dlhw.runtime import generator
+from dlhw.runtime import generator, synchronize
 
 Weights = dict[str, Tensor]
 """W1 (K, D), W2 ... WL (K, K) and WF (P, K), in the order in which they are applied."""
@@ -139,12 +139,6 @@ def largest_differences(x: Tensor, weights: Weights) -> dict[str, float]:
         warnings.simplefilter("ignore", FutureWarning)  # torch.func.jacfwd uses what torch is to drop
         found = {name: method(x, weights) - reference for name, method in others.items()}
     return {name: float((each.abs().amax((-2, -1)) / size).max()) for name, each in found.items()}
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
 
 
 def seconds(calls: Sequence[Callable[[], object]], device: torch.device, *, warmup: int, repeats: int) -> Tensor:

@@ -99,7 +99,7 @@ class Problem:
         return 2 / self.eigenvalues.amax(-1)
 
     def only(self, draw: int) -> Problem:
-        """One of the draws."""
+        """One of the draws, without the dimension of draws."""
         return Problem(self.x[draw], self.y[draw], self.start[draw])
 
 
@@ -114,14 +114,27 @@ def draw(source: torch.Generator, *, draws: int, samples: int, features: int, ra
 
 
 def relative(differences: Tensor, size: Tensor) -> float:
-    """The largest length of the differences over the largest length of what they are differences of."""
-    return float((differences.norm(dim=-1) / size.norm(dim=-1).clamp_min(1e-300)).max())
+    """The largest length of the differences, each over a size or over the length of what it is a difference of."""
+    lengths = size.norm(dim=-1) if size.dim() == differences.dim() else size
+    return float((differences.norm(dim=-1) / lengths.clamp_min(1e-300)).max())
 
 
 def against_formulas(problem: Problem, w: Tensor, alpha: Tensor, *, name: str) -> list[Check]:
-    """Gradient, minimizer, first iterates and all iterates, each found in a second way (B5.a-c)."""
-    x, y = problem.x, problem.y
-    formula = closed_form(x, y, problem.start, alpha, w.shape[-2] - 1)
+    """Gradient, minimizer, first iterates and all iterates, each found in a second way (B5.a-c).
+
+    Rounding moves X by eps |X|, thus X^+ y by eps |X| |X^+|^2 |y|, X'(X w* - y), where w* = w_0 + X^+ (y - X w_0), by
+    eps |X|^2 |X^+| (|y| + |X| |w_0|), and w_k by k eps times the larger of |w_k| and what |w_0 - w*| can have grown to.
+    Sums of D or N products multiply that by these.
+    """
+    x, y, iterations = problem.x, problem.y, w.shape[-2] - 1
+    formula = closed_form(x, y, problem.start, alpha, iterations)
+    values = torch.linalg.svdvals(x)
+    most, least = values[:, 0], torch.where(values > SMALLEST * values[:, :1], values, torch.inf).amin(-1)
+    nearest = minimizer(x, y, problem.start)
+    terms = most**2 / least * (most * problem.start.norm(dim=-1) + y.norm(dim=-1))
+    growth = slowest(problem.eigenvalues, alpha).clamp_min(1)[:, None] ** torch.arange(iterations + 1)
+    reached = torch.maximum(w.norm(dim=-1), (problem.start - nearest).norm(dim=-1)[:, None] * growth)
+    rounding = 16 * max(x.shape[-2:]) * torch.finfo(x.dtype).eps
     leaf = problem.start.clone().requires_grad_()
     loss = 0.5 * ((x @ leaf[..., None]).squeeze(-1) - y).square().sum()
     (automatic,) = torch.autograd.grad(loss, leaf)
@@ -132,11 +145,19 @@ def against_formulas(problem: Problem, w: Tensor, alpha: Tensor, *, name: str) -
     second = problem.start - 2 * step * g + step**2 * (x.mT @ (x @ g[..., None])).squeeze(-1)
     return [
         at_most(f"gradient against autograd (B5.a), {name}", relative(g - automatic, g), 1e-12),
-        at_most(f"X^+ y against torch.linalg.lstsq (B5.a), {name}", relative(shortest - by_torch, by_torch), 1e-10),
-        at_most(f"gradient at w* (B5.a), {name}", relative(gradient(x, minimizer(x, y, problem.start), y), g), 1e-10),
+        at_most(
+            f"X^+ y against torch.linalg.lstsq (B5.a), {name}",
+            relative(shortest - by_torch, most / least**2 * y.norm(dim=-1)),
+            rounding,
+        ),
+        at_most(f"gradient at w* over its terms (B5.a), {name}", relative(gradient(x, nearest, y), terms), rounding),
         at_most(f"w_1 = w_0 - a g (B5.b), {name}", relative(w[:, 1] - (problem.start - step * g), w[:, 1]), 1e-12),
         at_most(f"w_2 = w_0 - 2 a g + a^2 X'X g (B5.b), {name}", relative(w[:, 2] - second, w[:, 2]), 1e-12),
-        at_most(f"w_0 ... w_{w.shape[1] - 1} against the closed form (B5.c), {name}", relative(w - formula, w), 1e-10),
+        at_most(
+            f"w_0 ... w_{iterations} against the closed form (B5.c), {name}",
+            relative(w - formula, reached),
+            rounding * iterations,
+        ),
     ]
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
+from dlhw import UsageError
 from dlhw.answer import Answer, Check, at_most, close
 from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
@@ -28,6 +29,8 @@ NAMES = {"W1": "dJ/dW1", "w2": "dJ/dw2", "b1": "dJ/db1", "b2": "dJ/db2", "x": "d
 ROUNDING = torch.finfo(torch.float64).eps
 MOST_NUMBERS = 2**18
 """How many numbers of perturbed weights are in memory at once."""
+MOST_WORK = 1.2e11
+"""Multiplications of all perturbed costs, a tanh counted as ten: a minute or two on one CPU core."""
 
 
 def log_cosh(z: Tensor) -> Tensor:
@@ -264,6 +267,14 @@ def logcosh_gradients(
     seed: int,
 ) -> Answer:
     """How far the three gradients are apart over many draws, and how a finite difference's error goes with its step."""
+    components = hidden * (inputs + 2) + 1 + samples * inputs
+    work = len(DISTRIBUTIONS) * (2 * steps + 20) * components * draws * samples * hidden * (inputs + 10)
+    if work > MOST_WORK:
+        raise UsageError(
+            f"study.samples={samples}: differences by all {components} components would take {work / MOST_WORK:.1f} "
+            "times what is done in a minute or two; reduce study.samples, study.draws, study.steps, study.hidden or "
+            "study.inputs"
+        )
     sweep = torch.logspace(-11, -0.5, steps, dtype=torch.float64).tolist()
     found = []
     for distribution in DISTRIBUTIONS:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlhw.answer import Answer, equal
 from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, add_legend, label, new_figure
-from dlhw.runtime import generator
+from dlhw.runtime import generator, synchronize
 
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]
@@ -99,10 +99,7 @@ def timed(
     model, x, target = _ready(net, batch, source, device)
 
     def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        synchronize(device)
         return time.perf_counter()
 
     def once() -> tuple[float, float]:

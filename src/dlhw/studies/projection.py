@@ -118,8 +118,10 @@ def projection(
             f"study.ranks={ranks}: {max(ranks)} is more than a {points} x {features} matrix can have; "
             f"at most {min(points, features)}"
         )
+    if len(set(ranks)) < len(ranks):
+        raise UsageError(f"study.ranks={ranks}: one rank stands twice; each may stand once")
     rows, measured, predicted = [], [], []
-    for rank in dict.fromkeys(ranks):
+    for rank in ranks:
         source = generator(seed, "projection", rank)
         x, y = draw(draws, points, features, rank=rank, source=source)
         theta, p, onto = applied(solver(x), y), projector(x), onto_columns(x)

@@ -16,6 +16,7 @@ from pydantic import Field
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
 
+from dlhw import UsageError
 from dlhw.answer import Answer, at_most, equal
 from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 from dlhw.runtime import generator
@@ -23,7 +24,7 @@ from dlhw.runtime import generator
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-8
-"""Hulls this near to each other are said to meet. The solver works to 1e-10 and the points are of size 1 to 10, so
+"""Hulls this near to each other are said to meet. The solver works to 1e-10 and the points are of size 1 to 100, so
 what is zero comes out below it; the study tells how far from it, on either side, the values that occurred are."""
 
 _SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
@@ -42,6 +43,7 @@ class Meeting:
 
     @property
     def meets(self) -> bool:
+        """Whether there is a common point."""
         return self.gap <= TOLERANCE
 
 
@@ -55,7 +57,17 @@ class Hyperplane:
 
     @property
     def separates(self) -> bool:
+        """Whether all x are on one side and all y on the other."""
         return 2 * self.margin > TOLERANCE
+
+
+def _solved(cost: Array, **program: Any) -> Array:
+    """The solution of a linear program that has one."""
+    found = linprog(cost, options=_SOLVER, **program)
+    if not found.success:
+        raise UsageError(f"study.distances: the solver fails, {found.message.splitlines()[0]}; take smaller ones")
+    solution: Array = found.x
+    return solution
 
 
 def meeting(x: Array, y: Array) -> Meeting:
@@ -66,15 +78,14 @@ def meeting(x: Array, y: Array) -> Meeting:
     """
     n, (k, dimension) = len(x), y.shape
     difference, slack = np.hstack((x.T, -y.T)), np.full((dimension, 1), -1.0)
-    found = linprog(
+    found = _solved(
         np.r_[np.zeros(n + k), 1.0],
         A_ub=np.block([[difference, slack], [-difference, slack]]),
         b_ub=np.zeros(2 * dimension),
         A_eq=np.array([[1.0] * n + [0.0] * (k + 1), [0.0] * n + [1.0] * k + [0.0]]),
         b_eq=np.ones(2),
-        options=_SOLVER,
     )
-    of_x, of_y = (np.clip(part, 0, None) for part in (found.x[:n], found.x[n : n + k]))
+    of_x, of_y = (np.clip(part, 0, None) for part in (found[:n], found[n : n + k]))
     of_x, of_y = of_x / of_x.sum(), of_y / of_y.sum()
     return Meeting(of_x, of_y, float(np.abs(of_x @ x - of_y @ y).max()))
 
@@ -89,7 +100,7 @@ def hyperplane(x: Array, y: Array) -> Hyperplane:
     """
     dimension = x.shape[1]
     eye, none = np.eye(dimension), np.zeros((dimension, 2))
-    found = linprog(
+    found = _solved(
         np.r_[np.zeros(2 * dimension + 1), -1.0],
         A_ub=np.block(
             [
@@ -102,9 +113,8 @@ def hyperplane(x: Array, y: Array) -> Hyperplane:
         ),
         b_ub=np.r_[np.zeros(len(x) + len(y) + 2 * dimension), 1.0],
         bounds=[(None, None)] * dimension + [(0, None)] * dimension + [(None, None)] * 2,
-        options=_SOLVER,
     )
-    w, w0 = found.x[:dimension], float(found.x[2 * dimension])
+    w, w0 = found[:dimension], float(found[2 * dimension])
     w = w / max(1.0, np.abs(w).sum())
     return Hyperplane(w, w0, float(min((x @ w + w0).min(), -(y @ w + w0).max())))
 
@@ -148,7 +158,7 @@ def separability(
     *,
     dimension: Annotated[int, Field(ge=2)],
     points: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)],
-    distances: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)],
+    distances: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)],
     draws: Annotated[int, Field(ge=1)],
     touching_draws: Annotated[int, Field(ge=1)],
     seed: int,

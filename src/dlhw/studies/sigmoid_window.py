@@ -45,7 +45,7 @@ def measured_width(weight: float) -> float:
 
 def sigmoid_window(
     *,
-    largest_weight: Annotated[float, Field(gt=8)],
+    largest_weight: Annotated[float, Field(gt=8, le=1e6)],
     points: Annotated[int, Field(ge=10)],
 ) -> Answer:
     """The bound and the measured width against |w|, and where the bound is greatest."""
