@@ -13,6 +13,7 @@ from conftest import Ask
 from dlhw import UsageError
 from dlhw.answer import Answer
 from dlhw.studies import computational_graph as study
+from dlhw.studies import expressions
 from dlhw.studies.computational_graph import by_autograd, computational_graph, graph
 
 SHIPPED = {"a1": 13, "c4_2": 19, "c4_2_off": 19, "e1": 15}
@@ -94,9 +95,9 @@ def test_what_rounding_does_is_no_disagreement(text: str) -> None:
 
 
 def test_every_other_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(study.NUMERIC, "sin", lambda u: torch.sin(u * (1 + 1e-12)))
+    monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: torch.sin(u * (1 + 1e-12)))
     assert made({"x": 0.7}, f="sin(x)").disagreements != []
-    monkeypatch.setitem(study.NUMERIC, "sin", lambda u: u * torch.nan)
+    monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: u * torch.nan)
     assert len(made({"x": 0.7}, f="sin(x)").disagreements) == 2
 
 
@@ -153,14 +154,14 @@ def test_derivatives_add_up_over_the_nodes_that_a_name_feeds() -> None:
     assert column(found, "derivative") == {"x": -3 * 9 + 1, "a": -3.0, "b": 9.0, "f": 1.0}
 
 
-@pytest.mark.parametrize("function", list(study.FUNCTIONS))
+@pytest.mark.parametrize("function", list(expressions.FUNCTIONS))
 def test_every_function_is_torchs(function: str) -> None:
     found = made({"x": 0.7, "k": 1.5}, f=f"k * {function}(x / k) ** 2 - {function}(2.5e-1) + +1")
     assert found.disagreements == []
 
 
 def test_the_derivative_pulled_back_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(study.NUMERIC, "sin", study.NUMERIC["cos"])
+    monkeypatch.setitem(expressions.NUMERIC, "sin", expressions.NUMERIC["cos"])
     assert len(made({"x": 0.7}, f="sin(x)").disagreements) == 2
 
 
