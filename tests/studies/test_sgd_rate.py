@@ -112,7 +112,7 @@ def test_leading_term_is_approached(power: float) -> None:
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("study.constant_rate=1.5", "1"), ("study.runs=29", "30"), ("study.condition=0.5", "1")],
+    [("study.constant_rate=1.5", "1"), ("study.runs=29", "30"), ("study.condition=0.5", "1"), ("study.noise=1e200", "1000000")],
 )
 def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
     with pytest.raises(UsageError, match=rf"{override}.*{said}"):

@@ -132,7 +132,8 @@ def rounding(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: D
         return end, end
 
     effect, end = grad(rounded, has_aux=True)(w.new_zeros(steps, len(w)))
-    return torch.finfo(w.dtype).eps * (end + effect.abs().sum())
+    most: Tensor = torch.finfo(w.dtype).eps * (end + effect.abs().sum())
+    return most
 
 
 @dataclass(frozen=True)

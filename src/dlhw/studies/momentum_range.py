@@ -86,7 +86,7 @@ def invariant(w: Tensor, v: Tensor, stiffness: Tensor) -> Tensor:
 
 def momentum_range(
     *,
-    rate: Annotated[float, Field(gt=0)],
+    rate: Annotated[float, Field(ge=1e-6, le=100)],
     curvatures: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=6)],
     shown: Annotated[list[Annotated[float, Field(ge=-2, le=2)]], Field(min_length=1, max_length=len(PALETTE))],
     lowest: Annotated[float, Field(ge=-2)],
