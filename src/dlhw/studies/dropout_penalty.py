@@ -132,7 +132,9 @@ def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed
     """Both sides of A4.(1) for one model, held against each other and against its closed form where it has one."""
     left, error = sampled(loss, h, eta)
     truth, right = exact(loss, h, q), second_order(loss, h, q)
-    checks = [at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - truth) / error), ERRORS)]
+    checks = [
+        at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - truth) / error), ERRORS)
+    ]
     if closed is not None:
         off = float(((truth - closed).abs() / (loss(h) + closed)).max())
         checks += [
@@ -140,7 +142,9 @@ def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed
             at_most(
                 f"{name}: left side over all masks less closed form, relative to the loss with dropout", off, ROUNDING
             ),
-            at_most(f"{name}: second-order formula less closed form", _largest_relative_difference(right, closed), 1e-10),
+            at_most(
+                f"{name}: second-order formula less closed form", _largest_relative_difference(right, closed), 1e-10
+            ),
         ]
     return Penalties(name, left, error, truth, right, checks)
 

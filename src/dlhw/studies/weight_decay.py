@@ -245,7 +245,9 @@ def against_powers(
     steps, last = len(logarithms) - 1, logarithms[-1]
     factors = 1 - 2 * torch.tensor(products, dtype=last.dtype)
     seen = (last / steps).exp()
-    off = ((seen - factors.abs()).abs() / (1 + factors.abs())).max().item()  # a step rounds 1 and 2 alpha lambda, and the sum of logs
+    off = (
+        ((seen - factors.abs()).abs() / (1 + factors.abs())).max().item()
+    )  # a step rounds 1 and 2 alpha lambda, and the sum of logs
     words = [behaviour(size * (-1 if sign < 0 else 1)) for size, sign in zip(seen.tolist(), along[1], strict=True)]
     as_predicted = sum(word == behaviour(factor) for word, factor in zip(words, factors.tolist(), strict=True))
     columns = products, factors.tolist(), last.exp().tolist(), (factors.abs() ** steps).tolist(), words
@@ -253,7 +255,9 @@ def against_powers(
         {"alpha_lambda": p, "factor": f, "size": size, "predicted": power, "behaviour": word}
         for p, f, size, power, word in zip(*columns, strict=True)
     ], [
-        at_most(f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it", off, 1e-15 * (10 + steps)),
+        at_most(
+            f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it", off, 1e-15 * (10 + steps)
+        ),
         equal("learning rates at which decay behaves as predicted (E3.d)", as_predicted, len(products)),
     ]
 
