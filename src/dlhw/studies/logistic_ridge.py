@@ -56,7 +56,8 @@ def curvature(x: Tensor, penalty: Tensor) -> tuple[float, float]:
 def least_curvature(theta: Tensor, x: Tensor, penalty: Tensor) -> Tensor:
     """Smallest eigenvalue of f'' at ``theta``, (D,)."""
     s = torch.sigmoid(x @ theta)
-    return torch.linalg.eigvalsh((x.mT * (s * (1 - s))) @ x / len(x) + torch.diag(penalty))[0]
+    values: Tensor = torch.linalg.eigvalsh((x.mT * (s * (1 - s))) @ x / len(x) + torch.diag(penalty))
+    return values[0]
 
 
 @dataclass(frozen=True)

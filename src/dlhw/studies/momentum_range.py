@@ -126,7 +126,7 @@ def momentum_range(
         ),
     ]
     if len(gentle):
-        # Rounding of a step moves the energy by the form's condition, (1 + a)^2 / (a (1 - a / 4)) at most, times epsilon.
+        # Rounding of a step moves the energy by epsilon times the form's condition, about (1 + a)^2 / (a (1 - a / 4)).
         rounding = steps * 1e-15 * (1 + gentle).square() / (gentle * (1 - gentle / 4))
         change = float(((kept - 1).abs() / rounding).max())
         checks.append(at_most("mu = 1: largest relative change of the energy, over that by rounding", change, 1.0))
