@@ -66,7 +66,13 @@ def test_balanced_is_where_the_factor_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("study.slopes=[4,1]", "rise"), ("study.gain=0.1", "0.2"), ("study.depth=5", "20")]
+    ("override", "said"),
+    [
+        ("study.slopes=[4,1]", "rise"),
+        ("study.gain=0.1", "0.2"),
+        ("study.depth=5", "20"),
+        ("study.slopes=[1e-12,1]", "float64"),
+    ],
 )
 def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

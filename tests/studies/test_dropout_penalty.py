@@ -29,7 +29,9 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator(3, "test", *shape), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("override", ["seed=0", "seed=1", "seed=2", "study.hidden=1", "study.residual=0"])
+@pytest.mark.parametrize(
+    "override", ["seed=0", "seed=1", "seed=2", "study.hidden=1", "study.residual=0", "study.gain=0.01"]
+)
 def test_every_claim_holds(ask: Ask, override: str) -> None:
     found = ask("experiment=dropout_penalty", *SMALL, override)
     assert found.disagreements == []
@@ -90,6 +92,8 @@ def test_formula_misses_the_third_order_however_small_q() -> None:
         ("study.rates=[0.1,0.6]", "0.5"),
         ("study.rates=[0.1,0.0]", "0"),
         ("study.hidden=13", "12"),
+        ("study.gain=1e-6", "study.gain"),
+        ("study.gain=1e10", "study.gain"),
         ("study.rates=[0.001,0.5]", "100000 or more"),
     ],
 )

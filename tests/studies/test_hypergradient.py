@@ -8,15 +8,16 @@ import torch
 from conftest import Ask
 from dlhw import UsageError
 from dlhw.runtime import generator
+from dlhw.studies import hypergradient
 from dlhw.studies.hypergradient import (
     Data,
+    Sweep,
     after_training,
     central_differences,
     descend_jointly,
     error,
     hypergradient_with_cost,
     prediction,
-    sharpness,
     training_loss,
 )
 
@@ -32,7 +33,9 @@ def weights() -> torch.Tensor:
     return torch.randn(13, generator=generator(0, "test weights"), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("override", ["seed=0", "seed=1", "seed=2", "study.hidden=1"])
+@pytest.mark.parametrize(
+    "override", ["seed=0", "seed=1", "seed=2", "study.hidden=1", "study.rate=0.48", "study.penalty=1e-12"]
+)
 def test_every_claim_holds(ask: Ask, override: str) -> None:
     found = ask("experiment=hypergradient", *SMALL, override)
     assert found.disagreements == []
@@ -63,7 +66,38 @@ def test_derivative_by_lambda_after_one_step_by_hand() -> None:
 def test_autograd_agrees_with_differences() -> None:
     hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
     found, _, _ = hypergradient_with_cost(weights(), hyper, 20, data(), data(7))
-    torch.testing.assert_close(found, central_differences(weights(), hyper, 20, data(), data(7)), rtol=1e-6, atol=0)
+    differences, allowed = central_differences(weights(), hyper, 20, data(), data(7))
+    assert ((found - differences).abs() < allowed).all()
+    assert (allowed < 1e-6 * found.abs()).all()
+
+
+def test_rough_before_training_diverges(ask: Ask) -> None:
+    found = ask("experiment=hypergradient", "study.repeats=3", "study.rates=80", "study.joint_steps=1")
+    border = found.numbers["rate_where_training_diverges"]
+    assert border == pytest.approx(0.525, abs=0.008)
+    rows = [row for row in found.tables["sweep"] if row["learning_rate"] < border]  # type: ignore[operator]
+    assert max(row["validation_loss"] for row in rows) < 2  # type: ignore[type-var]
+    assert int(found.numbers["sign_changes_of_derivative"]) >= 6
+
+
+def test_rates_at_which_training_diverges() -> None:
+    rates = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
+    losses = torch.tensor([1.0, 0.5, 1e67, 0.5, torch.nan], dtype=torch.float64)
+    slopes = torch.tensor([-1.0, 2.0, 1e76, 3.0, torch.nan], dtype=torch.float64)
+    found = Sweep(rates, losses, slopes, 1.0, 10).numbers
+    assert list(found.values()) == [pytest.approx(0.3), 1, 1.0, 2.0]  # the lower of the two medians
+    nowhere = Sweep(rates[:2], losses[:2], slopes[:2], 1.0, 10)
+    assert nowhere.numbers["rate_where_training_diverges"] == "none of the sweep"
+
+
+def test_a_wrong_derivative_in_the_sweep_is_seen(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = hypergradient._with_gradient
+    monkeypatch.setattr(
+        hypergradient, "_with_gradient", lambda *a, **k: (slopes(*a, **k)[0], 1.001 * slopes(*a, **k)[1])
+    )
+    assert [check.what for check in ask("experiment=hypergradient", *SMALL).disagreements] == [
+        "derivative in the sweep less that through the unrolled run, relative"
+    ]
 
 
 def test_memory_grows_with_steps_and_with_samples() -> None:
@@ -82,17 +116,16 @@ def test_lambda_goes_to_zero_and_stays() -> None:
     torch.testing.assert_close(derivatives, norms)
 
 
-def test_sharpness_of_a_linear_net() -> None:
-    """With tanh's inputs 0 and no lambda, only the output's bias has curvature besides the cross terms with u."""
-    w = torch.zeros(4, dtype=torch.float64)
-    x = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    still = torch.tensor([0.0, 0.1], dtype=torch.float64)
-    assert sharpness(w, still, 3, (x, torch.zeros(2, dtype=torch.float64))) == pytest.approx(2.0)
-
-
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("study.steps=[3,1]", "rise"), ("study.steps=[3]", "study.steps"), ("study.rate=50", "diverges")],
+    [
+        ("study.steps=[3,1]", "rise"),
+        ("study.steps=[3]", "study.steps"),
+        ("study.rate=50", "diverges"),
+        ("study.hidden=50", "study.rate=0.1: training diverges"),
+        ("study.rate=1e-9", "0.0001"),
+        ("study.largest_rate=60", "diverges at all"),
+    ],
 )
 def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -28,6 +28,11 @@ def test_every_check_holds(ask: Ask, seed: int, penalized: str) -> None:
     assert set(found.figures) == {"descent"}
 
 
+def test_near_enough_where_the_intercept_is_free(ask: Ask) -> None:
+    """Its curvature, 1/4 at most, is below these strengths."""
+    assert ask(*QUICK, "study.penalize_intercept=false", "study.strengths=[1,30,100]").disagreements == []
+
+
 def test_on_the_tumours(ask: Ask) -> None:
     found = ask("experiment=logistic_ridge", "study.strengths=[1]", "study.draws=5")
     assert found.disagreements == []
@@ -77,7 +82,8 @@ def test_the_gradient_vanishes_at_scikit_learns_solution(penalized: bool) -> Non
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("study.strengths=[0]", "greater than 0"),
+        ("study.strengths=[0]", "0.000001"),
+        ("study.strengths=[1e9]", "1000000"),
         ("study.most_iterations=3", r"too few for study.strengths=\[0.1, 1.0\]"),
         ("study.penalize_intercept=2", "true or false"),
         ("study.problem=iris", "breast_cancer"),

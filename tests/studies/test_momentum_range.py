@@ -29,6 +29,10 @@ def test_every_claim_holds(ask: Ask, override: str) -> None:
     assert len(found.tables["rates"]) == 3 * (15 if override == "study.points=15" else 14)
 
 
+def test_the_energy_near_the_border_is_kept_as_far_as_rounding_lets(ask: Ask) -> None:
+    assert ask("experiment=momentum_range", "study.curvatures=[39.999999]").disagreements == []
+
+
 def test_best_momentum_is_better_than_none(ask: Ask) -> None:
     found = ask("experiment=momentum_range", "study.steps=200")
     assert found.numbers["factor_per_step_without_momentum"] == pytest.approx(0.95)  # 1 - 0.1 * 0.5
@@ -75,7 +79,14 @@ def test_without_friction_the_energy_stays_and_with_it_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("study.lowest=1.5", "highest"), ("study.curvatures=[-1]", "0"), ("study.steps=10", "200")]
+    ("override", "said"),
+    [
+        ("study.lowest=1.5", "highest"),
+        ("study.curvatures=[-1]", "0"),
+        ("study.steps=10", "200"),
+        ("study.rate=1e-300", "1e-6 to 10"),
+        ("study.curvatures=[2000]", "1e-6 to 10"),
+    ],
 )
 def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):

@@ -40,6 +40,7 @@ def test_every_claim_holds(ask: Ask) -> None:
     assert len(found.tables["measured"]) == 2 * 3 * 2  # t = 10 and t = 60
     assert len(found.tables["right_hand_side"]) == 2 * 3 * 6
     assert set(found.figures) == {"rates", "right_hand_side"}
+    assert found.numbers["quadratic_k34_bound"] > found.numbers["quadratic_k34_least"]
     assert found.numbers["quadratic_constant_bound"] > found.numbers["quadratic_constant_least"]
 
 
@@ -117,6 +118,16 @@ def test_leading_term_is_approached(power: float) -> None:
 def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
     with pytest.raises(UsageError, match=rf"{override}.*{said}"):
         ask("experiment=sgd_rate", override)
+
+
+def test_sizes_that_float64_does_not_hold(ask: Ask) -> None:
+    with pytest.raises(UsageError, match=r"study\.noise"):
+        ask("experiment=sgd_rate", "study.noise=1e200")
+
+
+def test_nan_is_outside_the_box() -> None:
+    lost = quadratic(CURVATURE, torch.nan * START, 0.4)
+    assert math.isnan(descend(lost, step_sizes(0.5, 0.0, 3)[None], runs=5, draws=generator(0, "test")).outside)
 
 
 def test_nothing_moves(ask: Ask) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from conftest import Ask
 from dlhw import UsageError
+from dlhw.studies import weight_decay
 from dlhw.studies.weight_decay import adam, behaviour, decay, momentum, penalized, plain, shrunk
 
 FEW = ("experiment=weight_decay", "study.steps=20")
@@ -21,13 +22,35 @@ def test_every_check_holds_whatever_the_seed(ask: Ask, seed: int) -> None:
     assert set(found.figures) == {"forms", "range"}
 
 
-@pytest.mark.parametrize("options", [["study.strength=0.0001"], ["study.strength=1", "study.learning_rate=0.4"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["study.strength=0.0001"],
+        ["study.strength=1", "study.learning_rate=0.4"],
+        ["study.decay_steps=3000"],
+        ["study.products=[0.4999999,0.49,0.5,0.51,900]", "study.decay_steps=400"],
+    ],
+)
 def test_every_check_holds_for_other_strengths(ask: Ask, options: list[str]) -> None:
     assert ask(*FEW, *options).disagreements == []
 
 
 def double(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def test_adams_first_steps_differ_by_the_shrinking_and_the_sign() -> None:
+    """alpha = 0.1, lambda = 0.05: the penalty turns the sign of the second gradient alone."""
+    w, gradient = double(2, -3), double(1, 0.2)
+    after = [step(w, gradient, adam(), 0.1, 0.05) for step in (penalized, shrunk)]
+    torch.testing.assert_close(after[0] - after[1], double(0.01 * 2, 0.01 * -3 + 0.1 * 2), rtol=1e-5, atol=0)
+
+
+def test_a_wrong_adam_is_seen(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that shrinks by alpha lambda only: it does not even compare with AdamW, but the first step is at fault."""
+    right = weight_decay.shrunk
+    monkeypatch.setattr(weight_decay, "shrunk", lambda w, g, d, alpha, strength: right(w, g, d, alpha, strength / 2))
+    assert any("Adam: difference after one step" in check.what for check in ask(*FEW).disagreements)
 
 
 def test_one_step_of_sgd_by_hand() -> None:
@@ -63,13 +86,23 @@ def test_adams_first_step_does_not_see_the_size_of_the_gradient() -> None:
 )
 def test_decay_at_and_between_its_borders(factor: float, expected: str) -> None:
     strength = 0.3
-    run = decay(double(2, -1), double((1 - factor) / (2 * strength)), strength, 3)
-    torch.testing.assert_close(run[3, 0], factor**3 * double(2, -1))
+    directions, logarithms = decay(double(2, -1), double((1 - factor) / (2 * strength)), strength, 3)
+    size = 5**0.5 * logarithms[3, 0].exp()
+    torch.testing.assert_close(size * directions[3, 0], factor**3 * double(2, -1))
     assert behaviour(factor) == expected
 
 
 @pytest.mark.parametrize(
-    "override", ["study.strength=0", "study.strength=3", "study.rho=1", "study.products=[]", "study.batch=257"]
+    "override",
+    [
+        "study.strength=0",
+        "study.strength=3",
+        "study.rho=1",
+        "study.products=[]",
+        "study.products=[1e9]",
+        "study.strength=1e-320",
+        "study.batch=257",
+    ],
 )
 def test_what_is_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):

@@ -90,6 +90,10 @@ def activation_slope(
     c = torch.tensor(slopes, dtype=torch.float64)
     norms, saturated = gradients(weights, x * gain / math.sqrt(2), c, output)
 
+    if not ((norms.square() >= torch.finfo(norms.dtype).tiny) & norms.square().isfinite()).all():
+        raise UsageError(
+            f"study.depth={depth}: gradients leave what float64 holds; take fewer layers, or study.slopes nearer to 10"
+        )
     middle = norms[SETTLED:-SETTLED].square()
     ratios = (middle[:-1] / middle[1:]).mean(0)  # (K, R): independent draws, so their spread gives the error
     factor, error = ratios.mean(-1), ratios.std(-1) / math.sqrt(draws)

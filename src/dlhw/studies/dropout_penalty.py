@@ -87,10 +87,10 @@ def slope_at_zero(loss: Loss, h: Tensor) -> Tensor:
 
 def sampled(loss: Loss, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over draws, and its standard error, of what ``eta`` (Q, draws, d) adds to the loss: two of (Q,)."""
-    return _mean_and_error(loss(h * (1 + eta)) - loss(h))
+    return _mean_and_standard_error(loss(h * (1 + eta)) - loss(h))
 
 
-def _mean_and_error(draws: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_standard_error(draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(-1), draws.std(-1) / math.sqrt(draws.shape[-1])
 
 
@@ -132,27 +132,31 @@ def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed
     """Both sides of A4.(1) for one model, held against each other and against its closed form where it has one."""
     left, error = sampled(loss, h, eta)
     truth, right = exact(loss, h, q), second_order(loss, h, q)
-    checks = [at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest((left - truth) / error), ERRORS)]
+    checks = [
+        at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - truth) / error), ERRORS)
+    ]
     if closed is not None:
         off = float(((truth - closed).abs() / (loss(h) + closed)).max())
         checks += [
-            at_most(f"{name}: Monte-Carlo less closed form, in errors", _largest((left - closed) / error), ERRORS),
+            at_most(f"{name}: Monte-Carlo less closed form, in errors", _largest_size((left - closed) / error), ERRORS),
             at_most(
                 f"{name}: left side over all masks less closed form, relative to the loss with dropout", off, ROUNDING
             ),
-            at_most(f"{name}: second-order formula less closed form", _relative(right, closed), 1e-10),
+            at_most(
+                f"{name}: second-order formula less closed form", _largest_relative_difference(right, closed), 1e-10
+            ),
         ]
     return Penalties(name, left, error, truth, right, checks)
 
 
 def moments(q: Tensor, eta: Tensor) -> list[Check]:
     """Mean and variance of the noise, from its two values and from the draws (A4.i)."""
-    mean, error = _mean_and_error(eta.flatten(1))
+    mean, error = _mean_and_standard_error(eta.flatten(1))
     minus, plus = noise(torch.tensor([[True], [False]]), q)
-    variance = _relative(q * minus**2 + (1 - q) * plus**2, q / (1 - q))
+    variance = _largest_relative_difference(q * minus**2 + (1 - q) * plus**2, q / (1 - q))
     return [
-        at_most("E[eta] = 0 (A4.i), from its two values", _largest(q * minus + (1 - q) * plus), 1e-15),
-        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest(mean / error), ERRORS),
+        at_most("E[eta] = 0 (A4.i), from its two values", _largest_size(q * minus + (1 - q) * plus), 1e-15),
+        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest_size(mean / error), ERRORS),
         at_most("E[eta^2] less q / (1 - q), relative, from its two values", variance, 1e-14),
     ]
 
@@ -213,11 +217,11 @@ def draw_accuracy(off: Tensor) -> Figure:
     return figure
 
 
-def _largest(of: Tensor) -> float:
+def _largest_size(of: Tensor) -> float:
     return float(of.abs().max())
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def _largest_relative_difference(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected) / expected).abs().max())
 
 
@@ -227,8 +231,8 @@ def dropout_penalty(
     inputs: Annotated[int, Field(ge=1)],
     hidden: Annotated[int, Field(ge=1, le=12)],
     width: Annotated[int, Field(ge=1)],
-    gain: Annotated[float, Field(gt=0)],
-    residual: float,
+    gain: Annotated[float, Field(ge=0.01, le=100)],
+    residual: Annotated[float, Field(ge=-100, le=100)],
     draws: Annotated[int, Field(ge=1000)],
     seed: int,
 ) -> Answer:

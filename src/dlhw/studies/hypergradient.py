@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, vmap
 
 from dlhw import UsageError
 from dlhw.answer import Answer, Check, at_most
@@ -20,8 +20,8 @@ from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
 
 HYPER = ("lambda", "learning_rate")
-STEP = 1e-5  # of the central differences, relative to the hyper-parameter's size
-BEYOND = 1e4  # validation errors and derivatives beyond it are not drawn: the training diverges there
+STEP = 1e-6  # of the central differences
+DIVERGED = 100.0  # times the validation error before training: who ends above it, or at nan, has diverged
 CHUNK = 50  # learning rates of the sweep whose unrolled training is held at a time
 
 Data = tuple[Tensor, Tensor]
@@ -100,16 +100,40 @@ def hypergradient_with_cost(
     return found, sum(tensor.untyped_storage().nbytes() for tensor in held.values()), seconds
 
 
-def central_differences(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
-    """(V(hyper + d) - V(hyper - d)) / 2 d for each hyper-parameter, d = ``STEP`` times its size: (2,)."""
-    shifts = torch.diag(STEP * hyper)
+def central_differences(
+    w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data
+) -> tuple[Tensor, Tensor]:
+    """(V(hyper + d) - V(hyper - d)) / 2 d for each hyper-parameter, d = ``STEP``, and how far off they may be.
 
-    def ends(shift: Tensor) -> Tensor:
+    What is left out is d^2 V''' / 6 at first; with 2 d it is four times as much, so the two are apart by three times
+    the error of the first. Rounding, :func:`rounding` of V, is divided by d.
+    """
+
+    def slope(shift: Tensor) -> Tensor:
         plus, minus = (after_training(w, hyper + sign * shift, steps, training, validation) for sign in (1, -1))
-        return plus - minus
+        return (plus - minus) / (2 * shift.sum())
 
-    difference: Tensor = vmap(ends)(shifts) / (2 * shifts.diagonal())
-    return difference
+    shifts = STEP * torch.eye(2, dtype=hyper.dtype)
+    fine, coarse = vmap(slope)(shifts), vmap(slope)(2 * shifts)
+    return fine, (coarse - fine).abs() + rounding(w, hyper, steps, training, validation) / STEP
+
+
+def rounding(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
+    """How far rounding may move V, to first order: epsilon (V + sum over steps and weights of |w dV/dw|).
+
+    Each step leaves each weight off by some epsilon of it, which the steps after it may amplify a millionfold.
+    """
+
+    def rounded(off: Tensor) -> tuple[Tensor, Tensor]:
+        now = w
+        for each in off:
+            now = now * (1 + each) - hyper[1] * grad(training_loss)(now, hyper[0], training)
+        end = error(now, validation)
+        return end, end
+
+    effect, end = grad(rounded, has_aux=True)(w.new_zeros(steps, len(w)))
+    most: Tensor = torch.finfo(w.dtype).eps * (end + effect.abs().sum())
+    return most
 
 
 @dataclass(frozen=True)
@@ -120,19 +144,25 @@ class Sweep:
     losses: Tensor
     slopes: Tensor
     """Derivatives of the losses by the rates."""
-    edge: float
-    """2 / sharpness: training with larger rates leaves the minimum."""
+    start: float
+    """Validation error before training."""
     steps: int
 
     @property
+    def trained(self) -> int:
+        """How many of the rates, from the smallest on, come before the first at which training diverges."""
+        diverged = (~(self.losses <= DIVERGED * self.start)).nonzero().flatten()
+        return int(diverged[0]) if len(diverged) else len(self.rates)
+
+    @property
     def numbers(self) -> dict[str, float | str]:
-        """How rough the loss is on both sides of the edge."""
-        exploded = (~(self.slopes.abs() < BEYOND)).nonzero().flatten()
+        """Where training diverges, and how uneven the derivative is below."""
+        end, below = self.trained, self.slopes[: self.trained]
         return {
-            "edge_of_stability": self.edge,
-            "sign_changes_below_edge": _sign_changes(self.slopes[self.rates < self.edge]),
-            "sign_changes_above_edge": _sign_changes(self.slopes[self.rates >= self.edge]),
-            "rate_where_derivative_explodes": float(self.rates[exploded[0]]) if len(exploded) else "never",
+            "rate_where_training_diverges": float(self.rates[end]) if end < len(self.rates) else "none of the sweep",
+            "sign_changes_of_derivative": int((below.sign().diff() != 0).sum()),
+            "median_derivative": float(below.abs().median()),
+            "largest_derivative": float(below.abs().max()),
         }
 
     @property
@@ -156,13 +186,6 @@ def problem(*, hidden: int, samples: int, noise: float, seed: int) -> tuple[Tens
     return w, training, validation
 
 
-def sharpness(w: Tensor, hyper: Tensor, steps: int, data: Data) -> float:
-    """Largest eigenvalue of the training loss's Hessian after training: rates above 2 / it lead away from there."""
-    for _ in range(steps):
-        w = w - hyper[1] * grad(training_loss)(w, hyper[0], data)
-    return float(torch.linalg.eigvalsh(jacrev(grad(training_loss))(w, hyper[0], data))[-1])
-
-
 def _with_gradient(
     w: Tensor, penalty: float, rate: Tensor, steps: int, *, training: Data, validation: Data
 ) -> tuple[Tensor, Tensor]:
@@ -177,56 +200,57 @@ def _with_gradient(
 
 def _costs(
     w: Tensor, hyper: Tensor, steps: list[int], repeats: int, *, training: Data, validation: Data
-) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+) -> tuple[list[dict[str, Any]], Tensor]:
     """Per number of steps the median and quartiles of the seconds, after one run to warm up, and the bytes held.
 
-    With them the two ways to the gradient, (steps, 2) each: autograd's and by differences.
+    With them (steps, 2) how far autograd and differences are apart, in units of how far off differences may be.
     """
     rows: list[dict[str, Any]] = []
-    gradients, differences = [], []
+    apart = []
     for count in steps:
         runs = [hypergradient_with_cost(w, hyper, count, training, validation) for _ in range(repeats + 1)]
         quartiles = torch.tensor([seconds for _, _, seconds in runs[1:]]).quantile(torch.tensor([0.25, 0.5, 0.75]))
         low, median, high = quartiles.tolist()
-        gradients.append(runs[0][0])
-        differences.append(central_differences(w, hyper, count, training, validation))
-        (by, by_rate), (other, other_rate) = gradients[-1].tolist(), differences[-1].tolist()
+        found, (differences, allowed) = runs[0][0], central_differences(w, hyper, count, training, validation)
+        apart.append((found - differences).abs() / allowed)
+        (by, by_rate), (other, other_rate) = found.tolist(), differences.tolist()
         rows.append(
             {"steps": count, "held_bytes": runs[0][1], "seconds": median, "seconds_low": low, "seconds_high": high}
             | {"by_lambda": by, "by_learning_rate": by_rate, "differences": other, "differences_rate": other_rate}
         )
-    return rows, torch.stack(gradients), torch.stack(differences)
+    return rows, torch.stack(apart)
 
 
-def _swept(w: Tensor, penalty: float, rates: Tensor, steps: int, edge: float, **data: Data) -> Sweep:
+def _swept(w: Tensor, penalty: float, rates: Tensor, steps: int, **data: Data) -> Sweep:
     """``steps`` of training with each of the rates."""
     each = vmap(lambda rate: _with_gradient(w, penalty, rate, steps, **data), chunk_size=CHUNK)
-    return Sweep(rates, *each(rates), edge, steps)
+    return Sweep(rates, *each(rates), float(error(w, data["validation"])), steps)
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected) / expected).abs())
+def _sweep_less_unrolled(sweep: Sweep, w: Tensor, penalty: float, **data: Data) -> float:
+    """Half way to where training diverges, near which rounding grows a millionfold: swept derivative less unrolled.
+
+    It is relative to the derivative's size plus loss / rate, which is not 0 where the derivative is.
+    """
+    at = sweep.trained // 2
+    rate, slope = sweep.rates[at], sweep.slopes[at]
+    hyper = torch.stack([torch.full_like(rate, penalty), rate])
+    expected = hypergradient_with_cost(w, hyper, sweep.steps, **data)[0][1]
+    return float((slope - expected).abs() / (expected.abs() + sweep.losses[at] / rate))
 
 
-def _sign_changes(slopes: Tensor) -> int:
-    return int((slopes.sign().diff() != 0).sum())
-
-
-def _checks(
-    joint: tuple[Tensor, Tensor, Tensor], gradients: Tensor, differences: Tensor, single: Tensor, per_step: list[float]
-) -> list[Check]:
+def _checks(joint: tuple[Tensor, Tensor, Tensor], apart: Tensor, swept: float, per_step: list[float]) -> list[Check]:
     """Of descending jointly, of the gradient in two ways and, by the rate alone, a third, and of the bytes."""
     lambdas, derivatives, norms = joint
-    apart = ((derivatives - norms) / norms).abs().max()
-    disagreement = (gradients - differences).abs().amax(0) / gradients.abs().amax(0)
+    off = ((derivatives - norms) / norms).abs().max()
     return [
-        at_most("training loss: derivative by lambda less |w|^2, relative", float(apart), 1e-12),
+        at_most("training loss: derivative by lambda less |w|^2, relative", float(off), 1e-12),
         at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
         *(
-            at_most(f"validation loss by {name}: autograd less central differences, relative", value, 1e-5)
-            for name, value in zip(HYPER, disagreement.tolist(), strict=True)
+            at_most(f"validation loss by {name}: autograd less central differences, over these' error", value, 1.0)
+            for name, value in zip(HYPER, apart.amax(0).tolist(), strict=True)
         ),
-        at_most("swept derivative less that through the unrolled run", _relative(single, gradients[-1, 1]), 1e-8),
+        at_most("derivative in the sweep less that through the unrolled run, relative", swept, 1e-8),
         at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
     ]
 
@@ -274,27 +298,29 @@ def _draw_cost(rows: list[dict[str, Any]]) -> Figure:
 
 
 def _draw_sweep(sweep: Sweep) -> Figure:
-    swept, losses, edge = sweep.rates, sweep.losses, sweep.edge
+    """Up to the first rate at which training diverges; what the loss is beyond says nothing of the training."""
+    end = sweep.trained
     figure, (upper, lower) = new_figure(
         2,
-        title="hypergradient: smooth for small learning rates, then rough",
-        subtitle=f"validation error after {sweep.steps} steps and its derivative, {len(swept)} learning rates; "
-        "dashed: 2 / sharpness",
+        title="hypergradient: rough before training diverges",
+        subtitle=f"validation error after {sweep.steps} steps, and its derivative; {len(sweep.rates)} learning rates",
         columns=1,
         panel_inches=2.3,
     )
-    upper.semilogy(swept, losses, color=PALETTE[0], linewidth=1.2)
-    label(upper, x="learning rate", y="validation error")
-    settled = losses[losses < BEYOND]
-    if len(settled):
-        upper.set_ylim(float(settled.min()) / 1.3, min(float(settled.max()) * 1.3, BEYOND))
-    lower.plot(swept, sweep.slopes, color=PALETTE[1], linewidth=1.2)
+    upper.semilogy(sweep.rates[:end], sweep.losses[:end], color=PALETTE[0], linewidth=1.0)
+    lower.plot(sweep.rates[:end], sweep.slopes[:end], color=PALETTE[1], linewidth=1.0)
     lower.set_yscale("symlog", linthresh=1.0)
-    lower.set_ylim(-BEYOND, BEYOND)
-    label(lower, x="learning rate", y="derivative by the rate")
-    for axes in (upper, lower):
-        if edge <= float(swept[-1]):
-            axes.axvline(edge, color=COLORS["reference"], linestyle="--", linewidth=1.0)
+    for axes, name in ((upper, "validation error"), (lower, "derivative by the rate")):
+        axes.set_xlim(0, float(sweep.rates[-1]))
+        if end < len(sweep.rates):
+            axes.axvspan(
+                float(sweep.rates[end]),
+                float(sweep.rates[-1]),
+                color="#DDDDDD",
+                linewidth=0,
+                label="training diverges" if axes is upper else None,
+            )
+        label(axes, x="learning rate", y=name)
     return figure
 
 
@@ -304,7 +330,7 @@ def hypergradient(
     samples: Annotated[int, Field(ge=2)],
     noise: Annotated[float, Field(ge=0)],
     penalty: Annotated[float, Field(gt=0)],
-    rate: Annotated[float, Field(gt=0)],
+    rate: Annotated[float, Field(ge=1e-4)],
     penalty_rate: Annotated[float, Field(gt=0)],
     joint_steps: Annotated[int, Field(ge=1)],
     steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)],
@@ -320,17 +346,23 @@ def hypergradient(
     data = {"training": training, "validation": validation}
     hyper = torch.tensor([penalty, rate], dtype=torch.float64)
 
+    start, end = error(w, validation), after_training(w, hyper, steps[-1], **data)
+    if not end <= DIVERGED * start:
+        raise UsageError(f"study.rate={rate:g}: training diverges within {steps[-1]} steps; give a smaller one")
     joint = descend_jointly(w, penalty, (rate, penalty_rate), joint_steps, training)
     lambdas, _, norms = joint
+    if not torch.isfinite(norms).all():
+        raise UsageError(
+            f"study.joint_steps={joint_steps}: the descent with lambda diverges; give a smaller study.rate"
+        )
     reached = (lambdas == 0).nonzero().flatten()
-    rows, gradients, differences = _costs(w, hyper, steps, repeats, **data)
-    if not torch.isfinite(gradients).all():
-        raise UsageError(f"study.rate={rate:g}: training diverges; give a smaller one")
+    swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
+    sweep = _swept(w, penalty, swept, steps[-1], **data)
+    if sweep.trained == 0:
+        raise UsageError(f"study.largest_rate={largest_rate:g}: training diverges at all of the {rates} rates up to it")
+    rows, apart = _costs(w, hyper, steps, repeats, **data)
     held = [(row["steps"], row["held_bytes"]) for row in rows]
     per_step = [(more - less) / (late - early) for (early, less), (late, more) in itertools.pairwise(held)]
-    swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
-    sweep = _swept(w, penalty, swept, steps[-1], 2 / sharpness(w, hyper, steps[-1], training), **data)
-    single = _with_gradient(w, penalty, hyper[1], steps[-1], **data)[1]
     return Answer(
         numbers={
             "lambda_at_end": float(lambdas[-1]),
@@ -339,7 +371,7 @@ def hypergradient(
             "seconds_at_most_steps": rows[-1]["seconds"],
             **sweep.numbers,
         },
-        checks=_checks(joint, gradients, differences, single, per_step),
+        checks=_checks(joint, apart, _sweep_less_unrolled(sweep, w, penalty, **data), per_step),
         tables={"cost": rows, "sweep": sweep.rows},
         figures={
             "training_loss": _draw_joint(lambdas, norms),

@@ -53,6 +53,13 @@ def curvature(x: Tensor, penalty: Tensor) -> tuple[float, float]:
     return penalty.min().item(), torch.linalg.eigvalsh(hessian)[-1].item()
 
 
+def least_curvature(theta: Tensor, x: Tensor, penalty: Tensor) -> Tensor:
+    """Smallest eigenvalue of f'' at ``theta``, (D,)."""
+    s = torch.sigmoid(x @ theta)
+    values: Tensor = torch.linalg.eigvalsh((x.mT * (s * (1 - s))) @ x / len(x) + torch.diag(penalty))
+    return values[0]
+
+
 @dataclass(frozen=True)
 class Descent:
     """Gradient descent of K strengths at once: where each was at some of the iterations, (T, K, D), and at the end."""
@@ -138,7 +145,7 @@ def gradient_error(draws: int, source: torch.Generator) -> float:
 def logistic_ridge(
     *,
     problem: Literal["breast_cancer", "drawn"],
-    strengths: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, max_length=7)],
+    strengths: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e6)]], Field(min_length=1, max_length=7)],
     penalize_intercept: bool,
     most_iterations: Annotated[int, Field(ge=1)],
     draws: Annotated[int, Field(ge=1)],
@@ -153,14 +160,18 @@ def logistic_ridge(
         penalty[:, -1] = 0
     bounds = torch.tensor([curvature(x, row) for row in penalty], dtype=x.dtype)
     convexity, smoothness = bounds.unbind(-1)
-    descent = descend(x, y, penalty, step=1 / smoothness, until=1e-8 * lambdas, most=most_iterations)
-    unfinished = [s for s, left in zip(strengths, descent.last_gradient / lambdas, strict=True) if left > 1e-8]
+    best = torch.stack([scikit_learn(x, y, s, penalize_intercept=penalize_intercept) for s in strengths])
+    # Near the minimum |theta - theta*| <= |f'| / the curvature there, at least lambda if all of theta is penalized.
+    until = 1e-8 * torch.stack(
+        [least_curvature(theta, x, row) for theta, row in zip(best, penalty, strict=True)]
+    ).minimum(lambdas)
+    descent = descend(x, y, penalty, step=1 / smoothness, until=until, most=most_iterations)
+    unfinished = [s for s, left in zip(strengths, descent.last_gradient > until, strict=True) if left]
     if unfinished:
         raise UsageError(
             f"study.most_iterations={most_iterations}: too few for study.strengths={unfinished}; "
-            "allow more, or take stronger ones"
+            f"allow more, or take {'stronger ones' if penalize_intercept else 'others, nearer to 1'}"
         )
-    best = torch.stack([scikit_learn(x, y, s, penalize_intercept=penalize_intercept) for s in strengths])
     distance = (descent.thetas - best).norm(dim=-1)
     excess = objective(descent.thetas, x, y, penalty) - objective(best, x, y, penalty)
     k = torch.tensor(descent.iterations, dtype=x.dtype)[:, None]

@@ -18,6 +18,7 @@ from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
 
 POWERS = {"constant": 0.0, "k^(-3/4)": 0.75, "k^(-1/2)": 0.5}
+KEYS = {"constant": "constant", "k^(-3/4)": "k34", "k^(-1/2)": "k12"}  # in summary.json
 """The three step sizes of A3.iv by name: p in alpha_k = alpha / k^p, k = 1, 2, ..."""
 
 ERRORS = 5.0  # standard errors that an estimate may be off before it counts as a disagreement
@@ -163,7 +164,7 @@ def descend(problem: Problem, alphas: Tensor, *, runs: int, draws: torch.Generat
     sums = torch.zeros(w.shape[:2], dtype=w.dtype)
     flatness, telescoped = [], []
     slack = torch.full((len(alphas),), math.inf, dtype=w.dtype)
-    outside = 0.0
+    outside = torch.tensor(-math.inf, dtype=w.dtype)
     for alpha in alphas.T[:, :, None, None]:
         gradient = problem.slope(w)
         squared = gradient.square().sum(-1)
@@ -173,15 +174,15 @@ def descend(problem: Problem, alphas: Tensor, *, runs: int, draws: torch.Generat
         w = w - alpha * (gradient + problem.noise * signs)
         sums += alpha.squeeze(-1) * squared
         left = sums - problem.excess + problem.value(w).sum(-1)
-        flatness.append(torch.stack(_mean_and_error(squared)))
-        telescoped.append(torch.stack(_mean_and_error(left)))
-        outside = max(outside, float((w.abs() - problem.box).max()))
+        flatness.append(torch.stack(_mean_and_standard_error(squared)))
+        telescoped.append(torch.stack(_mean_and_standard_error(left)))
+        outside = torch.maximum(outside, (w.abs() - problem.box).max())  # unlike max(), keeps nan
     means, errors = torch.stack(flatness, -1)
     left_means, left_errors = torch.stack(telescoped, -1)
-    return Measured(means, errors, left_means, left_errors, slack, outside)
+    return Measured(means, errors, left_means, left_errors, slack, float(outside))
 
 
-def _mean_and_error(of_runs: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_standard_error(of_runs: Tensor) -> tuple[Tensor, Tensor]:
     return of_runs.mean(-1), of_runs.std(-1) / math.sqrt(of_runs.shape[-1])
 
 
@@ -225,7 +226,7 @@ class Estimates:
     def numbers(self) -> dict[str, float]:
         """Estimate and bound after the last step."""
         return {
-            f"{self.problem.name}_{name}_{what}": float(values[i, -1])
+            f"{self.problem.name}_{KEYS[name]}_{what}": float(values[i, -1])
             for i, name in enumerate(POWERS)
             for what, values in (("least", self.best), ("bound", self.bounds))
         }
@@ -312,10 +313,10 @@ def draw_growth(problem: Problem, rates: dict[str, float]) -> Figure:
 def sgd_rate(
     *,
     dimension: Annotated[int, Field(ge=1)],
-    lipschitz: Annotated[float, Field(gt=0)],
-    condition: Annotated[float, Field(ge=1)],
-    start: float,
-    noise: Annotated[float, Field(ge=0)],
+    lipschitz: Annotated[float, Field(ge=1e-6, le=1e6)],
+    condition: Annotated[float, Field(ge=1, le=1e6)],
+    start: Annotated[float, Field(ge=-1e6, le=1e6)],
+    noise: Annotated[float, Field(ge=0, le=1e6)],
     constant_rate: Annotated[float, Field(gt=0, le=1)],
     decaying_rate: Annotated[float, Field(gt=0, le=1)],
     runs: Annotated[int, Field(ge=30)],

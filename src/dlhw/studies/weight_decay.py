@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_least, at_most, equal
+from dlhw.answer import Answer, Check, at_most, equal
 from dlhw.plots import COLORS, PALETTE, label, new_figure
 from dlhw.runtime import generator
 
-Positive = Annotated[float, Field(gt=0)]
 Direction = Callable[[Tensor], Tensor]
 """From the gradient to what the learning rate multiplies; it may remember earlier gradients."""
 
@@ -118,18 +117,24 @@ def torchs_path(
     return torch.stack(visited)
 
 
-def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> Tensor:
-    """Gradient descent on lambda |w|^2 alone, one row of weights per learning rate: (steps + 1, learning rates, D).
+def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Gradient descent on lambda |w|^2 alone, one row of weights per learning rate.
+
+    Returns w_k as directions of length 1, (steps + 1, learning rates, D), and the logarithms of |w_k| / |w_0|,
+    (steps + 1, learning rates): kept apart, so that nothing overflows or vanishes. 0 has length 0 and -inf.
 
     w <- w - alpha 2 lambda w = (1 - 2 alpha lambda) w, so |w_k| = |1 - 2 alpha lambda|^k |w_0| (E3.d). This
     shrinks for 0 < alpha < 1 / lambda, and up to 1 / (2 lambda) without a change of sign.
     """
-    visited = [w.expand(len(alphas), -1)]
+    directions, logarithms = [(w / w.norm()).expand(len(alphas), -1)], [torch.zeros_like(alphas)]
     for _ in range(steps):
-        leaf = visited[-1].detach().requires_grad_()
+        leaf = directions[-1].detach().requires_grad_()
         (gradient,) = torch.autograd.grad(strength * leaf.square().sum(), leaf)
-        visited.append(leaf.detach() - alphas[:, None] * gradient)
-    return torch.stack(visited)
+        after = leaf.detach() - alphas[:, None] * gradient
+        length = after.norm(dim=-1)
+        directions.append(after / length.where(length > 0, 1)[:, None])
+        logarithms.append(logarithms[-1] + length.log())
+    return torch.stack(directions), torch.stack(logarithms)
 
 
 def behaviour(factor: float) -> str:
@@ -146,6 +151,8 @@ class Forms:
     paths: dict[tuple[str, str], Tensor]
     losses: dict[tuple[str, str], float]
     """After the last step, of all samples."""
+    first_gradient: Tensor
+    """At the start, of L on the first batch."""
     from_torch: dict[tuple[str, str], float]
     """Largest difference of a weight from torch's optimizer, where torch has one."""
 
@@ -177,11 +184,19 @@ class Forms:
         apart, start = self.apart, self.paths["momentum", "penalty"][0]
         after_two = (self.paths["momentum", "penalty"] - self.paths["momentum", "shrinking"])[2]
         early = (after_two + 2 * self.rates["momentum"] * strength * rho * start).abs().max().item()
-        least = self.rates["Adam"] * strength * start.abs().max().item()
+        without, with_penalty = self.first_gradient, self.first_gradient + 2 * strength * start
+        # Adam's first direction is g / (|g| + epsilon), all but the sign: the penalty acts only where it changes that.
+        alpha, signs = self.rates["Adam"], [g / (g.abs() + 1e-8) for g in (with_penalty, without)]
+        by_sign = 2 * alpha * strength * start - alpha * (signs[0] - signs[1])
+        first = (self.paths["Adam", "penalty"] - self.paths["Adam", "shrinking"])[1]
         return [
             at_most("SGD: penalty less shrinking, largest in all steps (E3.c)", apart["SGD"].max().item(), TOLERANCE),
             at_most("momentum: difference after two steps less -2 alpha lambda rho w_0", early, 1e-13),
-            at_least("Adam: difference after one step, about 2 alpha lambda |w|", apart["Adam"][1].item(), least),
+            at_most(
+                "Adam: difference after one step less 2 alpha lambda w - alpha (change of the gradient's sign)",
+                (first - by_sign).abs().max().item(),
+                1e-13,
+            ),
             *(at_most(f"{name}, {form}: from torch's", off, 1e-10) for (name, form), off in self.from_torch.items()),
         ]
 
@@ -216,28 +231,33 @@ def trained(
         .item()
         for key, make in torchs.items()
     }
-    return Forms(rates, paths, {key: loss(visited[-1], x, y).item() for key, visited in paths.items()}, from_torch)
+    losses = {key: loss(visited[-1], x, y).item() for key, visited in paths.items()}
+    return Forms(rates, paths, losses, torch.func.grad(loss)(w, *batches[0]), from_torch)
 
 
-def against_powers(products: list[float], sizes: Tensor, along: Tensor) -> tuple[list[dict[str, object]], list[Check]]:
+def against_powers(
+    products: list[float], logarithms: Tensor, along: Tensor
+) -> tuple[list[dict[str, object]], list[Check]]:
     """What decay alone left of the weights, against |1 - 2 alpha lambda|^k: a row for each product, and the checks.
 
-    ``sizes`` are |w_k| / |w_0|, ``along`` is w_k in units of w_0, with its sign: (steps + 1, products) both.
+    ``logarithms`` are those of |w_k| / |w_0|, ``along`` is w_k in units of w_0, with its sign: (steps + 1, products).
     """
-    steps, last = len(sizes) - 1, sizes[-1]
-    factors = [1 - 2 * product for product in products]
-    powers = torch.tensor(factors, dtype=sizes.dtype).abs() ** steps
-    off = ((last - powers).abs() / powers.clamp(min=1e-12)).max().item()
-    seen = [
-        behaviour(size ** (1 / steps) * (-1 if sign < 0 else 1))
-        for size, sign in zip(last.tolist(), along[1].tolist(), strict=True)
-    ]
-    as_predicted = sum(word == behaviour(factor) for word, factor in zip(seen, factors, strict=True))
+    steps, last = len(logarithms) - 1, logarithms[-1]
+    factors = 1 - 2 * torch.tensor(products, dtype=last.dtype)
+    seen = (last / steps).exp()
+    off = (
+        ((seen - factors.abs()).abs() / (1 + factors.abs())).max().item()
+    )  # a step rounds 1 and 2 alpha lambda, and the sum of logs
+    words = [behaviour(size * (-1 if sign < 0 else 1)) for size, sign in zip(seen.tolist(), along[1], strict=True)]
+    as_predicted = sum(word == behaviour(factor) for word, factor in zip(words, factors.tolist(), strict=True))
+    columns = products, factors.tolist(), last.exp().tolist(), (factors.abs() ** steps).tolist(), words
     return [
         {"alpha_lambda": p, "factor": f, "size": size, "predicted": power, "behaviour": word}
-        for p, f, size, power, word in zip(products, factors, last.tolist(), powers.tolist(), seen, strict=True)
+        for p, f, size, power, word in zip(*columns, strict=True)
     ], [
-        at_most(f"|w| after {steps} decays less |1 - 2 alpha lambda|^k, relative", off, 1e-9),
+        at_most(
+            f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it", off, 1e-15 * (10 + steps)
+        ),
         equal("learning rates at which decay behaves as predicted (E3.d)", as_predicted, len(products)),
     ]
 
@@ -290,14 +310,14 @@ def _range(products: list[float], sizes: Tensor, path: Tensor) -> Figure:
 
 def weight_decay(
     *,
-    strength: Positive,
+    strength: Annotated[float, Field(ge=1e-12)],
     learning_rate: Annotated[float, Field(gt=0, le=0.5)],
     adam_learning_rate: Annotated[float, Field(gt=0, le=0.1)],
     rho: Annotated[float, Field(gt=0, lt=1)],
     hidden: Annotated[int, Field(ge=1)],
     batch: Annotated[int, Field(ge=1, le=SAMPLES)],
     steps: Annotated[int, Field(ge=2)],
-    products: Annotated[list[Positive], Field(min_length=1)],
+    products: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)],
     decay_steps: Annotated[int, Field(ge=1)],
     seed: int,
 ) -> Answer:
@@ -312,9 +332,10 @@ def weight_decay(
 
     products = sorted(set(products))
     start = torch.randn(4, dtype=torch.float64, generator=generator(seed, "weight_decay", "decay"))
-    run = decay(start, torch.tensor(products, dtype=start.dtype) / strength, strength, decay_steps)
-    sizes, along = run.norm(dim=-1) / start.norm(), run @ start / start.square().sum()
-    decays, decay_checks = against_powers(products, sizes, along)
+    alphas = torch.tensor(products, dtype=start.dtype) / strength
+    directions, logarithms = decay(start, alphas, strength, decay_steps)
+    along = directions @ start / start.norm() * logarithms.exp()
+    decays, decay_checks = against_powers(products, logarithms, along)
     return Answer(
         numbers={
             **{f"difference_{name.lower()}": values.max().item() for name, values in forms.apart.items()},
@@ -323,5 +344,5 @@ def weight_decay(
         },
         checks=forms.checks(strength, rho) + decay_checks,
         tables={"optimizers": forms.rows, "decay": decays},
-        figures={"forms": _forms(forms, strength), "range": _range(products, sizes, along[:11])},
+        figures={"forms": _forms(forms, strength), "range": _range(products, logarithms.exp(), along[:11])},
     )
