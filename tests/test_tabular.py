@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,16 @@ def test_numbers_to_predict_take_the_dtype_of_the_inputs(tmp_path: Path) -> None
     data = tabular.diabetes(data_dir=tmp_path, seed=0, **FRACTIONS).to("cpu", torch.float32)
     x, y = data.train[:2]
     assert data.normalize(x).dtype == y.dtype == torch.float32
+
+
+@pytest.mark.real
+def test_real_boston_has_the_published_least_squares_fit() -> None:
+    root = Path(os.environ.get("DLHW_DATA", "data"))
+    if not (root / "boston.csv").is_file():
+        pytest.skip(f"no boston.csv in {root}")
+    data = tabular.boston(data_dir=root, seed=0, download=False, **FRACTIONS)
+    x, y = data.train.pool_x, data.train.pool_y
+    assert (len(y), round(y.mean().item(), 4), int((y == 50).sum())) == (506, 22.5328, 16)
+    design = torch.cat([x, torch.ones(506, 1, dtype=x.dtype)], dim=1)
+    residual = y - design @ torch.linalg.lstsq(design, y.unsqueeze(1)).solution.squeeze(1)
+    assert 1 - (residual.var() / y.var()).item() == pytest.approx(0.7406, abs=1e-4)  # R squared
