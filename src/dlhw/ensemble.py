@@ -230,6 +230,7 @@ class Ensemble(Variants):
         super().__init__()
 
     def map(self, function: OfOne, regularizations: Sequence[Regularization]) -> OfAll:
+        """As :meth:`Variants.map` says, by ``torch.func.vmap``; what is off in all variants stays a plain 0."""
         strengths = {
             name: torch.tensor(values, dtype=next(iter(self._parameters.values())).dtype, device=self._device)
             for name in asdict(regularizations[0])
@@ -302,6 +303,7 @@ class Ensemble(Variants):
         return [{name: tensor[i] for name, tensor in copies.items()} for i in range(len(variants))]
 
     def optimizer_state(self, variant: int) -> State:
+        """As :meth:`Variants.optimizer_state` says, cut out of the stacked state."""
         index = self._group(variant)
         part, group = self._ranges[index], self.optimizer.param_groups[index]
 

@@ -205,6 +205,7 @@ def _keeping(
         return opened.enter_context(Keeper(runs[k].record.path, state, every_seconds=trainer.checkpoint_seconds))
 
     def keep(epoch: int, trained: Sequence[int], improved: Sequence[int]) -> None:
+        """Probe and keep the weights of the runs that were trained in this epoch."""
         best = dict(zip(improved, variants.weights(improved), strict=True))
         for k in trained:
             if runs[k].failure is not None:
@@ -337,6 +338,7 @@ def metrics(
 
     @torch.inference_mode()
     def measure(epoch: int, history: Tensor) -> list[Row]:
+        """The row of each run, from what the steps measured (steps, K, 3) and an evaluation of all parts."""
         variants.train(False)
         tables = {f"{name}_": evaluated(part) for name, part in parts.items()} | {"": weight_metrics(variants)}
         variants.train()

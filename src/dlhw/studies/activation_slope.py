@@ -6,6 +6,7 @@ import math
 from typing import Annotated
 
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field
 from scipy.optimize import brentq
 from torch import Tensor
@@ -72,6 +73,36 @@ def balanced(gain: float, factor: float) -> float:
     return float(brentq(lambda c: layer_factor(c, gain) - factor, 1e-3, STEEPEST, xtol=1e-6))
 
 
+def draw(
+    norms: Tensor, factor: Tensor, *, slopes: list[float], gain: float, width: int, stable: tuple[float, float]
+) -> Figure:
+    """Norms (layers, K, R) of K slopes and R nets by layer, and factors (K,) on their squares against theory."""
+    depth, _, draws = norms.shape
+    figure, (left, right) = new_figure(
+        2,
+        title="activation_slope: a steeper activation, sigmoid(c z)",
+        subtitle=f"{depth} layers of {width}; left: median of {draws} nets, band of 10 to 90 %; right: grey where the "
+        f"whole net changes |gradient| by less than 10",
+        panel_inches=3.4,
+    )
+    layers = torch.arange(1, depth + 1)
+    low, centre, high = (norms / norms[-1]).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=norms.dtype), dim=-1)
+    for i, each in enumerate(slopes):
+        left.semilogy(layers, centre[:, i], color=PALETTE[i], linewidth=1.6, label=f"c = {each:g}")
+        left.fill_between(layers, low[:, i], high[:, i], color=PALETTE[i], alpha=0.2, linewidth=0)
+    label(left, x="layer", y="|gradient| / that of the last layer", place="lower right")
+    line = torch.logspace(math.log10(slopes[0] / 2), math.log10(slopes[-1] * 2), 60, dtype=torch.float64)
+    predicted = [math.sqrt(layer_factor(each, gain)) for each in line.tolist()]
+    right.axvspan(*stable, color="#BBBBBB", alpha=0.6, linewidth=0)
+    right.loglog(line, predicted, color=COLORS["reference"], linewidth=1.4, label="wide nets, theory")
+    for i, each in enumerate(slopes):
+        right.plot(each, factor[i].sqrt(), "o", color=PALETTE[i])
+    right.plot([], [], "o", color=COLORS["reference"], label="measured")
+    right.axhline(1.0, color=COLORS["reference"], linestyle="--", linewidth=1.0)
+    label(right, x="c (largest slope c / 4)", y="factor on |gradient| per layer", place="upper left")
+    return figure
+
+
 def activation_slope(
     *,
     slopes: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=2, max_length=len(PALETTE))],
@@ -102,28 +133,6 @@ def activation_slope(
     shrinking, growing = (balanced(gain, 10 ** (power / (depth - 1))) for power in (-2, 2))
     even = balanced(gain, 1.0)
 
-    figure, (left, right) = new_figure(
-        2,
-        title="activation_slope: a steeper activation, sigmoid(c z)",
-        subtitle=f"{depth} layers of {width}; left: median of {draws} nets, band of 10 to 90 %; right: grey where the "
-        f"whole net changes |gradient| by less than 10",
-        panel_inches=3.4,
-    )
-    layers = torch.arange(1, depth + 1)
-    low, centre, high = (norms / norms[-1]).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=c.dtype), dim=-1)
-    for i, each in enumerate(slopes):
-        left.semilogy(layers, centre[:, i], color=PALETTE[i], linewidth=1.6, label=f"c = {each:g}")
-        left.fill_between(layers, low[:, i], high[:, i], color=PALETTE[i], alpha=0.2, linewidth=0)
-    label(left, x="layer", y="|gradient| / that of the last layer", place="lower right")
-    line = torch.logspace(math.log10(slopes[0] / 2), math.log10(slopes[-1] * 2), 60, dtype=torch.float64)
-    predicted = [math.sqrt(layer_factor(each, gain)) for each in line.tolist()]
-    right.axvspan(shrinking, growing, color="#BBBBBB", alpha=0.6, linewidth=0)
-    right.loglog(line, predicted, color=COLORS["reference"], linewidth=1.4, label="wide nets, theory")
-    for i, each in enumerate(slopes):
-        right.plot(each, factor[i].sqrt(), "o", color=PALETTE[i])
-    right.plot([], [], "o", color=COLORS["reference"], label="measured")
-    right.axhline(1.0, color=COLORS["reference"], linestyle="--", linewidth=1.0)
-    label(right, x="c (largest slope c / 4)", y="factor on |gradient| per layer", place="upper left")
     return Answer(
         numbers={
             "balanced_c": even,
@@ -154,5 +163,5 @@ def activation_slope(
                 )
             ]
         },
-        figures={"slopes": figure},
+        figures={"slopes": draw(norms, factor, slopes=slopes, gain=gain, width=width, stable=(shrinking, growing))},
     )

@@ -281,6 +281,7 @@ def _end_with(process: int) -> None:
     child = os.getppid() == process
 
     def watch() -> None:
+        """Look twice a second whether the other process is there."""
         while True:
             time.sleep(0.5)
             try:
