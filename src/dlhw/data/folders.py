@@ -199,11 +199,11 @@ def _divided(content: Content, groups: Ints, shares: Mapping[str, float], *, see
     for part, label in itertools.product(("train", *missing), range(len(content.listing.classes))):
         if not (y[positions[part]] == label).any():
             wanting = part if part in missing else next(iter(missing))
+            count, kept = (y == label).sum(), len(np.unique(groups[rows][y == label]))
             key = {"val": "validation_fraction", "test": "test_fraction"}[wanting]
             raise UsageError(
-                f"dataset.{key}={shares[wanting]}: leaves no {content.listing.classes[label]} for {part}, of "
-                f"{(y == label).sum()} pictures in {len(np.unique(groups[rows][y == label]))} groups that stay together; "
-                "choose another, or other dataset.groups"
+                f"dataset.{key}={shares[wanting]}: leaves no {content.listing.classes[label]} for {part}, of {count} "
+                f"pictures in {kept} groups that stay together; choose another, or other dataset.groups"
             )
     return divided
 
