@@ -29,7 +29,7 @@ GIVEN: dict[str, set[str]] = {
     "scheduler": set(),
     "trainer": set(),
     "probe": {"model", "data"},
-    "study": {"seed", "device", "data", "model"},
+    "study": {"seed", "device", "data", "model", "network"},
     "comparison": set(),
 }
 """What the program itself passes to each group's target; everything else comes from the config. A study is given
@@ -40,6 +40,7 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "device": ("trainer.device",),
     "data": ("seed", "dataset", "trainer.device", "trainer.precision"),
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
+    "network": ("seed", "model", "trainer.device", "trainer.precision"),
 }
 """Which groups and keys are read to make what a study is given; ``trainer.threads`` and the like always are."""
 READ_ALWAYS = ("study", "comparison", "trainer.threads", "trainer.deterministic")
@@ -122,9 +123,10 @@ def question(cfg: DictConfig) -> Question | None:
     trainer, precision = settle(cfg)
     data = make_data(cfg, precision) if wanted & {"data", "model"} else None
     model = make_model(cfg, trainer, precision, data) if data is not None and "model" in wanted else None
-    given = {"seed": cfg.seed, "device": precision.device, "data": data, "model": model}
+    network = make_network(cfg, precision) if "network" in wanted else None
+    given = {"seed": cfg.seed, "device": precision.device, "data": data, "model": model, "network": network}
     compute = deferred(cfg, "study", **{name: value for name, value in given.items() if name in wanted})
-    return Question(compute, precision, data, model)
+    return Question(compute, precision, data, model or network)
 
 
 def settle(cfg: DictConfig) -> tuple[Trainer, Precision]:
@@ -146,6 +148,18 @@ def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Da
     """The config's model for these data, initialized, on the run's device."""
     model = build.make_model(cfg, shape=data.shape, outputs=data.outputs).to(precision.device, precision.dtype)
     return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
+
+
+def make_network(cfg: DictConfig, precision: Precision) -> Module:
+    """The config's network for ImageNet with its own last layer, in evaluation mode, on the run's device."""
+    if "architecture" not in cfg.model:
+        raise UsageError(
+            f"model={choice(cfg, 'model')}: {choice(cfg, 'study')} asks a network for ImageNet; use model=resnet18, "
+            "alexnet, squeezenet1_0, mobilenet_v2 or torchvision"
+        )
+    torch.manual_seed(runtime.key(cfg.seed, "model"))
+    network: Module = build.build(cfg, "model", shape=(3, cfg.study.crop, cfg.study.crop), outputs=None)
+    return network.to(precision.device, precision.dtype).eval()
 
 
 def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:

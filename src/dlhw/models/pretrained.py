@@ -198,9 +198,7 @@ def _fill(network: Network, stored: Mapping[str, Tensor], weights: str | None, *
                 f"model.weights={weights}: its last layer, {network.head_name}, is for {classes} classes; the "
                 f"{len(network.categories)} of ImageNet are asked for"
             )
-        log.info(
-            "%s of %s is for %d classes: left out, a new one for %d", network.head_name, weights, classes, wanted
-        )
+        log.info("%s of %s is for %d classes: left out, a new one for %d", network.head_name, weights, classes, wanted)
         fresh = [network.head_name]
         found = {name: value for name, value in found.items() if name not in head}
     needed = [name for name in own if not (fresh and name in head)]
