@@ -73,8 +73,9 @@ class Fitted:
         why = "no longer improving" if self.stopped == "patience" else "all epochs done"
         column, words = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
         form = "{:.4g}" if column == "mse" else "{:.2f} %"
-        val, test = (form.format(self.best[f"{part}_{column}"]) for part in ("val", "test"))
-        return f"{why}; best validation {words} {val} at epoch {self.best['epoch']}, test {words} there {test}"
+        val, test = (form.format(self.best.get(f"{part}_{column}", math.nan)) for part in ("val", "test"))
+        told = f"{why}; best validation {words} {val} at epoch {self.best['epoch']}"
+        return f"{told}, test {words} there {test}" if f"test_{column}" in self.best else told
 
 
 class Run:
@@ -323,9 +324,9 @@ def metrics(
     of_all = variants.map(of_one, [run.regularization for run in runs])
     whole = trainer.evaluation_batch_size
     size = min(whole, max(whole // len(runs), trainer.batch_size))
-    parts = {"val": data.val, "test": data.test}
-    if trainer.train_metrics == "evaluated":
-        parts = {"train": data.train, **parts}
+    parts = data.parts
+    if trainer.train_metrics != "evaluated":
+        del parts["train"]
 
     def evaluated(part: Split) -> dict[str, list[float]]:
         losses, scores = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -143,5 +143,5 @@ def _regression(name: str, whole: Split, *, seed: int, test_fraction: float, val
     known = data.train.x
     deviation = known.std(0, correction=0)
     pool = (whole.pool_x - known.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
-    parts: dict[str, Any] = {part: replace(getattr(data, part), pool_x=pool) for part in ("train", "val", "test")}
-    return replace(data, sha256=fingerprint(whole), **parts)
+    parts = {name: replace(part, pool_x=pool) for name, part in data.parts.items()}
+    return data.having(parts, sha256=fingerprint(whole))

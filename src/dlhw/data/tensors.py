@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dlhw import UsageError
 from dlhw.runtime import generator
@@ -21,7 +22,7 @@ class Split:
     """Some samples of a pool: those at ``rows``, in that order; all of them when ``rows`` is None.
 
     The pool, samples (P, *shape) and their labels (P,) int64, or the numbers (P,) to predict, is shared by the parts
-    that were split off it.
+    that were split off it. Its samples may lie on another device than its labels; what is taken of them goes to theirs.
     ``rows`` is (n,), or (K, n) for K variants that are trained together and have n samples each.
     """
 
@@ -34,8 +35,8 @@ class Split:
 
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Samples and labels at some positions of this part."""
-        rows = self.all_rows()[0, index]
-        return self.pool_x[rows], self.pool_y[rows]
+        x, y = self.gather(self.all_rows()[:1, index])
+        return x[0], y[0]
 
     @property
     def x(self) -> Tensor:
@@ -61,32 +62,47 @@ class Split:
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
         flat = rows.flatten()
-        x = self.pool_x.index_select(0, flat).unflatten(0, rows.shape)
-        return x, self.pool_y.index_select(0, flat).view(rows.shape)
+        x = self.pool_x.index_select(0, flat.to(self.pool_x.device)).to(self.pool_y.device)
+        return x.unflatten(0, rows.shape), self.pool_y.index_select(0, flat).view(rows.shape)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test part, with what turns pixels into inputs.
+    """Training, validation and, where there is one, test part, with what turns pixels into inputs.
 
     ``scale`` = 1 / (largest pixel value * std) and ``shift`` = -mean / std, both (C, 1, 1), so that
     x * scale + shift = (x / largest - mean) / std. Without ``classes`` the targets are numbers to predict (regression).
     ``sha256`` is that of the content before the split: training x and y, test x and y, as raw bytes.
+
+    Args:
+        size: pictures are resized to so many rows and columns when they are normalized; None: they stay.
+        names: of the samples in the pool that all parts share, where they are files.
+        about: what else a summary says of the data.
     """
 
     name: str
     train: Split
     val: Split
-    test: Split
+    test: Split | None
     shift: Tensor
     scale: Tensor
     classes: tuple[str, ...]
     sha256: str
+    size: int | None = None
+    names: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Split]:
+        """The parts by the names that their metrics begin with: train, val and, if there is one, test."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W)."""
-        return tuple(self.train.pool_x.shape[1:])
+        """Of one sample as a model sees it: (C, H, W)."""
+        shape = tuple(self.train.pool_x.shape[1:])
+        return shape if self.size is None else (shape[0], self.size, self.size)
 
     @property
     def outputs(self) -> int:
@@ -94,10 +110,11 @@ class Dataset:
         return len(self.classes) or 1
 
     @property
-    def description(self) -> dict[str, str | int]:
-        """Name, fingerprint and sizes of the parts, as a run's summary states them."""
-        sizes = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
-        return {"name": self.name, "sha256": self.sha256, **sizes}
+    def description(self) -> dict[str, Any]:
+        """Name, fingerprint, sizes of the parts and classes, as a run's summary states them."""
+        sizes = {name: len(part) for name, part in self.parts.items()}
+        classes = {"classes": list(self.classes)} if self.classes else {}
+        return {"name": self.name, "sha256": self.sha256, **sizes, **classes, **self.about}
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """The same data on ``device``; inputs and numbers to predict will have ``dtype``. Pixels stay uint8."""
@@ -107,23 +124,24 @@ class Dataset:
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
             return Split(_on(device, split.pool_x), _on(device, split.pool_y, targets), rows)
 
-        return replace(
-            self,
-            train=part(self.train),
-            val=part(self.val),
-            test=part(self.test),
-            shift=self.shift.to(device, dtype),
-            scale=self.scale.to(device, dtype),
-        )
+        parts = {name: part(split) for name, split in self.parts.items()}
+        return self.having(parts, shift=self.shift.to(device, dtype), scale=self.scale.to(device, dtype))
+
+    def having(self, parts: Mapping[str, Split], **others: Any) -> Dataset:
+        """The same data with other ``parts``, by name, and ``others`` replaced."""
+        changed: dict[str, Any] = {**parts, **others}
+        return replace(self, **changed)
 
     def of(self, variant: int) -> Dataset:
         """The data of one variant, where the parts have rows for each (:func:`together`)."""
-        train, val, test = (_rows_of(part, variant) for part in (self.train, self.val, self.test))
-        return replace(self, train=train, val=val, test=test)
+        return self.having({name: _rows_of(part, variant) for name, part in self.parts.items()})
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) uint8 -> inputs in the dtype given to :meth:`to` (float64 before)."""
-        return x.to(self.scale.dtype, copy=True).mul_(self.scale).add_(self.shift)
+        """Pixels (N, C, H, W) -> inputs in the dtype given to :meth:`to` (float64 before), resized to ``size``."""
+        x = x.to(self.scale.dtype, copy=True)
+        if self.size is not None and x.shape[-2:] != (self.size, self.size):
+            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return x.mul_(self.scale).add_(self.shift)
 
 
 @functools.lru_cache(maxsize=8)  # parts, and jobs of a sweep, that share a pool go on sharing it
@@ -138,24 +156,43 @@ def assemble(
     *,
     seed: int,
     validation_fraction: float,
-    mean: float,
-    std: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
     largest: int,
     classes: tuple[str, ...],
+    size: int | None = None,
 ) -> Dataset:
-    """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``."""
-    constant = torch.ones(train.pool_x.shape[1], *[1] * (train.pool_x.ndim - 2), dtype=torch.float64)
+    """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``, per channel
+    where there are several of them."""
     rest, val = split_off(train, validation_fraction, seed=seed)
+    shift, scale = normalization(mean, std, largest, shape=tuple(train.pool_x.shape[1:]))
     return Dataset(
         name=name,
         train=rest,
         val=val,
         test=test,
-        shift=constant * (-mean / std),
-        scale=constant / (largest * std),
+        shift=shift,
+        scale=scale,
         classes=classes,
         sha256=fingerprint(train, test),
+        size=size,
     )
+
+
+def normalization(
+    mean: float | Sequence[float], std: float | Sequence[float], largest: int, *, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """``shift`` and ``scale`` of a :class:`Dataset` whose samples have this shape (C, ...)."""
+    channels = (shape[0], *[1] * (len(shape) - 1))
+
+    def constant(name: str, values: float | Sequence[float]) -> Tensor:
+        of_each = torch.tensor(values, dtype=torch.float64).view(-1, *channels[1:])
+        if len(of_each) not in (1, shape[0]):
+            raise UsageError(f"dataset.{name}={values}: must be one number, or one for each of {shape[0]} channels")
+        return of_each.expand(channels)
+
+    means, stds = constant("mean", mean), constant("std", std)
+    return -means / stds, 1 / (largest * stds)
 
 
 def split_off(

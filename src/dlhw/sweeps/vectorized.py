@@ -221,12 +221,8 @@ def train_together(jobs: Sequence[Job]) -> None:
     schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
-    data = replace(
-        first.data,
-        train=together([parts.data.train for parts, _ in begun]),
-        val=together([parts.data.val for parts, _ in begun]),
-        test=together([parts.data.test for parts, _ in begun]),
-    )
+    of_each = [parts.data.parts for parts, _ in begun]
+    data = first.data.having({name: together([parts[name] for parts in of_each]) for name in of_each[0]})
     with _quiet():
         fit(
             Ensemble(
