@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -28,10 +27,14 @@ Rows = list[dict[str, object]]
 def check(data: Dataset) -> None:
     """Raises UsageError unless these are pictures with classes; to be asked before training, not only after it."""
     if not data.classes:
-        raise UsageError(f"report=classifier: dataset={data.name} has a number to predict, not classes; use report=none")
+        raise UsageError(
+            f"report=classifier: dataset={data.name} has a number to predict, not classes; use report=none"
+        )
     if len(data.shape) != 3:
         shape = " x ".join(map(str, data.shape))
-        raise UsageError(f"report=classifier: dataset={data.name} has no pictures, its samples are {shape}; use report=none")
+        raise UsageError(
+            f"report=classifier: dataset={data.name} has no pictures, its samples are {shape}; use report=none"
+        )
 
 
 def classifier(
@@ -63,7 +66,9 @@ def classifier(
             "per_class": figures.per_class(parts, confidence, name=data.name),
         }
         told = [judged.told(confidence) for judged in parts]
-        if shown.mistakes:
+        if not shown.mistakes:
+            told.append(f"mistakes: none among {len(shown.labels):,} validation pictures")
+        else:
             wrong = shown.mistakes[:mistakes]
             pictures = as_seen(data, inputs(data, shown, wrong))
             drawn["mistakes"] = figures.mistakes(shown, wrong, pictures, names=data.names, name=data.name)
@@ -71,7 +76,7 @@ def classifier(
             at = chosen(shown, views)
             x = inputs(data, shown, at)
             maps, source = looked_at(model, x, shown.predicted[at].to(x.device), saliency)
-            told.append(source)
+            told.append(f"saliency: {source}")
             if maps is not None:
                 drawn["saliency"] = figures.saliency(shown, at, as_seen(data, x), maps, source=source, name=data.name)
     return Answer(
@@ -128,12 +133,12 @@ def looked_at(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> t
         if method == "grad_cam":
             try:
                 maps, layer = grad_cam(model, x, classes)
-                return maps.cpu(), f"saliency: Grad-CAM of layer {layer}"
+                return maps.cpu(), f"Grad-CAM of layer {layer}"
             except NotSeen as reason:
                 instead = f" instead of Grad-CAM, because {reason}"
-        return gradient(model, x, classes).cpu(), f"saliency: size of the gradient by the pixels{instead}"
+        return gradient(model, x, classes).cpu(), f"size of the gradient by the pixels{instead}"
     except NotSeen as reason:
-        return None, f"saliency: no maps, because {reason}"
+        return None, f"no maps, because {reason}"
 
 
 def numbers(judged: Judged, confidence: float) -> dict[str, Number]:

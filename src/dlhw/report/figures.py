@@ -12,14 +12,13 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
-from dlhw.report.judgement import Accuracy, Judged
+from dlhw.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
+from dlhw.report.judgement import PARTS, Accuracy, Judged
 
-PARTS = {"val": "validation", "test": "test"}
 MOST_CELLS = 12  # classes up to which the cells of a confusion matrix have room for their numbers
 MOST_TICKS = 40  # class names beside a matrix; of more classes every second, third, ... is named
 MOST_CLASSES = 100  # in the figure of accuracies
-WIDE = 0.05  # an interval from 86 to 95 % decides little between two models
+CAPTION_POINTS = 6.5
 HEAT = "inferno"  # of saliency maps: grows evenly in lightness, so that it reads in grey print, too
 
 
@@ -30,16 +29,16 @@ def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
     figure, all_axes = new_figure(
         len(parts),
         title=f"{name}: which class is taken for which",
-        subtitle="Percent of the pictures of each true class" + (
-            ", below their number" if len(classes) <= MOST_CELLS else ""
-        ),
+        subtitle="Percent of each true class" + (", and the number of pictures" if len(classes) <= MOST_CELLS else ""),
         columns=len(parts) if side_by_side else 1,
         panel_inches=3.0 if len(classes) <= 4 else 5.2 if len(classes) <= MOST_CELLS else 6.4,
     )
     for axes, judged in zip(all_axes, parts, strict=True):
         percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
         drawn = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-        figure.colorbar(drawn, ax=axes, label="percent of the row", shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
+        bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
+        bar.set_label("percent of the row", fontsize=TEXT_POINTS)
+        bar.ax.tick_params(labelsize=8.5)
         axes.grid(False)
         _name_classes(axes, classes)
         label(axes, x="predicted class", y="true class", title=f"{PARTS[judged.part]}: {len(judged.labels):,} pictures")
@@ -84,6 +83,7 @@ def per_class(parts: Sequence[Judged], confidence: float, *, name: str) -> Figur
         subtitle="\n".join(judged.told(confidence) for judged in parts),
         panel_inches=0.95 + row_inches * max(classes, 4),
     )
+    lowest = 99.0
     for axes, judged in zip(all_axes, parts, strict=True):
         rows = list(zip(judged.classes, judged.by_class(confidence), strict=True))
         title = PARTS[judged.part]
@@ -91,22 +91,27 @@ def per_class(parts: Sequence[Judged], confidence: float, *, name: str) -> Figur
             title += f": the {classes} of {len(rows):,} classes with the lowest accuracy"
             rows = sorted((row for row in rows if row[1].count), key=lambda row: row[1].value)[:classes]
         _draw_accuracies(axes, rows, judged.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
+        lowest = min(lowest, *(100 * accuracy.interval[0] for _, accuracy in rows if accuracy.count))
         label(axes, x="accuracy (%)", y="", title=title, legend=False)
-    handles, names = all_axes[0].get_legend_handles_labels()
-    ...
+    for axes in all_axes:  # the same scale, so that the parts can be compared
+        axes.set_xlim(lowest - 0.04 * (100 - lowest), 100 + 0.04 * (100 - lowest))
+    entries = {text: artist for artist, text in zip(*all_axes[0].get_legend_handles_labels(), strict=True)}
+    add_legend(figure, list(entries.values()), list(entries), loc="outside lower center", columns=len(entries))
     return figure
 
 
-def _draw_accuracies(
-    axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Accuracy, *, points: float
-) -> None:
+def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Accuracy, *, points: float) -> None:
+    heights = [height for height, (_, accuracy) in enumerate(rows) if accuracy.count]
+    known = [rows[height][1] for height in heights]
+    lows, highs = ([100 * accuracy.interval[end] for accuracy in known] for end in (0, 1))
+    values = [100 * accuracy.value for accuracy in known]
+    interval = f"{100 * whole.confidence:g} % interval"
+    axes.hlines(heights, lows, highs, color=COLORS["reference"], linewidth=1.4, label=f"its {interval}")
+    size = 4.5 if points > 8 else 2.5
+    axes.plot(values, heights, "o", color=PALETTE[1], markersize=size, label="class (pictures)")
     low, high = whole.interval
-    axes.axvspan(100 * low, 100 * high, color=PALETTE[5], alpha=0.3, linewidth=0, label="all classes, interval")
-    axes.axvline(100 * whole.value, color=PALETTE[0], linewidth=1.2, label="all classes")
-    for height, (_, accuracy) in enumerate(rows):
-        if accuracy.count:
-            axes.hlines(height, *(100 * end for end in accuracy.interval), color=COLORS["reference"], linewidth=1.4)
-            axes.plot(100 * accuracy.value, height, "o", color=PALETTE[1], markersize=4 if points > 8 else 2.5)
+    axes.axvline(100 * whole.value, color=PALETTE[0], linewidth=1.2, zorder=1.5, label="all classes")
+    axes.axvspan(100 * low, 100 * high, color=PALETTE[5], alpha=0.3, linewidth=0, zorder=1, label=f"their {interval}")
     axes.set_yticks(
         range(len(rows)),
         [f"{shortened(name)} ({accuracy.count:,})" for name, accuracy in rows],
@@ -114,4 +119,90 @@ def _draw_accuracies(
         parse_math=False,
     )
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(right=101)
+
+
+def mistakes(judged: Judged, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str) -> Figure:
+    """The ``pictures`` (N, H, W, 3) at ``positions``: what each is, what it was taken for, its file if it has one."""
+    captions = [
+        "\n".join(filter(None, [_prediction(judged, at), names and _file(names[int(judged.rows[at])])]))
+        for at in positions
+    ]
+    return _grid(
+        pictures,
+        captions,
+        title=f"{name}: the most confident mistakes",
+        subtitle=f"{len(positions):,} of {len(judged.mistakes):,} mistakes among {len(judged.labels):,} "
+        f"{PARTS[judged.part]} pictures, with the probability given to the wrong class",
+        columns=5,
+    )
+
+
+def saliency(
+    judged: Judged, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
+) -> Figure:
+    """The ``pictures`` (N, H, W, 3) at ``positions``, each beside itself under its map (N, H, W)."""
+    height, width = maps.shape[1:]
+    gap = np.ones((height, -(-width // 20), 3))
+    pairs = [
+        np.concatenate([picture, gap, overlaid(picture, heat)], axis=1)
+        for picture, heat in zip(pictures.double().numpy(), maps.double().numpy(), strict=True)
+    ]
+    right = (judged.predicted == judged.labels)[list(positions)]
+    captions = [
+        _prediction(judged, at) + ("" if heat.any() else "\nnowhere above zero")
+        for at, heat in zip(positions, maps, strict=True)
+    ]
+    return _grid(
+        pairs,
+        captions,
+        title=f"{name}: where the predictions come from",
+        subtitle=f"{source}; of the predicted class, brightest where it is largest\n"
+        f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; {PARTS[judged.part]} pictures",
+        columns=3,
+    )
+
+
+def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The picture (H, W, 3) in grey under the map (H, W) in colours, which cover it the more the larger they are."""
+    strength = (heat / max(heat.max(), 1e-30))[..., None]
+    grey = picture.mean(2, keepdims=True)
+    opacity = 0.25 + 0.5 * strength
+    return (1 - opacity) * grey + opacity * colormaps[HEAT](strength[..., 0])[..., :3]
+
+
+def _grid(
+    pictures: Sequence[np.ndarray] | Tensor, captions: Sequence[str], *, title: str, subtitle: str, columns: int
+) -> Figure:
+    columns = min(columns, max(2, len(captions)))
+    height, width = pictures[0].shape[:2]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    figure, all_axes = new_figure(
+        len(captions),
+        title=title,
+        subtitle=subtitle,
+        columns=columns,
+        panel_inches=0.95 * WIDTH_INCHES / columns * height / width + lines * CAPTION_POINTS * LINE_INCHES + 0.12,
+    )
+    for axes, picture, caption in zip(all_axes, pictures, captions, strict=True):
+        axes.imshow(picture, interpolation="nearest" if height < 64 else "auto")
+        axes.set_title(caption, fontsize=CAPTION_POINTS, parse_math=False, pad=3)
+        axes.axis("off")
+    return figure
+
+
+def _prediction(judged: Judged, position: int) -> str:
+    true, predicted = (shortened(judged.classes[int(each[position])]) for each in (judged.labels, judged.predicted))
+    probability = 100 * float(judged.probability[position])
+    return f"is {true}\n" + ("recognized" if true == predicted else f"taken for {predicted}") + f", {probability:.1f} %"
+
+
+def _file(name: str) -> str:
+    return shortened(PurePosixPath(name).name, 26)
+
+
+def shortened(text: str, longest: int = 18) -> str:
+    """With an ellipsis in the middle, where names that belong together differ least."""
+    if len(text) <= longest:
+        return text
+    kept = longest - 1
+    return f"{text[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(kept // 2) :]}"

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset, Split
 
+PARTS = {"val": "validation", "test": "test"}
+WIDE = 0.05  # an interval from 86 to 95 % tells few models apart
+
 
 def wilson(right: int, count: int, confidence: float) -> tuple[float, float]:
     """The score interval of a share of which ``right`` of ``count`` were seen (Wilson 1927).
@@ -53,7 +56,7 @@ class Accuracy:
     def __str__(self) -> str:
         decimals = 1 if self.count < 1000 else 2
         low, high = (f"{100 * end:.{decimals}f}" for end in self.interval)
-        return f"{100 * self.value:.{decimals}f} % right, {low} to {high} % with {100 * self.confidence:g} % confidence"
+        return f"{100 * self.value:.{decimals}f} % right, with {100 * self.confidence:g} % confidence {low} to {high} %"
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,13 @@ class Judged:
     def accuracy(self, confidence: float) -> Accuracy:
         """Of the whole part."""
         return Accuracy(int(self.confusion.trace()), len(self.labels), confidence)
+
+    def told(self, confidence: float) -> str:
+        """The accuracy in a line, with how much it says."""
+        accuracy = self.accuracy(confidence)
+        low, high = accuracy.interval
+        note = ": few pictures, a wide interval" if high - low > WIDE else ""
+        return f"{PARTS[self.part]}: {accuracy} ({accuracy.count:,} pictures){note}"
 
     def by_class(self, confidence: float) -> list[Accuracy]:
         """Of the samples of each class."""
