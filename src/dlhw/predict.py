@@ -176,8 +176,8 @@ def class_names(run: Run, outputs: int) -> tuple[str, ...]:
 def prepared(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """The picture in a file as it would be given to a network for pictures of this ``shape`` (C, H, W) in training.
 
-    ``options`` are the data set's. The short side becomes ``resize`` and of that the middle ``crop`` is taken; where the
-    data set has no files, both are as large as its pictures. One channel is grey. Then comes the data set's own
+    ``options`` are the data set's. The short side becomes ``resize`` and of that the middle ``crop`` is taken; where
+    the data set has no files, both are as large as its pictures. One channel is grey. Then comes the data set's own
     normalization. Raises Unreadable.
     """
     import torch
@@ -225,10 +225,9 @@ def table(found: Sequence[Prediction]) -> str:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number, 1 or greater")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from dlhw.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
 from dlhw.report.judgement import PARTS, Accuracy, Judged
+
+Picture = npt.NDArray[np.float64]
 
 MOST_CELLS = 12  # classes up to which the cells of a confusion matrix have room for their numbers
 MOST_TICKS = 40  # class names beside a matrix; of more classes every second, third, ... is named
@@ -35,7 +38,7 @@ def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
     )
     for axes, judged in zip(all_axes, parts, strict=True):
         percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
-        drawn = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+        drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
         bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
         bar.set_label("percent of the row", fontsize=TEXT_POINTS)
         bar.ax.tick_params(labelsize=8.5)
@@ -106,9 +109,9 @@ def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Ac
     lows, highs = ([100 * accuracy.interval[end] for accuracy in known] for end in (0, 1))
     values = [100 * accuracy.value for accuracy in known]
     interval = f"{100 * whole.confidence:g} % interval"
-    axes.hlines(heights, lows, highs, color=COLORS["reference"], linewidth=1.4, label=f"its {interval}")
     size = 4.5 if points > 8 else 2.5
     axes.plot(values, heights, "o", color=PALETTE[1], markersize=size, label="class (pictures)")
+    axes.hlines(heights, lows, highs, color=COLORS["reference"], linewidth=1.4, label=f"its {interval}")
     low, high = whole.interval
     axes.axvline(100 * whole.value, color=PALETTE[0], linewidth=1.2, zorder=1.5, label="all classes")
     axes.axvspan(100 * low, 100 * high, color=PALETTE[5], alpha=0.3, linewidth=0, zorder=1, label=f"their {interval}")
@@ -124,11 +127,10 @@ def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Ac
 def mistakes(judged: Judged, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str) -> Figure:
     """The ``pictures`` (N, H, W, 3) at ``positions``: what each is, what it was taken for, its file if it has one."""
     captions = [
-        "\n".join(filter(None, [_prediction(judged, at), names and _file(names[int(judged.rows[at])])]))
-        for at in positions
+        _prediction(judged, at) + (f"\n{_file(names[int(judged.rows[at])])}" if names else "") for at in positions
     ]
     return _grid(
-        pictures,
+        list(pictures.double().numpy()),
         captions,
         title=f"{name}: the most confident mistakes",
         subtitle=f"{len(positions):,} of {len(judged.mistakes):,} mistakes among {len(judged.labels):,} "
@@ -162,17 +164,16 @@ def saliency(
     )
 
 
-def overlaid(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlaid(picture: Picture, heat: Picture) -> Picture:
     """The picture (H, W, 3) in grey under the map (H, W) in colours, which cover it the more the larger they are."""
-    strength = (heat / max(heat.max(), 1e-30))[..., None]
-    grey = picture.mean(2, keepdims=True)
-    opacity = 0.25 + 0.5 * strength
-    return (1 - opacity) * grey + opacity * colormaps[HEAT](strength[..., 0])[..., :3]
+    strength: Picture = (heat / max(heat.max(), 1e-30))[..., None]
+    grey: Picture = picture.mean(2, keepdims=True)
+    opacity: Picture = 0.25 + 0.5 * strength
+    colours: Picture = colormaps[HEAT](strength[..., 0])[..., :3]
+    return (1 - opacity) * grey + opacity * colours
 
 
-def _grid(
-    pictures: Sequence[np.ndarray] | Tensor, captions: Sequence[str], *, title: str, subtitle: str, columns: int
-) -> Figure:
+def _grid(pictures: Sequence[Picture], captions: Sequence[str], *, title: str, subtitle: str, columns: int) -> Figure:
     columns = min(columns, max(2, len(captions)))
     height, width = pictures[0].shape[:2]
     lines = max(caption.count("\n") + 1 for caption in captions)

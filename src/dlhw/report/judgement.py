@@ -54,9 +54,12 @@ class Accuracy:
         return wilson(self.right, self.count, self.confidence)
 
     def __str__(self) -> str:
-        decimals = 1 if self.count < 1000 else 2
-        low, high = (f"{100 * end:.{decimals}f}" for end in self.interval)
-        return f"{100 * self.value:.{decimals}f} % right, with {100 * self.confidence:g} % confidence {low} to {high} %"
+        low, high = self.interval
+        value, low_text, high_text = (
+            f"{100 * each:.{1 if self.count < 1000 else 2}f}" for each in (self.value, low, high)
+        )
+        note = " (wide: few pictures)" if high - low > WIDE else ""
+        return f"{value} % right, {100 * self.confidence:g} % interval {low_text} to {high_text} %{note}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,7 @@ class Judged:
 
     def told(self, confidence: float) -> str:
         """The accuracy in a line, with how much it says."""
-        accuracy = self.accuracy(confidence)
-        low, high = accuracy.interval
-        note = ": few pictures, a wide interval" if high - low > WIDE else ""
-        return f"{PARTS[self.part]}: {accuracy} ({accuracy.count:,} pictures){note}"
+        return f"{PARTS[self.part]}, {len(self.labels):,} pictures: {self.accuracy(confidence)}"
 
     def by_class(self, confidence: float) -> list[Accuracy]:
         """Of the samples of each class."""
