@@ -19,7 +19,7 @@ from dlhw.runtime import generator
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]
 
-FARTHEST = 32
+FARTHEST = 24
 """The largest distance, of 256, at which pictures can be near-identical: photos that are not each other's copies are
 rarely below it."""
 _SIDE = 16
@@ -149,7 +149,11 @@ def split(y: Ints, groups: Ints, shares: Mapping[str, float], *, seed: int) -> d
 
 
 def torn(pairs: Ints, parts: Ints) -> Ints:
-    """Those of the pairs (M, 2 or more) whose first two are in different parts (N,); negative ones are in none."""
-    one, other = parts[pairs[:, 0]], parts[pairs[:, 1]]
-    torn: Ints = pairs[(one != other) & (one >= 0) & (other >= 0)]
-    return torn
+    """Those of the pairs (M, 2 or more) whose first two samples are in different parts (N,)."""
+    found: Ints = pairs[parts[pairs[:, 0]] != parts[pairs[:, 1]]]
+    return found
+
+
+def leaked_percent(groups: Ints, parts: Ints) -> float:
+    """How many of the samples that are not in part 0, that for training, are of a group that is in it, too."""
+    return 100 * float(np.isin(groups[parts > 0], groups[parts == 0]).mean())

@@ -9,14 +9,10 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import http.client
 import io
 import itertools
-import logging
 import math
 import os
-import socket
-import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +26,8 @@ import torch
 from pydantic import Field, FiniteFloat
 
 from dlhw import UsageError
+from dlhw.data.downloads import Unavailable, fetch
 from dlhw.data.tensors import Dataset, Split, assemble
-
-log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -80,10 +75,10 @@ def load(source: Source, data_dir: Path, *, download: bool) -> tuple[Split, Spli
         if not download:
             raise _not_found(source, data_dir, missing, "dataset.download=false")
         try:
-            _download(source, data_dir, missing)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            reason = "the download failed: " + " ".join(str(error).split())
-            raise _not_found(source, data_dir, missing, reason) from error
+            names = [name for file in missing for name in (f"{file.name}.gz", file.name)]
+            fetch(source.folder, Path(source.folder, "raw"), names, to=_folders(source, data_dir)[0])
+        except Unavailable as error:
+            raise _not_found(source, data_dir, missing, str(error)) from error
         paths = find(source, data_dir)
     return _read_all(tuple((file, paths[file], os.stat(paths[file]).st_mtime_ns) for file in source.files))
 
@@ -156,25 +151,6 @@ def _check_md5(content: Bytes, expected: str) -> None:
 
 def _folders(source: Source, data_dir: Path) -> tuple[Path, Path]:
     return data_dir / source.folder / "raw", data_dir / source.folder
-
-
-def _download(source: Source, data_dir: Path, missing: list[IdxFile]) -> None:
-    """Fetch ``missing`` with torchvision, in a folder of its own: nothing half-written gets a real name."""
-    import torchvision  # takes seconds, and is needed only here
-
-    folder = _folders(source, data_dir)[0]
-    log.info("downloading %s to %s", source.folder, folder)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds; torchvision sets none, and a firewall may never answer
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as fresh:
-            getattr(torchvision.datasets, source.folder)(fresh, download=True)
-            for file in missing:
-                for name in (f"{file.name}.gz", file.name):
-                    os.replace(Path(fresh, source.folder, "raw", name), folder / name)
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _not_found(source: Source, data_dir: Path, missing: list[IdxFile], reason: str) -> UsageError:

@@ -78,7 +78,7 @@ class Pictures:
 
 
 def load(files: Sequence[File], *, root: Path, resize: int, crop: int, cache_dir: Path) -> Pictures:
-    """The pictures in these files under ``root``, decoded now or before. Raises UsageError where nothing can be kept."""
+    """The pictures in these files under ``root``, decoded now or before. Raises UsageError."""
     cached = functools.partial(_cached, files, crop=crop, transform=f"{resize} {crop}", cache_dir=cache_dir)
     memo = cache_dir / f"files-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json"
     contents = _remembered(files, memo)

@@ -15,10 +15,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = frozenset(
-    ".apng .avif .bmp .dib .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .mpo .pbm .pgm .png .ppm .tga .tif "
-    ".tiff .webp".split()
-)
+# fmt: off
+SUFFIXES = frozenset((
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+    ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+))
+# fmt: on
 """Of files that are taken for pictures; what they hold is found out from their content."""
 LARGEST = 2**26
 """Pixels that may be decoded, of a picture or of its resized form; a JPEG is decoded at a fraction of its size."""
@@ -101,7 +103,7 @@ def whole(path: Path) -> Image.Image:
 
 @contextlib.contextmanager
 def unwarned() -> Iterator[None]:
-    """Without PIL's warnings, of damaged tags and the like. For the whole process: not to be left while threads decode."""
+    """Without PIL's warnings, of damaged tags and the like, in the whole process while threads decode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -129,7 +131,7 @@ def _upright(picture: Image.Image, least: int | None) -> tuple[Image.Image, tupl
     size = picture.size
     if least is not None and picture.format in ("JPEG", "MPO"):
         share = least / min(size)
-        picture.draft(None, (int(size[0] * share) + 1, int(size[1] * share) + 1))  # type: ignore[arg-type]
+        picture.draft(None, (int(size[0] * share) + 1, int(size[1] * share) + 1))
     pixels = picture.width * picture.height
     if pixels > LARGEST:
         raise Unreadable(f"too large: {size[0]} x {size[1]} pixels")

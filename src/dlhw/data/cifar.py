@@ -1,0 +1,132 @@
+"""CIFAR-10 in the files that its authors publish, which are pickles: read only with the published checksums."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, FiniteFloat, PositiveInt
+
+from dlhw import UsageError
+from dlhw.data.downloads import Unavailable, fetch
+from dlhw.data.tensors import Dataset, Split, assemble, split_at
+from dlhw.runtime import generator
+
+FOLDER = "cifar-10-batches-py"
+MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Channels = Field(min_length=3, max_length=3)
+
+
+def cifar10(
+    *,
+    data_dir: str,
+    seed: int,
+    size: PositiveInt | None,
+    samples: Annotated[int, Field(ge=20, le=50_000, multiple_of=10)] | None,
+    mean: Annotated[list[FiniteFloat], Channels],
+    std: Annotated[list[Positive], Channels],
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)],
+    download: bool,
+) -> Dataset:
+    """50,000 + 10,000 pictures (3, 32, 32) of 0..255 in ten classes; ``mean``, ``std`` of pixel / 255.
+
+    They are resized to ``size`` batch by batch. ``samples`` of the training pictures are drawn by the seed, as many
+    of each class, and a fifth as many of the test pictures.
+    """
+    folder = Path(data_dir).expanduser() / FOLDER
+    _find(folder, download=download)
+    train, test = _read_all(folder, tuple(os.stat(folder / name).st_mtime_ns for name in MD5))
+    if samples is not None:
+        train = _drawn(train, samples // 10, seed=seed, part_name="train")
+        test = _drawn(test, max(1, samples // 50), seed=seed, part_name="test")
+    return assemble(
+        "cifar10",
+        train,
+        test,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        mean=mean,
+        std=std,
+        largest=255,
+        classes=CLASSES,
+        size=size,
+    )
+
+
+def _find(folder: Path, *, download: bool) -> None:
+    """See that all files are there, after downloading those that are not if asked to. Raises UsageError."""
+    missing = [name for name in MD5 if not os.path.isfile(folder / name)]
+    if not missing:
+        return
+    reason, cause = "dataset.download=false", None
+    if download:
+        try:
+            fetch("CIFAR10", Path(FOLDER), missing, to=folder)
+            return
+        except Unavailable as error:
+            reason, cause = str(error), error
+    raise UsageError(
+        f"dataset=cifar10: {', '.join(missing)} not in {folder}, and {reason}; unpack "
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or use dataset=digits, which needs no download"
+    ) from cause
+
+
+@functools.lru_cache(maxsize=1)  # every job of a sweep asks for the same files
+def _read_all(folder: Path, mtimes_ns: tuple[int, ...]) -> tuple[Split, Split]:
+    """The training and test part in the files, which were last written at these times."""
+    batches = [read(folder / name, md5) for name, md5 in MD5.items()]
+    train, test = (
+        Split(torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (batches[:-1], batches[-1:])
+    )
+    return train, test
+
+
+def read(path: Path, md5: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures (N, 3, 32, 32) and labels (N,) in a file with this checksum. Raises UsageError for any other."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise UsageError(
+            f"{path}: truncated or altered: its md5 is {found} instead of {md5}; delete it so that it is downloaded "
+            "again, or replace it by the published file"
+        )
+    batch = _ArraysAlone(io.BytesIO(content), encoding="latin1").load()
+    return torch.from_numpy(batch["data"].copy()).view(-1, 3, 32, 32), torch.tensor(batch["labels"])
+
+
+class _ArraysAlone(pickle.Unpickler):
+    """Makes arrays and plain values, and calls nothing else, whatever the pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        makers = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.partition(".")[0] == "numpy" and name in makers:
+            return makers[name]
+        raise pickle.UnpicklingError(f"names {module}.{name}")
+
+
+def _drawn(part: Split, of_each: int, *, seed: int, part_name: str) -> Split:
+    """So many pictures of each class."""
+    order = torch.randperm(len(part), generator=generator(seed, "samples", part_name))
+    labels = part.y[order]
+    rows = torch.cat([order[labels == label][:of_each] for label in range(len(CLASSES))])
+    return split_at(part, rows.sort().values)
