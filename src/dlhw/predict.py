@@ -90,34 +90,26 @@ def predict(
         raise UsageError(str(error).replace("trainer.device=", "--device ")) from error
     network = opened(path, weights)
     network.model.to(place)
-    found: list[Prediction] = [{"picture": str(file)} for file in expanded(pictures)]
-    for start in range(0, len(found), BATCH_SIZE):
-        inputs: list[Tensor] = []
-        readable: list[Prediction] = []
-        for each in found[start : start + BATCH_SIZE]:
+    files = expanded(pictures)
+    # Names on disks are bytes; those that are no text are shown escaped.
+    found: list[Prediction] = [{"picture": os.fsencode(file).decode("utf-8", "backslashreplace")} for file in files]
+    for start in range(0, len(files), BATCH_SIZE):
+        inputs: dict[int, Tensor] = {}
+        for at, file in enumerate(files[start : start + BATCH_SIZE], start):
             try:
-                inputs.append(
-                    prepared(Path(each["picture"]), shape=network.shape, options=network.options, dtype=network.dtype)
-                )
-                readable.append(each)
+                inputs[at] = prepared(file, shape=network.shape, options=network.options, dtype=network.dtype)
             except Unreadable as reason:
-                each["error"] = str(reason)
-        if not readable:
-            continue
-        with torch.inference_mode():
-            x = torch.stack(inputs).to(place)
-            best = network.model(x).double().softmax(1).topk(min(top, len(network.classes)))
-        for each, values, indices in zip(readable, best.values.tolist(), best.indices.tolist(), strict=True):
-            each["predictions"] = [
-                {"class": network.classes[index], "probability": value}
-                for index, value in zip(indices, values, strict=True)
-            ]
+                found[at]["error"] = str(reason)
+        if inputs:
+            likeliest = network.likeliest(torch.stack(list(inputs.values())).to(place), top)
+            for at, predictions in zip(inputs, likeliest, strict=True):
+                found[at]["predictions"] = predictions
     return found
 
 
 @dataclass(frozen=True)
 class Network:
-    """A run's network in evaluation mode on the CPU, with what its inputs and outputs are.
+    """A run's network in evaluation mode, with what its inputs and outputs are.
 
     Args:
         model: normalized pictures (N, *shape) to logits.
@@ -135,6 +127,17 @@ class Network:
     def dtype(self) -> torch.dtype:
         """Of weights and inputs."""
         return next(self.model.parameters()).dtype
+
+    def likeliest(self, x: Tensor, top: int) -> list[list[Prediction]]:
+        """Of each input the most probable classes, ``top`` of them if there are as many, with their probabilities."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.model(x).double().softmax(1).topk(min(top, len(self.classes)))
+        return [
+            [{"class": self.classes[index], "probability": value} for value, index in zip(*each, strict=True)]
+            for each in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        ]
 
 
 def opened(path: Path, weights: Literal["best", "last"]) -> Network:
@@ -205,7 +208,7 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         below = [path]
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            below = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not below:
             raise UsageError(f"{path}: a folder without pictures")
         files += below
