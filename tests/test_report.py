@@ -185,6 +185,16 @@ def test_activations_in_place_make_no_difference(data: Dataset) -> None:
     assert grad_cam(model(True), x, classes)[0].equal(grad_cam(model(False), x, classes)[0])
 
 
+def test_maps_under_autocast_are_those_without_up_to_its_precision() -> None:
+    data = drawn_pictures().to("cpu", torch.float32)
+    model, x = network(data).float().eval(), data.normalize(data.val.x)
+    maps, _ = grad_cam(model, x, data.val.y)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower, _ = grad_cam(model, x, data.val.y)
+    assert lower.dtype == maps.dtype
+    assert 0 < float((lower - maps).abs().max()) < 0.05 * float(maps.max())
+
+
 def test_maps_of_a_picture_do_not_depend_on_its_company(data: Dataset) -> None:
     model, x = network(data).eval(), data.normalize(data.val.x)
     for method in (lambda *given: grad_cam(*given)[0], gradient):

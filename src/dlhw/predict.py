@@ -133,7 +133,7 @@ class Network:
         import torch
 
         with torch.inference_mode():
-            found = self.model(x).double().softmax(1).topk(min(top, len(self.classes)))
+            found = self.model(x).cpu().double().softmax(1).topk(min(top, len(self.classes)))
         return [
             [{"class": self.classes[index], "probability": value} for value, index in zip(*each, strict=True)]
             for each in zip(found.values.tolist(), found.indices.tolist(), strict=True)

@@ -39,7 +39,7 @@ def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
     for axes, judged in zip(all_axes, parts, strict=True):
         percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
         drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 20, 50, 100])
+        bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
         bar.set_label("percent of the row", fontsize=TEXT_POINTS)
         bar.ax.tick_params(labelsize=8.5)
         axes.grid(False)
@@ -110,7 +110,7 @@ def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Ac
     values = [100 * accuracy.value for accuracy in known]
     interval = f"{100 * whole.confidence:g} % interval"
     size = 4.5 if points > 8 else 2.5
-    axes.plot(values, heights, "o", color=PALETTE[1], markersize=size, label="class (pictures)")
+    axes.plot(values, heights, "o", color=PALETTE[1], markersize=size, zorder=3, label="class (pictures)")
     axes.hlines(heights, lows, highs, color=COLORS["reference"], linewidth=1.4, label=f"its {interval}")
     low, high = whole.interval
     axes.axvline(100 * whole.value, color=PALETTE[0], linewidth=1.2, zorder=1.5, label="all classes")

@@ -127,11 +127,11 @@ def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_siz
     with torch.inference_mode():
         for start in range(0, len(split), batch_size):
             x, y = split[start : start + batch_size]
-            probabilities = model(data.normalize(x)).double().softmax(1)
+            probabilities = model(data.normalize(x)).cpu().double().softmax(1)  # not every device has float64
             largest = probabilities.max(1)
-            labels.append(y)
+            labels.append(y.cpu())
             predicted.append(largest.indices)
             probability.append(largest.values)
-            of_true.append(probabilities.gather(1, y[:, None])[:, 0])
-    columns = [torch.cat(each).cpu() for each in (labels, predicted, probability, of_true)]
+            of_true.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
+    columns = [torch.cat(each) for each in (labels, predicted, probability, of_true)]
     return Judged(part, data.classes, split.all_rows()[0].cpu(), *columns)

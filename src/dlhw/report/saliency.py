@@ -43,8 +43,8 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
     if maps is None:
         raise NotSeen(f"no layer of {type(model).__name__} gives maps")
     (gradient,) = torch.autograd.grad(score, maps)
-    alpha = gradient.mean((2, 3), keepdim=True)
-    cam = (alpha * maps.detach()).sum(1, keepdim=True).relu()
+    alpha = gradient.to(x.dtype).mean((2, 3), keepdim=True)  # with autocast the maps may be of lower precision
+    cam = (alpha * maps.detach().to(x.dtype)).sum(1, keepdim=True).relu()
     return functional.interpolate(cam, x.shape[-2:], mode="bilinear", align_corners=False)[:, 0], layer
 
 
