@@ -317,7 +317,7 @@ def test_answer_has_no_randomness(data: Dataset, answer: Answer, tmp_path: Path)
 def test_accuracy_is_that_of_metrics_csv_at_the_best_epoch(compose: Compose, tmp_path: Path) -> None:
     """Of the weights of epoch 1: the second epoch, with a rate a thousand times as large, is worse."""
     worse = ["trainer.epochs=2", "scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000"]
-    small = ["model=cnn", "model.channels=[2]", "dataset=digits", "trainer.batch_size=100", "trainer.device=cpu"]
+    small = ["model=mlp", "model.hidden=[16]", "model.batch_norm=true", "dataset=digits", "trainer.device=cpu"]
     cfg = compose("report=classifier", *small, *worse)
     with open_dict(cfg):
         del cfg.hydra

@@ -62,7 +62,7 @@ def _write_cells(axes: Axes, counts: Tensor, percent: Tensor) -> None:
                 ha="center",
                 va="center",
                 fontsize=points,
-                color="white" if share > 30 else "black",
+                color="white" if share > 40 else "black",
             )
 
 
