@@ -56,7 +56,7 @@ def classifier(
     confidence = confidence_percent / 100
     with evaluating(model):
         parts = [
-            judge(model, data, name, split, batch_size=evaluation_batch_size)
+            judge(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
             for name, split in (("val", data.val), ("test", data.test))
             if split is not None
         ]
