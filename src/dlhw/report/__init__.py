@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from dlhw import UsageError
 from dlhw.answer import Answer, Number
 from dlhw.data.tensors import Dataset
-from dlhw.report import figures
 from dlhw.report.judgement import Judged, judge
 from dlhw.report.saliency import Method, NotSeen, grad_cam, gradient
 
@@ -52,6 +51,8 @@ def classifier(
     Nothing is random, and ``model`` keeps its bits and modes. Where it does not lend itself to the kind of map that was
     asked for, the answer tells what was done instead.
     """
+    from dlhw.report import figures  # imports matplotlib, which a run needs only now
+
     check(data)
     confidence = confidence_percent / 100
     with evaluating(model):
