@@ -322,12 +322,17 @@ def _lines(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"their sizes: {sizes}; files left out: " + (
         ", ".join(f"{n} {why}" for why, n in left.items() if n) or "none"
     )
-    yield (
-        f"copies: {about['identical_groups']} groups of identical pictures with {about['identical_files']} files, "
-        f"{about['near_pairs']} near-identical pairs; the split tears {about['torn_pairs']} pairs apart, one by file "
-        f"{about['torn_pairs_by_file']}, which leaves {about['leaked_percent_by_file']:.1f} % of its validation with a "
-        f"copy, or one of the {about['groups']} groups, in training"
-    )
+    if about["identical_groups"] or about["near_pairs"]:
+        yield (
+            f"copies: {about['identical_groups']} groups of identical pictures with {about['identical_files']} files, "
+            f"{about['near_pairs']} near-identical pairs; this split tears {about['torn_pairs']} of these pairs, "
+            f"one by file {about['torn_pairs_by_file']}"
+        )
+    if about["leaked_percent_by_file"]:
+        yield (
+            f"{about['leaked_percent']:.1f} % of what is not for training has a copy, or one of its group, in it; "
+            f"with a split by file {about['leaked_percent_by_file']:.1f} %"
+        )
     yield from _capped([f"{name}: {note} is used" for name, note in about["shortened"].items()])
 
 
@@ -335,9 +340,8 @@ def _warnings(about: Mapping[str, Any]) -> Iterator[str]:
     yield from _capped([f"{name}: skipped, {reason}" for name, reason in about["skipped"].items()])
     if about["leaked_percent"]:
         yield (
-            f"{about['leaked_percent']:.1f} % of the pictures that are not for training have a copy or one of their "
-            "group in training, which makes results look better than they are; dataset.split=groups "
-            f"dataset.near_duplicates={FARTHEST} keeps together what the folders themselves do not part"
+            "pictures in training are copies of others that are not, so that results look better than they are; "
+            f"dataset.split=groups dataset.near_duplicates={FARTHEST} keeps together what the folders do not part"
         )
 
 
