@@ -1,0 +1,256 @@
+"""What a network's first convolution gives for a picture, its filters, and what disturbances change of it (D5.1-2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from torch import Tensor, nn
+
+from dlhw import UsageError
+from dlhw.answer import Answer, Check, at_most, equal
+from dlhw.models.pretrained import Network
+from dlhw.plots import TEXT_POINTS, new_figure
+from dlhw.runtime import generator
+from dlhw.studies import imagenet
+from dlhw.studies.convolution import convolve, output_size
+from dlhw.studies.imagenet import draw_picture, located, opened
+
+Count = Annotated[int, Field(ge=1)]
+Row = dict[str, Any]
+Change = Callable[[Tensor], Tensor]
+
+
+def first_convolution(network: Network) -> nn.Conv2d:
+    """The layer that sees the picture itself."""
+    found: nn.Conv2d = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return found
+
+
+@torch.no_grad()
+def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Input (3, H, W) and output maps (M, h, w) of the first convolution for one picture (1, 3, H, W), in float64."""
+    kept: list[Tensor] = []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kept.extend(each[0].cpu().double() for each in (inputs[0], output))
+
+    handle = first_convolution(network).register_forward_hook(keep)
+    try:
+        imagenet.logits(network, pixels)
+    finally:
+        handle.remove()
+    x, maps = kept
+    return x, maps
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, over the last dimension; 0 where one is constant."""
+    a, b = (values - values.mean(-1, keepdim=True) for values in (a, b))
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-12)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Of each value among all, so that :func:`correlation` of ranks is Spearman's."""
+    return values.argsort().argsort().double()
+
+
+def by_hand(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's sums over x (C, H, W) with other weights (M, C, k, k), without bias, from their formula."""
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise UsageError(f"model: its first convolution, {layer}, is of a kind that this study does not know")
+    (down, across), (high, wide), (low, left) = layer.stride, layer.padding, layer.dilation
+    return convolve(x[None], weight, stride=(down, across), padding=(high, wide), dilation=(low, left))[0]
+
+
+def filter_rows(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Row]:
+    """Of each filter what it is made of, and of its map how it follows the picture's brightness.
+
+    ``brightness_gain``: |sum of weights| / sum of |weights|, 1 for a filter that averages, 0 for one that compares.
+    ``color_share``: of the squared weights, what is left after taking the mean over the three channels off.
+    ``follows_brightness``: correlation of the map with the mean of the same window of the picture.
+    """
+    weight = layer.weight.detach().cpu().double()
+    mean = by_hand(layer, x, torch.full_like(weight[:1], 1 / weight[0].numel())).flatten()
+    gain = weight.sum((1, 2, 3)) / weight.abs().sum((1, 2, 3)).clamp(min=1e-12)
+    color = (weight - weight.mean(1, keepdim=True)).square().sum((1, 2, 3)) / weight.square().sum((1, 2, 3)).clamp(
+        min=1e-12
+    )
+    follows = correlation(maps.flatten(1), mean)
+    columns = {
+        "brightness_gain": gain,
+        "color_share": color,
+        "follows_brightness": follows,
+        "map_mean": maps.mean((1, 2)),
+        "map_deviation": maps.std((1, 2)),
+    }
+    return [
+        {"filter": index, **{name: values[index].item() for name, values in columns.items()}}
+        for index in range(len(weight))
+    ]
+
+
+def changed_rows(maps: Tensor, changed: dict[str, Tensor], moved: dict[str, Change]) -> list[Row]:
+    """For each disturbance, over all maps: correlation with the maps of before, deviation over that of before.
+
+    For those that move the picture, ``moved`` does the same to the maps of before (``with_moved_maps``): 1 if the
+    layer only looked from another place. Where nothing of the picture falls, nothing is compared.
+    """
+    rows = []
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    for name, after in changed.items():
+        low, middle, high = correlation(maps.flatten(1), after.flatten(1)).quantile(quartiles).tolist()
+        deviation = (after.std((1, 2)) / maps.std((1, 2)).clamp(min=1e-12)).quantile(0.5).item()
+        row: Row = {"change": name, "q25": low, "q50": middle, "q75": high, "deviation_ratio": deviation}
+        row["with_moved_maps"] = ""
+        if name in moved:
+            inside = (moved[name](torch.ones_like(maps[:1])) > 0.999).flatten()
+            before = moved[name](maps).flatten(1)[:, inside]
+            row["with_moved_maps"] = correlation(before, after.flatten(1)[:, inside]).quantile(0.5).item()
+        rows.append(row)
+    return rows
+
+
+def alexnet_features(
+    *,
+    picture: str,
+    resize: Count,
+    crop: Count,
+    share: Annotated[float, Field(gt=0, le=1)],
+    blur: Annotated[float, Field(ge=0)],
+    rotation: Annotated[float, Field(ge=-180, le=180)],
+    noise: Annotated[float, Field(ge=0)],
+    shown: Annotated[int, Field(ge=1, le=6)],
+    network: Network,
+    seed: int,
+) -> Answer:
+    """Maps and filters of the first convolution, and the maps of the picture cropped, blurred, turned and noisy."""
+    path = located(picture)
+    pixels = opened(path, resize=resize, crop=crop)
+    layer = first_convolution(network)
+    x, maps = seen(network, pixels)
+    changes: dict[str, Change] = {
+        f"crop to {share:g}": lambda x: imagenet.cropped(x, share),
+        f"blur, {blur:g} pixels": lambda x: imagenet.blurred(x, blur),
+        f"rotation by {rotation:g}\N{DEGREE SIGN}": lambda x: imagenet.rotated(x, rotation, fill=imagenet.MEAN_COLOR),
+        f"noise, {noise:g} of 255": lambda x: imagenet.noisy(x, noise, generator(seed, "features", "noise")),
+    }
+    cropping, _, turning, _ = changes
+    moved = {
+        cropping: changes[cropping],
+        turning: lambda x: imagenet.rotated(x, rotation, fill=0.0),
+    }
+    pictures = {"as it is": pixels, **{name: change(pixels) for name, change in changes.items()}}
+    after = {name: seen(network, pictures[name])[1] for name in changes}
+    filters, rows = filter_rows(layer, x, maps), changed_rows(maps, after, moved)
+    gain, follows = (
+        torch.tensor([abs(row[name]) for row in filters]) for name in ("brightness_gain", "follows_brightness")
+    )
+    count, height, width = maps.shape
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    side = "x".join(map(str, layer.kernel_size))
+    name = f"{network.architecture} on {path.name}"
+    order = maps.std((1, 2)).argsort(descending=True)[:shown]
+    return Answer(
+        numbers={
+            "maps": count,
+            "map_height": height,
+            "map_width": width,
+            "gain_to_brightness_rank_correlation": correlation(ranks(gain), ranks(follows)).item(),
+            "color_filters": sum(row["color_share"] > 0.5 for row in filters),
+        },
+        checks=agreement(layer, x, maps),
+        tables={"filters": filters, "changes": rows},
+        figures={
+            "maps": _mosaic_figure(
+                {"": _mosaic(((maps - low) / (high - low).clamp(min=1e-12)).unsqueeze(1))},
+                f"alexnet_features: {count} maps {height}x{width}, {name}",
+                "Output of the first convolution, filter by filter; grey from each map's lowest to its highest value",
+            ),
+            "filters": _filters(layer, f"alexnet_features: {count} filters {side}, {network.architecture}"),
+            "changes": _changes(pictures, {"as it is": maps, **after}, order, f"alexnet_features: {name}"),
+        },
+        told=[
+            f"first convolution: {count} maps of {height}x{width} from {tuple(x.shape)}, filters of {side}",
+            *(
+                "{change}: correlation with the maps of before {q50:.3f} ({q25:.3f} to {q75:.3f})".format(**row)
+                for row in rows
+            ),
+        ],
+    )
+
+
+def agreement(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Check]:
+    """The maps against the formulas of a convolution: their size, and each value."""
+    weight = layer.weight.detach().cpu().double()
+    bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double().view(-1, 1, 1)
+    again = by_hand(layer, x, weight) + bias
+    assert isinstance(layer.padding, tuple)  # by_hand has refused others
+    geometry = zip(x.shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
+    size = "x".join(str(output_size(n, k, stride=s, padding=p, dilation=d)) for n, k, s, p, d in geometry)
+    return [
+        equal("size of a map, by (n + 2 p - k) / s + 1", "x".join(map(str, maps.shape[1:])), size),
+        at_most(
+            "largest difference of the maps from sums of filter times window, relative",
+            ((maps - again).abs().max() / again.abs().max()).item(),
+            1e-2 if layer.weight.device.type == "cuda" else 1e-5,  # tf32
+        ),
+    ]
+
+
+def _mosaic(values: Tensor) -> Tensor:
+    """Tiles (N, C, H, W) in 0..1 as one picture (rows, columns, C) of about as many rows as columns, on white."""
+    count, channels, height, width = values.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    gap = max(1, height // 14)
+    tiles = torch.ones(rows * columns, channels, height + gap, width + gap, dtype=torch.float64)
+    tiles[:count, :, :height, :width] = values
+    grid = tiles.view(rows, columns, channels, height + gap, width + gap).permute(0, 3, 1, 4, 2)
+    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
+
+
+def _mosaic_figure(mosaics: dict[str, Tensor], title: str, subtitle: str) -> Figure:
+    inches = 7.0 if len(mosaics) == 1 else 3.75
+    figure, panels = new_figure(len(mosaics), title=title, subtitle=subtitle, panel_inches=inches)
+    for axes, (name, mosaic) in zip(panels, mosaics.items(), strict=True):
+        axes.imshow(mosaic.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(name, fontsize=TEXT_POINTS)
+    return figure
+
+
+def _filters(layer: nn.Conv2d, title: str) -> Figure:
+    weight = layer.weight.detach().cpu().double()
+    scaled = 0.5 + weight / (2 * weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12))
+    return _mosaic_figure(
+        {"on the first channel (red)": _mosaic(scaled[:, :1]), "in colour": _mosaic(scaled)},
+        title,
+        "Each filter by its own largest weight; middle grey is 0",
+    )
+
+
+def _changes(pictures: dict[str, Tensor], maps: dict[str, Tensor], order: Tensor, title: str) -> Figure:
+    """A row for each disturbance: the picture, then the maps that vary most, each scaled alike in all rows."""
+    columns = 1 + len(order)
+    figure, panels = new_figure(
+        columns * len(pictures),
+        title=title,
+        subtitle="The picture as it is and disturbed, and the maps that vary most; grey as in the first row",
+        columns=columns,
+        panel_inches=7.2 / columns + 0.12,
+    )
+    first = maps["as it is"]
+    for row, (name, pixels) in enumerate(pictures.items()):
+        axes, *others = panels[row * columns : (row + 1) * columns]
+        draw_picture(axes, pixels[0], name)
+        for each, index in zip(others, order.tolist(), strict=True):
+            low, high = first[index].min().item(), first[index].max().item()
+            each.imshow(maps[name][index].numpy(), cmap="gray", vmin=low, vmax=high)
+            each.set_axis_off()
+            each.set_title(f"map {index}" if row == 0 else "", fontsize=TEXT_POINTS - 1)
+    return figure
