@@ -284,7 +284,7 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
     """What a summary says of the pictures: counts, sizes, what was left out, and which are copies of each other."""
     sizes = content.pictures.sizes[np.argsort(content.pictures.sizes.prod(1), kind="stable")]
     places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
-    pairs = np.concatenate((content.identical, content.near[:, :2]))
+    pairs = np.unique(np.concatenate((content.identical, content.pictures.near[:, :2])), axis=0)
     return {
         "root": str(content.folder),
         "counts": {
