@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +25,8 @@ from dlhw.runtime import generator
 Row = dict[str, Any]
 MOST_CLASSES = 10
 """Of more, the figure shows the first ones."""
-MOST_PAIRS = 8
+MOST_PAIRS, MOST_ROWS = 8, 1000
+"""Of copies, in the figure and in the table."""
 _AT_ONCE = 256  # pictures
 
 
@@ -44,24 +47,24 @@ def samples(
         for label, name in enumerate(data.classes)
     ]
     channels, largest = channel_table(data)
-    pairs, searched = copies(data, compared=compared, distance=distance, seed=seed)
+    found = copies(data, compared=compared, distance=distance, seed=seed)
     chosen = drawn(data, per_class, seed=seed)
     figures = {"samples": _samples_figure(data, chosen, largest, augmented=augmented, seed=seed)}
-    if pairs:
-        figures["copies"] = _copies_figure(data, pairs, largest)
+    if found.nearest:
+        figures["copies"] = _copies_figure(data, found, largest)
     numbers: dict[str, Number] = {
         **{f"{part}_pictures": len(split) for part, split in data.parts.items()},
         "classes": len(data.classes),
-        "compared_pictures": searched,
-        "identical_pairs_across": sum(pair["identical"] for pair in pairs),
-        "near_pairs_across": len(pairs),
+        "compared_pictures": found.compared,
+        "identical_pairs_across": found.identical,
+        "near_pairs_across": found.pairs,
     }
     numbers |= {name: data.about[name] for name in ("leaked_percent", "leaked_percent_by_file") if name in data.about}
     tables: dict[str, list[Row]] = {"counts": counts, "sizes": _sizes(data), "channels": channels}
     return Answer(
         numbers,
         [*_disjoint(data), _displayed_as_stored(data, chosen, largest)],
-        tables | ({"copies": [{name: pair[name] for name in pair if name != "rows"} for pair in pairs]}),
+        tables | {"copies": [{name: pair[name] for name in pair if name != "pixels"} for pair in found.nearest]},
         figures,
         [_line(row) for row in (*counts, *_sizes(data), *channels)],
     )
@@ -99,11 +102,19 @@ def channel_table(data: Dataset) -> tuple[list[Row], int]:
     ], largest
 
 
-def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> tuple[list[Row], int]:
-    """Pairs of near-identical pictures in different parts, nearest first, and how many pictures were compared.
+@dataclass(frozen=True)
+class Copies:
+    """Pairs of near-identical pictures that are in different parts."""
 
-    Of each part at most ``compared`` pictures, drawn by the seed, are compared with all others.
-    """
+    compared: int
+    pairs: int
+    identical: int
+    nearest: list[Row]
+    """MOST_ROWS of them at most."""
+
+
+def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> Copies:
+    """Which pictures of different parts are near-identical, among ``compared`` of each part, drawn by the seed."""
     hashes, places = [], []
     for number, (name, part) in enumerate(data.parts.items()):
         order = torch.randperm(len(part), generator=generator(seed, "samples", "compared", name))[:compared]
@@ -112,19 +123,24 @@ def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> tuple[l
             places += [(number, position) for position in some.tolist()]
     at = np.array(places)
     pairs = torn(near_pairs(np.concatenate(hashes), distance), at[:, 0])
-    found = []
-    for i, j, apart in pairs[np.argsort(pairs[:, 2], kind="stable")].tolist():
-        row: Row = {"distance": apart}
-        pixels, rows = [], []
-        for side, place in (("first", at[i]), ("second", at[j])):
-            part_name, part = list(data.parts.items())[place[0]]
-            index = int(part.all_rows()[0, place[1]])
-            rows.append((part, index))
-            pixels.append(part.pool_x[index])
-            row |= {f"{side}_part": part_name, f"{side}_class": data.classes[int(part.pool_y[index])]}
-            row[side] = data.names[index] if data.names else int(place[1])
-        found.append({**row, "identical": torch.equal(*pixels), "rows": rows})
-    return found, len(at)
+    pairs = pairs[np.argsort(pairs[:, 2], kind="stable")]
+    parts = list(data.parts.items())
+
+    def pixels(place: Sequence[int]) -> Tensor:
+        part = parts[place[0]][1]
+        return part.pool_x[part.all_rows()[0, place[1]]].cpu()
+
+    same = [torch.equal(pixels(at[i]), pixels(at[j])) for i, j, apart in pairs.tolist() if apart == 0]
+    nearest = []
+    for number, (i, j, apart) in enumerate(pairs[:MOST_ROWS].tolist()):
+        row: Row = {"distance": apart, "identical": number < len(same) and same[number]}
+        for side, (which, position) in (("first", at[i].tolist()), ("second", at[j].tolist())):
+            name, part = parts[which]
+            index = int(part.all_rows()[0, position])
+            row |= {f"{side}_part": name, f"{side}_class": data.classes[int(part.pool_y[index])]}
+            row[side] = data.names[index] if data.names else position
+        nearest.append({**row, "pixels": (pixels(at[i]), pixels(at[j]))})
+    return Copies(len(at), len(pairs), sum(same), nearest)
 
 
 def _disjoint(data: Dataset) -> list[Check]:
@@ -173,8 +189,8 @@ def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmen
     figure, panels = new_figure(
         len(chosen) * columns,
         title=f"samples: {data.name} before and after the transforms",
-        subtitle=f"left {per_class} as stored, then the same as the network sees them ({size})"
-        + (f", then the first as training sees it in {views} epochs" if views else "")
+        subtitle=f"before: as stored; after: as the network sees them ({size}), turned back to colours"
+        + ("; then the first of a class as training sees it" if views else "")
         + shown,
         columns=columns,
         panel_inches=min(2.0, WIDTH_INCHES / columns),
@@ -187,9 +203,13 @@ def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmen
             _show(line[per_class + position], after[position])
         for epoch, axes in enumerate(line[2 * per_class :], start=1):
             _show(axes, _augmented(data, int(rows[0]), largest, seed=seed, epoch=epoch))
-        for axes in line:
+        for axes in line[len(rows) : per_class] + line[per_class + len(rows) : 2 * per_class]:
             axes.set_axis_off()
-        line[0].set_title(data.classes[label], fontsize=TEXT_POINTS, loc="left", parse_math=False)
+        name = data.classes[label]
+        line[0].set_ylabel(name if len(name) <= 14 else name[:13] + "\N{HORIZONTAL ELLIPSIS}", fontsize=TEXT_POINTS)
+    heads = {0: "before", per_class: "after", **{2 * per_class + epoch: f"epoch {epoch + 1}" for epoch in range(views)}}
+    for column, head in heads.items():
+        panels[column].set_title(head, fontsize=TEXT_POINTS)
     return figure
 
 
@@ -201,27 +221,28 @@ def _augmented(data: Dataset, row: int, largest: int, *, seed: int, epoch: int) 
     return _seen(data, data.train, torch.tensor([row]), largest, changed[None])[0]
 
 
-def _copies_figure(data: Dataset, pairs: list[Row], largest: int) -> Figure:
-    """The nearest pairs, side by side; those that are not identical come first, for these one cannot tell by a name."""
-    ordered = sorted(pairs, key=lambda pair: (pair["identical"], pair["distance"]))[:MOST_PAIRS]
-    identical = sum(pair["identical"] for pair in pairs)
+def _copies_figure(data: Dataset, found: Copies, largest: int) -> Figure:
+    """Some pairs, no picture twice; first those that are not identical, which no comparison of files finds."""
+    shown: list[Row] = []
+    used: set[tuple[str, object]] = set()
+    for pair in sorted(found.nearest, key=lambda pair: (pair["identical"], pair["distance"])):
+        both = {(pair["first_part"], pair["first"]), (pair["second_part"], pair["second"])}
+        if not both & used and len(shown) < MOST_PAIRS:
+            shown.append(pair)
+            used |= both
     figure, panels = new_figure(
-        2 * len(ordered),
+        2 * len(shown),
         title=f"samples: copies in two parts of {data.name}",
-        subtitle=f"{len(pairs)} pairs up to a perceptual distance of {max(pair['distance'] for pair in pairs)} of 256, "
-        f"{identical} of them identical; {len(ordered)} are shown",
-        columns=4 if len(ordered) > 1 else 2,
+        subtitle=f"{found.pairs} near-identical pairs, {found.identical} of them identical; {len(shown)} are shown",
+        columns=4 if len(shown) > 1 else 2,
         panel_inches=1.95,
     )
-    for number, pair in enumerate(ordered):
-        for axes, side, (part, row) in zip(
-            panels[2 * number : 2 * number + 2], ("first", "second"), pair["rows"], strict=True
-        ):
-            _show(axes, part.pool_x[row].cpu().double() / largest)
-            apart = "identical" if pair["identical"] else f"distance {pair['distance']}"
+    for number, pair in enumerate(shown):
+        for axes, side, picture in zip(panels[2 * number :], ("first", "second"), pair["pixels"], strict=False):
+            _show(axes, picture.double() / largest)
+            apart = "identical" if pair["identical"] else f"distance {pair['distance']} of 256"
             text = f"{pair[f'{side}_part']}: {pair[f'{side}_class']}\n{apart}"
             axes.set_title(text, fontsize=TEXT_POINTS, color=PALETTE[number % 2], parse_math=False)
-            axes.set_axis_off()
     return figure
 
 
@@ -229,6 +250,10 @@ def _show(axes: Axes, picture: Tensor) -> None:
     """A picture (C, H, W) in 0..1, grey or in colours."""
     image = picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy()
     axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
 
 
 def _sizes(data: Dataset) -> list[Row]:
