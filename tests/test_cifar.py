@@ -33,7 +33,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, name in enumerate(cifar.MD5):
         draw = np.random.default_rng(number)
         batch = {"data": draw.integers(0, 256, (20, 3072), np.uint8), "labels": [i % 10 for i in range(20)]}
-        content = pickle.dumps(batch, protocol=2)
+        content = pickle.dumps(batch, protocol=4)
         (tmp_path / cifar.FOLDER / name).write_bytes(content)
         monkeypatch.setitem(cifar.MD5, name, hashlib.md5(content).hexdigest())
     return tmp_path

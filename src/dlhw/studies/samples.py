@@ -206,7 +206,8 @@ def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmen
         for axes in line[len(rows) : per_class] + line[per_class + len(rows) : 2 * per_class]:
             axes.set_axis_off()
         name = data.classes[label]
-        line[0].set_ylabel(name if len(name) <= 14 else name[:13] + "\N{HORIZONTAL ELLIPSIS}", fontsize=TEXT_POINTS)
+        name = name if len(name) <= 14 else name[:13] + "\N{HORIZONTAL ELLIPSIS}"
+        line[0].set_ylabel(name, fontsize=TEXT_POINTS, rotation=0, ha="right", va="center", parse_math=False)
     heads = {0: "before", per_class: "after", **{2 * per_class + epoch: f"epoch {epoch + 1}" for epoch in range(views)}}
     for column, head in heads.items():
         panels[column].set_title(head, fontsize=TEXT_POINTS)
