@@ -56,13 +56,14 @@ class Listing:
     """As the folders have them; train for all where these have no parts."""
     classes: tuple[str, ...] = ()
     published: tuple[str, ...] = ("train",)
-    excluded: int = 0
+    excluded: list[str] = field(default_factory=list)
     others: int = 0
     """Files that are no pictures by their names."""
 
     @property
     def names(self) -> list[str]:
-        return [file.name for file in self.files]
+        """Of all pictures that are there, the excluded ones too."""
+        return [*(file.name for file in self.files), *self.excluded]
 
 
 def _factory(source: Source) -> Callable[..., Dataset]:
@@ -251,12 +252,13 @@ def listing(root: Path, exclude: Sequence[str]) -> Listing:
                 if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
                     found.others += 1
                     continue
+                printable = os.fsencode(relative).decode("utf-8", "backslashreplace")
                 matching = [glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)]
                 used.update(dict.fromkeys(matching, True))
                 if matching:
-                    found.excluded += 1
+                    found.excluded.append(printable)
                     continue
-                found.files.append(File(path, os.fsencode(relative).decode("utf-8", "backslashreplace")))
+                found.files.append(File(path, printable))
                 found.labels.append(label)
                 found.parts.append(part)
     for glob in [glob for glob, matched in used.items() if not matched]:
@@ -301,7 +303,7 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
         "pixels": {name: sizes[place].tolist() for name, place in places.items()},
         "skipped": content.pictures.skipped,
         "shortened": content.pictures.notes,
-        "excluded": content.listing.excluded,
+        "excluded": len(content.listing.excluded),
         "not_pictures": content.listing.others,
         "identical_groups": len(np.unique(content.identical[:, 0])),
         "identical_files": len(np.unique(content.identical)),
