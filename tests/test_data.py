@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dlhw import UsageError
-from dlhw.data import idx, tabular
+from dlhw.data import cifar, folders, idx, tabular
 from dlhw.data.digits import TEST_FROM, _parts, digits
 from dlhw.data.synthetic import clusters, separable
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
@@ -37,6 +37,9 @@ from dlhw.data.tensors import Dataset, Split, assemble, split_off
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 FACTORIES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}
 DRAWN = {"separable": separable, "clusters": clusters}
+PICTURES = {"cifar10": cifar.cifar10} | {
+    name: getattr(folders, name) for name in ("image_folder", "face_mask", "hymenoptera")
+}
 TABLES = {name: getattr(tabular, name) for name in ("boston", "diabetes", "california_housing")}
 
 
@@ -417,8 +420,8 @@ def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_every_config_names_its_factory_and_exactly_its_options() -> None:
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES | DRAWN | TABLES)
-    for name, factory in (FACTORIES | DRAWN | TABLES).items():
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(FACTORIES | DRAWN | TABLES | PICTURES)
+    for name, factory in (FACTORIES | DRAWN | TABLES | PICTURES).items():
         config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         module, _, attribute = config["_target_"].rpartition(".")
         assert getattr(importlib.import_module(module), attribute) is factory

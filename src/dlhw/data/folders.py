@@ -56,13 +56,14 @@ class Listing:
     """As the folders have them; train for all where these have no parts."""
     classes: tuple[str, ...] = ()
     published: tuple[str, ...] = ("train",)
-    excluded: int = 0
+    excluded: list[str] = field(default_factory=list)
     others: int = 0
     """Files that are no pictures by their names."""
 
     @property
     def names(self) -> list[str]:
-        return [file.name for file in self.files]
+        """Of all pictures that are there, the excluded ones too."""
+        return [*(file.name for file in self.files), *self.excluded]
 
 
 def _factory(source: Source) -> Callable[..., Dataset]:
@@ -251,12 +252,13 @@ def listing(root: Path, exclude: Sequence[str]) -> Listing:
                 if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
                     found.others += 1
                     continue
+                printable = os.fsencode(relative).decode("utf-8", "backslashreplace")
                 matching = [glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)]
                 used.update(dict.fromkeys(matching, True))
                 if matching:
-                    found.excluded += 1
+                    found.excluded.append(printable)
                     continue
-                found.files.append(File(path, os.fsencode(relative).decode("utf-8", "backslashreplace")))
+                found.files.append(File(path, printable))
                 found.labels.append(label)
                 found.parts.append(part)
     for glob in [glob for glob, matched in used.items() if not matched]:
@@ -284,7 +286,7 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
     """What a summary says of the pictures: counts, sizes, what was left out, and which are copies of each other."""
     sizes = content.pictures.sizes[np.argsort(content.pictures.sizes.prod(1), kind="stable")]
     places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
-    pairs = np.concatenate((content.identical, content.near[:, :2]))
+    pairs = np.unique(np.concatenate((content.identical, content.pictures.near[:, :2])), axis=0)
     return {
         "root": str(content.folder),
         "counts": {
@@ -301,7 +303,7 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
         "pixels": {name: sizes[place].tolist() for name, place in places.items()},
         "skipped": content.pictures.skipped,
         "shortened": content.pictures.notes,
-        "excluded": content.listing.excluded,
+        "excluded": len(content.listing.excluded),
         "not_pictures": content.listing.others,
         "identical_groups": len(np.unique(content.identical[:, 0])),
         "identical_files": len(np.unique(content.identical)),
@@ -322,12 +324,17 @@ def _lines(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"their sizes: {sizes}; files left out: " + (
         ", ".join(f"{n} {why}" for why, n in left.items() if n) or "none"
     )
-    yield (
-        f"copies: {about['identical_groups']} groups of identical pictures with {about['identical_files']} files, "
-        f"{about['near_pairs']} near-identical pairs; the split tears {about['torn_pairs']} pairs apart, one by file "
-        f"{about['torn_pairs_by_file']}, which leaves {about['leaked_percent_by_file']:.1f} % of its validation with a "
-        f"copy, or one of the {about['groups']} groups, in training"
-    )
+    if about["identical_groups"] or about["near_pairs"]:
+        yield (
+            f"copies: {about['identical_groups']} groups of identical pictures with {about['identical_files']} files, "
+            f"{about['near_pairs']} near-identical pairs; this split tears {about['torn_pairs']} of these pairs, "
+            f"one by file {about['torn_pairs_by_file']}"
+        )
+    if about["leaked_percent_by_file"]:
+        yield (
+            f"{about['leaked_percent']:.1f} % of what is not for training has a copy, or one of its group, in it; "
+            f"with a split by file {about['leaked_percent_by_file']:.1f} %"
+        )
     yield from _capped([f"{name}: {note} is used" for name, note in about["shortened"].items()])
 
 
@@ -335,9 +342,8 @@ def _warnings(about: Mapping[str, Any]) -> Iterator[str]:
     yield from _capped([f"{name}: skipped, {reason}" for name, reason in about["skipped"].items()])
     if about["leaked_percent"]:
         yield (
-            f"{about['leaked_percent']:.1f} % of the pictures that are not for training have a copy or one of their "
-            "group in training, which makes results look better than they are; dataset.split=groups "
-            f"dataset.near_duplicates={FARTHEST} keeps together what the folders themselves do not part"
+            "pictures in training are copies of others that are not, so that results look better than they are; "
+            f"dataset.split=groups dataset.near_duplicates={FARTHEST} keeps together what the folders do not part"
         )
 
 

@@ -1,0 +1,138 @@
+"""A data set looked at: what is counted and measured is what is there, and copies across its parts are found."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import Compose
+from dlhw import UsageError
+from dlhw.answer import Answer
+from dlhw.composition import conf_dir
+from dlhw.data.augmentation import Augmentation
+from dlhw.data.digits import digits
+from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.studies.samples import channel_table, copies, drawn, samples
+from test_pictures import dataset, folder_of, photo
+
+
+def look(data: Dataset, **changed: Any) -> Answer:
+    config = yaml.safe_load((conf_dir() / "study" / "samples.yaml").read_text())
+    del config["_target_"]
+    return samples(data=data, seed=0, **{**config, **changed})
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Dataset:
+    """Twelve photos of each class, one of which is in training and in validation, and one in nearly the same form."""
+    for part, start in (("train", 0), ("val", 100)):
+        folder_of(tmp_path / "animals" / part, {"cats": 6, "dogs": 6}, start=start)
+    root = tmp_path / "animals"
+    shutil.copy(root / "train" / "cats" / "1.png", root / "val" / "cats" / "1.png")
+    photo(1002).save(root / "val" / "dogs" / "2.jpg", quality=50)
+    return dataset(root)
+
+
+def test_of_a_folder(animals: Dataset) -> None:
+    found = look(animals)
+    assert found.disagreements == []
+    assert found.tables["counts"] == [{"class": "cats", "train": 6, "val": 6}, {"class": "dogs", "train": 6, "val": 7}]
+    assert [row["size"] for row in found.tables["sizes"]] == ["smallest", "median", "largest"]
+    assert {(row["width"], row["height"]) for row in found.tables["sizes"]} == {(40, 30)}
+    assert (found.numbers["near_pairs_across"], found.numbers["identical_pairs_across"]) == (2, 1)
+    assert [(row["first"], row["second"], row["identical"]) for row in found.tables["copies"]] == [
+        ("train/cats/1.png", "val/cats/1.png", True),
+        ("train/dogs/2.png", "val/dogs/2.jpg", False),
+    ]
+    assert len(found.figures["samples"].axes) == 2 * (3 + 3)
+    assert len(found.figures["copies"].axes) == 4
+
+
+def test_augmented_pictures_are_shown_and_change_nothing_else(animals: Dataset) -> None:
+    off = yaml.safe_load((conf_dir() / "augmentation" / "none.yaml").read_text())
+    del off["_target_"]
+    state = torch.default_generator.get_state()
+    found = look(replace(animals, augmentation=Augmentation(**{**off, "flip": 0.5, "erase": 1.0})), augmented=2)
+    assert torch.equal(state, torch.default_generator.get_state())
+    assert len(found.figures["samples"].axes) == 2 * (3 + 3 + 2)
+    assert len(look(replace(animals, augmentation=Augmentation(**off))).figures["samples"].axes) == 2 * (3 + 3)
+
+
+def test_channels_are_measured_as_they_are(animals: Dataset) -> None:
+    rows, largest = channel_table(animals)
+    x = animals.train.x.double()
+    assert largest == int(x.max())
+    inputs = animals.normalize(animals.train.x)
+    for channel, row in enumerate(rows):
+        assert row["mean"] == pytest.approx(float(x[:, channel].mean()) / largest)
+        assert row["std"] == pytest.approx(float(x[:, channel].std(correction=0)) / largest)
+        assert row["input_mean"] == pytest.approx(float(inputs[:, channel].mean()))
+        assert row["input_std"] == pytest.approx(float(inputs[:, channel].std(correction=0)))
+
+
+def test_of_grey_digits_that_have_no_files() -> None:
+    config = yaml.safe_load((conf_dir() / "dataset" / "digits.yaml").read_text())
+    del config["_target_"]
+    found = look(digits(data_dir="", seed=0, **config), per_class=1, distance=0)
+    assert found.disagreements == []
+    assert [row["channel"] for row in found.tables["channels"]] == ["grey"]
+    assert found.tables["channels"][0]["mean"] == pytest.approx(0.3054, abs=0.005)
+    assert sum(row["train"] + row["val"] for row in found.tables["counts"]) == 1415
+    assert len(found.figures["samples"].axes) == 20
+
+
+def colours(size: int | None) -> Dataset:
+    """Pictures by numbers, of which two classes of eleven have few."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    y = torch.arange(80) % 11
+    whole = Split(x, y)
+    return assemble(
+        "colours",
+        whole,
+        whole,
+        seed=0,
+        validation_fraction=0.5,
+        mean=[0.1, 0.2, 0.3],
+        std=[0.4, 0.5, 0.6],
+        largest=255,
+        classes=tuple(f"a class with a long name {label}" for label in range(11)),
+        size=size,
+    )
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_samples_in_two_parts_disagree(size: int | None) -> None:
+    found = look(colours(size), per_class=6)
+    assert [check.what for check in found.disagreements] == ["samples in two parts"]
+    assert found.disagreements[0].computed == 80
+    assert found.numbers["identical_pairs_across"] == 80
+    assert len(found.figures["samples"].axes) == 10 * 2 * 5  # fewer than six of each are for training
+    assert len(found.figures["copies"].axes) == 16
+
+
+def test_drawn_pictures_are_of_training_and_their_class() -> None:
+    data = colours(None)
+    for label, rows in enumerate(drawn(data, 3, seed=1)):
+        assert set(data.train.pool_y[rows].tolist()) <= {label}
+        assert set(rows.tolist()) <= set(data.train.all_rows()[0].tolist())
+
+
+def test_only_so_many_are_compared() -> None:
+    found = copies(colours(None), compared=10, distance=0, seed=0)
+    assert found.compared == 30
+    assert found.pairs < 30
+
+
+def test_what_is_no_picture_is_refused(compose: Compose) -> None:
+    data = colours(None)
+    with pytest.raises(UsageError, match="dataset=colours holds no pictures in classes"):
+        look(replace(data, classes=()))
+    for name in ("mask_samples", "cifar_samples"):
+        assert compose(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"

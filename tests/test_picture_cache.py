@@ -1,0 +1,284 @@
+"""Decoded pictures are kept: what later starts read, what makes them decode again, and what no accident leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dlhw import UsageError
+from dlhw.data import folders, picture_cache, pictures
+from dlhw.data.tensors import Dataset
+from test_pictures import folder_of, options, photo, settle
+
+START = """
+import os
+import sys
+import time
+from pathlib import Path
+from dlhw.data import picture_cache
+from dlhw.data.picture_cache import File
+
+def slowly(content, decode=picture_cache.decode, **rest):
+    os.write(1, b"decoding" + bytes([10]))
+    time.sleep(float(sys.argv[2]))
+    return decode(content, **rest)
+
+picture_cache.decode = slowly
+root = Path(sys.argv[1])
+files = [File(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
+picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent / ".pictures")
+"""
+"""Another process that opens the folder in its first argument and takes so many seconds for a picture."""
+
+
+@pytest.fixture(autouse=True)
+def _forgetting() -> None:
+    """What a process remembers of earlier data sets is not to answer for a start."""
+    picture_cache._opened.cache_clear()
+    folders._tell.cache_clear()
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the files that are decoded."""
+    lengths: list[int] = []
+
+    def counting(content: bytes, **rest: int) -> pictures.Decoded:
+        lengths.append(len(content))
+        return pictures.decode(content, **rest)
+
+    monkeypatch.setattr(picture_cache, "decode", counting)
+    return lengths
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
+
+
+def opened(root: Path, **changed: Any) -> Dataset:
+    """The data set of a new start."""
+    picture_cache._opened.cache_clear()
+    small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root), **changed}
+    return folders.image_folder(**options("image_folder", **small))
+
+
+def caches(root: Path) -> list[Path]:
+    return sorted((root.parent / ".pictures").glob("*.pictures"))
+
+
+def test_the_second_start_reads_no_picture(root: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(root)
+    assert len(decoded) == 12
+    before = {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")}
+
+    def no_reading(path: Path, *_: object, **__: object) -> bytes:
+        assert path.suffix != ".png", f"{path} was read"
+        return Path.read_text(path).encode()
+
+    monkeypatch.setattr(Path, "read_bytes", no_reading)
+    monkeypatch.setattr(picture_cache, "_hashed", no_reading)
+    again = opened(root, seed=1)
+    assert len(decoded) == 12
+    assert torch.equal(first.train.pool_x, again.train.pool_x)
+    assert first.sha256 == again.sha256
+    assert {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")} == before
+
+
+def test_jobs_of_a_process_share_one_pool(root: Path) -> None:
+    first = opened(root)
+    small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root)}
+    second = folders.image_folder(**options("image_folder", **small) | {"seed": 1})
+    assert second.train.pool_x is first.train.pool_x
+
+
+@pytest.mark.parametrize("changed", [{"resize": 17}, {"crop": 11}, {"exclude": ["1.png"]}])
+def test_another_transform_or_choice_is_decoded_anew_and_both_are_kept(
+    root: Path, decoded: list[int], changed: dict[str, Any]
+) -> None:
+    opened(root)
+    opened(root, **changed)
+    assert len(decoded) == (22 if "exclude" in changed else 24)
+    opened(root)
+    opened(root, **changed)
+    assert len(decoded) == (22 if "exclude" in changed else 24)
+    assert len(caches(root)) == 2
+
+
+def change_pixels(root: Path) -> None:
+    photo(99).save(root / "cats" / "1.png")
+
+
+def change_label(root: Path) -> None:
+    (root / "cats" / "1.png").rename(root / "dogs" / "9.png")
+
+
+def change_name(root: Path) -> None:
+    (root / "dogs").rename(root / "wolves")
+
+
+@pytest.mark.parametrize("change", [change_pixels, change_label, change_name])
+def test_what_changes_in_the_folder_changes_the_data_and_its_digest(root: Path, change: Callable[[Path], None]) -> None:
+    first = opened(root)
+    change(root)
+    second = opened(root)
+    assert first.sha256 != second.sha256
+    assert first.names != second.names or not torch.equal(first.train.pool_x, second.train.pool_x)
+
+
+def test_a_file_that_changes_within_a_tick_of_the_clock_is_seen(root: Path) -> None:
+    path = root / "cats" / "1.png"
+    path.write_bytes(photo(7).resize((4, 4)).convert("L").tobytes() * 10)
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+    assert "cats/1.png" in opened(root).about["skipped"]
+    size = path.stat().st_size
+    photo(8, 5, 5).save(path, "BMP")
+    content = path.read_bytes()
+    assert len(content) <= size
+    path.write_bytes(content.ljust(size, b"\0"))
+    os.utime(path, ns=(now, now))
+    assert not opened(root).about["skipped"]
+
+
+def test_the_same_pictures_elsewhere_are_not_decoded_again(root: Path, decoded: list[int]) -> None:
+    first = opened(root)
+    root.rename(root.parent / "moved")
+    assert opened(root.parent / "moved").sha256 == first.sha256
+    assert len(decoded) == 12
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1000)
+
+
+def cut_to_nothing(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def lengthen(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\0" + content[4096:])
+
+
+@pytest.mark.parametrize("damage", [cut, cut_to_nothing, flip, lengthen])
+def test_a_damaged_cache_is_made_again(
+    root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    first = opened(root)
+    pool = first.train.pool_x.clone()
+    del first
+    (path,) = caches(root)
+    shutil.copy(path, path.with_suffix(".copy"))
+    damage(path.with_suffix(".copy"))
+    path.with_suffix(".copy").replace(path)
+    assert torch.equal(opened(root).train.pool_x, pool)
+    assert len(decoded) == 24
+    warned = {record.message for record in caplog.records if record.levelno == logging.WARNING}
+    assert any("damaged" in line and "decoded again" in line for line in warned)
+    opened(root)
+    assert len(decoded) == 24
+
+
+def test_damaged_notes_only_cost_time(root: Path, decoded: list[int]) -> None:
+    opened(root)
+    (notes,) = (root.parent / ".pictures").glob("files-*.json")
+    notes.write_text("{")
+    opened(root)
+    assert len(decoded) == 12
+    assert len(json.loads(notes.read_text())) == 12
+
+
+def start(root: Path, seconds: float) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", START, str(root), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_a_second_process_waits_and_one_that_is_killed_leaves_nothing(
+    root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with start(root, 60) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "decoding\n"
+        killed.kill()
+    assert caches(root) == []
+    assert list((root.parent / ".pictures").glob(".*.partial"))
+    with start(root, 0.1) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "decoding\n"
+        opened(root)
+    assert other.returncode == 0
+    assert decoded == []
+    assert any("waiting for it" in record.message for record in caplog.records)
+    assert len(caches(root)) == 1
+    assert not list((root.parent / ".pictures").glob(".*.partial"))
+
+
+def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(picture_cache, "near_pairs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened(root)
+    assert sorted(path.suffix for path in (root.parent / ".pictures").iterdir() if path.name != ".lock") == [".json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_key(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"dataset.cache_dir=.*file/here: .*cannot be kept there .*choose a folder"):
+        opened(root, cache_dir=str(tmp_path / "file" / "here"))
+
+
+def test_a_full_disk_is_named_with_the_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"dataset.cache_dir=.*No space left on device"):
+        opened(root)
+    assert caches(root) == []
+    assert not list((root.parent / ".pictures").glob(".*.partial"))
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
+    with pytest.raises(UsageError, match=r"0.0 GB are needed and 0.0 GB free"):
+        opened(root)
+
+
+def test_pictures_that_are_written_to_meanwhile_stop_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = picture_cache._write
+
+    def meddled(*args: Any, **rest: Any) -> None:
+        photo(77).save(root / "dogs" / "2.png")
+        write(*args, **rest)
+
+    monkeypatch.setattr(picture_cache, "_write", meddled)
+    with pytest.raises(UsageError, match=r"dogs/2\.png: was written to while it was read"):
+        opened(root)
+    settle(root)
+
+
+def test_what_is_written_to_the_pool_stays_out_of_the_file(root: Path) -> None:
+    before = opened(root).train.pool_x
+    kept = before.clone()
+    before.zero_()
+    assert torch.equal(opened(root).train.pool_x, kept)
