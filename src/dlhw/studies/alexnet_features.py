@@ -51,7 +51,8 @@ def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over the last dimension; 0 where one is constant."""
     a, b = (values - values.mean(-1, keepdim=True) for values in (a, b))
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-12)
+    found: Tensor = (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-12)
+    return found
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def probabilities(network: Network, pixels: Tensor) -> Tensor:
 
 def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
     """The most probable classes of one picture (classes,), best first."""
-    values, indices = probability.topk(count)
+    values, indices = probability.topk(min(count, len(probability)))
     return [
         {"rank": rank, "index": index, "class": network.categories[index], "probability": value}
         for rank, (value, index) in enumerate(zip(values.tolist(), indices.tolist(), strict=True), 1)
