@@ -161,7 +161,7 @@ def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Fitted:
     parts = assemble(cfg)
     data = parts.data
     if not evaluate:
-        one_sample = Split(data.test.x[:1], data.test.y[:1])
+        one_sample = Split(*data.val[:1])
         data = replace(data, val=one_sample, test=one_sample)
     run = Run(record, seed=cfg.seed, regularization=parts.regularization)
     single = Single(parts.model, parts.optimizer, parts.schedule)

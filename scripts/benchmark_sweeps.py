@@ -75,9 +75,10 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
     import torch
 
     from dlhw.config import compose
+    from dlhw.data.batches import Batches
     from dlhw.ensemble import Ensemble, Single
     from dlhw.fast import mapping_quickly
-    from dlhw.loop import Run, shuffled, training_step
+    from dlhw.loop import Run, training_step
     from dlhw.parts import assemble
     from dlhw.record import Record
 
@@ -97,7 +98,7 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
         runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for own in built]
         loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
         step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
-        batch = parts.data.train.gather(shuffled(parts.data.train, runs, epoch=1)[:, :batch_size])
+        batch = next(Batches(parts.data, [0], size=batch_size, steps=1)(1))
         times = []
         for _ in range(60):
             started = time.perf_counter()

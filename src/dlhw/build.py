@@ -26,7 +26,7 @@ from torch import nn
 from dlhw import UsageError
 from dlhw.runtime import generator, key
 
-OPTIONAL = ("probe", "study")
+OPTIONAL = ("probe", "report", "study")
 
 # Names that torch.optim and torch.nn.functional annotate as plain numbers, and what they may be.
 NON_NEGATIVE = Annotated[float, Field(ge=0)]
@@ -107,12 +107,17 @@ def arguments(cfg: DictConfig, group: str) -> frozenset[str]:
     return frozenset() if target is None else frozenset(inspect.signature(target).parameters)
 
 
-def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """The config's model, initialized. Its randomness depends on the seed alone, not on the device."""
+def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+    """The config's model, initialized. Its randomness depends on the seed alone, not on the device.
+
+    Of a model that comes with weights only the layers that they leave ``fresh`` are initialized.
+    """
     torch.manual_seed(key(cfg.seed, "model"))
     model: nn.Module = build(cfg, "model", shape=shape, outputs=outputs)
+    draws = generator(cfg.seed, "init")
     with torch.no_grad():
-        build(cfg, "init", model=model, generator=generator(cfg.seed, "init"))
+        for name in getattr(model, "fresh", [""]):
+            build(cfg, "init", model=model.get_submodule(name), generator=draws)
     return model
 
 

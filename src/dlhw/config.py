@@ -6,8 +6,12 @@ help and completion answer at once.
 
 from __future__ import annotations
 
+import atexit
+import logging
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw import UsageError
+from dlhw import UsageError, processes
 from dlhw.composition import CONFIG_NAME, PLUGINS, Loader, conf_dir, parsed, prepare, quoted, stop
 
 NOT_COMPARED = ("data_dir", "output_dir", "resume", "comparison")
@@ -136,10 +140,16 @@ class ClaimDirectory(Callback):
     """Gives every run, and every sweep but ours, a directory of its own, just before Hydra writes there."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.resume is None:
+        if processes.rank():  # the first process alone writes the run
+            logging.disable()
+            config.hydra.run.dir = tempfile.mkdtemp(prefix="dlhw-")
+            atexit.register(shutil.rmtree, config.hydra.run.dir, ignore_errors=True)
+        elif config.resume is None:
             claim(config, "run", stop)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if processes.count() > 1:
+            stop(UsageError("torchrun: trains one run with all its processes; start a sweep without it"))
         if config.resume is not None:
             stop(UsageError(f"resume={config.resume}: one run is resumed at a time, without -m"))
         if config.hydra.sweeper._target_ not in PLUGINS:  # ours looks for mistakes first

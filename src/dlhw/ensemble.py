@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Optimizer
 
-from dlhw import UsageError
+from dlhw import UsageError, processes
 from dlhw.checkpoint import State
+from dlhw.finetuning import standing_still
 from dlhw.models.dropout import Dropout
 from dlhw.objective import Regularization
 from dlhw.optim import Schedule
@@ -62,7 +63,7 @@ class Variants(ABC):
 
     @abstractmethod
     def stacked(self) -> list[Tensor]:
-        """The parameters, each (K, *shape), without their history."""
+        """The parameters that train, each (K, *shape), without their history."""
 
     @abstractmethod
     def gather_gradients(self) -> None:
@@ -132,22 +133,28 @@ class Single(Variants):
         self.count = 1
         self.optimizer = optimizer
         self.schedules = [schedule] * len(optimizer.param_groups)
+        self._dropouts = _dropouts(model)
+        own = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
+        self._parallel = processes.parallel(model, own=own)
         self._model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._dropouts = _dropouts(model)
+        self._still = standing_still(model)
         super().__init__()
 
     def map(self, function: OfOne, regularizations: Sequence[Regularization]) -> OfAll:
         (regularization,) = regularizations
 
         def mapped(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            results = function(self._model, regularization, x.squeeze(0), y.squeeze(0))
+            model = self._parallel if torch.is_grad_enabled() else self._model
+            results = function(model, regularization, x.squeeze(0), y.squeeze(0))
             return tuple(result.unsqueeze(0) for result in results)
 
         return mapped
 
     def train(self, mode: bool = True) -> None:
         self._model.train(mode)
+        for module in self._still:
+            module.eval()
 
     def tensors(self) -> list[Tensor]:
         return [*self._model.parameters(), *self._model.buffers()]
@@ -156,7 +163,7 @@ class Single(Variants):
         return 0
 
     def stacked(self) -> list[Tensor]:
-        return [parameter.detach().unsqueeze(0) for parameter in self._model.parameters()]
+        return [parameter.detach().unsqueeze(0) for parameter in self._trained]
 
     def clear_gradients(self) -> None:
         for parameter in self._trained:
@@ -171,7 +178,7 @@ class Single(Variants):
     def rekey(self, seeds: Sequence[int], epoch: int) -> None:
         (seed,) = seeds
         for name, layer in self._dropouts.items():
-            layer.key.fill_(key(seed, "dropout", name, epoch))
+            layer.key.fill_(key(seed, "dropout", name, epoch, *processes.own_purpose()))
 
     def weights(self, variants: Sequence[int]) -> list[State]:
         return [copy.deepcopy(self._model.state_dict()) for _ in variants]
@@ -181,7 +188,7 @@ class Single(Variants):
 
     def load(self, states: Sequence[State]) -> None:
         (state,) = states
-        self._model.load_state_dict(state["model"])
+        self._model.load_state_dict({name: state["model"][name] for name in self._model.state_dict()})
         self.optimizer.load_state_dict(state["optimizer"])
 
     def model(self, variant: int) -> nn.Module:
@@ -203,6 +210,8 @@ class Ensemble(Variants):
             raise Cannot(f"optimizer {kind.__name__} does not treat each weight by itself")
         if any(len(optimizer.param_groups) > 1 for optimizer in optimizers):
             raise Cannot("the optimizer has several parameter groups")
+        if not all(parameter.requires_grad for parameter in models[0].parameters()):
+            raise Cannot("part of the model is frozen")
         if any(parameter.ndim == 0 for parameter in models[0].parameters()):
             raise Cannot("a parameter is a single number, which looks like a counter of the optimizer")
         for layer in models[0].modules():

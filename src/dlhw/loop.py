@@ -18,14 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dlhw import processes
 from dlhw.checkpoint import Keeper, State
+from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
 from dlhw.ensemble import Variants
 from dlhw.fast import Step, compiled, cuda_graphed, undecorated_step
+from dlhw.finetuning import Trains
 from dlhw.objective import DataLoss, Objective, Regularization, flooded, penalized_weights
 from dlhw.progress import Progress
 from dlhw.record import Record, Row
-from dlhw.runtime import DeviceName, Precision, PrecisionName, generator, key
+from dlhw.runtime import DeviceName, Precision, PrecisionName, key
 
 Count = Annotated[int, Field(gt=0)]
 Probe = Callable[[nn.Module, Dataset], list[dict[str, Any]]]
@@ -47,6 +50,10 @@ class Trainer:
     evaluation_batch_size: Count
     train_metrics: Literal["running", "evaluated"]
     steps_per_epoch: Count | None
+    trains: Trains
+    rates: dict[str, Annotated[float, Field(ge=0)]]
+    frozen_once: bool
+    frozen_views: Count | None
     monitor: Literal["val_loss", "val_error_percent", "val_mse"]
     patience: Count | None
     clip_norm: Annotated[float, Field(gt=0)] | None
@@ -81,16 +88,24 @@ class Fitted:
 class Run:
     """What a run has of its own while it is trained, alone or with others.
 
-    ``resume`` is the checkpoint that it goes on from, None for the start; ``record`` has its rows already.
+    ``resume`` is the checkpoint that it goes on from, None for the start; ``record`` has its rows already. ``whole`` is
+    what its checkpoints say of a model of which only a part is trained on the data given: shape, frozen weights.
     """
 
     def __init__(
-        self, record: Record, *, seed: int, regularization: Regularization, resume: State | None = None
+        self,
+        record: Record,
+        *,
+        seed: int,
+        regularization: Regularization,
+        resume: State | None = None,
+        whole: State | None = None,
     ) -> None:
         self.record = record
         self.seed = seed
         self.regularization = regularization
         self.resume = resume
+        self.whole = whole or {"model": {}}
         self.failure: TrainingFailed | None = None
         self._best: Row | None = None
 
@@ -141,10 +156,12 @@ def fit(
     resumed run goes on with the bits of an uninterrupted one. A run whose loss is not finite fails; the others
     do not notice.
     """
-    train, steps = data.train, steps_of_epoch(data, trainer)
+    steps = steps_of_epoch(data, trainer)
+    batches = Batches(data, [run.seed for run in runs], size=trainer.batch_size, steps=steps)
     first = len(runs[0].record.rows)
     if first:
         variants.load([run.resume for run in runs if run.resume is not None])
+    data_loss = processes.of_whole_batches(data_loss)
     step = training_step(variants, runs, data, data_loss, trainer=trainer, precision=precision)
     measure = metrics(variants, runs, data, data_loss, trainer=trainer, precision=precision)
 
@@ -159,14 +176,14 @@ def fit(
             started = time.perf_counter()
             torch.manual_seed(key(runs[0].seed, "forward", epoch))
             variants.rekey([run.seed for run in runs], epoch)
-            samples = shuffled(train, runs, epoch)[:, : steps * trainer.batch_size]
-            history = torch.empty(steps, len(runs), 3, device=samples.device, dtype=precision.dtype)
+            history = torch.empty(steps, len(runs), 3, device=data.device, dtype=precision.dtype)
             variants.train()
-            for index, batch in enumerate(samples.split(trainer.batch_size, dim=1)):
+            for index, (x, y) in enumerate(batches(epoch)):
                 variants.set_rates(epoch - 1 + index / steps)
-                history[index] = step(*train.gather(batch))
+                history[index] = step(x, y)
                 progress.step()
 
+            history[:, :, 2] = processes.total(history[:, :, 2])
             history = history.cpu().double()  # waits for the device
             rows = measure(epoch, history)
             seconds = (time.perf_counter() - started) / len(going)
@@ -192,7 +209,12 @@ def _keeping(
 
     What it holds back is written when ``opened`` closes.
     """
+    if processes.rank():
+        return lambda epoch, trained, improved: None
     sizes = {"shape": list(data.shape), "outputs": data.outputs}
+
+    def whole(k: int, weights: State) -> State:
+        return {**sizes, **runs[k].whole, "model": {**runs[k].whole["model"], **weights}}
 
     def look(k: int, epoch: int) -> None:
         if probe is not None:
@@ -201,7 +223,7 @@ def _keeping(
     def keeper(k: int) -> Keeper:
         def state() -> State:
             (weights,) = variants.weights([k])
-            return {"model": weights, **sizes, "optimizer": variants.optimizer_state(k), "rows": runs[k].record.rows}
+            return whole(k, weights) | {"optimizer": variants.optimizer_state(k), "rows": runs[k].record.rows}
 
         return opened.enter_context(Keeper(runs[k].record.path, state, every_seconds=trainer.checkpoint_seconds))
 
@@ -215,7 +237,7 @@ def _keeping(
             over, every = not runs[k].goes_on(trainer), trainer.probe_every_epochs
             if over or (every is not None and epoch % every == 0):
                 look(k, epoch)
-            keepers[k].keep({"model": best[k], **sizes, "epoch": epoch} if k in best else None)
+            keepers[k].keep(whole(k, best[k]) | {"epoch": epoch} if k in best else None)
             if over:  # its model is computed along while others go on
                 keepers[k].finish()
 
@@ -268,22 +290,14 @@ def training_step(
         return measured
 
     if trainer.cuda_graphs:
-        batch = shuffled(data.train, runs, epoch=1)[:, : trainer.batch_size]
-        return cuda_graphed(step, variants.tensors(), variants.optimizer, *data.train.gather(batch))
+        first = next(Batches(data, [run.seed for run in runs], size=trainer.batch_size, steps=1)(1))
+        return cuda_graphed(step, variants.tensors(), variants.optimizer, *first)
     return step
 
 
 def steps_of_epoch(data: Dataset, trainer: Trainer) -> int:
     """How many batches an epoch has."""
     return trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
-
-
-def shuffled(train: Split, runs: Sequence[Run], epoch: int) -> Tensor:
-    """Where the samples of an epoch lie in the pool, in each run's order, (K, n); (1, n) where all have the same."""
-    seeds = dict.fromkeys(run.seed for run in runs)
-    own = runs if len(seeds) > 1 else runs[:1]
-    order = torch.stack([torch.randperm(len(train), generator=generator(run.seed, "order", epoch)) for run in own])
-    return train.rows_at(order.to(train.pool_y.device))
 
 
 def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, precision: Precision) -> Tensor:
@@ -298,8 +312,13 @@ def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, pre
 
 
 def score(logits: Tensor, y: Tensor) -> Tensor:
-    """What is summed over samples besides the loss: how many are wrong, or of predictions (N,) the squared errors."""
-    return (logits.argmax(1) != y).sum() if logits.ndim == 2 else (logits - y).square().sum()
+    """What is summed over samples besides the loss: how many are wrong, or of predictions (N,) the squared errors.
+
+    Where labels are shares of classes (N, C), the largest share is the right answer.
+    """
+    if logits.ndim == 1:
+        return (logits - y).square().sum()
+    return (logits.argmax(1) != (y.argmax(1) if y.ndim == 2 else y)).sum()
 
 
 def metrics(
@@ -313,8 +332,8 @@ def metrics(
 ) -> Callable[[int, Tensor], list[Row]]:
     """The function of an epoch and what its steps measured, (steps, K, 3) on the CPU, that gives the row of each run.
 
-    Evaluation takes ``trainer.evaluation_batch_size`` samples at a time, in an ensemble for all models together, but
-    no fewer for each than in training.
+    Evaluation takes ``trainer.evaluation_batch_size`` samples at a time, in an ensemble for all models together, of
+    large pictures fewer, but no fewer for each model than in training.
     """
 
     def of_one(model: nn.Module, regularization: Regularization, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,7 +342,7 @@ def metrics(
 
     of_all = variants.map(of_one, [run.regularization for run in runs])
     whole = trainer.evaluation_batch_size
-    size = min(whole, max(whole // len(runs), trainer.batch_size))
+    size = min(whole, max(min(whole // len(runs), data.evaluated_at_once), trainer.batch_size))
     parts = data.parts
     if trainer.train_metrics != "evaluated":
         del parts["train"]
@@ -331,11 +350,11 @@ def metrics(
     def evaluated(part: Split) -> dict[str, list[float]]:
         losses, scores = [], []
         for batch in part.all_rows().split(size, dim=1):
-            loss, total = of_all(*part.gather(batch))
+            loss, wrong = of_all(*part.gather(processes.share(batch)))
             losses.append(loss * batch.shape[1])
-            scores.append(total)
+            scores.append(wrong)
         loss = torch.stack(losses).cpu().double().sum(0) / len(part)
-        return _metrics(loss, torch.stack(scores).sum(0), len(part), of_classes=bool(data.classes))
+        return _metrics(loss, processes.total(torch.stack(scores).sum(0)), len(part), of_classes=bool(data.classes))
 
     @torch.inference_mode()
     def measure(epoch: int, history: Tensor) -> list[Row]:

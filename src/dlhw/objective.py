@@ -78,8 +78,10 @@ def _is_on(strength: float | Tensor) -> bool:
 
 
 def penalized_weights(model: torch.nn.Module) -> list[Tensor]:
-    """The parameters that L1 and L2 act on: those with two or more dimensions."""
-    return [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    """The parameters that L1 and L2 act on: those that train and have two or more dimensions."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]  # inside of vmap none says so: all do
+    return [parameter for parameter in trained or parameters if parameter.ndim >= 2]
 
 
 @dataclass(frozen=True)

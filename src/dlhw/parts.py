@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw import UsageError, build, config, fast, runtime
+from dlhw import UsageError, build, config, fast, features, finetuning, processes, runtime
 from dlhw.answer import Answer
 from dlhw.build import choice, deferred
+from dlhw.checkpoint import State
 from dlhw.data.tensors import Dataset
 from dlhw.loop import Probe, Trainer
 from dlhw.objective import DataLoss, Regularization
@@ -21,6 +22,7 @@ from dlhw.runtime import Precision
 
 GIVEN: dict[str, set[str]] = {
     "dataset": {"data_dir", "seed"},
+    "augmentation": set(),
     "model": {"shape", "outputs"},
     "init": {"model", "generator"},
     "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
@@ -30,6 +32,7 @@ GIVEN: dict[str, set[str]] = {
     "trainer": set(),
     "probe": {"model", "data"},
     "study": {"seed", "device", "data", "model", "network"},
+    "report": {"model", "data"},
     "comparison": set(),
 }
 """What the program itself passes to each group's target; everything else comes from the config. A study is given
@@ -38,9 +41,9 @@ what its signature names of these, and what it does not name is not made."""
 READ_FOR: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "device": ("trainer.device",),
-    "data": ("seed", "dataset", "trainer.device", "trainer.precision"),
+    "data": ("seed", "dataset", "augmentation", "trainer.device", "trainer.precision"),
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
-    "network": ("seed", "model", "trainer.device", "trainer.precision"),
+    "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
 }
 """Which groups and keys are read to make what a study is given; ``trainer.threads`` and the like always are."""
 READ_ALWAYS = ("study", "comparison", "trainer.threads", "trainer.deterministic")
@@ -64,17 +67,30 @@ def wanted_by_study(cfg: DictConfig) -> frozenset[str] | None:
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that a config describes, on their device, ready to be trained."""
+    """The objects that a config describes, on their device, ready to be trained.
+
+    What trains is ``model`` on ``data`` or, where the frozen part of the model is computed once, the rest of it on what
+    that gives.
+    """
 
     trainer: Trainer
     precision: Precision
     data: Dataset
     model: Module
+    trained: Module
+    trained_on: Dataset
     data_loss: DataLoss
     regularization: Regularization
     optimizer: Optimizer
     schedule: Schedule
     probe: Probe | None
+
+    @property
+    def whole(self) -> State:
+        """What checkpoints say of the model besides what trains."""
+        trained = self.trained.state_dict()
+        frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
+        return {"shape": list(self.data.shape), "outputs": self.data.outputs, "model": frozen}
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -83,22 +99,22 @@ def assemble(cfg: DictConfig) -> Parts:
     build.check(cfg, GIVEN)
     trainer, precision = settle(cfg)
     data = make_data(cfg, precision)
-    model = make_model(cfg, trainer, precision, data)
     check_fit(cfg, data, trainer)
-    normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
-    if normalizing and len(data.train) % trainer.batch_size == 1 % trainer.batch_size:
-        raise UsageError(
-            f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
-            "batch norm can take no variance; choose another"
-        )
+    model = make_model(cfg, trainer, precision, data)
+    finetuning.freeze(model, trainer.trains)
+    check_batches(model, data, trainer)
+    trained, trained_on = frozen_once(cfg, trainer, precision, data, model)
+    groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
     return Parts(
         trainer=trainer,
         precision=precision,
         data=data,
         model=model,
+        trained=trained,
+        trained_on=trained_on,
         data_loss=deferred(cfg, "loss", GIVEN["loss"]),
         regularization=build.build(cfg, "regularization"),
-        optimizer=build.build(cfg, "optimizer", params=model.parameters()),
+        optimizer=build.build(cfg, "optimizer", params=groups),
         schedule=build.build(cfg, "scheduler"),
         probe=deferred(cfg, "probe", GIVEN["probe"]) if cfg.probe.get("_target_") else None,
     )
@@ -106,7 +122,10 @@ def assemble(cfg: DictConfig) -> Parts:
 
 @dataclass(frozen=True)
 class Question:
-    """A study with its options and what it wants to be given; data and model are None where it wants none."""
+    """A study with its options and what it wants to be given; data and model are None where it wants none.
+
+    A study that wants a ``network`` has the config's model as it was published, with the classes it was trained for.
+    """
 
     compute: Callable[[], Answer]
     precision: Precision
@@ -122,11 +141,11 @@ def question(cfg: DictConfig) -> Question | None:
     build.check(cfg, GIVEN)
     trainer, precision = settle(cfg)
     data = make_data(cfg, precision) if wanted & {"data", "model"} else None
-    model = make_model(cfg, trainer, precision, data) if data is not None and "model" in wanted else None
-    network = make_network(cfg, precision) if "network" in wanted else None
-    given = {"seed": cfg.seed, "device": precision.device, "data": data, "model": model, "network": network}
+    model = make_model(cfg, trainer, precision, data) if wanted & {"model", "network"} else None
+    named = "network" if "network" in wanted else "model"
+    given = {"seed": cfg.seed, "device": precision.device, "data": data, named: model}
     compute = deferred(cfg, "study", **{name: value for name, value in given.items() if name in wanted})
-    return Question(compute, precision, data, model or network)
+    return Question(compute, precision, data, model)
 
 
 def settle(cfg: DictConfig) -> tuple[Trainer, Precision]:
@@ -141,25 +160,61 @@ def settle(cfg: DictConfig) -> tuple[Trainer, Precision]:
 def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
     """The config's data set on the run's device."""
     data: Dataset = build.build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
+    augmentation = build.build(cfg, "augmentation")
+    if augmentation.changes_pictures or augmentation.mixes:
+        if len(data.shape) != 3 or not data.classes:
+            raise UsageError(f"augmentation: is for pictures in classes, dataset={data.name} has none")
+        if augmentation.mixes and choice(cfg, "loss") != "cross_entropy":
+            raise UsageError(f"loss={choice(cfg, 'loss')}: takes no mixed pictures (augmentation.mixup, cutmix)")
+        data = replace(data, augmentation=augmentation)
     return data.to(precision.device, precision.dtype)
 
 
-def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset) -> Module:
-    """The config's model for these data, initialized, on the run's device."""
-    model = build.make_model(cfg, shape=data.shape, outputs=data.outputs).to(precision.device, precision.dtype)
+def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
+    """The config's model, initialized, on the run's device: for these data or, without, as it was published."""
+    if data is not None:
+        model = build.make_model(cfg, shape=data.shape, outputs=data.outputs)
+    elif "weights" in build.arguments(cfg, "model"):
+        model = build.make_model(cfg, shape=(3, 224, 224), outputs=None).eval()
+    else:
+        raise UsageError(f"model={choice(cfg, 'model')}: the study needs a published network; use model=resnet18")
+    model = model.to(precision.device, precision.dtype)
     return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
 
 
-def make_network(cfg: DictConfig, precision: Precision) -> Module:
-    """The config's network for ImageNet with its own last layer, in evaluation mode, on the run's device."""
-    if "architecture" not in cfg.model:
+def frozen_once(
+    cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset, model: Module
+) -> tuple[Module, Dataset]:
+    """What trains and on what: the rest of the model on features where its frozen part can be computed once."""
+    augmented = data.augmentation is not None
+    if not trainer.frozen_once or trainer.trains == "all" or (augmented and trainer.frozen_views is None):
+        return model, data
+    if data.augmentation is not None and data.augmentation.mixes:
+        raise UsageError("trainer.frozen_views: pictures are mixed anew in every epoch; set it to null")
+    halves = features.cut(model)
+    if halves is None:
+        return model, data
+    views = trainer.frozen_views if augmented else None
+    seen = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
+    return (model, data) if seen is None else (halves.rest, seen)
+
+
+def check_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
+    """Raises UsageError where a batch of an epoch is too small for batch norm, or for the processes that share it."""
+    left = len(data.train) % trainer.batch_size or trainer.batch_size
+    normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
+    if normalizing and left == 1:
         raise UsageError(
-            f"model={choice(cfg, 'model')}: {choice(cfg, 'study')} asks a network for ImageNet; use model=resnet18, "
-            "alexnet, squeezenet1_0, mobilenet_v2 or torchvision"
+            f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
+            "batch norm can take no variance; choose another"
         )
-    torch.manual_seed(runtime.key(cfg.seed, "model"))
-    network: Module = build.build(cfg, "model", shape=(3, cfg.study.crop, cfg.study.crop), outputs=None)
-    return network.to(precision.device, precision.dtype).eval()
+    if left < processes.count():
+        raise UsageError(
+            f"trainer.batch_size={trainer.batch_size}: leaves a batch of {left} of {len(data.train)} samples for "
+            f"{processes.count()} processes; choose another"
+        )
+    if processes.count() > 1 and (trainer.compile or trainer.cuda_graphs):
+        raise UsageError("torchrun: trains without trainer.compile and trainer.cuda_graphs")
 
 
 def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
@@ -171,6 +226,8 @@ def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
     if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
         fitting = "val_error_percent" if data.classes else "val_mse"
         raise UsageError(f"trainer.monitor={trainer.monitor}: {name} has {kind} to predict; use {fitting} or val_loss")
+    if cfg.report.get("_target_") and (not data.classes or len(data.shape) != 3):
+        raise UsageError(f"report={choice(cfg, 'report')}: is for pictures in classes, which {name} has not")
     if not data.classes and cfg.probe.get("_target_"):
         raise UsageError(f"probe={choice(cfg, 'probe')}: looks at the loss of classes, {name} has {kind} to predict")
     batches = -(-len(data.train) // trainer.batch_size)

@@ -12,16 +12,18 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+T = TypeVar("T")
 
 _log = logging.getLogger("dlhw")
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
@@ -165,6 +167,22 @@ class Progress:
             Text(f"{_clock_time(self._elapsed)}, left {_clock_time(self._left)}"),
         )
         return Group(bar, Text(self._results, no_wrap=True, overflow="ellipsis")) if self._results else bar
+
+
+def tracked(items: Iterable[T], *, total: int, what: str, log_every_seconds: float = 10.0) -> Iterator[T]:
+    """The same items, counted on a bar at a terminal and by a log line now and then elsewhere."""
+    if console().is_interactive:
+        from rich.progress import Progress as Bars
+
+        with Bars(console=console(), transient=True) as bars:
+            yield from bars.track(items, total=total, description=what)
+        return
+    told = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - told > log_every_seconds:
+            _log.info("%s: %d of %d", what, count, total)
+            told = time.monotonic()
 
 
 def _results(row: Mapping[str, float]) -> str:

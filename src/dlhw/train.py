@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch.nn import Module
 
+    from dlhw.answer import Answer
     from dlhw.data.tensors import Dataset
     from dlhw.loop import Fitted, Run
     from dlhw.parts import Parts, Question
@@ -105,6 +106,7 @@ def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[No
 
 def run(cfg: DictConfig, record: Record) -> None:
     """Train what the config describes, or answer its question by a study, and leave the run's files."""
+    from dlhw import processes, runtime
     from dlhw.ensemble import Single
     from dlhw.loop import fit
     from dlhw.parts import assemble, question
@@ -113,19 +115,21 @@ def run(cfg: DictConfig, record: Record) -> None:
     if asked is not None:
         answer(cfg, record, asked)
         return
-    parts = assemble(cfg)
-    job = begin(cfg, record, parts)
-    log.info("%s, in %s", title(cfg, parts), record.path)
-    fit(
-        Single(parts.model, parts.optimizer, parts.schedule),
-        [job],
-        parts.data,
-        parts.data_loss,
-        trainer=parts.trainer,
-        precision=parts.precision,
-        probe=parts.probe,
-    )
-    log.info("%s", finish(cfg, parts, job))
+    with processes.joined(runtime.pick_device(cfg.trainer.device)):
+        parts = assemble(cfg)
+        job = begin(cfg, record, parts)
+        log.info("%s, in %s", title(cfg, parts), record.path)
+        fit(
+            Single(parts.trained, parts.optimizer, parts.schedule),
+            [job],
+            parts.trained_on,
+            parts.data_loss,
+            trainer=parts.trainer,
+            precision=parts.precision,
+            probe=parts.probe,
+        )
+    if processes.rank() == 0:
+        log.info("%s", finish(cfg, parts, job))
 
 
 def answer(cfg: DictConfig, record: Record, asked: Question) -> None:
@@ -160,7 +164,7 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
 
     state = _state_to_resume(cfg, record)
     record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
-    return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state)
+    return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
 
 
 def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
@@ -183,11 +187,25 @@ def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
     content = {
         "monitor": parts.trainer.monitor,
         **asdict(fitted),
+        **report(cfg, parts, record),
         **times,
         **about(cfg, parts.precision, parts.data, parts.model),
     }
     record.summary({"status": "finished", **content})
     return fitted
+
+
+def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
+    """Write what the config's report says of the best weights; its numbers, for the summary."""
+    from dlhw import checkpoint
+    from dlhw.build import build
+
+    if cfg.report.get("_target_") is None:
+        return {}
+    parts.model.load_state_dict(checkpoint.load(record.path / "best.pt")["model"])
+    found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data)
+    found.write(record)
+    return found.summary()
 
 
 def title(cfg: DictConfig, parts: Parts) -> str:
@@ -217,20 +235,22 @@ def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
 
     if cfg.resume is None:
         return None
-    summary = read_summary(record.path)
+    held = Path(cfg.resume)
+    summary = read_summary(held)
     trained = summary.get("final", {}).get("epoch", 0)
-    if record.finished and (trained >= cfg.trainer.epochs or summary.get("stopped") != "epochs"):
+    finished = summary.get("status") == "finished"
+    if finished and (trained >= cfg.trainer.epochs or summary.get("stopped") != "epochs"):
         raise UsageError(
             f"resume={cfg.resume}: finished already after {trained} epochs"
             + ("; a larger trainer.epochs trains on" if summary.get("stopped") == "epochs" else "")
         )
-    state = checkpoint.load_last(record.path)
+    state = checkpoint.load_last(held)
     rows = state["rows"] if state else []
     if len(rows) < trained or len(rows) > cfg.trainer.epochs:
         raise UsageError(f"resume={cfg.resume}: the checkpoint is of epoch {len(rows)}, the run is not")
     if rows:
         best = best_row(rows, cfg.trainer.monitor)["epoch"]
-        if not (record.path / "best.pt").exists() or checkpoint.load(record.path / "best.pt")["epoch"] < best:
+        if not (held / "best.pt").exists() or checkpoint.load(held / "best.pt")["epoch"] < best:
             raise UsageError(f"resume={cfg.resume}: best.pt no longer holds the weights of epoch {best}; train anew")
     record.reopen()
     record.restore(rows)

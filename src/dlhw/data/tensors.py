@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,7 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.data.augmentation import Augmentation
+from dlhw.runtime import free_memory, generator
+
+AT_ONCE = 2**24
+"""Numbers in a batch that is not trained on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +66,12 @@ class Split:
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
-        flat = rows.flatten()
-        x = self.pool_x.index_select(0, flat.to(self.pool_x.device)).to(self.pool_y.device)
-        return x.unflatten(0, rows.shape), self.pool_y.index_select(0, flat).view(rows.shape)
+        x = self.pool_x.index_select(0, rows.flatten().to(self.pool_x.device)).to(self.pool_y.device)
+        return x.unflatten(0, rows.shape), self.targets(rows)
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """Labels (K, B) at ``rows`` (K, B) of the pool."""
+        return self.pool_y.index_select(0, rows.flatten()).view(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ class Dataset:
         size: pictures are resized to so many rows and columns when they are normalized; None: they stay.
         names: of the samples in the pool that all parts share, where they are files.
         about: what else a summary says of the data.
+        augmentation: what is done to training pictures; None: nothing.
+        views: what epochs take in turn instead of ``train``, the same samples in another form each.
     """
 
     name: str
@@ -91,12 +101,28 @@ class Dataset:
     size: int | None = None
     names: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation | None = None
+    views: tuple[Split, ...] = ()
 
     @property
     def parts(self) -> dict[str, Split]:
         """The parts by the names that their metrics begin with: train, val and, if there is one, test."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def view(self, epoch: int) -> Split:
+        """What an epoch, counted from 1, trains on."""
+        return self.views[(epoch - 1) % len(self.views)] if self.views else self.train
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs will be."""
+        return self.scale.device
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """How many samples are no more than a few million numbers: larger batches take memory and no less time."""
+        return max(1, AT_ONCE // math.prod(self.shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,12 +143,18 @@ class Dataset:
         return {"name": self.name, "sha256": self.sha256, **sizes, **classes, **self.about}
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """The same data on ``device``; inputs and numbers to predict will have ``dtype``. Pixels stay uint8."""
+        """The same data on ``device``; inputs and numbers to predict will have ``dtype``. Pixels stay uint8.
+
+        Pictures that are augmented, which is done on the CPU, and those that the device has no room for stay where they
+        are, and go to it batch by batch.
+        """
+        augmented = self.augmentation is not None and self.augmentation.changes_pictures
 
         def part(split: Split) -> Split:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
-            return Split(_on(device, split.pool_x), _on(device, split.pool_y, targets), rows)
+            pool = split.pool_x if augmented or _is_too_large(split.pool_x, device) else _on(device, split.pool_x)
+            return Split(pool, _on(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
         return self.having(parts, shift=self.shift.to(device, dtype), scale=self.scale.to(device, dtype))
@@ -142,6 +174,11 @@ class Dataset:
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return x.mul_(self.scale).add_(self.shift)
+
+
+def _is_too_large(pool: Tensor, device: torch.device | str) -> bool:
+    device = torch.device(device)
+    return device.type == "cuda" and pool.device != device and pool.nbytes > free_memory(device) / 2
 
 
 @functools.lru_cache(maxsize=8)  # parts, and jobs of a sweep, that share a pool go on sharing it

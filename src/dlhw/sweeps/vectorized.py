@@ -25,10 +25,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from dlhw import UsageError, runtime, train
+from dlhw.data.batches import Batches
 from dlhw.data.tensors import together
 from dlhw.ensemble import Cannot, Ensemble
 from dlhw.fast import mapping_quickly
-from dlhw.loop import Run, fit, shuffled, training_step
+from dlhw.loop import Run, fit, training_step
 from dlhw.parts import Parts, assemble
 from dlhw.record import Record
 
@@ -36,7 +37,7 @@ log = logging.getLogger("dlhw")
 _own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
 _own_log.propagate = False
 
-SHARED = ("dataset", "model", "loss", "trainer", "probe", "study")
+SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study")
 """Parts of the config that are the same in all jobs of a group, but for the dropout rate; the others may differ."""
 SHARE_OF_MEMORY = 0.5
 """Of the free memory, what weights and activations of an ensemble may take; evaluation and kernels need some too."""
@@ -106,10 +107,12 @@ class Vectorized(Launcher):
 
     def _run_together(self, group: Sequence[Job]) -> None:
         """Raises Cannot when the group is none after all."""
+        if group[0].cfg.trainer.get("frozen_views") is not None:
+            raise Cannot("augmented features belong to a seed (trainer.frozen_views)")
         if group[0].cfg.study.get("_target_") is not None:
             raise Cannot("a study trains nothing")
         two = _first_two([job.cfg for job in group])
-        if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].model):
+        if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].trained):
             raise Cannot("on a CPU convolutions of several nets at once are slower (hydra.launcher.even_if_slower)")
         largest = min(len(group), largest_that_fits(two), self.largest or len(group))
         while waiting := [job for job in group if not job.ended]:
@@ -193,7 +196,7 @@ def largest_that_fits(two: Sequence[Parts]) -> int:
     """How many variants the memory holds, from a step of two of them. Raises Cannot when they cannot be mapped."""
     first = two[0]
     before = runtime.free_memory(first.precision.device)
-    ensemble = Ensemble(*zip(*((parts.model, parts.optimizer, parts.schedule) for parts in two), strict=True))
+    ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in two), strict=True))
     jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)]
     trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
     saved = 0
@@ -206,8 +209,8 @@ def largest_that_fits(two: Sequence[Parts]) -> int:
     try:
         with _quiet(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = mapping_quickly(first.data_loss)
-            step = training_step(ensemble, jobs, first.data, loss, trainer=trainer, precision=first.precision)
-            step(*first.data.train.gather(shuffled(first.data.train, jobs, epoch=1)[:, : trainer.batch_size]))
+            step = training_step(ensemble, jobs, first.trained_on, loss, trainer=trainer, precision=first.precision)
+            step(*next(Batches(first.trained_on, [job.seed for job in jobs], size=trainer.batch_size, steps=1)(1)))
     except RuntimeError as error:
         raise Cannot(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
     weights = sum(tensor.nbytes for tensor in ensemble.tensors())
@@ -221,12 +224,12 @@ def train_together(jobs: Sequence[Job]) -> None:
     schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
-    of_each = [parts.data.parts for parts, _ in begun]
-    data = first.data.having({name: together([parts[name] for parts in of_each]) for name in of_each[0]})
+    of_each = [parts.trained_on.parts for parts, _ in begun]
+    data = first.trained_on.having({name: together([parts[name] for parts in of_each]) for name in of_each[0]})
     with _quiet():
         fit(
             Ensemble(
-                [parts.model for parts, _ in begun],
+                [parts.trained for parts, _ in begun],
                 [parts.optimizer for parts, _ in begun],
                 [schedules[_written(job.cfg.scheduler)] for job in jobs],  # one object for equal ones
             ),
