@@ -131,6 +131,7 @@ def test_smallest() -> None:
         ("study.label=brihgt", "study.label=brihgt: no class.*did you mean bright"),
         ("study.label=5", "from 0 to 4"),
         ("study.target=cat", "study.target=cat: no class"),
+        ("study.crop=7", "study.crop=7: brightness cannot take such pictures"),
         ("study.crop=9", "study.crop=9: must not be larger than study.resize=8"),
         ("study.sizes=[1]", "study.sizes"),
         ("study.sizes=[0,1]", "study.sizes"),

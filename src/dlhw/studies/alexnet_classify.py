@@ -19,7 +19,16 @@ from dlhw.models.pretrained import Network
 from dlhw.plots import PALETTE, add_legend, label, new_figure
 from dlhw.runtime import generator
 from dlhw.studies import imagenet
-from dlhw.studies.imagenet import class_index, draw_answers, draw_picture, located, opened, probabilities, top
+from dlhw.studies.imagenet import (
+    check_crop,
+    class_index,
+    draw_answers,
+    draw_picture,
+    located,
+    opened,
+    probabilities,
+    top,
+)
 from dlhw.studies.separability import wilson
 
 Count = Annotated[int, Field(ge=1)]
@@ -105,6 +114,7 @@ def alexnet_classify(
     seed: int,
 ) -> Answer:
     """The five most probable classes of each picture, how many are right, and what is left of the first answers."""
+    check_crop(network, resize=resize, crop=crop)
     path = located(picture)
     pictures, refused = gathered(path, resize=resize, crop=crop)
     right = labelled(labels, path if path.is_dir() else path.parent, network)

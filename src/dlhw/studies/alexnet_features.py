@@ -18,7 +18,7 @@ from dlhw.plots import TEXT_POINTS, new_figure
 from dlhw.runtime import generator
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
-from dlhw.studies.imagenet import draw_picture, located, opened
+from dlhw.studies.imagenet import check_crop, draw_picture, located, opened
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]
@@ -130,6 +130,7 @@ def alexnet_features(
     seed: int,
 ) -> Answer:
     """Maps and filters of the first convolution, and the maps of the picture cropped, blurred, turned and noisy."""
+    check_crop(network, resize=resize, crop=crop)
     path = located(picture)
     pixels = opened(path, resize=resize, crop=crop)
     layer = first_convolution(network)
