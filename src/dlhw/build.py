@@ -235,5 +235,6 @@ def _as_written(value: Any) -> str:
 
 
 def choice(cfg: DictConfig, group: str) -> str:
-    """What a user would call the option of a group: its name, or the last part of its target's."""
-    return str(cfg[group].get("name") or cfg[group]["_target_"].rpartition(".")[2]).lower()
+    """What a user would call the option of a group: its name or architecture, or the last part of its target's."""
+    own = cfg[group].get("name") or cfg[group].get("architecture")
+    return str(own or cfg[group]["_target_"].rpartition(".")[2]).lower()

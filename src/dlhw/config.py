@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -31,6 +32,8 @@ from dlhw.composition import CONFIG_NAME, PLUGINS, Loader, conf_dir, parsed, pre
 
 NOT_COMPARED = ("data_dir", "output_dir", "resume", "comparison")
 """Keys in which two configs of the same run may differ."""
+PATHS = (("init", "run"), ("model", "weights"), ("dataset", "cache_dir"))
+"""Options that are paths, to what must be found again when the run is resumed."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -95,9 +98,10 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 def to_yaml(cfg: DictConfig) -> str:
     """The resolved config as ``config.yaml`` keeps it: that of the run itself, also when it is being resumed."""
     kept: dict[str, Any] = {"resume": None, "data_dir": _absolute(cfg.data_dir)}  # it may be resumed from elsewhere
-    start = OmegaConf.select(cfg, "init.run")
-    if isinstance(start, str):
-        kept["init"] = {"run": _absolute(start)}
+    for group, name in PATHS:
+        path = OmegaConf.select(cfg, f"{group}.{name}")
+        if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # weights may be published ones
+            kept.setdefault(group, {})[name] = _absolute(path)
     return OmegaConf.to_yaml(OmegaConf.merge(cfg, kept), resolve=True)
 
 

@@ -30,7 +30,7 @@ SHARE_OF_MEMORY = 0.5
 """What features may take of the free memory."""
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, Dropout)
-RANDOM_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "rrelu", "stochastic_depth"}
+RANDOM_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 """Besides batch norm, what gives other results in training than in evaluation."""
 
 
@@ -53,13 +53,13 @@ def cut(model: nn.Module) -> Cut | None:
         module.eval()
     try:
         graph = _Tracer().trace(model)
+        changing = _changing(graph, model)
     except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
         log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, error)
         return None
     finally:
         for module, training in modes.items():
             module.training = training
-    changing = _changing(graph, model)
     crossing = {
         source: None for node in graph.nodes if node in changing for source in node.all_input_nodes
         if source not in changing and source.op != "get_attr"
@@ -67,7 +67,7 @@ def cut(model: nn.Module) -> Cut | None:
     if len(crossing) != 1 or next(iter(crossing)).op == "placeholder":
         return None
     (border,) = crossing
-    return Cut(_until(border, graph, model), _from(border, changing, graph, model))
+    return Cut(_until(border, graph, model).eval(), _from(border, changing, graph, model))
 
 
 class _Tracer(fx.Tracer):
@@ -98,12 +98,8 @@ def _changing(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
 
 
 def _in_training(node: fx.Node) -> bool:
-    """Whether a function that is random in training was called as such."""
-    places = {"stochastic_depth": 3, "rrelu": 3}
-    name = getattr(node.target, "__name__", "")
-    place = places.get(name, 2)
-    default = node.args[place] if len(node.args) > place else name != "rrelu"
-    return bool(node.kwargs.get("training", default))
+    """Whether dropout(input, p, training) was called for training, which it is for unless it says otherwise."""
+    return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
 
 
 def _until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
@@ -114,8 +110,7 @@ def _until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule
         if node is border:
             break
     first.output(copies[border])
-    first.eliminate_dead_code()
-    return fx.GraphModule(model, first).eval()
+    return _module(first, model)
 
 
 def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
@@ -124,8 +119,16 @@ def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Mo
     for node in graph.nodes:
         if node in changing or node.op == "get_attr":
             copies[node] = second.node_copy(node, copies.__getitem__)
-    second.eliminate_dead_code()
-    return fx.GraphModule(model, second)
+    return _module(second, model)
+
+
+def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+    """What of the model a graph needs."""
+    module = fx.GraphModule(model, graph)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
 
 
 def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision, views: int | None) -> Dataset | None:

@@ -303,7 +303,7 @@ def steps_of_epoch(data: Dataset, trainer: Trainer) -> int:
 def predict(model: nn.Module, data: Dataset, x: Tensor, *, trainer: Trainer, precision: Precision) -> Tensor:
     """Logits (N, C), or the predictions (N,) where there are no classes, of raw samples (N, *shape)."""
     x = data.normalize(x)
-    if trainer.channels_last:
+    if trainer.channels_last and x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     with precision.autocast():
         logits: Tensor = model(x)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw import UsageError, build, config, fast, features, finetuning, processes, runtime
+from dlhw import UsageError, build, config, fast, features, finetuning, processes, report, runtime
 from dlhw.answer import Answer
 from dlhw.build import choice, deferred
 from dlhw.checkpoint import State
@@ -226,8 +226,8 @@ def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
     if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
         fitting = "val_error_percent" if data.classes else "val_mse"
         raise UsageError(f"trainer.monitor={trainer.monitor}: {name} has {kind} to predict; use {fitting} or val_loss")
-    if cfg.report.get("_target_") and (not data.classes or len(data.shape) != 3):
-        raise UsageError(f"report={choice(cfg, 'report')}: is for pictures in classes, which {name} has not")
+    if cfg.report.get("_target_"):
+        report.check(data)
     if not data.classes and cfg.probe.get("_target_"):
         raise UsageError(f"probe={choice(cfg, 'probe')}: looks at the loss of classes, {name} has {kind} to predict")
     batches = -(-len(data.train) // trainer.batch_size)

@@ -54,7 +54,10 @@ class Run:
         """
         self._need(f"{weights}.pt")
         state = checkpoint.load(self.path / f"{weights}.pt")
-        model: nn.Module = build(self.config, "model", shape=tuple(state["shape"]), outputs=state["outputs"])
+        config = self.config.copy()
+        if "weights" in config.model:  # the run's own are loaded below
+            config.model.weights = None
+        model: nn.Module = build(config, "model", shape=tuple(state["shape"]), outputs=state["outputs"])
         model.to(next(value.dtype for value in state["model"].values() if value.is_floating_point()))
         model.load_state_dict(state["model"])
         return model.eval()

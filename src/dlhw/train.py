@@ -203,8 +203,11 @@ def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
     if cfg.report.get("_target_") is None:
         return {}
     parts.model.load_state_dict(checkpoint.load(record.path / "best.pt")["model"])
-    found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data)
+    with parts.precision.autocast():
+        found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data)
     found.write(record)
+    for line in found.told:
+        log.info("%s", line)
     return found.summary()
 
 

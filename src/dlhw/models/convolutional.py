@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -21,10 +22,12 @@ def cnn(
     activation: ActivationName,
     dropout: DropoutRate,
     batch_norm: bool,
+    hidden: Sequence[Width] = (),
     width: Annotated[int, Field(gt=0)] = 1,
 ) -> nn.Sequential:
     """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
-    dropout and one dense layer to logits (C5.5 with channels [16, 32], kernel 5).
+    a dense layer with activation per entry of ``hidden``, dropout, and a dense layer to logits (C5.5 with channels
+    [16, 32], kernel 5; A5.ii with four channels and one hidden width).
 
     Every entry of ``channels`` is multiplied by ``width``. Maps (N, C, H, W) to (N, outputs).
     """
@@ -46,6 +49,10 @@ def cnn(
         layers += [getattr(nn, activation)(), nn.MaxPool2d(2)]
         depth, rows, columns = block, rows // 2, columns // 2
     layers.append(nn.Flatten())
+    features = depth * rows * columns
+    for units in hidden:
+        layers += [nn.Linear(features, units), getattr(nn, activation)()]
+        features = units
     if dropout:
         layers.append(Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear(depth * rows * columns, outputs))
+    return nn.Sequential(*layers, nn.Linear(features, outputs))

@@ -1,0 +1,137 @@
+"""What a classifier says of a part of the data: right and wrong, by class, and how sure that can be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+
+from dlhw.data.tensors import Dataset, Split
+
+PARTS = {"val": "validation", "test": "test"}
+WIDE = 0.05  # an interval from 86 to 95 % tells few models apart
+
+
+def wilson(right: int, count: int, confidence: float) -> tuple[float, float]:
+    """The score interval of a share of which ``right`` of ``count`` were seen (Wilson 1927).
+
+    All shares p that lie within z standard errors, their own, of the share seen, q = right / count: the p with
+    (q - p)^2 <= z^2 p (1 - p) / count. Its ends are
+
+        (q + z^2 / (2 count) -+ z sqrt(q (1 - q) / count + z^2 / (4 count^2))) / (1 + z^2 / count)
+
+    with z the (1 + confidence) / 2 quantile of the normal distribution. Of nothing seen it is 0 to 1, the limit.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    share, z = right / count, NormalDist().inv_cdf((1 + confidence) / 2)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    middle, whole = share + z**2 / (2 * count), 1 + z**2 / count
+    low, high = (middle - half) / whole, (middle + half) / whole
+    return (0.0 if right == 0 else low, 1.0 if right == count else high)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with the interval in which it may lie on more samples of the same kind."""
+
+    right: int
+    count: int
+    confidence: float
+
+    @property
+    def value(self) -> float:
+        """0 to 1; nan of no samples."""
+        return self.right / self.count if self.count else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """:func:`wilson`'s."""
+        return wilson(self.right, self.count, self.confidence)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        value, low_text, high_text = (
+            f"{100 * each:.{1 if self.count < 1000 else 2}f}" for each in (self.value, low, high)
+        )
+        note = " (wide: few pictures)" if high - low > WIDE else ""
+        return f"{value} % right, {100 * self.confidence:g} % interval {low_text} to {high_text} %{note}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A part of the data, sample by sample in its order, on the CPU.
+
+    Args:
+        part: its name in metrics: val, test.
+        classes: names of the C classes.
+        rows: where in the pool the samples lie, (n,).
+        labels: their classes, (n,).
+        predicted: the classes with the largest logit, (n,).
+        probability: of the predicted class, (n,) float64.
+        probability_of_true: of the labels, (n,) float64.
+    """
+
+    part: str
+    classes: tuple[str, ...]
+    rows: Tensor
+    labels: Tensor
+    predicted: Tensor
+    probability: Tensor
+    probability_of_true: Tensor
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Counts (C, C): true classes in rows, predicted in columns."""
+        count = len(self.classes)
+        return torch.bincount(self.labels * count + self.predicted, minlength=count**2).view(count, count)
+
+    def accuracy(self, confidence: float) -> Accuracy:
+        """Of the whole part."""
+        return Accuracy(int(self.confusion.trace()), len(self.labels), confidence)
+
+    def told(self, confidence: float) -> str:
+        """The accuracy in a line, with how much it says."""
+        return f"{PARTS[self.part]}, {len(self.labels):,} pictures: {self.accuracy(confidence)}"
+
+    def by_class(self, confidence: float) -> list[Accuracy]:
+        """Of the samples of each class."""
+        counts = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
+        return [Accuracy(right, count, confidence) for right, count in counts]
+
+    @cached_property
+    def mistakes(self) -> list[int]:
+        """Positions of the wrong answers, the most confident first."""
+        order = self.probability.sort(descending=True, stable=True).indices
+        return order[(self.predicted != self.labels)[order]].tolist()
+
+    def surest(self, most: int) -> list[int]:
+        """Positions of up to ``most`` right answers: of each class the most confident, then of each the second."""
+        order = self.probability.sort(descending=True, stable=True).indices
+        ranked: list[tuple[int, int, int]] = []
+        seen = [0] * len(self.classes)
+        for position in order[(self.predicted == self.labels)[order]].tolist():
+            label = int(self.labels[position])
+            ranked.append((seen[label], label, position))
+            seen[label] += 1
+        return [position for *_, position in sorted(ranked)[:most]]
+
+
+def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> Judged:
+    """What ``model``, in evaluation mode, says of every sample of ``split``, a part of ``data``."""
+    labels, predicted, probability, of_true = [], [], [], []
+    with torch.inference_mode():
+        for start in range(0, len(split), batch_size):
+            x, y = split[start : start + batch_size]
+            probabilities = model(data.normalize(x)).cpu().double().softmax(1)  # not every device has float64
+            largest = probabilities.max(1)
+            labels.append(y.cpu())
+            predicted.append(largest.indices)
+            probability.append(largest.values)
+            of_true.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
+    columns = [torch.cat(each) for each in (labels, predicted, probability, of_true)]
+    return Judged(part, data.classes, split.all_rows()[0].cpu(), *columns)

@@ -1,0 +1,287 @@
+"""``python -m dlhw.predict``: pictures as the network had them in training, what is printed, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from conftest import Compose
+from dlhw import UsageError, load_run
+from dlhw.build import build
+from dlhw.data.pictures import Unreadable
+from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.predict import class_names, expanded, main, opened, predict, prepared
+from dlhw.record import Record
+from dlhw.train import run as train
+
+SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_size=8", "trainer.device=cpu"]
+SIZES = ((40, 30), (30, 40), (24, 24), (20, 61), (300, 200), (25, 25))
+
+
+def drawn(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def trained(compose: Compose, path: Path, *overrides: str) -> Path:
+    path.mkdir()
+    cfg = compose(*overrides)
+    with open_dict(cfg):
+        del cfg.hydra
+    train(cfg, Record(path))
+    return path
+
+
+def data_of(path: Path) -> Dataset:
+    cfg = load_run(path).config
+    data: Dataset = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
+    return data.to("cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve JPEGs and PNGs of many sizes in the classes ``cat`` and ``[dog]``, one of them rotated by EXIF."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number, name in enumerate(("cat", "[dog]")):
+        (root / name).mkdir()
+        for i, size in enumerate(SIZES):
+            drawn(10 * number + i, size).save(root / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn(99, (50, 30)).save(root / "cat" / "turned.jpg", exif=exif)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(compose: Compose, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = ["dataset=image_folder", f"dataset.root={pictures}", "dataset.resize=24", "dataset.crop=20"]
+    home = tmp_path_factory.mktemp("run")
+    return trained(compose, home / "run", *SMALL, *folder, f"dataset.cache_dir={home / 'cache'}")
+
+
+@pytest.fixture(scope="module")
+def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(compose, tmp_path_factory.mktemp("grey") / "run", *SMALL, "dataset=digits", "trainer.batch_size=500")
+
+
+# --- pictures as in training ------------------------------------------------------------------------------
+
+
+def test_files_are_prepared_as_the_data_set_prepared_them(run: Path, pictures: Path) -> None:
+    data, network = data_of(run), opened(run, "best")
+    assert len(data.names) == 13
+    for row, name in enumerate(data.names):
+        x = prepared(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
+        assert x.equal(data.normalize(data.val.pool_x[row : row + 1])[0])
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "size"), [(1, 28, None), (3, 32, None), (3, 32, 40), (3, 32, 20)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_pictures_without_files_are_prepared_as_theirs(
+    tmp_path: Path, channels: int, side: int, size: int | None, dtype: torch.dtype
+) -> None:
+    """MNIST's and CIFAR-10's, saved as they are, give what the data set gives; ``size`` enlarges them afterwards."""
+    mode = "L" if channels == 1 else "RGB"
+    arrays = [np.asarray(drawn(i, (side, side), mode)).reshape(side, side, channels) for i in range(4)]
+    x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    options: dict[str, Any] = {"mean": [0.1, 0.2, 0.3][:channels], "std": [0.4, 0.5, 0.6][:channels], "size": size}
+    split = Split(x, torch.tensor([0, 1, 0, 1]))
+    data = assemble(
+        "made", split, split, seed=0, validation_fraction=0.5, largest=255, classes=("a", "b"), **options
+    ).to("cpu", dtype)
+    for row, array in enumerate(arrays):
+        Image.fromarray(array.squeeze()).save(tmp_path / f"{row}.png")
+        found = prepared(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
+        assert found.equal(data.normalize(x[row : row + 1])[0])
+        assert found.dtype == dtype
+
+
+def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
+    """The digits have pixels of 0 to 16; in a file, white is 255: rounding costs half a level."""
+    data, network = data_of(grey_run), opened(grey_run, "best")
+    for row in range(5):
+        pixels = data.val.pool_x[row]
+        Image.fromarray((pixels[0].double() * 255 / 16).round().byte().numpy()).save(tmp_path / "x.png")
+        found = prepared(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
+        difference = (found - data.normalize(pixels[None])[0]).abs().max()
+        assert float(difference) <= 0.501 / 255 / network.options["std"]
+
+
+def test_colours_are_made_grey_as_pillow_does(tmp_path: Path) -> None:
+    picture = drawn(3, (28, 28))
+    picture.save(tmp_path / "x.png")
+    found = prepared(
+        tmp_path / "x.png", shape=(1, 28, 28), options={"mean": 0.0, "std": 1.0 / 255}, dtype=torch.float64
+    )
+    assert found.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(Unreadable, match="not a picture"):
+        prepared(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
+
+
+def test_predictions_are_the_networks(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlhw.predict.BATCH_SIZE", 5)
+    data = data_of(run)
+    files = [pictures / name for name in data.names]
+    for weights in ("best", "last"):
+        found = predict(run, files, top=5, weights=weights, device="cpu")
+        model = load_run(run).model(weights)
+        with torch.no_grad():
+            expected = model(data.normalize(data.val.pool_x)).double().softmax(1)
+        assert [each["picture"] for each in found] == [str(file) for file in files]
+        for each, row in zip(found, expected, strict=True):
+            by_class = {line["class"]: line["probability"] for line in each["predictions"]}
+            assert by_class == pytest.approx(dict(zip(data.classes, row.tolist(), strict=True)), abs=1e-6)
+            assert list(by_class.values()) == sorted(by_class.values(), reverse=True)
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def said(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(map(str, arguments)))
+    return ended.value.code, *capsys.readouterr()
+
+
+def test_table_has_a_line_for_each_class(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = pictures / "cat" / "0.jpg", pictures / "[dog]" / "1.png"
+    code, out, err = said(run, first, second, "--device", "cpu", capsys=capsys)
+    assert (code, err) == (0, "")
+    header, *lines = out.splitlines()
+    assert header.split() == ["picture", "probability", "class"]
+    assert len(lines) == 4
+    found = predict(run, [first, second], top=5, weights="best", device="cpu")
+    expected = [
+        [*([each["picture"]] if rank == 0 else []), f"{100 * likely['probability']:.2f}", "%", likely["class"]]
+        for each in found
+        for rank, likely in enumerate(each["predictions"])
+    ]
+    assert [line.split() for line in lines] == expected
+    assert len({line.index("%") for line in lines}) == 1
+
+
+def test_unreadable_pictures_are_named_and_the_others_classified(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes((pictures / "cat" / "0.jpg").read_bytes()[:200])
+    asked = [tmp_path / "broken.jpg", pictures / "cat" / "0.jpg", tmp_path / "none.png"]
+    code, out, err = said(run, *asked, "--json", "--top", 1, capsys=capsys)
+    assert code == 1
+    lines = err.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [str(asked[0]), str(asked[2])]
+    assert lines[1] == f"{asked[2]}: No such file or directory"
+    document = json.loads(out)
+    assert [each["picture"] for each in document] == list(map(str, asked))
+    assert ["error" in each for each in document] == [True, False, True]
+    assert [line["class"] for line in document[1]["predictions"]] in (["cat"], ["[dog]"])
+    code, out, err = said(run, asked[2], capsys=capsys)
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+
+
+def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "deeper/c.webp"):
+        (tmp_path / "in" / name).touch()
+    found = expanded([tmp_path / "in" / "notes.txt", tmp_path / "in"])
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in found]
+    assert names == ["notes.txt", "a.png", "b.JPG", "deeper/c.webp"]
+    assert len(expanded([pictures])) == 13
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty: a folder without pictures$"):
+        expanded([tmp_path / "empty"])
+
+
+def test_names_that_are_no_text_are_printed_escaped(
+    run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    try:
+        shutil.copy(pictures / "cat" / "0.jpg", odd)
+    except OSError:
+        pytest.skip("this disk takes names that are text only")
+    code, out, _ = said(run, odd, capsys=capsys)
+    assert code == 0
+    assert "caf\\xe9.jpg" in out
+
+
+def test_classes_without_names_are_numbers(grey_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert class_names(load_run(grey_run), 10) == tuple("0123456789")
+    assert not caplog.messages
+    interrupted = load_run(grey_run)
+    interrupted.summary = {}
+    assert class_names(interrupted, 3) == ("0", "1", "2")
+    assert caplog.messages == [f"{grey_run}: its summary does not name the classes; they are shown by number"]
+
+
+def changed(run: Path, to: Path, **config: Any) -> Path:
+    """A copy of the run with other values in its config."""
+    shutil.copytree(run, to)
+    OmegaConf.save(OmegaConf.merge(load_run(run).config, config), to / "config.yaml")
+    return to
+
+
+def test_what_is_no_run_of_a_classifier_of_pictures_is_refused_in_one_line(
+    compose: Compose, grey_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, empty, unfinished = tmp_path / "sweep", tmp_path / "empty", tmp_path / "unfinished"
+    for path in (sweep, empty):
+        path.mkdir()
+    (sweep / "multirun.yaml").touch()
+    shutil.copytree(grey_run, sweep / "b=1")
+    shutil.copytree(grey_run, unfinished)
+    for name in ("best.pt", "summary.json"):
+        (unfinished / name).unlink()
+    study = changed(grey_run, tmp_path / "study", study={"_target_": "dlhw.studies.jacobian.jacobian"})
+    small = ["model=mlp", "model.hidden=[3]", "trainer.epochs=1", "trainer.device=cpu", "optimizer.lr=0.001"]
+    diabetes = ["dataset=diabetes", "loss=mse", "trainer.monitor=val_mse", "trainer.batch_size=64"]
+    numbers = trained(compose, tmp_path / "numbers", *small, *diabetes)
+    points = trained(compose, tmp_path / "points", *small, "dataset=clusters")
+    lines = {
+        empty: "not a run directory (it has no config.yaml)",
+        sweep: f"a sweep's directory; name one of its runs, such as {sweep / 'b=1'}",
+        unfinished: "has no best.pt (unfinished)",
+        study: "the run of a study, which leaves no network; name one that was trained",
+        numbers: "predicts a number (dataset=diabetes); name a run on pictures with classes",
+        points: "its samples are no pictures (dataset=clusters); name a run on pictures with classes",
+    }
+    for path, line in lines.items():
+        assert said(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device that must be missing")
+def test_missing_device_is_named_as_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(grey_run, "x.png", "--device", "cuda", capsys=capsys)
+    assert (code, out) == (1, "")
+    assert err.startswith("--device cuda: not available here; available: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "1.5", "all"])
+def test_top_is_a_count(top: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = said("RUN", "x.png", f"--top={top}", capsys=capsys)
+    assert code == 2
+    assert err.splitlines()[-1].endswith("argument --top: must be a whole number, 1 or greater")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    asked = "import sys, dlhw.predict\ntry: dlhw.predict.main(['-h'])\nfinally: assert 'torch' not in sys.modules"
+    ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "RUN PICTURE [PICTURE ...]" in ended.stdout

@@ -1,0 +1,421 @@
+"""The report of a classifier: its numbers are the plain computation's, its maps those of the papers' formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import open_dict
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from conftest import Compose
+from dlhw import UsageError, load_run, report
+from dlhw.answer import Answer
+from dlhw.build import build
+from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.models.by_hand import cnn_by_hand
+from dlhw.models.convolutional import cnn
+from dlhw.models.dense import mlp
+from dlhw.record import Record
+from dlhw.report import as_seen, chosen, figures, inputs
+from dlhw.report.judgement import Judged, judge, wilson
+from dlhw.report.saliency import NotSeen, grad_cam, gradient
+from dlhw.train import run as train
+
+OPTIONS: dict[str, Any] = {
+    "mistakes": 4,
+    "confidence_percent": 95.0,
+    "saliency": "grad_cam",
+    "views": 5,
+    "evaluation_batch_size": 7,
+}
+CLASSES = ("ant", "bee", "true_class?")
+
+
+def drawn_pictures(count: int = 40, channels: int = 3, side: int = 8, **others: Any) -> Dataset:
+    """Random pictures in three classes: 16 to train, the others for validation and, in two halves, a test part."""
+    pixels = torch.randint(0, 256, (count, channels, side, side), generator=torch.Generator().manual_seed(1))
+    x, y = pixels.to(torch.uint8), torch.arange(count) % 3
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
+    train, val, test = (Split(x, y, rows) for rows in order.tensor_split([16, 16 + (count - 16) // 2]))
+    shift, scale = normalization([0.4] * channels, [0.2] * channels, 255, shape=(channels, side, side))
+    names = tuple(f"folder/{row}.jpg" for row in range(count))
+    data = Dataset("drawn", train, val, test, shift, scale, CLASSES, "", names=names)
+    return replace(data, **others).to("cpu", torch.float64)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return drawn_pictures()
+
+
+def network(data: Dataset) -> nn.Sequential:
+    torch.manual_seed(6)  # with maps above zero for all classes
+    options = {"channels": [4, 5], "kernel": 3, "activation": "ReLU", "dropout": 0.5, "batch_norm": True}
+    return cnn(data.shape, len(data.classes), **options).double()
+
+
+class Planted(nn.Module):
+    """Says of sample i of the validation part what it was told, whatever the picture."""
+
+    def __init__(self, data: Dataset, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = {data.normalize(x[None]).sum().item(): row for x, row in zip(data.val.x, logits, strict=True)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.logits[picture[None].sum().item()] for picture in x]) + 0 * x.sum()
+
+
+def knowing(data: Dataset, wrong: int) -> Planted:
+    """Right of all validation pictures but the first ``wrong``, the surer the later the picture stands."""
+    logits = nn.functional.one_hot((data.val.y + (torch.arange(len(data.val)) < wrong)) % 3, 3).double()
+    return Planted(data, logits * (1 + 0.1 * torch.arange(len(data.val)))[:, None])
+
+
+# --- how sure ---------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 20_000), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+def test_interval_is_scipys(count: int, drawn: st.DataObject, confidence: float) -> None:
+    right = drawn.draw(st.integers(0, count))
+    found = binomtest(right, count).proportion_ci(confidence, method="wilson")
+    assert wilson(right, count, confidence) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("right", "count"), [(1, 2), (131, 153), (140, 153), (9, 10), (9_800, 10_000)])
+def test_ends_of_the_interval_are_two_standard_errors_of_their_own_away(right: int, count: int) -> None:
+    confidence = math.erf(2 / math.sqrt(2))
+    for end in wilson(right, count, confidence):
+        assert abs(right / count - end) == pytest.approx(2 * math.sqrt(end * (1 - end) / count), rel=1e-9)
+
+
+def test_interval_ends_at_all_and_at_nothing() -> None:
+    assert wilson(0, 7, 0.95)[0] == 0.0
+    assert wilson(7, 7, 0.95)[1] == 1.0
+    assert wilson(0, 0, 0.95) == (0.0, 1.0)
+
+
+def test_few_pictures_are_called_few(data: Dataset) -> None:
+    model = knowing(data, wrong=1)
+    judged = judge(model, data, "val", data.val, batch_size=100)
+    assert (
+        judged.told(0.95) == "validation, 12 pictures: 91.7 % right, 95 % interval 64.6 to 98.5 % (wide: few pictures)"
+    )
+    many = Judged("test", ("a",), *(torch.zeros(9999, dtype=torch.long) for _ in range(3)), *(torch.ones(2, 9999)))
+    assert many.told(0.9) == "test, 9,999 pictures: 100.00 % right, 90 % interval 99.97 to 100.00 %"
+
+
+# --- what is right and wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+def test_judgement_is_that_of_the_plain_computation(data: Dataset, batch_size: int) -> None:
+    model = network(data).eval()
+    assert data.test is not None
+    for part, split in (("val", data.val), ("test", data.test)):
+        judged = judge(model, data, part, split, batch_size=batch_size)
+        probabilities = model(data.normalize(split.x)).detach().softmax(1)
+        expected = torch.zeros(3, 3, dtype=torch.long)
+        for at, (true, row) in enumerate(zip(split.y.tolist(), probabilities, strict=True)):
+            expected[true, int(row.argmax())] += 1
+            assert float(judged.probability[at]) == pytest.approx(float(row.max()), rel=1e-9)
+            assert float(judged.probability_of_true[at]) == pytest.approx(float(row[true]), rel=1e-9)
+        assert judged.confusion.equal(expected)
+        assert judged.rows.equal(split.all_rows()[0])
+
+
+def test_mistakes_come_the_most_confident_first(data: Dataset) -> None:
+    judged = judge(knowing(data, wrong=5), data, "val", data.val, batch_size=100)
+    assert judged.mistakes == [4, 3, 2, 1, 0]
+    assert judged.accuracy(0.95).right == len(data.val) - 5
+
+
+def test_surest_right_answers_are_of_all_classes(data: Dataset) -> None:
+    judged = judge(knowing(data, wrong=2), data, "val", data.val, batch_size=100)
+    first, second = judged.surest(3), judged.surest(6)[3:]
+    assert sorted(int(judged.labels[at]) for at in first) == [0, 1, 2]
+    for at in first:
+        same = [other for other in range(2, len(data.val)) if judged.labels[other] == judged.labels[at]]
+        assert at == max(same)
+    assert not set(first) & set(second)
+
+
+@pytest.mark.parametrize(("wrong", "right_shown", "wrong_shown"), [(12, 0, 5), (1, 4, 1), (0, 5, 0), (5, 3, 2)])
+def test_half_of_the_views_are_mistakes_where_there_are_enough_of_both(
+    data: Dataset, wrong: int, right_shown: int, wrong_shown: int
+) -> None:
+    judged = judge(knowing(data, wrong=wrong), data, "val", data.val, batch_size=100)
+    right = [bool(judged.predicted[at] == judged.labels[at]) for at in chosen(judged, 5)]
+    assert right == [True] * right_shown + [False] * wrong_shown
+
+
+# --- what it looks at -------------------------------------------------------------------------------------
+
+
+def test_grad_cam_after_mean_pooling_is_the_class_activation_map(data: Dataset) -> None:
+    """There y_c = b + sum_k w_ck mean_ij A^k_ij, so that alpha_k = w_ck / Z: the paper's section 3.1."""
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).double().eval()
+    x, classes = data.normalize(data.val.x), data.val.y
+    maps, layer = grad_cam(model, x, classes)
+    weights = model[3].weight.detach()[classes] / 36
+    expected = torch.einsum("nk,nkij->nij", weights, features(x).detach()).relu()
+    enlarged = nn.functional.interpolate(expected[:, None], (8, 8), mode="bilinear")[:, 0]
+    assert float((maps - enlarged).abs().max()) < 1e-12
+    assert layer == "0 (Sequential, 6 x 6)"
+    assert float(maps.max()) > 0
+
+
+def test_activations_in_place_make_no_difference(data: Dataset) -> None:
+    def model(inplace: bool) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 6, 3), nn.ReLU(inplace), nn.Conv2d(6, 3, 1), nn.ReLU(inplace)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double().eval()
+
+    x, classes = data.normalize(data.val.x), data.val.y
+    assert grad_cam(model(True), x, classes)[0].equal(grad_cam(model(False), x, classes)[0])
+
+
+def test_maps_under_autocast_are_those_without_up_to_its_precision() -> None:
+    data = drawn_pictures().to("cpu", torch.float32)
+    model, x = network(data).float().eval(), data.normalize(data.val.x)
+    maps, _ = grad_cam(model, x, data.val.y)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower, _ = grad_cam(model, x, data.val.y)
+    assert lower.dtype == maps.dtype
+    assert 0 < float((lower - maps).abs().max()) < 0.05 * float(maps.max())
+
+
+def test_maps_of_a_picture_do_not_depend_on_its_company(data: Dataset) -> None:
+    model, x = network(data).eval(), data.normalize(data.val.x)
+    for method in (lambda *given: grad_cam(*given)[0], gradient):
+        together = method(model, x, data.val.y)
+        alone = torch.cat([method(model, x[i : i + 1], data.val.y[i : i + 1]) for i in range(len(x))])
+        assert float((together - alone).abs().max()) < 1e-12
+        assert (together.amax((1, 2)) > 0).sum() > len(x) / 2
+
+
+def test_gradient_of_a_linear_net_is_its_weights(data: Dataset) -> None:
+    model = mlp(data.shape, 3, hidden=[], activation="ReLU", dropout=0.0, batch_norm=False).double()
+    (weight,) = (parameter for parameter in model.parameters() if parameter.ndim == 2)
+    found = gradient(model, data.normalize(data.val.x), data.val.y)
+    assert found.equal(weight.detach()[data.val.y].view(-1, 3, 8, 8).abs().amax(1))
+
+
+@pytest.mark.parametrize("saliency", ["grad_cam", "gradient", "none"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_model_is_left_as_it_was(data: Dataset, saliency: str, frozen: bool) -> None:
+    model = network(data).train()
+    model[1].eval()
+    model.requires_grad_(not frozen)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    with torch.no_grad():
+        answer = report.classifier(model, data, **OPTIONS | {"saliency": saliency})
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert all(each.requires_grad is not frozen and each.grad is None for each in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert ("saliency" in answer.figures) == (saliency != "none")
+
+
+def of_maps(shape: tuple[int, ...]) -> nn.Module:
+    return mlp(shape, 3, hidden=[5], activation="ReLU", dropout=0.0, batch_norm=False)
+
+
+def by_hand(shape: tuple[int, ...]) -> nn.Module:
+    return cnn_by_hand(shape, 3, channels=[2], kernel=3, activation="ReLU")
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (of_maps, "size of the gradient by the pixels instead of Grad-CAM, because no layer of Sequential gives maps"),
+        (by_hand, "size of the gradient by the pixels instead of Grad-CAM, because no layer of ByHand gives maps"),
+    ],
+)
+def test_network_without_maps_is_shown_by_its_gradient(
+    data: Dataset, made: Callable[[tuple[int, ...]], nn.Module], told: str
+) -> None:
+    answer = report.classifier(made(data.shape).double(), data, **OPTIONS)
+    assert answer.told[-1] == f"saliency: {told}"
+    assert "saliency" in answer.figures
+
+
+def test_network_that_no_method_sees_into_is_told_and_left_out(data: Dataset) -> None:
+    class Blind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ones(len(x), 3, dtype=x.dtype).requires_grad_() * x.detach().mean()
+
+    with pytest.raises(NotSeen):
+        gradient(Blind(), data.normalize(data.val.x), data.val.y)
+    answer = report.classifier(Blind(), data, **OPTIONS)
+    assert answer.told[-1] == "saliency: no maps, because Blind gives no gradient by its input"
+    assert set(answer.figures) == {"confusion", "per_class", "mistakes"}
+
+
+# --- the answer -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answer(data: Dataset) -> Answer:
+    return report.classifier(network(data), data, **OPTIONS)
+
+
+def test_tables_and_numbers_say_the_same(data: Dataset, answer: Answer) -> None:
+    assert data.test is not None
+    for part, split in (("val", data.val), ("test", data.test)):
+        confusion, by_class, mistakes = (
+            answer.tables[f"{name}_{part}"] for name in ("confusion", "per_class", "mistakes")
+        )
+        assert [list(row) for row in confusion] == [["true_class", *CLASSES]] * 3
+        counts = [[int(str(row[name])) for name in CLASSES] for row in confusion]
+        right = sum(counts[i][i] for i in range(3))
+        assert sum(map(sum, counts)) == len(split)
+        assert answer.numbers[f"{part}_accuracy"] == right / len(split)
+        assert len(mistakes) == len(split) - right
+        for i, row in enumerate(by_class):
+            assert (row["pictures"], row["right"]) == (sum(counts[i]), counts[i][i])
+            assert (row["accuracy_low"], row["accuracy_high"]) == wilson(counts[i][i], sum(counts[i]), 0.95)
+        for row in mistakes:
+            at = data.names.index(str(row["picture"]))
+            assert data.classes[split.pool_y[at]] == row["true_class"] != row["predicted_class"]
+
+
+def test_without_a_test_part_there_is_nothing_of_it(data: Dataset) -> None:
+    answer = report.classifier(network(data), replace(data, test=None), **OPTIONS)
+    assert set(answer.numbers) == {"val_accuracy", "val_accuracy_low", "val_accuracy_high"}
+    assert set(answer.tables) == {"confusion_val", "per_class_val", "mistakes_val"}
+
+
+def test_no_mistakes_are_told_instead_of_drawn(data: Dataset) -> None:
+    answer = report.classifier(knowing(data, wrong=0), replace(data, test=None), **OPTIONS | {"saliency": "none"})
+    assert answer.told[-1] == "mistakes: none among 12 validation pictures"
+    assert "mistakes" not in answer.figures
+    assert answer.tables["mistakes_val"] == []
+
+
+def test_answer_has_no_randomness(data: Dataset, answer: Answer, tmp_path: Path) -> None:
+    again = report.classifier(network(data), data, **OPTIONS)
+    for name, found in (("a", answer), ("b", again)):
+        (tmp_path / name).mkdir()
+        found.write(Record(tmp_path / name))
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 10
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+def test_accuracy_is_that_of_metrics_csv_at_the_best_epoch(compose: Compose, tmp_path: Path) -> None:
+    """Of the weights of epoch 1: the second epoch, with a rate a thousand times as large, is worse."""
+    worse = ["trainer.epochs=2", "scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000"]
+    small = ["model=mlp", "model.hidden=[16]", "model.batch_norm=true", "dataset=digits", "trainer.device=cpu"]
+    cfg = compose("report=classifier", *small, *worse)
+    with open_dict(cfg):
+        del cfg.hydra
+    train(cfg, Record(tmp_path))
+    summary = load_run(tmp_path).summary
+    assert summary["best"]["epoch"] == 1
+    for part in ("val", "test"):
+        assert summary[f"{part}_accuracy"] == pytest.approx(summary["best"][f"{part}_accuracy"], rel=1e-12)
+        assert summary[f"{part}_accuracy"] != pytest.approx(summary["final"][f"{part}_accuracy"], rel=0.1)
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": ()}, "report=classifier: dataset=drawn has a number to predict, not classes; use report=none"),
+        (
+            {part: Split(torch.zeros(3, 5), torch.zeros(3)) for part in ("train", "val", "test")},
+            "report=classifier: dataset=drawn has no pictures, its samples are 5; use report=none",
+        ),
+    ],
+)
+def test_what_is_no_pictures_with_classes_is_refused(data: Dataset, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        report.check(replace(data, **changed))
+    assert str(refused.value) == message
+
+
+def test_config_describes_the_report(compose: Compose, data: Dataset) -> None:
+    cfg = compose("report=classifier", "trainer.evaluation_batch_size=9")
+    assert cfg.report.evaluation_batch_size == 9
+    assert isinstance(build(cfg, "report", model=network(data), data=data), Answer)
+    assert compose("report=none").report == compose().report == {"_target_": None}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("report.mistakes=0", "must be greater than 0"),
+        ("report.views=1.5", "must be a whole number"),
+        ("report.confidence_percent=100", "must be less than 100"),
+        ("report.saliency=cam", "must be 'grad_cam', 'gradient' or 'none'"),
+    ],
+)
+def test_wrong_option_is_answered_with_a_line(compose: Compose, option: str, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        build(compose("report=classifier", option), "report", model=None, data=None)
+    assert str(refused.value).startswith(f"{option}: {message}")
+    assert "\n" not in str(refused.value)
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, None), (3, None), (3, 12), (2, None)])
+def test_pictures_are_shown_as_the_network_sees_them(channels: int, size: int | None) -> None:
+    data = drawn_pictures(channels=channels, size=size)
+    judged = judge(network(data).eval(), data, "val", data.val, batch_size=100)
+    shown = as_seen(data, inputs(data, judged, [2, 0]))
+    x = data.val.x[[2, 0]].double()
+    if size is not None:
+        x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    x = x if channels == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert shown.shape == (2, size or 8, size or 8, 3)
+    brightest = data.normalize(data.val.x[[2, 0]])
+    white = ((brightest - data.shift) / data.scale).max()
+    assert float((shown - x.movedim(1, -1) / white).abs().max()) < 1e-12
+
+
+def made_up(part: str, classes: int, count: int = 500) -> Judged:
+    labels = torch.arange(count) % max(classes - 1, 1)  # none of the last class
+    predicted = torch.where(torch.arange(count) % 5 == 0, (labels + 1) % classes, labels)
+    probability = torch.linspace(0.3, 1, count, dtype=torch.float64)
+    names = tuple(f"$class_{i}$ of a rather long name" for i in range(classes))
+    return Judged(part, names, torch.arange(count), labels, predicted, probability, probability)
+
+
+@pytest.mark.parametrize("parts", [("val",), ("val", "test")])
+@pytest.mark.parametrize("classes", [2, 10, 101])
+def test_figures_are_drawn_for_few_and_many_classes(classes: int, parts: tuple[str, ...]) -> None:
+    judged = [made_up(part, classes) for part in parts]
+    matrix, accuracies = figures.confusion(judged, name="x"), figures.per_class(judged, 0.95, name="x")
+    matrix.canvas.draw()
+    cells = [text.get_text() for axes in matrix.axes for text in axes.texts]
+    counts = torch.cat([each.confusion.flatten() for each in judged])
+    assert len(cells) == (int((counts > 0).sum()) if classes <= 12 else 0)
+    if classes <= 12:
+        assert sum(int(cell.splitlines()[1]) for cell in cells) == 500 * len(parts)
+    accuracies.canvas.draw()
+    for axes in accuracies.axes:
+        assert len(axes.get_yticks()) == min(classes, 100)
+
+
+def test_captions_tell_class_probability_and_file() -> None:
+    judged = made_up("val", 3)
+    pictures = torch.zeros(2, 4, 4, 3)
+    names = [f"val/a/{row}_and_more_words_than_there_is_room.jpg" for row in range(500)]
+    figure = figures.mistakes(judged, judged.mistakes[:2], pictures, names=names, name="x")
+    assert figure.axes[0].get_title() == (
+        "is $class_1$…ong name\ntaken for $class_2$…ong name, 99.4 %\n495_and_more_…_is_room.jpg"
+    )
