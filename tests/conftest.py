@@ -13,6 +13,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from torch import nn
 
 from dlhw import composition, parts
 from dlhw.answer import Answer
@@ -51,12 +52,15 @@ def compose() -> Compose:
 
 @pytest.fixture(scope="session")
 def ask(compose: Compose) -> Ask:
-    """``ask("experiment=jacobian", "study.depths=[3]")``: what a study that reads no data answers, on the CPU."""
+    """``ask("experiment=jacobian", "study.depths=[3]")``: what a study that reads no data answers, on the CPU.
 
-    def asked(*overrides: str) -> Answer:
+    One that asks a network is given ``network``.
+    """
+
+    def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
         cfg = compose(*overrides)
         check(cfg, parts.GIVEN)
-        given = {"seed": cfg.seed, "device": torch.device("cpu")}
+        given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
         wanted = parts.wanted_by_study(cfg)
         assert wanted is not None
         answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()

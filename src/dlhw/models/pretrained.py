@@ -96,7 +96,14 @@ def classifier(shape: tuple[int, ...], outputs: int | None, *, architecture: str
     categories = tuple(published.DEFAULT.meta["categories"])
     made = models.get_model(architecture, weights=None, num_classes=outputs or len(categories), **options)
     network = typing.cast(Network, made)
-    _check_size(network, shape, architecture, usual=published.DEFAULT.transforms().crop_size[0])
+    reason = misfit(network, shape)
+    if reason is not None:
+        usual = published.DEFAULT.transforms().crop_size[0]
+        needed = f"larger, such as {usual}" if min(shape[1:]) < usual else usual
+        raise UsageError(
+            f"model.architecture={architecture}: cannot take pictures of {shape[1]}x{shape[2]} ({reason}); "
+            f"dataset.size or dataset.crop must be {needed}"
+        )
     network.architecture = architecture
     network.categories = categories
     network.head_name = [name for name, layer in made.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
@@ -169,19 +176,18 @@ def _cached(member: Any, weights: str) -> Path:
     return path
 
 
-def _check_size(network: nn.Module, shape: tuple[int, ...], architecture: str, *, usual: int) -> None:
-    """Send the shape of a picture through the network, without computing. Raises UsageError if it does not pass."""
-    network.eval()
+def misfit(network: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Why a picture (3, H, W) does not pass through the network, found without computing; None if it does."""
+    was_training = network.training
     state = {name: torch.empty_like(value, device="meta") for name, value in network.state_dict().items()}
+    dtype = next(network.parameters()).dtype
     try:
-        torch.func.functional_call(network, state, torch.empty(1, *shape, device="meta"))
+        torch.func.functional_call(network.eval(), state, torch.empty(1, *shape, device="meta", dtype=dtype))
     except (RuntimeError, AssertionError, ValueError) as error:
-        needed = f"larger, such as {usual}" if min(shape[1:]) < usual else usual
-        raise UsageError(
-            f"model.architecture={architecture}: cannot take pictures of {shape[1]}x{shape[2]} "
-            f"({str(error).splitlines()[0]}); dataset.size or dataset.crop must be {needed}"
-        ) from error
-    network.train()
+        return str(error).splitlines()[0]
+    finally:
+        network.train(was_training)
+    return None
 
 
 def _fill(network: Network, stored: Mapping[str, Tensor], weights: str | None, *, wanted: int | None) -> list[str]:

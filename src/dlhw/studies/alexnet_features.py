@@ -18,7 +18,7 @@ from dlhw.plots import TEXT_POINTS, new_figure
 from dlhw.runtime import generator
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
-from dlhw.studies.imagenet import draw_picture, located, opened
+from dlhw.studies.imagenet import check_crop, draw_picture, located, opened
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]
@@ -51,7 +51,8 @@ def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson's, over the last dimension; 0 where one is constant."""
     a, b = (values - values.mean(-1, keepdim=True) for values in (a, b))
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-12)
+    found: Tensor = (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-12)
+    return found
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -129,6 +130,7 @@ def alexnet_features(
     seed: int,
 ) -> Answer:
     """Maps and filters of the first convolution, and the maps of the picture cropped, blurred, turned and noisy."""
+    check_crop(network, resize=resize, crop=crop)
     path = located(picture)
     pixels = opened(path, resize=resize, crop=crop)
     layer = first_convolution(network)

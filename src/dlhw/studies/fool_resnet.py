@@ -20,6 +20,7 @@ from dlhw.plots import PALETTE, add_legend, new_figure
 from dlhw.plots import label as name_axes
 from dlhw.runtime import generator
 from dlhw.studies.imagenet import (
+    check_crop,
     class_index,
     draw_answers,
     draw_picture,
@@ -116,6 +117,7 @@ def fool_resnet(
     seed: int,
 ) -> Answer:
     """The network's answer for a picture, and the smallest noise of each kind with which it is another one."""
+    check_crop(network, resize=resize, crop=crop)
     path = located(picture)
     pixels = opened(path, resize=resize, crop=crop)
     clean = probabilities(network, pixels)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlhw import UsageError
 from dlhw.data.pictures import Unreadable, read
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import Network, misfit
 from dlhw.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,10 +37,17 @@ def located(picture: str) -> Path:
     return Path(sklearn.__file__).parent / "datasets" / "images" / picture
 
 
-def opened(path: Path, *, resize: int, crop: int) -> Tensor:
-    """The pixels of a picture, (1, 3, crop, crop) in 0..255, in float64. Raises UsageError if it cannot be read."""
+def check_crop(network: Network, *, resize: int, crop: int) -> None:
+    """Raises UsageError where no such pictures can be made, or the network cannot take them."""
     if crop > resize:
         raise UsageError(f"study.crop={crop}: must not be larger than study.resize={resize}")
+    reason = misfit(network, (3, crop, crop))
+    if reason is not None:
+        raise UsageError(f"study.crop={crop}: {network.architecture} cannot take such pictures ({reason})")
+
+
+def opened(path: Path, *, resize: int, crop: int) -> Tensor:
+    """The pixels of a picture, (1, 3, crop, crop) in 0..255, in float64. Raises UsageError if it cannot be read."""
     if path.is_dir():
         raise UsageError(f"study.picture={path}: is a folder; name one picture")
     try:
@@ -67,7 +74,7 @@ def probabilities(network: Network, pixels: Tensor) -> Tensor:
 
 def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
     """The most probable classes of one picture (classes,), best first."""
-    values, indices = probability.topk(count)
+    values, indices = probability.topk(min(count, len(probability)))
     return [
         {"rank": rank, "index": index, "class": network.categories[index], "probability": value}
         for rank, (value, index) in enumerate(zip(values.tolist(), indices.tolist(), strict=True), 1)

@@ -147,7 +147,7 @@ def touching(kind: str, points: int, dimension: int, source: torch.Generator) ->
 KINDS = ("vertex on vertex", "vertex on edge", "edge on edge")
 
 
-def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval for a probability: all p with |successes / trials - p| <= z sqrt(p (1 - p) / trials)."""
     share, spread = successes / trials, z**2 / trials
     half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))

@@ -1,0 +1,140 @@
+"""A network asked about files and folders: which answers are right, and how they hold under disturbance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.runtime import generator
+from dlhw.studies.imagenet import MEAN_COLOR, blurred, cropped, noisy, rotated
+
+NAMES = ("red", "green", "blue", "a fourth", "a fifth", "a sixth")
+
+
+class Colors(nn.Module):
+    """Says which channel is the brightest."""
+
+    categories = NAMES
+    architecture = "colors"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, len(NAMES))
+        with torch.no_grad():
+            self.last.weight.copy_(torch.eye(len(NAMES), 3))
+            self.last.bias.copy_(torch.tensor([0.0, 0, 0, -9, -9, -9]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(x.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, color in {"a": (220, 20, 20), "b": (30, 200, 10), "c": (0, 20, 240), "d": (200, 90, 90)}.items():
+        Image.new("RGB", (20, 16), color).save(folder / f"{name}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 and no more")
+    (folder / "note.txt").write_text("no picture")
+    return folder
+
+
+def few(folder: Path, *more: str) -> list[str]:
+    strengths = ["study.noise=[0,30]", "study.blur=[0,1]", "study.rotation=[0,90]", "study.crops=[0.5,1]"]
+    sizes = ["study.resize=16", "study.crop=16", "study.draws=2"]
+    return ["experiment=alexnet_classify", f"study.picture={folder}", *sizes, *strengths, *more]
+
+
+def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
+    lines = ["file,imagenet_index,label", "a.png,0,red", "b.png,2,blue", "c.png,2,blue", "d.png,,no class of these"]
+    (folder / "labels.csv").write_text("\n".join(lines))
+    found = ask(*few(folder), network=Colors())
+    assert found.disagreements == []
+    assert found.numbers["pictures"] == 4
+    assert found.numbers["top1_accuracy"] == pytest.approx(2 / 3)
+    assert found.numbers["top5_accuracy"] == 1
+    first = {row["file"]: (row["class"], row["right"]) for row in found.tables["top5"] if row["rank"] == 1}
+    assert first == {
+        "a.png": ("red", True), "b.png": ("green", False), "c.png": ("blue", True), "d.png": ("red", ""),
+    }  # fmt: skip
+    top1 = found.tables["accuracy"][0]
+    assert (top1["low"], top1["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)  # Wilson's, 2 of 3
+    assert any(line.startswith("left out: ") and "broken.jpg" in line for line in found.told)
+    assert any("b.png: green" in line and "wrong: it is blue" in line for line in found.told)
+    assert len(found.tables["robustness"]) == 8
+    assert {row["same_answer"] for row in found.tables["robustness"]} == {1.0}  # of pictures of one colour each
+    assert set(found.figures) == {"top5", "robustness"}
+
+
+def test_one_file_without_labels(ask: Ask, folder: Path) -> None:
+    found = ask(*few(folder / "c.png"), network=Colors())
+    assert (found.numbers["pictures"], "top1_accuracy" in found.numbers) == (1, False)
+    assert found.told[0].startswith("c.png: 1. blue")
+    assert len(found.told) == 5
+
+
+def test_labels_by_name_in_a_file_of_their_own(ask: Ask, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("file,label\na.png,Red\nelsewhere.png,blue\n")
+    found = ask(*few(folder, f"study.labels={tmp_path / 'mine.csv'}"), network=Colors())
+    assert (found.numbers["top1_accuracy"], found.tables["accuracy"][0]["pictures"]) == (1, 1)
+
+
+def test_answers_that_change_at_no_disturbance_disagree(ask: Ask, folder: Path) -> None:
+    class Restless(Colors):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x) / self.calls
+
+    assert len(ask(*few(folder), network=Restless()).disagreements) == 4
+
+
+def test_disturbances() -> None:
+    x = 255 * torch.rand(1, 3, 12, 12, generator=generator(0, "test"), dtype=torch.float64)
+    assert torch.equal(noisy(x, 0, generator(0, "noise")), x)
+    assert noisy(x, 1e9, generator(0, "noise")).unique().tolist() == [0.0, 255.0]
+    assert torch.equal(blurred(x, 0), x)
+    assert blurred(x, 1).std() < x.std()
+    torch.testing.assert_close(blurred(torch.full_like(x, 7), 5), torch.full_like(x, 7))
+    torch.testing.assert_close(cropped(x, 1), x)
+    middle = torch.zeros_like(x)
+    middle[..., 3:9, 3:9] = 1
+    torch.testing.assert_close(cropped(middle, 0.5), torch.ones_like(x))
+    torch.testing.assert_close(rotated(x, 180, fill=MEAN_COLOR), x.flip(2, 3))
+    assert torch.allclose(rotated(x, 45, fill=MEAN_COLOR)[0, :, 0, 0], MEAN_COLOR.flatten())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("name,label\na.png,red\n", "must have the columns file and imagenet_index"),
+        ("", "must have the columns"),
+        ("file,label\na.png,rde\n", "line 2: label=rde: no class.*did you mean red"),
+        ("file,imagenet_index\na.png,6\n", "line 2: imagenet_index=6: must be from 0 to 5"),
+        ("file,imagenet_index\na.png,-1\n", "line 2: imagenet_index=-1: "),
+    ],
+)
+def test_labels_that_are_wrong_are_named(ask: Ask, folder: Path, content: str, told: str) -> None:
+    (folder / "labels.csv").write_text(content)
+    with pytest.raises(UsageError, match=told):
+        ask(*few(folder), network=Colors())
+
+
+def test_what_is_refused(ask: Ask, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"study.labels=.*no.csv: cannot be read"):
+        ask(*few(folder, f"study.labels={tmp_path / 'no.csv'}"), network=Colors())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no picture that can be read in this folder"):
+        ask(*few(tmp_path / "empty"), network=Colors())
+    with pytest.raises(UsageError, match=r"study.picture=.*broken.jpg: "):
+        ask(*few(folder / "broken.jpg"), network=Colors())
+    with pytest.raises(UsageError, match=r"study\.crops"):
+        ask(*few(folder, "study.crops=[0]"), network=Colors())

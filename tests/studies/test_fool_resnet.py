@@ -1,0 +1,149 @@
+"""Noise that makes a network fail: on a linear one, where the smallest size is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from conftest import Ask
+from dlhw import UsageError
+from dlhw.runtime import generator
+from dlhw.studies.fool_resnet import random_noise
+from dlhw.studies.imagenet import MEAN, STD, smallest
+
+NAMES = ("dark", "bright", "third", "fourth", "fifth")
+SIDE = 8
+
+
+class Brightness(nn.Module):
+    """Logits: 0 for dark, the weighted sum of the pixels (of 255) for bright, less than both for the others."""
+
+    categories = NAMES
+    architecture = "brightness"
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        weights = torch.linspace(-1, 2, 3 * SIDE * SIDE)
+        std = 255 * torch.tensor(STD).repeat_interleave(SIDE * SIDE)
+        mean = 255 * torch.tensor(MEAN).repeat_interleave(SIDE * SIDE)
+        self.layer = nn.Linear(len(weights), len(NAMES))
+        self.of_pixels = weights.double()
+        with torch.no_grad():
+            self.layer.weight.zero_()[1] = weights * std
+            self.layer.bias.copy_(torch.tensor([0.0, float(weights @ mean) - threshold, -1e6, -1e6, -1e6]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(x.flatten(1))
+        return logits
+
+
+class Reversed(torch.autograd.Function):
+    """The identity with a wrong derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return -gradients[0]
+
+
+class Wrong(Brightness):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(Reversed.apply(x))
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> list[str]:
+    path = tmp_path / "grey.png"
+    Image.new("RGB", (SIDE, SIDE), (100, 100, 100)).save(path)
+    return [f"study.picture={path}", f"study.resize={SIDE}", f"study.crop={SIDE}", "study.draws=4"]
+
+
+def margin(pixels: float, network: Brightness) -> float:
+    return pixels * float(network.of_pixels.sum())
+
+
+def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(ask: Ask, grey: list[str]) -> None:
+    # bright wins by 3: a step of h along the signs takes h |w|_1 off
+    probe = Brightness(0)
+    network = Brightness(margin(100, probe) - 3)
+    found = ask("experiment=fool_resnet", *grey, "study.label=bright", "study.target=dark", network=network)
+    assert found.disagreements == []
+    expected = 3 / float(probe.of_pixels.abs().sum())
+    assert found.numbers["smallest_fgsm"] == pytest.approx(expected, rel=0.015)
+    assert found.numbers["smallest_targeted"] == pytest.approx(expected, rel=0.015)
+    assert found.numbers["smallest_fgsm_8_bit"] == math.ceil(expected)
+    assert found.numbers["probability"] == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-3)
+    # random signs add up to h |w|_2 or so
+    assert found.numbers["smallest_random_half"] > 3 * expected
+    assert set(found.figures) == {"fool_resnet", "curves"}
+    assert {row["noise"] for row in found.tables["noise"]} == {
+        "along the gradient's sign",
+        "random, gaussian",
+        "towards the target",
+    }
+
+
+def test_a_network_that_no_size_tried_fools(ask: Ask, grey: list[str]) -> None:
+    network = Brightness(margin(100, Brightness(0)) - 1e3)
+    found = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
+    assert found.disagreements == []
+    assert math.isnan(float(found.numbers["smallest_fgsm"]))
+    assert any("fgsm: does not succeed up to 0.2 of 255" in line for line in found.told)
+
+
+def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:
+    network = Brightness(margin(100, Brightness(0)) - 3)
+    found = ask("experiment=fool_resnet", *grey, "study.label=dark", network=network)
+    assert [check.what for check in found.disagreements] == ["first answer"]
+
+    found = ask("experiment=fool_resnet", *grey, network=Wrong(margin(100, Brightness(0)) - 3))
+    assert any("steepness" in check.what for check in found.disagreements)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "signs"])
+def test_random_noise_has_root_mean_square_one(kind: Any) -> None:
+    values = random_noise(torch.Size((1, 3, 60, 60)), generator(0, "test"), kind)
+    assert values.square().mean().sqrt().item() == pytest.approx(1, abs=0.02)
+    assert abs(values.mean().item()) < 0.03
+    assert torch.equal(values, random_noise(values.shape, generator(0, "test"), kind))
+
+
+def test_smallest() -> None:
+    assert smallest(lambda x: x >= 3.3, [1, 2, 4, 8], within=0.001) == pytest.approx(3.3, rel=0.002)
+    assert smallest(lambda x: x >= 0.2, [1], within=0.01) == pytest.approx(0.2, rel=0.02)
+    assert math.isnan(smallest(lambda x: False, [1, 2], within=0.1))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("study.picture=no.jpg", "study.picture=no.jpg: no such file.*china.jpg"),
+        ("study.picture=.", "is a folder"),
+        ("study.label=brihgt", "study.label=brihgt: no class.*did you mean bright"),
+        ("study.label=5", "from 0 to 4"),
+        ("study.target=cat", "study.target=cat: no class"),
+        ("study.crop=7", "study.crop=7: brightness cannot take such pictures"),
+        ("study.crop=9", "study.crop=9: must not be larger than study.resize=8"),
+        ("study.sizes=[1]", "study.sizes"),
+        ("study.sizes=[0,1]", "study.sizes"),
+        ("study.noise=salt", "study.noise"),
+    ],
+)
+def test_what_is_refused(ask: Ask, grey: list[str], override: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        ask("experiment=fool_resnet", *grey, override, network=Brightness(0))
+
+
+def test_a_file_that_is_no_picture_is_named(ask: Ask, grey: list[str], tmp_path: Path) -> None:
+    (tmp_path / "note.jpg").write_text("not a picture")
+    with pytest.raises(UsageError, match=r"study.picture=.*note.jpg: "):
+        ask("experiment=fool_resnet", *grey, f"study.picture={tmp_path / 'note.jpg'}", network=Brightness(0))

@@ -1,0 +1,262 @@
+"""torchvision's networks: where weights come from, what of them is taken, and what is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from conftest import Compose
+from dlhw import UsageError, build, checkpoint, parts
+from dlhw.models.dropout import Dropout
+from dlhw.models.pretrained import StochasticDepth, classifier
+
+SHAPE = (3, 64, 64)
+FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
+
+
+def state_of(architecture: str, **options: Any) -> dict[str, Tensor]:
+    """A state_dict of the right shapes, each entry of one value of its own, which takes no room in a file."""
+    with torch.device("meta"):
+        entries = models.get_model(architecture, weights=None, **options).state_dict().items()
+    return {
+        name: torch.full((), 1 / (2 + index)).to(like.dtype).expand(like.shape)
+        for index, (name, like) in enumerate(entries)
+    }
+
+
+def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
+    own = network.state_dict()
+    assert set(state) <= set(own)
+    assert [name for name, value in state.items() if not torch.equal(own[name], value)] == []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where torch keeps weights, empty, in a world without network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in FILES:
+        url = models.get_model_weights(name).IMAGENET1K_V1.url
+        value = models.get_model_weights(name).IMAGENET1K_V1.value
+        monkeypatch.setattr(value, "url", f"http://127.0.0.1:9/{Path(url).name}")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address under which its files are served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{served.server_address[1]}"
+        served.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("architecture", "head"), [("resnet18", "fc"), ("alexnet", "classifier.6")])
+def test_cached_weights_are_used_offline(cache: Path, architecture: str, head: str) -> None:
+    state = state_of(architecture)
+    torch.save(state, cache / FILES[architecture])
+    whole = classifier(SHAPE, None, architecture=architecture, weights="IMAGENET1K_V1")
+    assert_holds(whole, state)
+    assert (whole.fresh, whole.head_name, whole.architecture) == ([], head, architecture)
+    assert (len(whole.categories), whole.categories[258]) == (1000, "Samoyed")
+    fitted = classifier(SHAPE, 3, architecture=architecture, weights="DEFAULT")
+    assert fitted.fresh == [head]
+    assert_holds(fitted, {name: value for name, value in state.items() if not name.startswith(head)})
+    assert fitted(torch.zeros(2, *SHAPE)).shape == (2, 3)
+
+
+def test_weights_are_downloaded_once_and_their_hash_is_checked(
+    cache: Path, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, address = server
+    state = state_of("resnet18")
+    torch.save(state, folder / "new.pth")
+    name = f"resnet18-{hashlib.sha256((folder / 'new.pth').read_bytes()).hexdigest()[:8]}.pth"
+    (folder / "new.pth").rename(folder / name)
+    value = models.ResNet18_Weights.IMAGENET1K_V1.value
+    monkeypatch.setattr(value, "url", f"{address}/{name}")
+    assert_holds(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)
+    assert [path.name for path in cache.iterdir()] == [name]
+    (folder / name).rename(folder / "resnet18-00000000.pth")
+    assert_holds(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)  # from the cache
+    for wrong, told in (("resnet18-00000000.pth", "invalid hash value"), (name, "404")):
+        (cache / name).unlink(missing_ok=True)
+        monkeypatch.setattr(value, "url", f"{address}/{wrong}")
+        with pytest.raises(UsageError, match=told):
+            classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1")
+        assert list(cache.iterdir()) == []
+
+
+def test_a_download_that_fails_says_what_to_place_where_and_how_to_go_on(cache: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        classifier(SHAPE, 2, architecture="alexnet", weights="IMAGENET1K_V1")
+    told = str(caught.value)
+    assert "\n" not in told
+    for part in (FILES["alexnet"], str(cache), "model.weights=null", "refused"):
+        assert part in told
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "text", "list"])
+def test_a_corrupt_cached_file_is_named(cache: Path, damage: str) -> None:
+    path = cache / FILES["resnet18"]
+    torch.save([1] if damage == "list" else state_of("resnet18"), path)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        place = content.index(torch.tensor([0.5]).numpy().tobytes())
+        content[place] ^= 1
+    path.write_bytes({"truncated": content[:-100], "text": b"<html>not found</html>"}.get(damage, content))
+    with pytest.raises(UsageError, match=f"{FILES['resnet18']}.*delete it") as caught:
+        classifier(SHAPE, 2, architecture="resnet18", weights="IMAGENET1K_V1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_gives_its_weights_and_its_head_where_the_classes_are_as_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "best.pt"
+    state = state_of("squeezenet1_1", num_classes=5)
+    checkpoint.save(path, {"model": state, "epoch": 3, "shape": list(SHAPE), "outputs": 5})
+    caplog.set_level(logging.INFO, "dlhw")
+    same = classifier(SHAPE, 5, architecture="squeezenet1_1", weights=str(path))
+    assert_holds(same, state)
+    assert same.fresh == []
+    assert caplog.messages == []
+    other = classifier(SHAPE, 2, architecture="squeezenet1_1", weights=str(path))
+    assert other.fresh == ["classifier.1"]
+    assert "is for 5 classes: left out" in caplog.text
+    assert_holds(other, {name: value for name, value in state.items() if not name.startswith("classifier.1.")})
+    with pytest.raises(UsageError, match="is for 5 classes; the 1000 of ImageNet are asked for"):
+        classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(path))
+
+
+def test_files_from_before_zip_are_read(tmp_path: Path) -> None:
+    state = state_of("squeezenet1_1")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    network = classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(tmp_path / "old.pth"))
+    assert_holds(network, state)
+
+
+def test_old_names_missing_counters_and_second_classifiers_are_no_misfit(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    state = state_of("densenet121")
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert any("denselayer1.norm.1.weight" in name for name in old)
+    torch.save(old, path)
+    network = classifier(SHAPE, None, architecture="densenet121", weights=str(path))
+    assert_holds(network, {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")})
+
+    state = state_of("googlenet", init_weights=False)
+    torch.save(state, path)
+    network = classifier(SHAPE, None, architecture="googlenet", weights=str(path))
+    assert_holds(network, {name: value for name, value in state.items() if not name.startswith("aux")})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [
+        ("squeezenet1_1", "classifier.1"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("densenet121", "classifier"),
+        ("efficientnet_b0", "classifier.1"),
+        ("convnext_tiny", "classifier.2"),
+        ("swin_t", "head"),
+        ("googlenet", "fc"),
+        ("regnet_y_400mf", "fc"),
+    ],
+)
+def test_the_last_layer_fits_the_classes_and_masks_are_keyed(architecture: str, head: str) -> None:
+    network = classifier(SHAPE, 7, architecture=architecture, weights=None)
+    assert (network.head_name, network.fresh) == (head, [""])
+    assert network.training
+    before = torch.get_rng_state()
+    logits = network(torch.zeros(2, *SHAPE))
+    assert logits.shape == (2, 7)
+    assert torch.equal(torch.get_rng_state(), before)  # no layer draws from torch's stream
+
+
+def test_names_of_parameters_are_torchvisions_and_so_is_what_it_computes() -> None:
+    torch.manual_seed(0)
+    reference = models.mobilenet_v2(weights=None, num_classes=4).eval()
+    network = classifier(SHAPE, 4, architecture="mobilenet_v2", weights=None).eval()
+    assert list(network.state_dict()) == list(reference.state_dict())
+    network.load_state_dict(reference.state_dict(), strict=True)
+    x = torch.randn(2, *SHAPE)
+    assert torch.equal(network(x), reference(x))
+    rates = [float(layer.rate) for layer in network.modules() if isinstance(layer, Dropout)]
+    assert rates == [layer.p for layer in reference.modules() if isinstance(layer, nn.Dropout)]
+
+
+def test_stochastic_depth_drops_samples_whole_and_keeps_the_mean() -> None:
+    layer = StochasticDepth(0.25)
+    x = torch.ones(4000, 2, 3)
+    y = layer(x)
+    assert set(y.flatten(1).sum(1).tolist()) == {0.0, 8.0}
+    assert abs(y.mean().item() - 1) < 0.05
+    assert not torch.equal(layer(x), y)
+    layer.key.zero_()
+    assert torch.equal(layer(x), y)
+    assert torch.equal(layer.eval()(x), x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "told"),
+    [
+        (SHAPE, {"architecture": "resnet17"}, "did you mean resnet18"),
+        (SHAPE, {"architecture": "fasterrcnn_resnet50_fpn"}, "no classifier of torchvision"),
+        ((1, 28, 28), {"architecture": "resnet18"}, r"3 channels.*dataset are \(1, 28, 28\)"),
+        ((4,), {"architecture": "resnet18"}, "3 channels"),
+        ((3, 32, 32), {"architecture": "alexnet"}, "32x32.*dataset.size or dataset.crop must be larger, such as 224"),
+        ((3, 32, 32), {"architecture": "inception_v3"}, "must be larger, such as 299"),
+        (SHAPE, {"architecture": "resnet18", "weights": "IMAGENET"}, "null, IMAGENET1K_V1, DEFAULT, and files"),
+        (SHAPE, {"architecture": "resnet18", "weights": "."}, "is a folder"),
+        (SHAPE, {"architecture": "resnet18", "weights": "FILE"}, "conv1.weight is nothing there, must be 64x3x7x7"),
+        (SHAPE, {"architecture": "squeezenet1_0", "weights": "FILE"}, "features.0.weight is 64x3x3x3.*be 96x3x7x7"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], told: str
+) -> None:
+    if options.get("weights") == "FILE":
+        torch.save(state_of("squeezenet1_1"), tmp_path / "weights.pth")
+        options = {**options, "weights": str(tmp_path / "weights.pth")}
+    with pytest.raises(UsageError, match=told) as caught:
+        classifier(shape, 2, **{"weights": None, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_configs(compose: Compose) -> None:
+    for name in FILES | {"resnet34": "", "squeezenet1_0": "", "mobilenet_v2": ""}:
+        model = compose(f"model={name}").model
+        assert (model.architecture, model.weights) == (name, "IMAGENET1K_V1")
+    scratch = compose("model=resnet34_scratch").model
+    assert (scratch.architecture, scratch.weights) == ("resnet34", None)
+    with pytest.raises(UsageError, match=r"model\.architecture: missing"):
+        build.check(compose("model=torchvision"), parts.GIVEN)
+    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"), parts.GIVEN)
