@@ -26,14 +26,13 @@ from typing import TypeVar
 import numpy as np
 import PIL
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from dlhw import UsageError
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import Decoded, Unreadable, decode, unwarned
 from dlhw.files import sync_directory, write_atomically
-from dlhw.progress import console
+from dlhw.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,6 @@ MAGIC = b"dlhw pictures 1\n"
 OFFSET = 4096  # a page of memory
 _FOOT = 8 + 32
 _TICKS_SECONDS = 2.0  # two changes of a file within that may leave it with one time
-_LOG_SECONDS = 10.0
 _WORKERS = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -169,7 +167,9 @@ def _write(path: Path, files: Sequence[File], contents: dict[str, str], *, resiz
     try:
         with partial.open("wb") as out, unwarned():
             out.write(MAGIC.ljust(OFFSET, b"\0"))
-            for number, found in enumerate(_tracked(_in_order(decoded, files), len(files), "decoding pictures")):
+            for number, found in enumerate(
+                tracked(_in_order(decoded, files), total=len(files), what="decoding pictures")
+            ):
                 name = files[number].name
                 if isinstance(found, Unreadable):
                     skipped[name] = str(found)
@@ -236,7 +236,7 @@ def _hashed(files: Sequence[File], memo: Path) -> dict[str, str]:
     read = dict(
         zip(
             (file.name for file in unknown),
-            _tracked(_in_order(entry, unknown), len(unknown), "reading pictures"),
+            tracked(_in_order(entry, unknown), total=len(unknown), what="reading pictures"),
             strict=True,
         )
     )
@@ -293,20 +293,6 @@ def _in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _tracked(results: Iterator[R], total: int, what: str) -> Iterator[R]:
-    """The same results, counted on a bar at a terminal and by a line now and then elsewhere."""
-    if console().is_interactive:
-        with Progress(console=console(), transient=True) as bar:
-            yield from bar.track(results, total=total, description=what)
-        return
-    told = time.monotonic()
-    for count, result in enumerate(results, start=1):
-        yield result
-        if time.monotonic() - told > _LOG_SECONDS:
-            log.info("%s: %d of %d", what, count, total)
-            told = time.monotonic()
 
 
 def _reason(error: OSError) -> str:
