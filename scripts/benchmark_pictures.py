@@ -15,8 +15,8 @@ The first two run whole commands in processes of their own, ``python -m dlhw.tra
 same pictures, sorted into train and val by links that this script makes, from the same weights. Cold means that no
 picture was decoded before; the operating system has the files in memory for all. An epoch is timed from the end of the
 one before, with training, validation and checkpoint; a whole run from the start of the process to its end. The
-reference trains --reference-epochs, the time of more is extrapolated. Contestants take turns, round after round; a ratio
-is between times of one round.
+reference trains --reference-epochs, the time of more is extrapolated. Contestants take turns, round after round; a
+ratio is between times of one round.
 
 That both sides do the same work is checked: as many pictures and steps, and the weights that dlhw trained give the same
 validation loss and accuracy when the reference judges them.
@@ -227,21 +227,23 @@ def compared(bench: Bench, settings: Sequence[str], plain: Sequence[str] = ()) -
         each, all_epochs = plainly.epoch / warm.epoch, plainly.whole(options.epochs) / warm.whole(options.epochs)
         print(
             f"\nWith {' '.join(plain)} a later epoch takes {each:.1f} times as long, {options.epochs} epochs "
-            f"{all_epochs:.1f} times (last round). The number of metrics.csv that differs most does so by "
-            f"{apart(warm.rows, plainly.rows)}."
+            f"{all_epochs:.1f} times (last round). In metrics.csv {apart(warm.rows, plainly.rows)}."
         )
 
 
 def apart(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
-    """The number that differs most between two runs, over the epochs that both have."""
+    """What differs most between two runs, over the epochs that both have."""
     differences = {
-        f"{name} in epoch {row['epoch']}": abs(row[name] - other[name]) / max(abs(other[name]), 1e-12)
+        f"{name} of epoch {row['epoch']}": abs(row[name] - other[name]) / max(abs(other[name]), 1e-12)
         for row, other in zip(rows, others, strict=False)
         for name in row
         if name != "at"
     }
     where = max(differences, key=lambda name: differences[name])
-    return f"{differences[where]:.1g} of it ({where})"
+    count = min(len(rows), len(others))
+    if not differences[where]:
+        return f"nothing differs in the {count} epochs that both have"
+    return f"{where} differs most in the {count} epochs that both have, by a share of {differences[where]:.1g}"
 
 
 def print_table(title: str, results: dict[str, list[Timed]], epochs: int) -> None:
