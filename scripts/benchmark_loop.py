@@ -286,7 +286,7 @@ def machine(device: torch.device) -> str:
         name = f"{torch.cuda.get_device_name(device)} ({name})"
     return (
         f"{name}; {torch.get_num_threads()} threads; torch {torch.__version__}; Python "
-        f"{platform.python_version()}; `python {' '.join(['scripts/benchmark_loop.py', *sys.argv[1:]])}`"
+        f"{platform.python_version()}; `python {' '.join(sys.argv)}`"
     )
 
 

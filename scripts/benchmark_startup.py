@@ -65,18 +65,17 @@ def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
 def _seconds_until(program: str, *arguments: str) -> float:
     """From now until the moment, on the machine's monotonic clock, that a Python program prints."""
     started = time.monotonic()
-    return float(_printed(program, *arguments)) - started
+    return float(printed("-c", program, *arguments)) - started
 
 
 def _peak_mib(program: str, *arguments: str) -> float:
-    peak = int(_printed(PEAK_MEMORY, sys.executable, "-c", program, *arguments))
+    peak = int(printed("-c", PEAK_MEMORY, sys.executable, "-c", program, *arguments))
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB elsewhere
 
 
-def _printed(program: str, *arguments: str) -> str:
-    """What a Python program prints, in a process of its own."""
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def printed(*arguments: str) -> str:
+    """What Python prints, started with these arguments in a process of its own."""
+    return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:

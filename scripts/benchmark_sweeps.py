@@ -25,6 +25,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 DIGITS = ["dataset=digits", "model.hidden=[32]", "trainer.batch_size=32"]
 MNIST = ["experiment=mnist_mlp", "regularization=flooding", "trainer.train_metrics=running"]
@@ -70,11 +74,9 @@ def lines(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
         )
 
 
-def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
-    """Milliseconds of one training step of K small nets on digits, and of one net times K."""
-    import torch
-
-    from dlhw.config import compose
+def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
+    """Of training steps on one batch, over and over, of the run that is described or of several together."""
+    from dlhw import runtime
     from dlhw.data.batches import Batches
     from dlhw.ensemble import Ensemble, Single
     from dlhw.fast import mapping_quickly
@@ -82,37 +84,40 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
     from dlhw.parts import assemble
     from dlhw.record import Record
 
-    def milliseconds(count: int) -> float:
-        cfgs = [
-            compose(*DIGITS, f"trainer.batch_size={batch_size}", f"optimizer.lr={0.1 + k * 8 // count / 100}")
-            for k in range(count)
-        ]
-        built = [assemble(cfg) for cfg in cfgs]
-        parts = built[0]
-        models, optimizers, schedule = [own.model for own in built], [own.optimizer for own in built], parts.schedule
-        variants = (
-            Ensemble(models, optimizers, [schedule] * count)
-            if count > 1
-            else Single(models[0], optimizers[0], schedule)
-        )
-        runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for own in built]
-        loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
-        step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
-        batch = next(Batches(parts.data, [0], size=batch_size, steps=1)(1))
-        times = []
-        for _ in range(60):
-            started = time.perf_counter()
-            step(*batch)
-            times.append(time.perf_counter() - started)
-        return 1e3 * statistics.median(times[10:])
+    built = [assemble(cfg) for cfg in cfgs]
+    parts, count = built[0], len(built)
+    models, optimizers, schedule = [own.model for own in built], [own.optimizer for own in built], parts.schedule
+    variants = (
+        Ensemble(models, optimizers, [schedule] * count) if count > 1 else Single(models[0], optimizers[0], schedule)
+    )
+    runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for own in built]
+    loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
+    step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
+    batch = next(Batches(parts.data, [0], size=parts.trainer.batch_size, steps=1)(1))
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        step(*batch)
+        runtime.synchronize(parts.precision.device)
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
+    """Milliseconds of one training step of K small nets on digits, and of one net times K."""
+    from dlhw.config import compose
+
+    def milliseconds(count: int, number: int) -> float:
+        fixed = [*DIGITS, f"trainer.batch_size={batch_size}", f"trainer.threads={number}"]
+        cfgs = [compose(*fixed, f"optimizer.lr={0.1 + k * 8 // count / 100}") for k in range(count)]
+        return 1e3 * statistics.median(seconds_of_steps(cfgs, steps=60)[10:])
 
     yield "| K | threads | ms per step | ms per step and variant | one alone, times |"
     yield "|--:|--:|--:|--:|--:|"
     for number in threads:
-        torch.set_num_threads(number)
-        alone = milliseconds(1)
+        alone = milliseconds(1, number)
         for count in counts:
-            took = milliseconds(count) if count > 1 else alone
+            took = milliseconds(count, number) if count > 1 else alone
             yield f"| {count} | {number} | {took:.2f} | {took / count:.3f} | {alone * count / took:.1f} |"
 
 
