@@ -240,7 +240,7 @@ def test_an_ensemble_does_not_take_models_that_are_partly_frozen() -> None:
     for model in models:
         freeze(model, "head")
     optimizers = [torch.optim.SGD(parameter_groups(model, lr=0.1, rates={}), lr=0.1) for model in models]
-    with pytest.raises(Cannot, match="^part of the model is frozen$"):
+    with pytest.raises(Cannot, match=r"^part of the model is frozen$"):
         Ensemble(models, optimizers, [lambda epoch: 1.0] * 2)
 
 

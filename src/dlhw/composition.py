@@ -220,7 +220,7 @@ class Loader(ConfigLoaderImpl):
         return cfg
 
     def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
-        """All files as one; an option that is a mapping takes keys that no file gives it (``trainer.rates={fc.*: 1}``)."""
+        """All files as one; options that are mappings take keys that no file has (``trainer.rates={fc.*: 0.1}``)."""
         cfg: DictConfig = super()._compose_config_from_defaults_list(*args, **kwargs)
         for group in cfg:
             options = cfg[group] if group != "hydra" and self.repository.group_exists(str(group)) else None
