@@ -27,6 +27,7 @@ from dlhw.record import Record, read_summary
 CONF = composition.conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
+MODELS = [path.stem for path in FILES if path.parent.name == "model"]
 STUDIES = [path.stem for path in FILES if path.parent.name == "study"]
 IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
 SHAPES = IMAGES | {"separable": (2,), "clusters": (5,), "boston": (13,), "diabetes": (10,), "california_housing": (8,)}
@@ -336,7 +337,7 @@ MISTAKES = {
         "seed=-1: must be a whole number, 0 or greater"
     ),
     # options
-    "model=mpl": "model=mpl: no such model; did you mean mlp? (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
+    "model=mpl": f"model=mpl: no such model; did you mean mlp? (there are: {', '.join(MODELS)})",
     "loss=hinge": (
         "loss=hinge: no such loss (there are: cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin)"
     ),
@@ -345,8 +346,8 @@ MISTAKES = {
         "trainer.deterministic, trainer.threads"
     ),
     "study=cost trainer.epochs=3": (
-        "trainer.epochs: not read by the study cost, which reads dataset, init, model, seed, trainer.channels_last, "
-        "trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
+        "trainer.epochs: not read by the study cost, which reads augmentation, dataset, init, model, seed, "
+        "trainer.channels_last, trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
     ),
     "experiment=sigmoid_window seed=3": (
         "seed: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
@@ -358,7 +359,7 @@ MISTAKES = {
         "trainer.deterministic, trainer.threads"
     ),
     "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
-    "model=": "model=: no such model (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
+    "model=": f"model=: no such model (there are: {', '.join(MODELS)})",
     "experiment=floding": (
         f"experiment=floding: no such experiment; did you mean flooding? (there are: {', '.join(EXPERIMENTS)})"
     ),
