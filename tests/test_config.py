@@ -6,6 +6,7 @@ import ast
 import graphlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from dlhw.record import Record, read_summary
 CONF = composition.conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
+MODELS = [path.stem for path in FILES if path.parent.name == "model"]
 STUDIES = [path.stem for path in FILES if path.parent.name == "study"]
 IMAGES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
 SHAPES = IMAGES | {"separable": (2,), "clusters": (5,), "boston": (13,), "diabetes": (10,), "california_housing": (8,)}
 NEEDED = {
     "optimizer/torch.yaml": ["optimizer.name=NAdam"],
     "init/from_run.yaml": ["init.run=there"],
+    "dataset/image_folder.yaml": ["dataset.root=there"],
+    "model/torchvision.yaml": ["model.architecture=resnet18"],
 }  # files that leave an option to the user
 
 Mistake = Callable[..., str]
@@ -58,9 +62,10 @@ def mistake(compose: Compose) -> Mistake:
 def test_no_config_file_is_lost_or_forgotten() -> None:
     assert Counter(path.parent.as_posix() for path in FILES) == {
         ".": 1,
+        "augmentation": 5,
         "comparison": 1,
-        "dataset": 9,
-        "experiment": 34,
+        "dataset": 13,
+        "experiment": 40,
         "hydra/help": 1,
         "hydra/hydra_logging": 1,
         "hydra/job_logging": 1,
@@ -68,12 +73,13 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
         "hydra/sweeper": 1,
         "init": 7,
         "loss": 5,
-        "model": 4,
+        "model": 13,
         "optimizer": 11,
         "probe": 2,
         "regularization": 4,
+        "report": 2,
         "scheduler": 4,
-        "study": 21,
+        "study": 23,
         "trainer": 1,
     }
 
@@ -150,19 +156,33 @@ def table(*, data_dir: str, seed: int, test_fraction: float, validation_fraction
     return _regression("table", whole, seed=seed, test_fraction=0.2, validation_fraction=0.2)
 
 
+def photos(**options: Any) -> Dataset:
+    """Noise in colour, 32 pixels wide, of two classes and without a test part: 32 training samples, 8 to validate."""
+    pixels = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (40, 3, 32, 32), generator=pixels, dtype=torch.uint8)
+    whole = Split(x, torch.arange(40) % 2)
+    made = assemble("photos", whole, whole, seed=options["seed"], validation_fraction=0.2, mean=options["mean"],
+                    std=options["std"], largest=255, classes=("no", "yes"))  # fmt: skip
+    return replace(made, test=None)
+
+
 SMALL = {  # 32 training samples in the shape of the experiment's own
     "mnist": [f"dataset._target_={__name__}.synthetic", "dataset.validation_fraction=0.2"],
     "separable": ["dataset.n=40", "dataset.validation_fraction=0.2"],
     "clusters": ["dataset.n=40", "dataset.validation_fraction=0.2", "trainer.steps_per_epoch=2"],
     "boston": [f"dataset._target_={__name__}.table"],
+    "face_mask": [f"dataset._target_={__name__}.photos", "report=none"],
+    "hymenoptera": [f"dataset._target_={__name__}.photos", "report=none"],
 }
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in STUDIES])
 def test_every_training_experiment_runs_two_steps(compose: Compose, tmp_path: Path, name: str) -> None:
+    whole = compose(f"experiment={name}")
     cfg = compose(
         f"experiment={name}",
-        *SMALL[compose(f"experiment={name}").hydra.runtime.choices.dataset],
+        *SMALL[whole.hydra.runtime.choices.dataset],
+        *(["model.weights=null"] if "weights" in whole.model else []),
         "trainer.epochs=1",
         "trainer.batch_size=16",
         "trainer.device=cpu",
@@ -266,7 +286,7 @@ def test_naming_the_experiments_own_option_changes_nothing(compose: Compose) -> 
         assert named == plain
 
 
-@pytest.mark.parametrize("model", [path.stem for path in FILES if path.parent.name == "model"])
+@pytest.mark.parametrize("model", ["cnn", "cnn_by_hand", "mlp", "mlp_by_hand"])
 @pytest.mark.parametrize("dataset", IMAGES)
 def test_every_model_takes_every_data_set_of_images(compose: Compose, dataset: str, model: str) -> None:
     cfg = compose(f"dataset={dataset}", f"model={model}")
@@ -317,7 +337,7 @@ MISTAKES = {
         "seed=-1: must be a whole number, 0 or greater"
     ),
     # options
-    "model=mpl": "model=mpl: no such model; did you mean mlp? (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
+    "model=mpl": f"model=mpl: no such model; did you mean mlp? (there are: {', '.join(MODELS)})",
     "loss=hinge": (
         "loss=hinge: no such loss (there are: cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin)"
     ),
@@ -326,8 +346,8 @@ MISTAKES = {
         "trainer.deterministic, trainer.threads"
     ),
     "study=cost trainer.epochs=3": (
-        "trainer.epochs: not read by the study cost, which reads dataset, init, model, seed, trainer.channels_last, "
-        "trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
+        "trainer.epochs: not read by the study cost, which reads augmentation, dataset, init, model, seed, "
+        "trainer.channels_last, trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
     ),
     "experiment=sigmoid_window seed=3": (
         "seed: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
@@ -339,7 +359,7 @@ MISTAKES = {
         "trainer.deterministic, trainer.threads"
     ),
     "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
-    "model=": "model=: no such model (there are: cnn, cnn_by_hand, mlp, mlp_by_hand)",
+    "model=": f"model=: no such model (there are: {', '.join(MODELS)})",
     "experiment=floding": (
         f"experiment=floding: no such experiment; did you mean flooding? (there are: {', '.join(EXPERIMENTS)})"
     ),
@@ -582,30 +602,25 @@ SOURCE = Path(dlhw.__file__).parent
 IMPORTS: dict[str, set[str]] = {
     "sweeps": {"dlhw", "build", "comparison", "composition", "config", "data", "ensemble", "fast", "files", "loop"}
     | {"parts", "record", "runtime", "train"},
-    "train": {
-        "dlhw",
-        "build",
-        "checkpoint",
-        "config",
-        "data",
-        "ensemble",
-        "loop",
-        "parts",
-        "plots",
-        "record",
-        "runtime",
-    },
-    "parts": {"dlhw", "answer", "build", "config", "data", "fast", "loop", "objective", "optim", "runtime"},
-    "config": {"dlhw", "composition", "record"},
+    "train": {"dlhw", "answer", "build", "checkpoint", "config", "data", "ensemble", "loop", "parts", "plots"}
+    | {"processes", "record", "runtime"},
+    "parts": {"dlhw", "answer", "build", "checkpoint", "config", "data", "fast", "features", "finetuning", "loop"}
+    | {"objective", "optim", "processes", "report", "runtime"},
+    "config": {"dlhw", "composition", "processes", "record"},
     "composition": {"dlhw", "mistakes"},
     "mistakes": set(),
+    "predict": {"dlhw", "build", "checkpoint", "data", "runs", "runtime"},
     "runs": {"dlhw", "build", "checkpoint", "record"},
     "compare": {"dlhw", "comparison", "composition", "record"},
     "comparison": {"dlhw", "plots", "record"},
     "build": {"dlhw", "runtime"},
-    "loop": {"checkpoint", "data", "ensemble", "fast", "objective", "progress", "record", "runtime"},
-    "ensemble": {"dlhw", "checkpoint", "models", "objective", "optim", "runtime"},
+    "loop": {"checkpoint", "data", "ensemble", "fast", "finetuning", "objective", "processes", "progress", "record"}
+    | {"runtime"},
+    "ensemble": {"dlhw", "checkpoint", "finetuning", "models", "objective", "optim", "processes", "runtime"},
+    "features": {"data", "finetuning", "models", "processes", "progress", "runtime"},
+    "finetuning": {"dlhw", "init"},
     "studies": {"dlhw", "answer", "data", "init", "models", "plots", "runtime"},
+    "report": {"dlhw", "answer", "data", "plots"},
     "answer": {"record"},
     "probes": {"dlhw", "data", "init"},
     "plots": set(),
@@ -615,10 +630,11 @@ IMPORTS: dict[str, set[str]] = {
     "files": set(),
     "fast": {"dlhw"},
     "objective": set(),
-    "data": {"dlhw", "runtime"},
-    "models": {"dlhw"},
+    "data": {"dlhw", "files", "processes", "progress", "runtime"},
+    "models": {"dlhw", "checkpoint"},
     "init": {"dlhw", "checkpoint"},
     "optim": {"dlhw"},
+    "processes": {"dlhw"},
     "runtime": {"dlhw"},
     "dlhw": set(),
 }

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from dlhw import UsageError
-from dlhw.data import cifar, folders, idx, tabular
+from dlhw.data import cifar, folders, idx, tabular, tensors
 from dlhw.data.digits import TEST_FROM, _parts, digits
 from dlhw.data.synthetic import clusters, separable
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
@@ -555,3 +555,102 @@ def test_more_clusters_than_corners_are_refused() -> None:
     options = CLUSTERS | {"features": 2, "classes": 5}
     with pytest.raises(UsageError, match=r"dataset\.classes=5: a cube of dataset\.features=2 has 4 corners"):
         clusters(data_dir="", seed=0, n=100, validation_fraction=0.2, **options)
+
+
+# What a data set may have besides
+
+
+def coloured(**changed: Any) -> Dataset:
+    """Twelve noisy pictures (3, 6, 6) of two classes, two of them to validate, and four to test."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randint(256, (16, 3, 6, 6), generator=draw, dtype=torch.uint8)
+    y = torch.arange(16) % 2
+    options: dict[str, Any] = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 1.0], "largest": 255, "classes": ("a", "b")}
+    parts = Split(x[:12], y[:12]), Split(x[12:], y[12:])
+    return assemble("coloured", *parts, seed=0, validation_fraction=0.2, **(options | changed))
+
+
+def test_each_channel_has_its_mean_and_std() -> None:
+    data = coloured()
+    x = data.val.x
+    expected = torch.stack(
+        [(x[:, c].double() / 255 - mean) / std for c, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.25), (0.3, 1.0)])],
+        1,
+    )
+    torch.testing.assert_close(data.normalize(x), expected)
+    assert data.shift.shape == data.scale.shape == (3, 1, 1)
+    torch.testing.assert_close(coloured(mean=0.5, std=0.5).normalize(x), x.double() / 127.5 - 1)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_a_number_for_another_count_of_channels_is_refused(name: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        coloured(**{name: [0.1, 0.2]})
+    assert str(raised.value) == f"dataset.{name}=[0.1, 0.2]: must be one number, or one for each of 3 channels"
+
+
+def test_a_size_is_that_of_the_inputs_and_the_pool_keeps_its_own() -> None:
+    data = coloured(size=10)
+    assert data.shape == (3, 10, 10)
+    assert data.train.pool_x.shape[1:] == (3, 6, 6)
+    x = data.val.x
+    resized = torch.nn.functional.interpolate(x.double(), (10, 10), mode="bilinear", antialias=True)
+    torch.testing.assert_close(data.normalize(x), resized * data.scale + data.shift)
+    assert x.dtype == torch.uint8
+    assert torch.equal(coloured(size=6).normalize(x), coloured().normalize(x))
+
+
+def test_without_a_test_part_there_is_no_word_of_one() -> None:
+    data = replace(coloured(), test=None)
+    assert list(data.parts) == list(data.to("cpu", torch.float32).parts) == ["train", "val"]
+    assert "test" not in data.description
+    assert list(data.of(0).parts) == ["train", "val"]
+    assert list(coloured().description)[:5] == ["name", "sha256", "train", "val", "test"]
+
+
+def test_having_other_parts_leaves_the_rest() -> None:
+    data = coloured()
+    other = data.having({"val": data.train}, size=9)
+    assert other.val is data.train
+    assert other.train is data.train
+    assert other.test is data.test
+    assert (other.size, other.classes, other.sha256) == (9, data.classes, data.sha256)
+    assert data.size is None
+
+
+def test_epochs_take_views_in_turn() -> None:
+    data = coloured()
+    views = tuple(Split(data.train.x + number, data.train.y) for number in range(3))
+    turned = data.having({}, views=views)
+    assert [views.index(turned.view(epoch)) for epoch in (1, 2, 3, 4, 8)] == [0, 1, 2, 0, 1]
+    assert data.view(5) is data.train
+
+
+def test_pictures_too_many_for_the_device_stay_where_they_are_and_parts_share_their_pool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = coloured().to("meta", torch.float32)
+    assert moved.train.pool_x.is_meta
+    assert moved.train.pool_x is moved.val.pool_x
+    monkeypatch.setattr(tensors, "_is_too_large", lambda pool, device: True)
+    stays = coloured().to("meta", torch.float32)
+    assert not stays.train.pool_x.is_meta
+    assert stays.train.pool_y.is_meta
+    assert stays.device.type == "meta"
+    assert not stays.train.rows_at(torch.zeros(1, 3, dtype=torch.long, device="meta")).is_cpu
+
+
+def test_what_is_taken_of_a_pool_elsewhere_goes_to_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    split = Split(torch.arange(12).view(6, 2), torch.arange(6), torch.tensor([4, 1, 5]))
+    real = torch.Tensor.to
+
+    def noted(self: torch.Tensor, *where: Any, **named: Any) -> torch.Tensor:
+        asked.extend(place for place in where if isinstance(place, torch.device))
+        return real(self, *where, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    x, y = split.gather(torch.tensor([[4, 5], [1, 1]]))
+    assert x.tolist() == [[[8, 9], [10, 11]], [[2, 3], [2, 3]]]
+    assert y.tolist() == [[4, 5], [1, 1]]
+    assert asked == [split.pool_x.device, split.pool_y.device]

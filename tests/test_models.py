@@ -204,3 +204,30 @@ def test_cnn_refuses_more_poolings_than_the_image_has(shape: tuple[int, ...], mo
 def test_cnn_refuses_samples_that_are_no_images() -> None:
     with pytest.raises(UsageError, match=r"needs images .* use model=mlp$"):
         cnn((64,), 10, channels=[4], kernel=3, **PLAIN)
+
+
+# Dense layers of a convolutional net
+
+
+def test_cnn_has_a_dense_layer_with_activation_per_hidden_width_and_dropout_before_the_last() -> None:
+    model = cnn(
+        (3, 32, 32), 2, channels=[4, 5], kernel=3, hidden=[7, 6], activation="Tanh", dropout=0.5, batch_norm=True
+    )
+    block = ["Conv2d", "BatchNorm2d", "Tanh", "MaxPool2d"]
+    assert kinds(model) == [*block, *block, "Flatten", "Linear", "Tanh", "Linear", "Tanh", "Dropout", "Linear"]
+    dense = [layer for layer in model if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in dense] == [(5 * 8 * 8, 7), (7, 6), (6, 2)]
+    assert logits_shape(model, (3, 32, 32)) == (3, 2)
+
+
+def test_cnn_without_hidden_widths_is_what_it_was() -> None:
+    options = {"channels": [4], "kernel": 3, **PLAIN}
+    assert kinds(cnn(DIGITS, 10, hidden=[], **options)) == kinds(cnn(DIGITS, 10, **options))
+    assert kinds(cnn(DIGITS, 10, **options)) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+
+
+def test_the_net_of_a5_ii_has_3_309_090_parameters() -> None:
+    convolutions = sum(9 * have * make + make for have, make in [(3, 16), (16, 32), (32, 64), (64, 128)])
+    expected = convolutions + (128 * 14 * 14 * 128 + 128) + (128 * 2 + 2)
+    model = cnn((3, 224, 224), 2, channels=[16, 32, 64, 128], kernel=3, hidden=[128], **PLAIN)
+    assert parameters(model) == expected == 3_309_090

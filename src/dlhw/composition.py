@@ -219,6 +219,16 @@ class Loader(ConfigLoaderImpl):
             raise UsageError(message) from error
         return cfg
 
+    def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """All files as one; options that are mappings take keys that no file has (``trainer.rates={fc.*: 0.1}``)."""
+        cfg: DictConfig = super()._compose_config_from_defaults_list(*args, **kwargs)
+        for group in cfg:
+            options = cfg[group] if group != "hydra" and self.repository.group_exists(str(group)) else None
+            for name in options or ():
+                if isinstance(node := options._get_node(name), DictConfig) and not node._is_none():
+                    OmegaConf.set_struct(node, False)
+        return cfg
+
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         """One file of the composition; an experiment's without its values for groups that are chosen otherwise."""
         result = super()._load_single_config(default, repo)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
 from dlhw import UsageError, processes
@@ -219,7 +219,10 @@ class Ensemble(Variants):
                 raise Cannot(f"{type(layer).__name__} draws from the stream of random numbers that a run has alone")
         self.count = len(models)
         self._template = models[0]
-        self._parameters, self._buffers = stack_module_state(list(models))
+        self._parameters = _stacked([dict(model.named_parameters()) for model in models])
+        self._buffers = _stacked([dict(model.named_buffers()) for model in models])
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
         self._saved = list(models[0].state_dict())
         self._dropouts = list(_dropouts(models[0]))
 
@@ -360,6 +363,11 @@ class Ensemble(Variants):
 
 def _dropouts(model: nn.Module) -> dict[str, Dropout]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Dropout)}
+
+
+def _stacked(of_each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of equal names as one; torch's stack_module_state wants models of one class, which fx graphs are not."""
+    return {name: torch.stack([own[name].detach() for own in of_each]) for name in of_each[0]}
 
 
 def _options(optimizer: Optimizer) -> dict[str, Any]:

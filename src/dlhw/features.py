@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from dlhw import runtime
+from dlhw import processes, runtime
 from dlhw.data.batches import Source
 from dlhw.data.tensors import Dataset, Split
 from dlhw.finetuning import standing_still
@@ -48,14 +48,18 @@ class Cut:
 def cut(model: nn.Module) -> Cut | None:
     """The model where what trains begins; None when that is at once, or when more than one tensor crosses there."""
     modes = {module: module.training for module in model.modules()}
-    model.train()
-    for module in standing_still(model):
-        module.eval()
     try:
+        in_evaluation = _Tracer().trace(model.eval())
+        model.train()
+        for module in standing_still(model):
+            module.eval()
         graph = _Tracer().trace(model)
+        if str(graph) != str(in_evaluation):  # it asks for its mode, and a graph has the answer for good
+            raise ValueError("it computes something else in training")
         changing = _changing(graph, model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
-        log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, error)
+    except Exception as error:  # whatever the model's own code says to tensors that have no values
+        reason = " ".join(str(error).split())
+        log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, reason)
         return None
     finally:
         for module, training in modes.items():
@@ -142,15 +146,18 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     compute = functools.partial(_features, frozen, data, precision=precision)
     one = compute([data.train[:1][0]], count=1)
     pools = list({id(part.pool_x): Split(part.pool_x, part.pool_y) for part in data.parts.values()}.values())
-    count = sum(map(len, pools)) + (views or 0) * len(data.train)
-    if count * one.nbytes > SHARE_OF_MEMORY * runtime.free_memory(precision.device):
-        log.info("the frozen part is computed in every epoch: it gives %.1f GB of features", count * one.nbytes / 2**30)
+    of_these = (_hash(frozen, data, precision), data.sha256)
+    for key in [key for key in _kept if key[:2] != of_these]:
+        del _kept[key]
+    new = [pool for number, pool in enumerate(pools) if (*of_these, number) not in _kept]
+    size = (sum(map(len, new)) + (views or 0) * len(data.train)) * one.nbytes
+    too_large = size > SHARE_OF_MEMORY * runtime.free_memory(precision.device)
+    if processes.total(one.new_tensor(float(too_large))):  # all processes train the same part of the model
+        log.info("the frozen part is computed in every epoch: it gives %.1f GB of features", size / 2**30)
         return None
-    of_frozen = _hash(frozen, data, precision)
-    _kept.update({key: value for key, value in _kept.items() if key[0] == of_frozen})
 
     def of_pool(number: int, pool: Split) -> Tensor:
-        key = (of_frozen, f"{data.sha256} {number}")
+        key = (*of_these, number)
         if key not in _kept:
             rows = pool.all_rows().split(data.evaluated_at_once, dim=1)
             _kept[key] = compute((pool.gather(batch)[0][0] for batch in rows), count=len(pool))
@@ -177,26 +184,31 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     )
 
 
-_kept: dict[tuple[str, str], Tensor] = {}
-"""Features by what computed them and of what: jobs of a sweep share them."""
+_kept: dict[tuple[str, str, int], Tensor] = {}
+"""Features by what computed them, of which data, and of which of their pools: jobs of a sweep share the last ones."""
 
 
 def _features(
     frozen: nn.Module, data: Dataset, batches: Iterable[Tensor], *, count: int, precision: Precision
 ) -> Tensor:
     """Of ``count`` pictures that come in batches (B, *shape), (count, *features)."""
-    features: list[Tensor] = []
+    features = torch.empty(0)
+    done = 0
     steps = -(-count // data.evaluated_at_once)
     with torch.inference_mode(False), torch.no_grad(), precision.autocast():
         for x in tracked(batches, total=steps, what="features") if steps > 1 else batches:
-            features.append(frozen(data.normalize(x)).to(precision.dtype))
-    return torch.cat(features)
+            some = frozen(data.normalize(x)).to(precision.dtype)
+            if not done:
+                features = some.new_empty(count, *some.shape[1:])
+            features[done : done + len(some)] = some
+            done += len(some)
+    return features
 
 
 def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
     """Of everything but the pictures that features follow from."""
     assert isinstance(frozen, fx.GraphModule)
-    digest = hashlib.sha256(f"{frozen.code} {precision} {data.size}".encode())
+    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.size}".encode())
     for tensor in (*frozen.state_dict().values(), data.shift, data.scale):
         digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -386,7 +386,7 @@ def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regulariza
     losses, penalties, scores = history.unbind(1)
     size = trainer.batch_size
     count = min(len(data.train), len(history) * size)
-    shares = torch.tensor([min(size, count - start) / count for start in range(0, count, size)]).to(losses.dtype)
+    shares = losses.new_tensor([min(size, count - start) / count for start in range(0, count, size)])
     objectives = flooded(losses, regularization.flood) + penalties
     means = _metrics((losses @ shares).unsqueeze(0), scores.sum().unsqueeze(0), count, of_classes=bool(data.classes))
     row = {f"train_{name}": value for name, (value,) in means.items()}
@@ -394,11 +394,12 @@ def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regulariza
 
 
 def weight_metrics(variants: Variants) -> dict[str, list[float]]:
-    """Of all weight matrices and kernels of each model: their norm, and the percentage that is near zero."""
-    weights = [tensor.flatten(1) for tensor in variants.stacked() if tensor.ndim > 2]
+    """Of all trained weight matrices and kernels of each model: their norm, and the percentage that is near zero."""
+    trained = variants.stacked()
+    weights = [tensor.flatten(1) for tensor in trained if tensor.ndim > 2] or [trained[0].new_zeros(variants.count, 0)]
     squares = torch.stack([weight.square().sum(1) for weight in weights]).sum(0)
     small = torch.stack([(weight.abs() < NEAR_ZERO).sum(1) for weight in weights]).sum(0)
-    count = sum(weight.shape[1] for weight in weights)
+    count = max(1, sum(weight.shape[1] for weight in weights))
     return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.double() / count).tolist()}
 
 

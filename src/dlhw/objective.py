@@ -66,9 +66,9 @@ class Regularization:
         Both off is a case of its own because summing the weights costs as much as updating them.
         """
         terms = []
-        if _is_on(self.l1):
+        if weights and _is_on(self.l1):
             terms.append(self.l1 * l1_norm(weights))
-        if _is_on(self.l2):
+        if weights and _is_on(self.l2):
             terms.append(self.l2 * squared_l2_norm(weights))
         return torch.stack(terms).sum() if terms else None
 

@@ -43,7 +43,8 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     activation, before pooling (of the last layer: the logits); ``saturated_percent`` is the share of it with
     |tanh| > 0.99, a sigmoid within 0.01 of 0 or 1, a ReLU of 0 (empty for others). ``activation_gradient_norm`` is
     the norm of the batch's mean cross-entropy's gradient by that output, over all samples; ``weight_norm`` and
-    ``weight_gradient_norm`` are those of the layer's weights. ``name`` is the layer's in the model.
+    ``weight_gradient_norm`` are those of the layer's weights. Where a layer is frozen, or all before it, there are no
+    gradients by it. ``name`` is the layer's in the model.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -54,7 +55,8 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
             raise UsageError(f"probe=layers: sees no layers in {type(model).__name__}, which computes them by itself")
         loss = nn.functional.cross_entropy(logits, y)
         sources = [each.output for each in watched] + [_weight(each.layer) for each in watched]
-        gradients = torch.autograd.grad(loss, sources)
+        found = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
+        gradients = [next(found) if source.requires_grad else None for source in sources]
     for module, training in modes.items():
         module.training = training
     by_output, by_weight = gradients[: len(watched)], gradients[len(watched) :]
@@ -109,5 +111,5 @@ def _saturated_percent(watched: Watched) -> float:
     return math.nan if saturated is None else 100 * float(saturated(watched.output).double().mean())
 
 
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach()))
+def _norm(tensor: Tensor | None) -> float:
+    return math.nan if tensor is None else float(torch.linalg.vector_norm(tensor.detach()))

@@ -1,0 +1,334 @@
+"""Pictures changed at random: by numbers of their own, in the way each transform says, and nowhere else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlhw import UsageError, composition, parts
+from dlhw import train as program
+from dlhw.build import build, check
+from dlhw.config import compose
+from dlhw.data.augmentation import Augmentation
+from dlhw.data.batches import Batches, shuffled
+from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.progress import Progress
+from dlhw.record import Record, read_summary
+from test_resume import assert_same_run
+
+OPTIONS = sorted(path.stem for path in (composition.conf_dir() / "augmentation").glob("*.yaml"))
+
+
+def augmentation(**changed: Any) -> Augmentation:
+    made = build(compose("augmentation=none"), "augmentation")
+    assert isinstance(made, Augmentation)
+    return replace(made, **({"workers": 0} | changed))
+
+
+def pictures(count: int = 12, channels: int = 3, size: int = 16) -> Tensor:
+    draw = torch.Generator().manual_seed(count)
+    return torch.randint(1, 256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
+
+
+def dataset(changes: Augmentation | None, channels: int = 3) -> Dataset:
+    whole = Split(pictures(40, channels), torch.arange(40) % 4)
+    test = Split(pictures(8, channels), torch.arange(8) % 4)
+    made = assemble("noise", whole, test, seed=0, validation_fraction=0.25, mean=0.5, std=0.5, largest=255,
+                    classes=tuple("abcd"))  # fmt: skip
+    return replace(made, augmentation=changes).to("cpu", torch.float64)
+
+
+def noise(*, data_dir: str, seed: int, mean: float, std: float, validation_fraction: float) -> Dataset:
+    """The same for a config, in the place of the digits."""
+    return dataset(None)
+
+
+NOISE = (f"dataset._target_={__name__}.noise", "model.hidden=[5]", "trainer.device=cpu", "trainer.precision=fp64",
+         "trainer.batch_size=16", "trainer.epochs=1")  # fmt: skip
+
+
+def epoch_of(
+    data: Dataset, epoch: int = 1, *, size: int = 8, seeds: tuple[int, ...] = (0,)
+) -> list[tuple[Tensor, Tensor]]:
+    return list(Batches(data, seeds, size=size, steps=-(-len(data.train) // size))(epoch))
+
+
+def by_picture(data: Dataset, epoch: int, size: int) -> dict[int, Tensor]:
+    """What each picture of the pool looked like in an epoch."""
+    rows = shuffled(data.train, [0], epoch)[0].tolist()
+    return dict(zip(rows, torch.cat([x[0] for x, _ in epoch_of(data, epoch, size=size)]), strict=True))
+
+
+# --- each alone -------------------------------------------------------------------------------------------
+
+
+def test_none_changes_nothing() -> None:
+    assert not augmentation().changes_pictures
+    assert not augmentation().mixes
+
+
+def changed(x: Tensor, count: int = 1, **changes: Any) -> list[Tensor]:
+    made = augmentation(**changes)
+    assert made.changes_pictures
+    with torch.random.fork_rng():
+        return [made.changed(x, seed=0, epoch=epoch, row=0) for epoch in range(count)]
+
+
+def test_flips_are_the_picture_in_a_mirror() -> None:
+    x = pictures()[0]
+    assert torch.equal(changed(x, flip=1.0)[0], x.flip(2))
+    assert torch.equal(changed(x, vertical_flip=1.0)[0], x.flip(1))
+    assert torch.equal(changed(x, flip=1.0, vertical_flip=1.0)[0], x.flip(1, 2))
+
+
+def test_a_flip_comes_as_often_as_its_probability_says() -> None:
+    x = pictures()[0]
+    flipped = [torch.equal(one, x.flip(2)) for one in changed(x, 400, flip=0.25)]
+    assert sum(flipped) == pytest.approx(100, abs=30)  # more than 3 standard deviations
+    assert all(torch.equal(one, x) for one, other in zip(changed(x, 400, flip=0.25), flipped, strict=True) if not other)
+
+
+def test_a_crop_with_padding_is_the_picture_shifted_over_black() -> None:
+    x = pictures(size=8)[0]
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    windows = {(i, j): padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)}
+    seen = set()
+    for one in changed(x, 200, crop_padding=2):
+        (at,) = [place for place, window in windows.items() if torch.equal(one, window)]
+        seen.add(at)
+    assert seen == set(windows)
+
+
+def test_a_random_crop_is_a_part_of_the_picture_of_the_whole_size() -> None:
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(3, 32, 32)
+    for one in changed(ramp, 20, crop_scale=(0.1, 0.3)):
+        assert one.shape == ramp.shape
+        assert one.dtype == torch.uint8
+        columns = one.float().mean((0, 1))
+        assert (columns.diff() >= 0).all()
+        assert columns[-1] - columns[0] < 0.75 * 248  # at most sqrt(0.3 * 4 / 3) of the width
+    assert torch.equal(changed(pictures()[0].mean((1, 2), dtype=torch.float).byte()[:, None, None].expand(3, 8, 8),
+                               crop_scale=(0.5, 1))[0].float().var((1, 2)), torch.zeros(3))  # fmt: skip
+
+
+def test_a_rotation_keeps_the_middle_and_turns_no_farther_than_it_says() -> None:
+    disk = torch.zeros(3, 31, 31, dtype=torch.uint8)
+    disk[:, 15, 15:] = 255  # a hand at 3 o'clock
+    angles = []
+    for one in changed(disk, 60, rotation_degrees=30.0):
+        rows, columns = torch.nonzero(one[0] > 60, as_tuple=True)
+        far = columns > 24
+        angles.append(torch.rad2deg(torch.atan2((15 - rows[far]).double().mean(), (columns[far] - 15).double().mean())))
+        assert one[0, 15, 15] > 60
+    assert max(map(abs, angles)) <= 33
+    assert max(angles) > 15
+    assert min(angles) < -15
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_a_change_of_colour_keeps_what_it_does_not_name(name: str) -> None:
+    grey, colours = torch.full((3, 8, 8), 100, dtype=torch.uint8), pictures()[0]
+    greys = changed(grey, 20, **{name: 0.4})
+    assert any(not torch.equal(one, colours) for one in changed(colours, 20, **{name: 0.4}))
+    for one in greys:  # one grey stays one grey
+        assert len(one.unique()) == 1
+    values = {int(one[0, 0, 0]) for one in greys}
+    assert (len(values) > 5) == (name == "brightness")
+    assert all(59 <= value <= 141 for value in values)
+
+
+def test_erasing_blacks_one_rectangle() -> None:
+    x = pictures()[0]  # without a zero
+    for one in changed(x, 20, erase=1.0):
+        gone = (one == 0).all(0)
+        rows, columns = gone.any(1), gone.any(0)
+        assert gone.any()
+        assert torch.equal(gone, rows[:, None] & columns[None])
+        assert torch.equal(one[:, ~gone], x[:, ~gone])
+
+
+def test_grey_pictures_are_augmented_without_their_colours() -> None:
+    cfg = compose("augmentation=strong", "augmentation.workers=0")
+    x = pictures(channels=1)[0]
+    one = build(cfg, "augmentation").changed(x, seed=0, epoch=1, row=3)
+    assert one.shape == x.shape
+    assert not torch.equal(one, x)
+
+
+# --- keyed ------------------------------------------------------------------------------------------------
+
+STRONG: dict[str, Any] = {"crop_padding": 2, "flip": 0.5, "rotation_degrees": 20.0, "brightness": 0.5, "erase": 0.5}
+
+
+def test_a_picture_looks_the_same_in_whatever_batch_it_is() -> None:
+    data = dataset(augmentation(**STRONG))
+    one, other = by_picture(data, 3, size=4), by_picture(data, 3, size=30)
+    assert len(one) == 30
+    assert all(torch.equal(one[row], other[row]) for row in one)
+    raw = data.train.pool_x
+    assert sum(torch.equal(one[row], raw[row]) for row in one) < 5
+
+
+def test_every_epoch_seed_and_picture_has_its_own() -> None:
+    made, x = augmentation(**STRONG), pictures()[0]
+    with torch.random.fork_rng():
+        base = made.changed(x, seed=0, epoch=1, row=0)
+        for place in ({"seed": 1}, {"epoch": 2}, {"row": 1}):
+            assert not torch.equal(made.changed(x, **({"seed": 0, "epoch": 1, "row": 0} | place)), base), place
+
+
+def test_workers_make_the_same_pictures() -> None:
+    alone, helped = (dataset(augmentation(workers=count, **STRONG)) for count in (0, 2))
+    batches = Batches(helped, [0], size=8, steps=4)
+    for epoch in (1, 2):  # the same workers again
+        for (x, y), (own_x, own_y) in zip(batches(epoch), epoch_of(alone, epoch), strict=True):
+            assert torch.equal(x, own_x)
+            assert torch.equal(y, own_y)
+
+
+def test_runs_with_seeds_of_their_own_see_in_one_batch_what_each_sees_alone() -> None:
+    data = dataset(augmentation(**STRONG, mixup=0.5))
+    together = epoch_of(data, 2, seeds=(0, 5))
+    for k, seed in enumerate((0, 5)):
+        for (x, y), (own_x, own_y) in zip(together, epoch_of(data, 2, seeds=(seed,)), strict=True):
+            assert torch.equal(x[k], own_x[0])
+            assert torch.equal(y[k], own_y[0])
+
+
+@pytest.mark.parametrize("changes", [STRONG, {"mixup": 0.3}, {"cutmix": 1.0}], ids=["strong", "mixup", "cutmix"])
+def test_no_other_randomness_is_touched(changes: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    before = torch.get_rng_state(), random.getstate()
+    first = epoch_of(dataset(augmentation(**changes)))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    torch.manual_seed(2)
+    random.seed(2)
+    for (x, y), (again_x, again_y) in zip(first, epoch_of(dataset(augmentation(**changes))), strict=True):
+        assert torch.equal(x, again_x)
+        assert torch.equal(y, again_y)
+
+
+def test_pictures_are_changed_for_training_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows: list[int] = []
+    real = Augmentation.changed
+
+    def noted(self: Augmentation, x: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
+        rows.append(row)
+        return real(self, x, seed=seed, epoch=epoch, row=row)
+
+    monkeypatch.setattr(Augmentation, "changed", noted)
+    program.run(compose(*NOISE, "augmentation=strong", "augmentation.workers=0", "trainer.train_metrics=evaluated"),
+                Record(tmp_path))  # fmt: skip
+    train = dataset(None).train.rows
+    assert train is not None
+    assert sorted(rows) == sorted(train.tolist())
+
+
+# --- mixed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_labels_are_the_shares_of_what_is_seen(kind: str) -> None:
+    made = augmentation(**{kind: 1.0})
+    shades = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    x, y = made.mixed(
+        shades.view(4, 1, 1, 1).expand(4, 1, 16, 16).double(), shades.long(), classes=4, seed=0, epoch=1, step=0
+    )
+    torch.testing.assert_close(y.sum(1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(x.mean((1, 2, 3)), y @ shades.double())
+    assert y.dtype == torch.float64
+    assert (y > 0).sum() == 8  # two classes each
+    values = [len(picture.unique()) for picture in x]
+    assert values == ([1] * 4 if kind == "mixup" else [2] * 4)
+    again = made.mixed(x, shades.long(), classes=4, seed=0, epoch=1, step=0)[1]
+    other = made.mixed(x, shades.long(), classes=4, seed=0, epoch=1, step=1)[1]
+    assert torch.equal(again, y)
+    assert not torch.equal(other, y)
+
+
+def test_both_mixtures_come_by_turns() -> None:
+    made, x = augmentation(mixup=1.0, cutmix=1.0), pictures(4).double()
+    x[:] = torch.arange(4.0).view(4, 1, 1, 1)
+    kinds = {
+        len(made.mixed(x, torch.arange(4), classes=4, seed=0, epoch=1, step=step)[0][0].unique()) for step in range(20)
+    }
+    assert kinds == {1, 2}
+
+
+# --- runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_trains(option: str, tmp_path: Path) -> None:
+    cfg = compose(*NOISE, f"augmentation={option}", "augmentation.workers=0")
+    check(cfg, parts.GIVEN)
+    program.run(cfg, Record(tmp_path))
+    summary = read_summary(tmp_path)
+    assert (summary["status"], summary["final"]["step"]) == ("finished", 2)
+
+
+def test_digits_are_augmented_and_mixed(tmp_path: Path) -> None:
+    program.run(
+        compose("augmentation=shift", "augmentation.cutmix=1.0", "augmentation.workers=0", "trainer.epochs=1",
+                "trainer.steps_per_epoch=2", "trainer.device=cpu", "trainer.batch_size=32"),
+        Record(tmp_path),
+    )  # fmt: skip
+    assert read_summary(tmp_path)["status"] == "finished"
+
+
+def test_a_resumed_run_sees_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (*NOISE, "augmentation=strong", "augmentation.mixup=0.2", "augmentation.workers=0", "trainer.epochs=4")
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    program.run(compose(*lines), Record(tmp_path / "whole"))
+    steps: Iterator[int] = iter(range(100))
+
+    def stop(self: Progress) -> None:
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            program.run(compose(*lines, "trainer.checkpoint_seconds=0"), Record(tmp_path / "stopped"))
+    program.run(compose(f"resume={tmp_path / 'stopped'}"), Record(tmp_path / "stopped"))
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+REFUSED = {
+    "augmentation=flip dataset=clusters": "augmentation: is for pictures in classes, dataset=clusters has none",
+    "augmentation=flip dataset=diabetes loss=mse trainer.monitor=val_mse": (
+        "augmentation: is for pictures in classes, dataset=diabetes has none"
+    ),
+    "augmentation.mixup=0.2 loss=multi_margin": (
+        "loss=multi_margin_loss: takes no mixed pictures (augmentation.mixup, cutmix)"
+    ),
+    "augmentation.cutmix=1 loss=cross_entropy_by_hand": (
+        "loss=cross_entropy_by_hand: takes no mixed pictures (augmentation.mixup, cutmix)"
+    ),
+    "augmentation.flip=1.5": "augmentation.flip=1.5: must be less than or equal to 1",
+    "augmentation.hue=0.6": "augmentation.hue=0.6: must be less than or equal to 0.5",
+    "augmentation.brightness=-1": "augmentation.brightness=-1: must be greater than or equal to 0",
+    "augmentation.rotation_degrees=181": "augmentation.rotation_degrees=181: must be less than or equal to 180",
+    "augmentation.crop_scale=[0.9,0.1]": "augmentation.crop_scale=[0.9, 0.1]: the smaller share comes first",
+    "augmentation.crop_scale=[0.9]": "augmentation.crop_scale=[0.9]: too few values",
+    "augmentation.crop_scale=[0,1]": "augmentation.crop_scale=[0, 1]: must be greater than 0",
+    "augmentation.workers=-1": "augmentation.workers=-1: must be greater than or equal to 0",
+    "augmentation.mixup=nan": "augmentation.mixup=nan: must be finite (not nan or inf)",
+}
+
+
+@pytest.mark.parametrize(("line", "answer"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(line: str, answer: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parts.assemble(compose("trainer.device=cpu", *line.split()))
+    assert str(raised.value) == answer

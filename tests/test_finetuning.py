@@ -1,0 +1,266 @@
+"""What of a model trains: what is frozen stands still to the last bit, what trains has its rate."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dlhw
+from dlhw import UsageError, checkpoint, parts
+from dlhw import train as program
+from dlhw.config import compose
+from dlhw.ensemble import Cannot, Ensemble, Single
+from dlhw.finetuning import freeze, head, parameter_groups, standing_still
+from dlhw.models.convolutional import cnn
+from dlhw.models.dense import mlp
+from dlhw.models.dropout import Dropout
+from dlhw.record import Record
+
+SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=cpu", "trainer.precision=fp64",
+         "trainer.batch_size=300", "trainer.epochs=2", "trainer.frozen_once=false")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "finish", lambda *parts: None)
+
+
+def net() -> nn.Sequential:
+    return cnn((1, 8, 8), 10, channels=[3, 4], kernel=3, hidden=[5], activation="ReLU", dropout=0.5, batch_norm=True)
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def rows(directory: Path) -> list[dict[str, float]]:
+    with (directory / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def train(directory: Path, *overrides: str) -> list[dict[str, float]]:
+    program.run(compose(*SMALL, *overrides), Record(directory))
+    return rows(directory)
+
+
+# --- what trains ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("trains", "expected"),
+    [
+        ("head", {"12.weight", "12.bias"}),
+        (["9.*"], {"9.weight", "9.bias"}),
+        (["4.*", "12.bias"], {"4.weight", "4.bias", "12.bias"}),
+        (["*.bias"], {f"{layer}.bias" for layer in (0, 1, 4, 5, 9, 12)}),
+    ],
+)
+def test_only_what_is_chosen_trains(trains: Any, expected: set[str]) -> None:
+    model = net()
+    freeze(model, trains)
+    assert trained(model) == expected
+
+
+def test_all_is_everything() -> None:
+    model = net()
+    freeze(model, "all")
+    assert trained(model) == {name for name, _ in model.named_parameters()}
+
+
+def test_the_head_is_the_last_layer_with_weights() -> None:
+    assert head(net()) == "12"
+    assert head(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1))) == "0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (
+            ["trainer.trains=[fc.*]"],
+            "trainer.trains: fc.* matches none of the 6 parameters (0.weight ... 7.bias)",
+        ),
+        (
+            ["trainer.trains=[]"],
+            "trainer.trains=[]: nothing would train; give all, head or patterns of parameter names",
+        ),
+        (
+            ["trainer.rates={fc.*: 0.1}"],
+            "trainer.rates: fc.* matches none of the 6 parameters (0.weight ... 7.bias)",
+        ),
+        (
+            ["trainer.trains=head", "trainer.rates={0.*: 0.1}"],
+            "trainer.rates: 0.* matches no parameter that trains and has no rate yet",
+        ),
+        (
+            ["trainer.rates={7.*: 0.1, 7.bias: 0.5}"],
+            "trainer.rates: 7.bias matches no parameter that trains and has no rate yet",
+        ),
+        (["trainer.trains=some"], "trainer.trains=some: must be 'all' or 'head' or a list"),
+    ],
+)
+def test_what_matches_nothing_is_refused_in_one_line(overrides: Sequence[str], answer: str) -> None:
+    cfg = compose(*SMALL, *overrides)
+    with pytest.raises(UsageError) as raised:
+        parts.assemble(cfg)
+    assert str(raised.value) == answer
+
+
+def test_factors_need_a_rate() -> None:
+    with pytest.raises(UsageError, match=r"^trainer\.rates: are factors on optimizer\.lr, which is not given$"):
+        parameter_groups(net(), lr=None, rates={"0.*": 0.1})
+
+
+# --- what stands still ------------------------------------------------------------------------------------
+
+
+def test_the_outermost_frozen_modules_stand_still() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Dropout(0.5)), Dropout(0.5), nn.Linear(2, 2)
+    )
+    freeze(model, "head")
+    assert standing_still(model) == [model[0]]
+    freeze(model, ["0.0.*"])
+    assert standing_still(model) == [model[0][1], model[2]]  # type: ignore[index]
+    freeze(model, "all")
+
+
+def variants(model: nn.Module) -> Single:
+    groups = parameter_groups(model, lr=0.1, rates={})
+    return Single(model, torch.optim.SGD(groups, lr=0.1), lambda epoch: 1.0)
+
+
+def test_dropout_beside_what_trains_drops_and_in_a_frozen_block_not() -> None:
+    beside, within = Dropout(0.5), Dropout(0.5)
+    model = nn.Sequential(nn.Sequential(nn.Linear(9, 9), within), beside, nn.Linear(9, 2))
+    freeze(model, "head")
+    variants(model).train()
+    x = torch.ones(4, 9)
+    assert torch.equal(within(x), x)
+    assert (beside(x) == 0).any()
+    assert model.training
+
+
+def test_frozen_parameters_and_statistics_keep_their_bits_and_the_rest_learns(tmp_path: Path) -> None:
+    train(tmp_path, "model.batch_norm=true", "trainer.trains=[4.*,5.*]", "regularization.l2=0.01")
+    after = checkpoint.load(tmp_path / "last.pt")["model"]
+    before = parts.assemble(compose(*SMALL, "model.batch_norm=true")).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    statistics = {"5.running_mean", "5.running_var", "5.num_batches_tracked"}
+    assert {"0.weight", "1.weight", "1.running_mean", "1.num_batches_tracked"} <= before.keys() - changed
+    assert changed == {"4.weight", "4.bias", "5.weight", "5.bias"} | statistics
+
+
+def test_decay_by_the_optimizer_leaves_what_is_frozen(tmp_path: Path) -> None:
+    train(tmp_path, "trainer.trains=head", "optimizer=adamw", "optimizer.weight_decay=0.5")
+    after = checkpoint.load(tmp_path / "last.pt")["model"]
+    before = parts.assemble(compose(*SMALL)).model.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"7.weight", "7.bias"}
+
+
+def test_only_biases_may_train_and_penalties_find_nothing(tmp_path: Path) -> None:
+    last = train(tmp_path, "trainer.trains=['*.bias']", "regularization.l2=0.1", "regularization.l1=0.1")[-1]
+    assert last["weight_norm"] == last["near_zero_percent"] == last["train_penalty"] == 0
+    assert last["train_loss"] == last["train_objective"]
+
+
+def test_penalty_and_norm_are_of_what_trains(tmp_path: Path) -> None:
+    (row,) = train(tmp_path, "trainer.trains=head", "regularization.l2=0.5", "optimizer.lr=0", "trainer.epochs=1")
+    weight = checkpoint.load(tmp_path / "last.pt")["model"]["7.weight"]
+    assert row["weight_norm"] == pytest.approx(float(weight.norm()), rel=1e-9)
+    assert row["train_penalty"] == pytest.approx(0.5 * float(weight.square().sum()), rel=1e-9)
+
+
+def test_the_layer_probe_has_no_gradients_by_what_is_frozen(tmp_path: Path) -> None:
+    for once in ("true", "false"):
+        directory = tmp_path / once
+        directory.mkdir()
+        train(directory, "trainer.trains=[3.*]", "probe=layers", f"trainer.frozen_once={once}", "trainer.epochs=1")
+    with (tmp_path / "false" / "probes" / "epoch_0001.csv").open() as file:
+        whole = list(csv.DictReader(file))
+    with (tmp_path / "true" / "probes" / "epoch_0001.csv").open() as file:
+        rest = list(csv.DictReader(file))
+    assert [row["name"] for row in whole] == ["0", "3", "7"]
+    assert [row["name"] for row in rest] == ["3", "7"]
+    assert [row["weight_gradient_norm"] == "" for row in whole] == [True, False, True]
+    assert [row["activation_gradient_norm"] == "" for row in whole] == [True, False, False]
+    for one, other in zip(whole[1:], rest, strict=True):
+        numbers = [[float(row[name] or 0) for name in row if name not in ("layer", "name")] for row in (one, other)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-8)
+
+
+# --- rates ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_pattern_that_matches_gives_the_factor() -> None:
+    model = net()
+    base, first, second = parameter_groups(model, lr=0.2, rates={"0.*": 0.5, "*.bias": 0.25})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in first["params"]} == {"0.weight", "0.bias"}
+    assert {names[id(parameter)] for parameter in second["params"]} == {f"{i}.bias" for i in (1, 4, 5, 9, 12)}
+    assert {names[id(parameter)] for parameter in base["params"]} == {f"{i}.weight" for i in (1, 4, 5, 9, 12)}
+    assert ("lr" in base, first["lr"], second["lr"]) == (False, 0.1, 0.05)
+
+
+def test_a_factor_of_zero_is_the_frozen_layer_and_schedules_act_on_every_group(tmp_path: Path) -> None:
+    cfg = compose(*SMALL, "scheduler=step", "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
+    made = parts.assemble(cfg)
+    single = Single(made.trained, made.optimizer, lambda epoch: 0.5**epoch)
+    single.set_rates(2.0)
+    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.025, 0])
+    assert single.rate(0) == pytest.approx(0.05)
+    written = train(tmp_path, "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
+    assert [row["lr"] for row in written] == [0.2, 0.2]
+    after, before = checkpoint.load(tmp_path / "last.pt")["model"], made.model.state_dict()
+    assert torch.equal(after["7.bias"], before["7.bias"])
+    assert not torch.equal(after["7.weight"], before["7.weight"])
+
+
+def test_a_step_of_sgd_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
+    moves = []
+    for factor in (1.0, 0.125):
+        directory = tmp_path / str(factor)
+        directory.mkdir()
+        train(directory, f"trainer.rates={{0.*: {factor}}}", "trainer.steps_per_epoch=1", "trainer.epochs=1")
+        moves.append(checkpoint.load(directory / "last.pt")["model"]["0.weight"])
+    before = parts.assemble(compose(*SMALL)).model.state_dict()["0.weight"]
+    torch.testing.assert_close(moves[1] - before, 0.125 * (moves[0] - before), rtol=1e-9, atol=1e-15)
+
+
+# --- with others ------------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_does_not_take_models_that_are_partly_frozen() -> None:
+    models = [mlp((4,), 2, hidden=[3], activation="ReLU", dropout=0.0, batch_norm=False) for _ in range(2)]
+    for model in models:
+        freeze(model, "head")
+    optimizers = [torch.optim.SGD(parameter_groups(model, lr=0.1, rates={}), lr=0.1) for model in models]
+    with pytest.raises(Cannot, match=r"^part of the model is frozen$"):
+        Ensemble(models, optimizers, [lambda epoch: 1.0] * 2)
+
+
+def test_a_net_by_hand_trains_its_head(tmp_path: Path) -> None:
+    by_hand = ("model=cnn_by_hand", "model.channels=[3,4]", "model.kernel=3", "trainer.trains=head")
+    lines = [line for line in SMALL if not line.startswith("model")]
+    numbers = []
+    for name, model in (("by_hand", by_hand), ("torch", ("model=cnn", *by_hand[1:]))):
+        (tmp_path / name).mkdir()
+        program.run(compose(*lines, *model, "trainer.frozen_once=true"), Record(tmp_path / name))
+        numbers.append(rows(tmp_path / name))
+    for one, other in zip(*numbers, strict=True):
+        assert one == pytest.approx(other, rel=1e-8)
+
+
+def test_a_run_goes_on_from_another_runs_weights_with_its_first_layers_frozen(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "first", "trainer.precision=fp32")
+    start = ("init=from_run", f"init.run={tmp_path / 'first'}", "trainer.precision=fp32")
+    train(tmp_path / "second", *start, "trainer.trains=head", "trainer.frozen_once=true", "trainer.epochs=1")
+    one, other = (dlhw.load_run(tmp_path / name).model().state_dict() for name in ("first", "second"))
+    assert {name for name in one if not torch.equal(one[name], other[name])} == {"7.weight", "7.bias"}

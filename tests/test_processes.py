@@ -1,0 +1,236 @@
+"""Several processes that train one model: the numbers of one process, one run's files, clear refusals."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlhw import UsageError, parts, processes, train
+from dlhw.config import compose
+from dlhw.objective import flooded
+from dlhw.record import Record
+from test_command_line import dlhw
+
+BASE = ("trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=2", "trainer.train_metrics=evaluated")
+RUN = (*BASE, "model.hidden=[8]", "optimizer=adam", "trainer.batch_size=281", "regularization.flood=2.0",
+       "regularization.l2=0.01", "trainer.clip_norm=0.5")  # fmt: skip
+"""Five batches, the last of eight; the flood lies between the losses of the first and the last epoch."""
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``ranks(1, 3)``: this is the second of three processes, as torchrun tells it."""
+
+    def become(rank: int, count: int) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        monkeypatch.setenv("RANK", str(rank))
+
+    return become
+
+
+# --- one process' part ------------------------------------------------------------------------------------
+
+
+def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # of some other launcher
+    rows, model, loss = torch.arange(6).view(2, 3), nn.Linear(2, 2), nn.functional.cross_entropy
+    assert (processes.count(), processes.rank(), processes.own_purpose()) == (1, 0, ())
+    assert processes.share(rows) is rows
+    assert processes.total(rows) is rows
+    assert processes.of_whole_batches(loss) is loss
+    assert processes.parallel(model, own=[]) is model
+    with processes.joined(torch.device("cpu")):
+        assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 5, 6])
+def test_shares_are_the_batch_and_differ_by_one_sample_at_most(
+    ranks: Callable[[int, int], None], count: int, size: int
+) -> None:
+    rows = torch.arange(2 * size).view(2, size)
+    shares = []
+    for rank in range(count):
+        ranks(rank, count)
+        shares.append(processes.share(rows))
+    assert sorted(torch.cat(shares, 1).flatten().tolist()) == rows.flatten().tolist()
+    assert max(part.shape[1] for part in shares) - min(part.shape[1] for part in shares) <= 1
+    assert all(len(part) == 2 for part in shares)
+
+
+def test_only_the_first_process_has_the_randomness_of_one(ranks: Callable[[int, int], None]) -> None:
+    purposes = []
+    for rank in range(3):
+        ranks(rank, 3)
+        purposes.append(processes.own_purpose())
+    assert purposes[0] == ()
+    assert len(set(purposes)) == 3
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 3), (1, 0), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("flood", [0.0, 10.0])
+def test_value_and_gradient_are_those_of_the_whole_batch(
+    ranks: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], flood: float
+) -> None:
+    """Where gradients are averaged over the processes, which DistributedDataParallel does."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(sizes), 4, generator=draw, dtype=torch.float64)
+    y = torch.arange(len(x)) % 3
+    weight = torch.randn(4, 3, generator=draw, dtype=torch.float64).requires_grad_()
+    whole = flooded(nn.functional.cross_entropy(x @ weight, y), flood)
+    (expected,) = torch.autograd.grad(whole, weight)
+
+    parts_of_x, parts_of_y = x.split(sizes), y.split(sizes)
+    sums = [nn.functional.cross_entropy(own @ weight.detach(), of, reduction="sum")
+            for own, of in zip(parts_of_x, parts_of_y, strict=True)]  # fmt: skip
+    together = torch.stack([torch.stack(sums).sum(), torch.tensor(float(len(x)), dtype=torch.float64)])
+    own: list[Tensor] = []
+
+    def total(values: Tensor) -> Tensor:
+        own.append(values)
+        return together
+
+    monkeypatch.setattr(processes, "total", total)
+    gradients = []
+    for rank in range(len(sizes)):
+        ranks(rank, len(sizes))
+        loss = processes.of_whole_batches(nn.functional.cross_entropy)
+        value = flooded(loss(parts_of_x[rank] @ weight, parts_of_y[rank]), flood)
+        torch.testing.assert_close(value, whole, rtol=1e-13, atol=0)
+        gradients.append(torch.autograd.grad(value, weight)[0])
+    torch.testing.assert_close(torch.stack(own).sum(0), together)
+    torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-14)
+
+
+# --- refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sweep_is_refused(ranks: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
+    ranks(rank, 2)
+    said = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
+    assert (said.code, said.lines) == (
+        1,
+        ["torchrun: trains one run with all its processes; start a sweep without it"],
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_is_refused(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
+    ranks(0, 2)
+    said = dlhw("experiment=jacobian", at=tmp_path)
+    assert (said.code, said.lines) == (1, ["torchrun: a study computes in one process"])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        (
+            ["trainer.batch_size=1131"],
+            "trainer.batch_size=1131: leaves a batch of 1 of 1132 samples for 2 processes; choose another",
+        ),
+        (["trainer.compile=true"], "torchrun: trains without trainer.compile and trainer.cuda_graphs"),
+        (["trainer.cuda_graphs=true"], "torchrun: trains without trainer.compile and trainer.cuda_graphs"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(
+    ranks: Callable[[int, int], None], overrides: Sequence[str], answer: str
+) -> None:
+    ranks(1, 2)
+    with pytest.raises(UsageError) as raised:
+        parts.assemble(compose(*BASE, *overrides))
+    assert str(raised.value) == answer
+
+
+def test_batch_norm_that_trains_on_a_cpu_is_refused(ranks: Callable[[int, int], None]) -> None:
+    ranks(0, 2)
+    with pytest.raises(UsageError, match=r"^torchrun: batch norm that trains takes the statistics of whole batches"):
+        processes.parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), own=[])
+
+
+# --- for real ---------------------------------------------------------------------------------------------
+
+
+def torchrun(*overrides: str, at: Path) -> subprocess.CompletedProcess[str]:
+    (at / "tmp").mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlhw.train", *overrides],
+        check=False,
+        cwd=at,
+        env={**os.environ, "TMPDIR": str(at / "tmp"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def rows(directory: Path) -> list[list[float]]:
+    with (directory / "metrics.csv").open() as file:
+        return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
+
+
+def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
+    """To nine of the ten digits that are written."""
+    alone.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish", lambda *given: None)
+        train.run(compose(*overrides), Record(alone))
+    one, other = torch.tensor(rows(directory)), torch.tensor(rows(alone))
+    torch.testing.assert_close(one, other, rtol=2e-9, atol=1e-9)
+
+
+def test_two_processes_compute_what_one_does_and_leave_one_run(tmp_path: Path) -> None:
+    ended = torchrun(*RUN, at=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (directory,) = (tmp_path / "outputs" / "train").iterdir()
+    assert_like_alone(directory, tmp_path / "alone", *RUN)
+    losses = [row[3] for row in rows(directory)]
+    assert losses[0] > losses[-1]
+    assert len([line for line in ended.stderr.splitlines() if line.startswith("epoch 2/2")]) == 1
+    assert {path.name for path in directory.iterdir()} >= {"best.pt", "last.pt", "summary.json", "curves.png"}
+    assert not list((tmp_path / "tmp").glob("dlhw-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=cnn", "model.channels=[3,4]", "model.batch_norm=true", "trainer.trains=head", "probe=layers"),
+        ("model=cnn", "model.channels=[3,4]", "trainer.trains=head", "augmentation=strong", "trainer.frozen_views=2"),
+        ("model=cnn", "model.channels=[3,4]", "augmentation=shift", "augmentation.workers=2",
+         "trainer.channels_last=true", "trainer.probe_every_epochs=1", "probe=layers"),
+    ],
+    ids=["frozen once", "frozen views", "augmented, channels last, probed"],
+)  # fmt: skip
+def test_two_processes_compute_what_one_does_whatever_is_trained(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    lines = (*BASE, "trainer.batch_size=281", *overrides)
+    ended = torchrun(*lines, at=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (directory,) = (tmp_path / "outputs" / "train").iterdir()
+    assert_like_alone(directory, tmp_path / "alone", *lines)
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_by_two_processes(tmp_path: Path) -> None:
+    first = torchrun(*RUN, "hydra.run.dir=here", at=tmp_path)
+    assert first.returncode == 0, first.stderr
+    second = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert_like_alone(tmp_path / "here", tmp_path / "alone", *RUN, "trainer.epochs=4")
+    assert not list((tmp_path / "tmp").glob("dlhw-*"))
+    again = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
+    assert again.returncode == 1
+    assert "resume=" in again.stderr
+    assert "finished already after 4 epochs" in again.stderr
