@@ -223,8 +223,8 @@ class Loader(ConfigLoaderImpl):
         """All files as one; options that are mappings take keys that no file has (``trainer.rates={fc.*: 0.1}``)."""
         cfg: DictConfig = super()._compose_config_from_defaults_list(*args, **kwargs)
         groups = [str(name) for name in cfg if name != "hydra" and self.repository.group_exists(str(name))]
-        for options in (cfg._get_node(group) for group in groups):
-            for name in options if isinstance(options, DictConfig) else ():
+        for options in [cfg[group] for group in groups if isinstance(cfg[group], DictConfig)]:
+            for name in options:
                 if isinstance(option := options._get_node(name), DictConfig):
                     OmegaConf.set_struct(option, False)
         return cfg
