@@ -222,11 +222,11 @@ class Loader(ConfigLoaderImpl):
     def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
         """All files as one; options that are mappings take keys that no file has (``trainer.rates={fc.*: 0.1}``)."""
         cfg: DictConfig = super()._compose_config_from_defaults_list(*args, **kwargs)
-        for group in cfg:
-            options = cfg[group] if group != "hydra" and self.repository.group_exists(str(group)) else None
-            for name in options or ():
-                if isinstance(node := options._get_node(name), DictConfig) and not node._is_none():
-                    OmegaConf.set_struct(node, False)
+        groups = [str(name) for name in cfg if name != "hydra" and self.repository.group_exists(str(name))]
+        for options in [cfg[group] for group in groups if isinstance(cfg[group], DictConfig)]:
+            for name in options:
+                if isinstance(option := options._get_node(name), DictConfig):
+                    OmegaConf.set_struct(option, False)
         return cfg
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
