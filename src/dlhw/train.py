@@ -113,6 +113,8 @@ def run(cfg: DictConfig, record: Record) -> None:
 
     asked = question(cfg)
     if asked is not None:
+        if processes.count() > 1:
+            raise UsageError("torchrun: a study computes in one process; start it without")
         answer(cfg, record, asked)
         return
     with processes.joined(runtime.pick_device(cfg.trainer.device)):

@@ -163,10 +163,14 @@ def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
 
 
 def reported(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
-    """Name and reader of what is reported of each setting first: validation and test metric, or a study's numbers."""
-    if monitor is not None:
-        return [(name, functools.partial(at_best, column=name)) for name in (monitor, test_of(monitor))]
+    """Name and reader of what is reported of each setting first: validation and test metric, or a study's numbers.
+
+    There is no test metric where no run has a test part.
+    """
     runs = [run for setting in settings for run in setting.runs]
+    if monitor is not None:
+        tested = test_of(monitor) if any(test_of(monitor) in run.best for run in runs) else None
+        return [(name, functools.partial(at_best, column=name)) for name in (monitor, tested) if name is not None]
     names = dict.fromkeys(name for run in runs for name in run.numbers)
     return [(name, functools.partial(_found, name=name)) for name in names]
 
@@ -185,7 +189,9 @@ def test_of(monitor: str) -> str:
 
 def at_winner(winner: Setting, monitor: str) -> str:
     """``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
-    validation, test = (winner.spread(reader) for _, reader in reported([winner], monitor))
+    validation, test = (
+        winner.spread(functools.partial(at_best, column=column)) for column in (monitor, test_of(monitor))
+    )
     unit = " %" if monitor.endswith("_percent") else ""
     told = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
     return told if test is None else f"{told}, {_words(test_of(monitor), unit=False)} there {test}{unit}"
