@@ -194,7 +194,7 @@ def filters(compared: Filters, *, name: str) -> Figure:
             "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(moved, largest)),
         },
         title=f"{name}: filters of {compared.name}, {'x'.join(map(str, side))}, before and after training",
-        subtitle=f"{which}; middle grey is 0. Before and after: each filter by the larger of its two largest weights.\n"
+        subtitle=f"{which}; middle grey is 0. Before and after share a scale, filter by filter.\n"
         f"Difference: one scale for all, {scale}.",
     )
 
