@@ -53,6 +53,7 @@ def test_some_are_drawn_as_many_of_each_class_by_the_seed(published: Path) -> No
     assert torch.cat([data.train.y, data.val.y]).bincount().tolist() == [5] * 10
     assert data.test is not None
     assert data.test.y.bincount().tolist() == [1] * 10
+    assert (len(data.train.pool_x), len(data.test.pool_x)) == (50, 10)
     other = loaded(published, samples=50, seed=1)
     assert other.sha256 != data.sha256 == loaded(published, samples=50).sha256
 

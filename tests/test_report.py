@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,17 +25,27 @@ from dlhw.data.tensors import Dataset, Split, normalization
 from dlhw.models.by_hand import cnn_by_hand
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
+from dlhw.parts import assemble
 from dlhw.record import Record
 from dlhw.report import as_seen, chosen, figures, inputs
+from dlhw.report.filters import Filters, convolution
 from dlhw.report.judgement import Judged, judge, wilson
 from dlhw.report.saliency import NotSeen, grad_cam, gradient
 from dlhw.train import run as train
 
+
+def not_asked_for() -> nn.Module:
+    """Of the untrained model, where no filters are to be drawn: it would be made for nothing."""
+    raise AssertionError
+
+
 OPTIONS: dict[str, Any] = {
+    "untrained": not_asked_for,
     "mistakes": 4,
     "confidence_percent": 95.0,
     "saliency": "grad_cam",
     "views": 5,
+    "filters": None,
     "evaluation_batch_size": 7,
 }
 CLASSES = ("ant", "bee", "true_class?")
@@ -349,7 +360,7 @@ def test_what_is_no_pictures_with_classes_is_refused(data: Dataset, changed: dic
 def test_config_describes_the_report(compose: Compose, data: Dataset) -> None:
     cfg = compose("report=classifier", "trainer.evaluation_batch_size=9")
     assert cfg.report.evaluation_batch_size == 9
-    assert isinstance(build(cfg, "report", model=network(data), data=data), Answer)
+    assert isinstance(build(cfg, "report", model=network(data), data=data, untrained=not_asked_for), Answer)
     assert compose("report=none").report == compose().report == {"_target_": None}
 
 
@@ -359,14 +370,117 @@ def test_config_describes_the_report(compose: Compose, data: Dataset) -> None:
         ("report.mistakes=0", "must be greater than 0"),
         ("report.views=1.5", "must be a whole number"),
         ("report.confidence_percent=100", "must be less than 100"),
+        ("report.filters=3", "must be a string"),
         ("report.saliency=cam", "must be 'grad_cam', 'gradient' or 'none'"),
     ],
 )
 def test_wrong_option_is_answered_with_a_line(compose: Compose, option: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
-        build(compose("report=classifier", option), "report", model=None, data=None)
+        build(compose("report=classifier", option), "report", model=None, data=None, untrained=None)
     assert str(refused.value).startswith(f"{option}: {message}")
     assert "\n" not in str(refused.value)
+
+
+# --- filters ----------------------------------------------------------------------------------------------
+
+
+def convolutions(channels: int = 3, count: int = 4) -> nn.Module:
+    torch.manual_seed(3)
+    maps = [nn.Conv2d(channels, count, 3), nn.ReLU(), nn.Conv2d(count, 5, 3), nn.ReLU()]
+    return nn.Sequential(*maps, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).double()
+
+
+def test_table_of_filters_tells_what_was_done_to_them(data: Dataset) -> None:
+    """One is doubled, one turned around, one left, and one moved at a right angle by three quarters of its norm."""
+    model = convolutions()
+    before = model[0].weight.detach().clone()
+    right_angle = before[3].flip(0) * torch.tensor([1.0, 0.0, -1.0])[:, None, None]
+    right_angle -= (right_angle * before[3]).sum() / before[3].square().sum() * before[3]
+    right_angle *= 0.75 * before[3].norm() / right_angle.norm()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.stack([2 * before[0], -before[1], before[2], before[3] + right_angle]))
+    options = OPTIONS | {"filters": "first", "untrained": convolutions}
+    answer = report.classifier(model, data, **options)
+    rows = answer.tables["filters"]
+    assert [row["filter"] for row in rows] == [0, 1, 2, 3]
+    assert [row["norm_before"] for row in rows] == pytest.approx(before.flatten(1).norm(dim=1).tolist(), rel=1e-12)
+    assert [row["relative_change"] for row in rows] == pytest.approx([1, 2, 0, 0.75], rel=1e-9)
+    assert [row["cosine"] for row in rows] == pytest.approx([1, -1, 1, 0.8], rel=1e-9)
+    changes = [float(str(row["norm_of_change"])) for row in rows]
+    assert answer.numbers["filters_relative_change"] == pytest.approx(math.hypot(*changes) / float(before.norm()))
+    most = changes.index(max(changes))
+    assert answer.told[-1].startswith("filters of 0: 4 of 3x3x3, changed by ")
+    assert answer.told[-1].endswith(f" % of their norm, filter {most} most")
+    assert [axes.get_title() for axes in answer.figures["filters"].axes] == ["before", "after", "after − before"]
+
+
+def test_filters_that_were_frozen_are_said_to_be(data: Dataset) -> None:
+    answer = report.classifier(convolutions(), data, **OPTIONS | {"filters": "2", "untrained": convolutions})
+    assert answer.told[-1] == "filters of 2: 5 of 4x3x3, none changed"
+    assert answer.numbers["filters_relative_change"] == 0
+    assert "nothing changed" in answer.figures["filters"].texts[-1].get_text()
+
+
+def tiles(axes: Any, count: int) -> Tensor:
+    """The 3x3 filters that a mosaic shows, (count, 3, 3, ...)."""
+    drawn = torch.as_tensor(axes.images[0].get_array())
+    columns = math.ceil(math.sqrt(count))
+    corners = [(4 * (at // columns), 4 * (at % columns)) for at in range(count)]
+    return torch.stack([drawn[row : row + 3, column : column + 3] for row, column in corners])
+
+
+def test_filters_and_their_change_are_drawn_about_middle_grey() -> None:
+    before = torch.randn(5, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    change = 0.1 * before.flip(0)
+    drawn = figures.filters(Filters("conv1", before, before + change), name="x").axes
+    largest = torch.maximum(before.abs(), (before + change).abs()).amax((1, 2, 3), keepdim=True)
+    expected = [before / largest, (before + change) / largest, change / change.abs().max()]
+    for axes, each in zip(drawn, expected, strict=True):
+        assert float((tiles(axes, 5) - (0.5 + each.movedim(1, -1) / 2)).abs().max()) < 1e-12
+
+
+def test_of_many_filters_those_are_drawn_that_changed_most() -> None:
+    before = torch.zeros(100, 7, 3, 3, dtype=torch.float64)
+    after = before + torch.arange(100).view(-1, 1, 1, 1)
+    figure = figures.filters(Filters("conv1", before, after), name="x")
+    subtitle = " ".join(text.get_text() for text in figure.texts)
+    assert "The 64 of 100 filters that changed most, the most first on the first of 7 channels" in subtitle
+    shown = tiles(figure.axes[2], 64)[:, 0, 0]
+    assert float((shown - (0.5 + torch.arange(99, 35, -1, dtype=torch.float64) / 198)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        (convolutions(), "conv1", "report.filters=conv1: no convolution of the model; legal are first, 0, 2"),
+        (nn.Linear(2, 3), "first", "report.filters=first: the model has no convolution; use report.filters=null"),
+    ],
+)
+def test_a_name_that_is_no_convolution_is_refused(model: nn.Module, name: str, message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        convolution(model, name)
+    assert str(refused.value) == message
+
+
+SMALL_CNN = ["model=cnn", "model.channels=[4,5]", "model.kernel=3", "dataset=digits", "trainer.device=cpu"]
+
+
+def test_filters_before_are_those_that_training_began_with(compose: Compose, tmp_path: Path) -> None:
+    cfg = compose("report=classifier", *SMALL_CNN, "report.filters=first", "trainer.epochs=1", "init=he", "seed=5")
+    with open_dict(cfg):
+        del cfg.hydra
+    begun = assemble(cfg).model
+    (before,) = [p.detach() for name, p in begun.named_parameters() if p.ndim == 4 and p.shape[1] == 1]
+    train(cfg, Record(tmp_path))
+    with (tmp_path / "tables" / "filters.csv").open() as file:
+        norms = [float(row["norm_before"]) for row in csv.DictReader(file)]
+    assert norms == pytest.approx(before.flatten(1).norm(dim=1).tolist(), rel=1e-6)
+    assert load_run(tmp_path).summary["filters_relative_change"] > 0
+
+
+def test_wrong_filters_are_refused_before_training(compose: Compose) -> None:
+    with pytest.raises(UsageError, match=r"^report\.filters=conv1: no convolution of the model; legal are first, "):
+        assemble(compose("report=classifier", *SMALL_CNN, "report.filters=conv1"))
 
 
 # --- figures ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dlhw.data.tensors import Dataset
 from dlhw.loop import Probe, Trainer
 from dlhw.objective import DataLoss, Regularization
 from dlhw.optim import Schedule
+from dlhw.report.filters import convolution
 from dlhw.runtime import Precision
 
 GIVEN: dict[str, set[str]] = {
@@ -32,7 +33,7 @@ GIVEN: dict[str, set[str]] = {
     "trainer": set(),
     "probe": {"model", "data"},
     "study": {"seed", "device", "data", "model", "network"},
-    "report": {"model", "data"},
+    "report": {"model", "data", "untrained"},
     "comparison": set(),
 }
 """What the program itself passes to each group's target; everything else comes from the config. A study is given
@@ -101,6 +102,8 @@ def assemble(cfg: DictConfig) -> Parts:
     data = make_data(cfg, precision)
     check_fit(cfg, data, trainer)
     model = make_model(cfg, trainer, precision, data)
+    if cfg.report.get("filters") is not None:
+        convolution(model, cfg.report.filters)
     finetuning.freeze(model, trainer.trains)
     check_batches(model, data, trainer)
     trained, trained_on = frozen_once(cfg, trainer, precision, data, model)

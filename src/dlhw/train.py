@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shlex
 import statistics
@@ -201,12 +202,14 @@ def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
     """Write what the config's report says of the best weights; its numbers, for the summary."""
     from dlhw import checkpoint
     from dlhw.build import build
+    from dlhw.parts import make_model
 
     if cfg.report.get("_target_") is None:
         return {}
     parts.model.load_state_dict(checkpoint.load(record.path / "best.pt")["model"])
+    untrained = functools.partial(make_model, cfg, parts.trainer, parts.precision, parts.data)
     with parts.precision.autocast():
-        found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data)
+        found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data, untrained=untrained)
     found.write(record)
     for line in found.told:
         log.info("%s", line)

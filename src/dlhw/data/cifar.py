@@ -16,7 +16,7 @@ from pydantic import Field, FiniteFloat, PositiveInt
 
 from dlhw import UsageError
 from dlhw.data.downloads import Unavailable, fetch
-from dlhw.data.tensors import Dataset, Split, assemble, split_at
+from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.runtime import generator
 
 FOLDER = "cifar-10-batches-py"
@@ -125,8 +125,8 @@ class _ArraysAlone(pickle.Unpickler):
 
 
 def _drawn(part: Split, of_each: int, *, seed: int, part_name: str) -> Split:
-    """So many pictures of each class."""
+    """So many pictures of each class, in a pool of their own: what is computed of a pool leaves out the others."""
     order = torch.randperm(len(part), generator=generator(seed, "samples", part_name))
     labels = part.y[order]
     rows = torch.cat([order[labels == label][:of_each] for label in range(len(CLASSES))])
-    return split_at(part, rows.sort().values)
+    return Split(*part[rows.sort().values])

@@ -7,7 +7,7 @@ part alone: whoever has seen the mistakes in the test part chooses with them in 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dlhw import UsageError
 from dlhw.answer import Answer, Number
 from dlhw.data.tensors import Dataset
+from dlhw.report.filters import Filters
 from dlhw.report.judgement import Judged, judge
 from dlhw.report.saliency import Method, NotSeen, grad_cam, gradient
 
@@ -40,14 +41,17 @@ def classifier(
     model: nn.Module,
     data: Dataset,
     *,
+    untrained: Callable[[], nn.Module],
     mistakes: Count,
     confidence_percent: Annotated[float, Field(gt=0, lt=100)],
     saliency: Literal["grad_cam", "gradient", "none"],
     views: Count,
+    filters: str | None,
     evaluation_batch_size: Count,
 ) -> Answer:
-    """Confusion matrices, accuracies with Wilson intervals, the most confident mistakes, and saliency maps.
+    """Confusion matrices, accuracies with Wilson intervals, the most confident mistakes, saliency maps, and filters.
 
+    ``untrained`` makes the model as it was before training; it is called where ``filters`` names a convolution.
     Nothing is random, and ``model`` keeps its bits and modes. Where it does not lend itself to the kind of map that was
     asked for, the answer tells what was done instead.
     """
@@ -80,13 +84,21 @@ def classifier(
             told.append(f"saliency: {source}")
             if maps is not None:
                 drawn["saliency"] = figures.saliency(shown, at, as_seen(data, x), maps, source=source, name=data.name)
+    counted = {name: number for judged in parts for name, number in numbers(judged, confidence).items()}
+    listed = {
+        f"{name}_{judged.part}": rows
+        for judged in parts
+        for name, rows in tables(judged, confidence, names=data.names).items()
+    }
+    if filters is not None:
+        compared = Filters.of(untrained(), model, filters)
+        counted["filters_relative_change"] = compared.relative_change
+        listed["filters"] = compared.rows()
+        drawn["filters"] = figures.filters(compared, name=data.name)
+        told.append(compared.told())
     return Answer(
-        numbers={name: number for judged in parts for name, number in numbers(judged, confidence).items()},
-        tables={
-            f"{name}_{judged.part}": rows
-            for judged in parts
-            for name, rows in tables(judged, confidence, names=data.names).items()
-        },
+        numbers=counted,
+        tables=listed,
         figures=drawn,
         told=told,
     )

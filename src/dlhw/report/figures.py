@@ -1,4 +1,4 @@
-"""Figures about a classifier: confusion matrix, accuracy by class, and grids of pictures with what it says of them."""
+"""Figures about a classifier: confusion matrix, accuracy by class, grids of pictures, and its filters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dlhw import mosaics
 from dlhw.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
+from dlhw.report.filters import Filters
 from dlhw.report.judgement import PARTS, Accuracy, Judged
 
 Picture = npt.NDArray[np.float64]
@@ -21,6 +23,7 @@ Picture = npt.NDArray[np.float64]
 MOST_CELLS = 12  # classes up to which the cells of a confusion matrix have room for their numbers
 MOST_TICKS = 40  # class names beside a matrix; of more classes every second, third, ... is named
 MOST_CLASSES = 100  # in the figure of accuracies
+MOST_FILTERS = 64
 CAPTION_POINTS = 6.5
 HEAT = "inferno"  # of saliency maps: grows evenly in lightness, so that it reads in grey print, too
 
@@ -161,6 +164,38 @@ def saliency(
         subtitle=f"{source}; of the predicted class, brightest where it is largest\n"
         f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; {PARTS[judged.part]} pictures",
         columns=3,
+    )
+
+
+def filters(compared: Filters, *, name: str) -> Figure:
+    """The filters before and after training and their change: all of them, or the 64 that changed most.
+
+    In colour where the layer sees three channels, else by the first channel.
+    """
+    count, channels, *side = compared.before.shape
+    change = compared.change
+    if count > MOST_FILTERS:
+        order = change.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
+        which = f"The {MOST_FILTERS} of {count} filters that changed most, the most first"
+    else:
+        order = change.new_ones(count).nonzero()[:, 0]
+        which = f"All {count} filters"
+    seen = 3 if channels == 3 else 1
+    if channels not in (1, 3):
+        which += f" on the first of {channels} channels"
+    before, after, moved = (weights[order, :seen] for weights in (compared.before, compared.after, change))
+    own = before.abs().maximum(after.abs()).amax((1, 2, 3), keepdim=True)
+    largest = moved.abs().max()
+    scale = f"black to white is -{largest:.2g} to {largest:.2g}" if largest > 0 else "nothing changed"
+    return mosaics.side_by_side(
+        {
+            "before": mosaics.mosaic(mosaics.around_grey(before, own)),
+            "after": mosaics.mosaic(mosaics.around_grey(after, own)),
+            "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(moved, largest)),
+        },
+        title=f"{name}: filters of {compared.name}, {'x'.join(map(str, side))}, before and after training",
+        subtitle=f"{which}; middle grey is 0. Before and after share a scale, filter by filter.\n"
+        f"Difference: one scale for all, {scale}.",
     )
 
 

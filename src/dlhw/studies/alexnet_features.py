@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from dlhw import UsageError
 from dlhw.answer import Answer, Check, at_most, equal
 from dlhw.models.pretrained import Network
+from dlhw.mosaics import around_grey, mosaic, side_by_side
 from dlhw.plots import TEXT_POINTS, new_figure
 from dlhw.runtime import generator
 from dlhw.studies import imagenet
@@ -168,10 +168,11 @@ def alexnet_features(
         checks=agreement(layer, x, maps),
         tables={"filters": filters, "changes": rows},
         figures={
-            "maps": _mosaic_figure(
-                {"": _mosaic(((maps - low) / (high - low).clamp(min=1e-12)).unsqueeze(1))},
-                f"alexnet_features: {count} maps {height}x{width}, {name}",
-                "Output of the first convolution, filter by filter; grey from each map's lowest to its highest value",
+            "maps": side_by_side(
+                {"": mosaic(((maps - low) / (high - low).clamp(min=1e-12)).unsqueeze(1))},
+                title=f"alexnet_features: {count} maps {height}x{width}, {name}",
+                subtitle="Output of the first convolution, filter by filter; "
+                "grey from each map's lowest to its highest value",
             ),
             "filters": _filters(layer, f"alexnet_features: {count} filters {side}, {network.architecture}"),
             "changes": _changes(pictures, {"as it is": maps, **after}, order, f"alexnet_features: {name}"),
@@ -204,35 +205,13 @@ def agreement(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Check]:
     ]
 
 
-def _mosaic(values: Tensor) -> Tensor:
-    """Tiles (N, C, H, W) in 0..1 as one picture (rows, columns, C) of about as many rows as columns, on white."""
-    count, channels, height, width = values.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = -(-count // columns)
-    gap = max(1, height // 14)
-    tiles = torch.ones(rows * columns, channels, height + gap, width + gap, dtype=torch.float64)
-    tiles[:count, :, :height, :width] = values
-    grid = tiles.view(rows, columns, channels, height + gap, width + gap).permute(0, 3, 1, 4, 2)
-    return grid.reshape(rows * (height + gap), columns * (width + gap), channels)[:-gap, :-gap]
-
-
-def _mosaic_figure(mosaics: dict[str, Tensor], title: str, subtitle: str) -> Figure:
-    inches = 7.0 if len(mosaics) == 1 else 3.75
-    figure, panels = new_figure(len(mosaics), title=title, subtitle=subtitle, panel_inches=inches)
-    for axes, (name, mosaic) in zip(panels, mosaics.items(), strict=True):
-        axes.imshow(mosaic.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_axis_off()
-        axes.set_title(name, fontsize=TEXT_POINTS)
-    return figure
-
-
 def _filters(layer: nn.Conv2d, title: str) -> Figure:
     weight = layer.weight.detach().cpu().double()
-    scaled = 0.5 + weight / (2 * weight.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12))
-    return _mosaic_figure(
-        {"on the first channel (red)": _mosaic(scaled[:, :1]), "in colour": _mosaic(scaled)},
-        title,
-        "Each filter by its own largest weight; middle grey is 0",
+    scaled = around_grey(weight, weight.abs().amax((1, 2, 3), keepdim=True))
+    return side_by_side(
+        {"on the first channel (red)": mosaic(scaled[:, :1]), "in colour": mosaic(scaled)},
+        title=title,
+        subtitle="Each filter by its own largest weight; middle grey is 0",
     )
 
 
