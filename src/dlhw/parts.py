@@ -216,6 +216,11 @@ def check_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
             f"trainer.batch_size={trainer.batch_size}: leaves a batch of {left} of {len(data.train)} samples for "
             f"{processes.count()} processes; choose another"
         )
+    if processes.count() > 1 and data.augmentation is not None and data.augmentation.mixes:
+        raise UsageError(
+            "torchrun: pictures are mixed with others of the batch, which lie in other processes; set "
+            "augmentation.mixup and augmentation.cutmix to 0"
+        )
     if processes.count() > 1 and (trainer.compile or trainer.cuda_graphs):
         raise UsageError("torchrun: trains without trainer.compile and trainer.cuda_graphs")
 
