@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from dlhw.comparison.results import Result, canonical
@@ -203,11 +204,16 @@ def _words(column: str, *, unit: bool = True) -> str:
     return words.replace("_", " ")
 
 
+def _shortened(value: str) -> str:
+    """The end of an absolute path, which would not fit into a legend; other values as they are."""
+    return "/".join(PurePath(value).parts[-2:]) if value.startswith("/") else value
+
+
 def _label(result: Result) -> str:
     """``optimizer = adam, lr = 0.001``: keys by their last part where that is enough to tell them apart."""
     lasts = [name.rpartition(".")[2] for name in result.settings]
     told = [
-        f"{last if lasts.count(last) == 1 else name} = {value}"
+        f"{last if lasts.count(last) == 1 else name} = {_shortened(value)}"
         for (name, value), last in zip(result.settings.items(), lasts, strict=True)
         if value
     ]
