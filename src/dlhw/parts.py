@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,8 @@ class Parts:
         """What checkpoints say of the model besides what trains."""
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
-        return {"shape": list(self.data.shape), "outputs": self.data.outputs, "model": frozen}
+        sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
+        return {**sizes, "data": self.data.sha256, "model": frozen}
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -169,6 +171,10 @@ def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
             raise UsageError(f"augmentation: is for pictures in classes, dataset={data.name} has none")
         if augmentation.mixes and choice(cfg, "loss") != "cross_entropy":
             raise UsageError(f"loss={choice(cfg, 'loss')}: takes no mixed pictures (augmentation.mixup, cutmix)")
+        if data.shape[0] != 3 and (augmentation.saturation or augmentation.hue):
+            raise UsageError(
+                f"augmentation.saturation, augmentation.hue: dataset={data.name} has no colours; set them to 0"
+            )
         data = replace(data, augmentation=augmentation)
     return data.to(precision.device, precision.dtype)
 
@@ -190,23 +196,39 @@ def frozen_once(
 ) -> tuple[Module, Dataset]:
     """What trains and on what: the rest of the model on features where its frozen part can be computed once."""
     augmented = data.augmentation is not None
-    if not trainer.frozen_once or trainer.trains == "all" or (augmented and trainer.frozen_views is None):
+    views = min(trainer.frozen_views, trainer.epochs) if augmented and trainer.frozen_views is not None else None
+    if not trainer.frozen_once or (augmented and views is None):
         return model, data
     if data.augmentation is not None and data.augmentation.mixes:
         raise UsageError("trainer.frozen_views: pictures are mixed anew in every epoch; set it to null")
-    halves = features.cut(model)
-    if halves is None:
-        return model, data
-    views = trainer.frozen_views if augmented else None
-    seen = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
-    return (model, data) if seen is None else (halves.rest, seen)
+    halves = features.cut(model) if trainer.trains != "all" else None
+    if halves is not None:
+        seen = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
+        if seen is not None:
+            return halves.rest, seen
+    if views is not None:  # without them every epoch has versions of its own: other numbers
+        why = "all of the model trains" if halves is None else "memory does not hold them"
+        raise UsageError(f"trainer.frozen_views={trainer.frozen_views}: {why}; set it to null")
+    return model, data
+
+
+def takes_one(model: Module, data: Dataset) -> bool:
+    """Whether the model can be trained on a batch of one sample; batch norm of single numbers cannot."""
+    tried = copy.deepcopy(model).train()
+    for module in finetuning.standing_still(tried):
+        module.eval()
+    try:
+        with torch.no_grad():
+            tried(data.normalize(data.train[:1][0]))
+    except ValueError:
+        return False
+    return True
 
 
 def check_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
     """Raises UsageError where a batch of an epoch is too small for batch norm, or for the processes that share it."""
     left = len(data.train) % trainer.batch_size or trainer.batch_size
-    normalizing = any(isinstance(layer, torch.nn.BatchNorm1d) for layer in model.modules())
-    if normalizing and left == 1:
+    if left == 1 and not takes_one(model, data):
         raise UsageError(
             f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
             "batch norm can take no variance; choose another"

@@ -75,7 +75,9 @@ def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[No
     try:
         yield
     except KeyboardInterrupt:
-        if not in_sweep:
+        if not (record.path / "config.yaml").exists():
+            record.discard()
+        elif not in_sweep:
             log.warning("interrupted; go on with %s", shlex.quote(f"resume={record.path}"))
         raise
     except UsageError as error:
@@ -165,7 +167,7 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
     """The run that the config describes, at its start or, with ``cfg.resume``, at its last checkpoint."""
     from dlhw.loop import Run
 
-    state = _state_to_resume(cfg, record)
+    state = _state_to_resume(cfg, record, parts.whole)
     record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
     return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
 
@@ -235,8 +237,13 @@ def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Mo
     return content | runtime.provenance(precision.device)
 
 
-def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
-    """The checkpoint of an interrupted run; None for a new run and for one stopped before its first checkpoint."""
+def _state_to_resume(cfg: DictConfig, record: Record, whole: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint of an interrupted run; None for a new run and for one stopped before its first checkpoint.
+
+    Raises UsageError where it cannot go on as it was: what does not train is taken from ``whole``, as it is now.
+    """
+    import torch
+
     from dlhw import checkpoint
     from dlhw.loop import best_row
     from dlhw.record import read_summary
@@ -260,6 +267,11 @@ def _state_to_resume(cfg: DictConfig, record: Record) -> dict[str, Any] | None:
         best = best_row(rows, cfg.trainer.monitor)["epoch"]
         if not (held / "best.pt").exists() or checkpoint.load(held / "best.pt")["epoch"] < best:
             raise UsageError(f"resume={cfg.resume}: best.pt no longer holds the weights of epoch {best}; train anew")
+    if state is not None and state.get("data", whole["data"]) != whole["data"]:
+        raise UsageError(f"resume={cfg.resume}: the data are others than those that it was trained on; train anew")
+    frozen = {name: value.cpu() for name, value in whole["model"].items()}
+    if state is not None and not all(torch.equal(state["model"][name], value) for name, value in frozen.items()):
+        raise UsageError(f"resume={cfg.resume}: model.weights are others than those that it began with; train anew")
     record.reopen()
     record.restore(rows)
     return state
