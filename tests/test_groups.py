@@ -112,7 +112,7 @@ def test_groups_come_from_names(tmp_path: Path) -> None:
     pattern = options("face_mask")["groups"]
     assert groups.labels(names, pattern, known=names) == ["3", "3", None, "31"]
     table = tmp_path / "groups.csv"
-    table.write_text("group,file\nanna,without/31.jpg\nanna,with/x3.jpg\n")
+    table.write_text("group,file\nanna,without/31.jpg\nanna,with/x3.jpg\n,with/3-with-mask.jpg\n,without/3.jpg\n")
     assert groups.labels(names, str(table), known=names) == [None, None, "anna", "anna"]
 
 
@@ -124,6 +124,8 @@ def test_groups_come_from_names(tmp_path: Path) -> None:
         ("(y)", "fits none of the 2 file names, such as a/1.jpg"),
         ("nowhere.csv", "nowhere.csv: cannot be read"),
         ("group,file\n1,b/9.jpg", "names 1 files that are not there, such as b/9.jpg; .* such as a/1.jpg"),
+        ("group,file\n1,a/1.jpg\n2", "line 3 has not as many cells as the first"),
+        ("group,file\n1,a/1.jpg\n2,a/1.jpg", "a/1.jpg is in '1' and in '2'"),
         ("id,file\n1,a/1.jpg", "must have the columns group,file"),
     ],
 )

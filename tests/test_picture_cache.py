@@ -198,10 +198,11 @@ def test_a_damaged_cache_is_made_again(
     assert len(decoded) == 24
 
 
-def test_damaged_notes_only_cost_time(root: Path, decoded: list[int]) -> None:
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", '{"cats/0.png": 1}', '{"cats/0.png": [1, 2]}'])
+def test_damaged_notes_only_cost_time(root: Path, decoded: list[int], damaged: str) -> None:
     opened(root)
     (notes,) = (root.parent / ".pictures").glob("files-*.json")
-    notes.write_text("{")
+    notes.write_text(damaged)
     opened(root)
     assert len(decoded) == 12
     assert len(json.loads(notes.read_text())) == 12

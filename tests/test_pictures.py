@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,19 @@ def test_a_file_that_is_not_there_is_unreadable(tmp_path: Path) -> None:
         read(tmp_path / "a.png", resize=16, crop=16)
 
 
+def pipe(path: Path) -> Path:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no pipes here")
+    os.mkfifo(path)
+    return path
+
+
+@pytest.mark.parametrize("opened", [lambda path: read(path, resize=8, crop=8), pictures.whole])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, opened: Callable[[Path], object]) -> None:
+    with pytest.raises(Unreadable, match=r"^not a regular file$"):
+        opened(pipe(tmp_path / "a.png"))
+
+
 # A folder
 
 
@@ -248,6 +262,23 @@ def test_a_folder_with_broken_pictures_is_survived(tmp_path: Path, caplog: pytes
     assert len(warned) == len(skipped)
     for part in data.parts.values():
         assert part.x.shape[1:] == (3, 12, 12)
+
+
+def test_a_pipe_named_like_a_picture_is_none(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
+    pipe(root / "cats" / "camera.png")
+    data = dataset(root)
+    assert (len(data.names), data.about["not_pictures"]) == (12, 1)
+
+
+def test_classes_whose_names_are_no_text_are_escaped(tmp_path: Path) -> None:
+    try:
+        root = folder_of(tmp_path / "animals", {os.fsdecode(b"caf\xe9"): 6, "dogs": 6})
+    except OSError:
+        pytest.skip("this disk takes names that are text only")
+    data = dataset(root)
+    assert set(data.classes) == {"caf\\xe9", "dogs"}
+    assert sum(name.startswith("caf\\xe9/") for name in data.names) == 6
 
 
 def test_only_so_many_skipped_pictures_have_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

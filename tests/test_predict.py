@@ -196,8 +196,9 @@ def test_unreadable_pictures_are_named_and_the_others_classified(
 
 
 def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) -> None:
-    (tmp_path / "in" / "deeper").mkdir(parents=True)
-    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "deeper/c.webp"):
+    for folder in ("deeper", ".thumbnails"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+    for name in (".thumbnails/a.png", "b.JPG", "a.png", "notes.txt", ".hidden.png", "deeper/c.webp"):
         (tmp_path / "in" / name).touch()
     found = expanded([tmp_path / "in" / "notes.txt", tmp_path / "in"])
     names = [path.relative_to(tmp_path / "in").as_posix() for path in found]

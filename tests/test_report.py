@@ -48,7 +48,7 @@ OPTIONS: dict[str, Any] = {
     "filters": None,
     "evaluation_batch_size": 7,
 }
-CLASSES = ("ant", "bee", "true_class?")
+CLASSES = ("ant", "bee", "true_class")
 
 
 def drawn_pictures(count: int = 40, channels: int = 3, side: int = 8, **others: Any) -> Dataset:
@@ -288,8 +288,8 @@ def test_tables_and_numbers_say_the_same(data: Dataset, answer: Answer) -> None:
         confusion, by_class, mistakes = (
             answer.tables[f"{name}_{part}"] for name in ("confusion", "per_class", "mistakes")
         )
-        assert [list(row) for row in confusion] == [["true_class", *CLASSES]] * 3
-        counts = [[int(str(row[name])) for name in CLASSES] for row in confusion]
+        assert [list(row) for row in confusion] == [["true_class", *(f"predicted {name}" for name in CLASSES)]] * 3
+        counts = [[int(str(row[f"predicted {name}"])) for name in CLASSES] for row in confusion]
         right = sum(counts[i][i] for i in range(3))
         assert sum(map(sum, counts)) == len(split)
         assert answer.numbers[f"{part}_accuracy"] == right / len(split)

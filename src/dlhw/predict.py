@@ -202,13 +202,11 @@ def prepared(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
     """The files that are meant: of a folder all pictures below it, by name. Raises UsageError for one without any."""
-    from dlhw.data.pictures import SUFFIXES
+    from dlhw.data.pictures import files_below, is_picture
 
     files: list[Path] = []
     for path in paths:
-        below = [path]
-        if path.is_dir():
-            below = sorted(file for file in path.rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        below = sorted(filter(is_picture, files_below(path))) if path.is_dir() else [path]
         if not below:
             raise UsageError(f"{path}: a folder without pictures")
         files += below

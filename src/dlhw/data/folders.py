@@ -21,7 +21,7 @@ from dlhw import UsageError
 from dlhw.data import groups as grouping
 from dlhw.data.groups import FARTHEST, Ints
 from dlhw.data.picture_cache import File, Pictures, load
-from dlhw.data.pictures import SUFFIXES
+from dlhw.data.pictures import files_below, is_picture, printable
 from dlhw.data.tensors import Dataset, Split, normalization
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Listing:
     published: tuple[str, ...] = ("train",)
     excluded: list[str] = field(default_factory=list)
     others: int = 0
-    """Files that are no pictures by their names."""
+    """Files that are no pictures by their names or kinds."""
 
     @property
     def names(self) -> list[str]:
@@ -240,25 +240,25 @@ def listing(root: Path, exclude: Sequence[str]) -> Listing:
         if names != classes["train"]:
             other = ", ".join(sorted(set(names) ^ set(classes["train"])))
             raise UsageError(f"{root}: {part} and train must have the same classes; only one of them has {other}")
-    found.classes = tuple(classes["train"])
+    found.classes = tuple(map(printable, classes["train"]))
     if len(found.classes) < 2:
         there = f"only the class {found.classes[0]}" if found.classes else "no folders with pictures"
         raise UsageError(f"{tops['train']}: holds {there}, two classes are needed; {LEGAL}")
     used = dict.fromkeys(exclude, False)
     for part, top in tops.items():
-        for label, name in enumerate(found.classes):
-            for path in _files(top / name):
+        for label, name in enumerate(classes["train"]):
+            for path in files_below(top / name):
                 relative = path.relative_to(root).as_posix()
-                if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                if not is_picture(path):
                     found.others += 1
                     continue
-                printable = os.fsencode(relative).decode("utf-8", "backslashreplace")
+                shown = printable(relative)
                 matching = [glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)]
                 used.update(dict.fromkeys(matching, True))
                 if matching:
-                    found.excluded.append(printable)
+                    found.excluded.append(shown)
                     continue
-                found.files.append(File(path, printable))
+                found.files.append(File(path, shown))
                 found.labels.append(label)
                 found.parts.append(part)
     for glob in [glob for glob, matched in used.items() if not matched]:
@@ -273,13 +273,6 @@ def _subfolders(folder: Path) -> list[str]:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a class's folder, in order of their paths."""
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(where, name) for name in sorted(files))
 
 
 def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:

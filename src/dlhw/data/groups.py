@@ -114,7 +114,13 @@ def _read_table(path: Path, known: Sequence[str]) -> dict[str, str]:
             rows = csv.DictReader(file)
             if not {"group", "file"} <= set(rows.fieldnames or ()):
                 raise UsageError(f"dataset.groups={path}: must have the columns group,file")
-            table = {row["file"]: row["group"] for row in rows}
+            table: dict[str, str] = {}
+            for row in rows:
+                if None in row or None in row.values():
+                    raise UsageError(f"dataset.groups={path}: line {rows.line_num} has not as many cells as the first")
+                group = table.setdefault(row["file"], row["group"])
+                if group != row["group"]:
+                    raise UsageError(f"dataset.groups={path}: {row['file']} is in {group!r} and in {row['group']!r}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"dataset.groups={path}: cannot be read ({error})") from error
     unknown = sorted(set(table) - set(known), key=str)
@@ -123,7 +129,7 @@ def _read_table(path: Path, known: Sequence[str]) -> dict[str, str]:
             f"dataset.groups={path}: names {len(unknown)} files that are not there, such as {unknown[0]}; a file is "
             f"named from the data set's folder on, such as {known[0]}"
         )
-    return table
+    return {name: group for name, group in table.items() if group}
 
 
 def split(y: Ints, groups: Ints, shares: Mapping[str, float], *, seed: int) -> dict[str, Ints]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -204,10 +204,7 @@ def _write(path: Path, files: Sequence[File], contents: dict[str, str], *, resiz
 
 def _remembered(files: Sequence[File], memo: Path) -> dict[str, str]:
     """SHA-256 of the files by name, as far as they are as they were when it was noted."""
-    try:
-        noted = json.loads(memo.read_bytes())
-    except (OSError, ValueError):
-        return {}
+    noted = _noted(memo)
     found = {}
     for file in files:
         entry = noted.get(file.name)
@@ -217,6 +214,21 @@ def _remembered(files: Sequence[File], memo: Path) -> dict[str, str]:
                 if entry[:2] == [status.st_size, status.st_mtime_ns]:
                     found[file.name] = entry[2]
     return found
+
+
+def _noted(memo: Path) -> dict[str, list[Any]]:
+    """Size, time of change and SHA-256 by name; what is damaged is as if it were not there."""
+    try:
+        noted = json.loads(memo.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(noted, dict):
+        return {}
+    return {
+        name: entry
+        for name, entry in noted.items()
+        if isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]
+    }
 
 
 def _hashed(files: Sequence[File], memo: Path) -> dict[str, str]:
@@ -244,11 +256,7 @@ def _hashed(files: Sequence[File], memo: Path) -> dict[str, str]:
         name: each for name, each in read.items() if not isinstance(each, str) and each[1] / 1e9 < now - _TICKS_SECONDS
     }
     if settled:
-        try:
-            noted = json.loads(memo.read_bytes())
-        except (OSError, ValueError):
-            noted = {}
-        write_atomically(memo, json.dumps({**noted, **settled}).encode())
+        write_atomically(memo, json.dumps({**_noted(memo), **settled}).encode())
     return {**known, **{name: each if isinstance(each, str) else each[2] for name, each in read.items()}}
 
 

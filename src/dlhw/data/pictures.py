@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -59,12 +61,26 @@ class Decoded:
     """What was left out of it."""
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and those in it, in order of their paths; hidden folders are left out."""
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in sorted(files))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is to be taken for a picture, by its name, and because it is no pipe, socket or device."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not _endless(path)
+
+
+def printable(path: str | Path) -> str:
+    """A path as text. Names on disks are bytes; those that are no text are shown escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def read(path: Path, *, resize: int, crop: int) -> Tensor:
     """The picture in a file, uint8 (3, crop, crop), as :func:`decode` makes it. Raises Unreadable."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+    content = _content(path)
     with unwarned():
         return decode(content, resize=resize, crop=crop).pixels
 
@@ -93,10 +109,7 @@ def decode(content: bytes, *, resize: int, crop: int) -> Decoded:
 
 def whole(path: Path) -> Image.Image:
     """The picture in a file at its own size, upright, RGB. Raises Unreadable."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+    content = _content(path)
     with unwarned():
         return _opened(content)[0]
 
@@ -107,6 +120,24 @@ def unwarned() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _content(path: Path) -> bytes:
+    if _endless(path):
+        raise Unreadable("not a regular file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
+
+
+def _endless(path: Path) -> bool:
+    """Whether reading may wait forever, or never end: of a pipe, a socket, a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # reading it gives the reason
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _opened(content: bytes, least: int | None = None) -> tuple[Image.Image, tuple[int, int], str | None]:

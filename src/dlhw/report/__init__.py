@@ -165,7 +165,7 @@ def numbers(judged: Judged, confidence: float) -> dict[str, Number]:
 def tables(judged: Judged, confidence: float, *, names: tuple[str, ...]) -> dict[str, Rows]:
     """Confusion matrix, accuracy by class and all mistakes, the most confident first."""
     confusion: Rows = [
-        {"true_class": true, **dict(zip(judged.classes, counts, strict=True))}
+        {"true_class": true, **{f"predicted {name}": n for name, n in zip(judged.classes, counts, strict=True)}}
         for true, counts in zip(judged.classes, judged.confusion.tolist(), strict=True)
     ]
     per_class: Rows = [
