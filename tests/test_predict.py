@@ -20,8 +20,9 @@ from dlhw import UsageError, load_run
 from dlhw.build import build
 from dlhw.data.pictures import Unreadable
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.predict import class_names, expanded, main, opened, predict, prepared
+from dlhw.predict import Network, class_names, expanded, main, opened, predict, prepared
 from dlhw.record import Record
+from dlhw.runtime import Precision
 from dlhw.train import run as train
 
 SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_size=8", "trainer.device=cpu"]
@@ -78,7 +79,7 @@ def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_files_are_prepared_as_the_data_set_prepared_them(run: Path, pictures: Path) -> None:
-    data, network = data_of(run), opened(run, "best")
+    data, network = data_of(run), opened(run, "best", torch.device("cpu"))
     assert len(data.names) == 13
     for row, name in enumerate(data.names):
         x = prepared(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
@@ -110,7 +111,7 @@ def test_pictures_without_files_are_prepared_as_theirs(
 
 def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
     """The digits have pixels of 0 to 16; in a file, white is 255: rounding costs half a level."""
-    data, network = data_of(grey_run), opened(grey_run, "best")
+    data, network = data_of(grey_run), opened(grey_run, "best", torch.device("cpu"))
     for row in range(5):
         pixels = data.val.pool_x[row]
         Image.fromarray((pixels[0].double() * 255 / 16).round().byte().numpy()).save(tmp_path / "x.png")
@@ -286,3 +287,16 @@ def test_help_does_not_wait_for_torch() -> None:
     ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "RUN PICTURE [PICTURE ...]" in ended.stdout
+
+
+def test_a_run_is_asked_in_its_own_precision() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    x = torch.full((1, 3, 2, 2), 1.001)  # which bfloat16 cannot tell from 1
+    plain, lower = (
+        Network(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).likeliest(x, 1)
+        for name in ("fp32", "bf16")
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x).double().softmax(1).max().item()
+    assert lower[0][0]["probability"] == expected
+    assert plain[0][0]["probability"] != expected

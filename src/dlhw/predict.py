@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dlhw.runs import Run
+    from dlhw.runtime import Precision
 
 Prediction = dict[str, Any]
 
@@ -88,8 +89,7 @@ def predict(
         place = pick_device(device)
     except UsageError as error:  # it speaks of the config's key
         raise UsageError(str(error).replace("trainer.device=", "--device ")) from error
-    network = opened(path, weights)
-    network.model.to(place)
+    network = opened(path, weights, place)
     files = expanded(pictures)
     # Names on disks are bytes; those that are no text are shown escaped.
     found: list[Prediction] = [{"picture": os.fsencode(file).decode("utf-8", "backslashreplace")} for file in files]
@@ -116,12 +116,14 @@ class Network:
         shape: of one picture, (C, H, W).
         options: the run's data set, as its config has it.
         classes: names of the outputs.
+        precision: the run's, in which it was evaluated.
     """
 
     model: nn.Module
     shape: tuple[int, ...]
     options: Mapping[str, Any]
     classes: tuple[str, ...]
+    precision: Precision
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +134,7 @@ class Network:
         """Of each input the most probable classes, ``top`` of them if there are as many, with their probabilities."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self.precision.autocast():
             found = self.model(x).cpu().double().softmax(1).topk(min(top, len(self.classes)))
         return [
             [{"class": self.classes[index], "probability": value} for value, index in zip(*each, strict=True)]
@@ -140,12 +142,13 @@ class Network:
         ]
 
 
-def opened(path: Path, weights: Literal["best", "last"]) -> Network:
+def opened(path: Path, weights: Literal["best", "last"], place: torch.device) -> Network:
     """The network of the run at ``path``. Raises UsageError where there is none that classifies pictures."""
     from omegaconf import OmegaConf
 
     from dlhw import checkpoint
     from dlhw.build import choice
+    from dlhw.runtime import Precision
 
     sweep = [name for name in ("multirun.yaml", "sweep.csv") if (path / name).is_file()]
     if sweep and not (path / "config.yaml").is_file():
@@ -164,7 +167,9 @@ def opened(path: Path, weights: Literal["best", "last"]) -> Network:
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UsageError(f"{path}: its samples are no pictures (dataset={name}); name a run on pictures with classes")
     options: Any = OmegaConf.to_container(run.config.dataset, resolve=True)
-    return Network(model, shape, options, class_names(run, state["outputs"]))
+    named = run.config.trainer.precision
+    precision = Precision("fp32" if named == "tf32" and place.type != "cuda" else named, place)
+    return Network(model.to(place), shape, options, class_names(run, state["outputs"]), precision)
 
 
 def class_names(run: Run, outputs: int) -> tuple[str, ...]:

@@ -212,7 +212,10 @@ def _divided(content: Content, groups: Ints, shares: Mapping[str, float], *, see
 def _folder(source: Source, root: str | None, data_dir: Path) -> Path:
     """The folder that holds the classes or parts. Raises UsageError with one line on where it was looked for."""
     if root is not None:
-        path = Path(root).expanduser()
+        try:
+            path = Path(root).expanduser()
+        except RuntimeError as error:
+            raise UsageError(f"dataset.root={root}: no such user's folder") from error
         looked = [path] if path.is_absolute() else [path, data_dir / path]
     else:
         looked = [data_dir / name for name in source.folders]
