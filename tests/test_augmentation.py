@@ -21,6 +21,7 @@ from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.progress import Progress
 from dlhw.record import Record, read_summary
+from dlhw.runtime import Precision
 from test_resume import assert_same_run
 
 OPTIONS = sorted(path.stem for path in (composition.conf_dir() / "augmentation").glob("*.yaml"))
@@ -332,3 +333,8 @@ def test_what_cannot_be_is_refused_in_one_line(line: str, answer: str) -> None:
     with pytest.raises(UsageError) as raised:
         parts.assemble(compose("trainer.device=cpu", *line.split()))
     assert str(raised.value) == answer
+
+
+def test_colours_alone_cannot_be_changed_in_grey_pictures() -> None:
+    with pytest.raises(UsageError, match=r"augmentation\.hue: dataset=digits has no colours"):
+        parts.make_data(compose("dataset=digits", "augmentation.hue=0.1"), Precision("fp32", torch.device("cpu")))

@@ -171,10 +171,10 @@ def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
             raise UsageError(f"augmentation: is for pictures in classes, dataset={data.name} has none")
         if augmentation.mixes and choice(cfg, "loss") != "cross_entropy":
             raise UsageError(f"loss={choice(cfg, 'loss')}: takes no mixed pictures (augmentation.mixup, cutmix)")
-        if data.shape[0] != 3 and (augmentation.saturation or augmentation.hue):
-            raise UsageError(
-                f"augmentation.saturation, augmentation.hue: dataset={data.name} has no colours; set them to 0"
-            )
+        if data.shape[0] != 3:
+            augmentation = replace(augmentation, saturation=0.0, hue=0.0)
+        if not augmentation.changes_pictures and not augmentation.mixes:
+            raise UsageError(f"augmentation.saturation, augmentation.hue: dataset={data.name} has no colours")
         data = replace(data, augmentation=augmentation)
     return data.to(precision.device, precision.dtype)
 
