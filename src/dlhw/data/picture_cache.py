@@ -148,6 +148,7 @@ def _write(path: Path, files: Sequence[File], contents: dict[str, str], *, resiz
     """Decode all files, in parallel, into one file at ``path``, which is there in the end or not at all."""
 
     def decoded(file: File) -> tuple[Decoded, bytes, Bits] | Unreadable:
+        """The picture with its digest and perceptual hash, or why there is none. Raises UsageError if it changed."""
         try:
             content = file.path.read_bytes()
         except OSError as error:
