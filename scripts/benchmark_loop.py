@@ -36,14 +36,14 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from dlhw import runtime
-from dlhw.build import build, make_model
-from dlhw.config import compose
+from dlhw.cli.assembly import assemble
+from dlhw.cli.build import build, make_model
+from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
-from dlhw.ensemble import Single
-from dlhw.loop import Fitted, Run, fit
-from dlhw.parts import assemble
-from dlhw.record import Record, Row
+from dlhw.runs.record import Record, Row
+from dlhw.runtime import devices
+from dlhw.training.loop import Fitted, Run, fit
+from dlhw.training.variants import Single
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
 BATCH, LR, MOMENTUM = 128, 0.1, 0.9
@@ -68,7 +68,7 @@ SETTINGS = {
 CUDA_SETTINGS = "tf32 cuda_graphs bf16+cuda_graphs"
 
 
-def by_hand(model: nn.Module, train: Split, *, precision: runtime.Precision) -> Epoch:
+def by_hand(model: nn.Module, train: Split, *, precision: devices.Precision) -> Epoch:
     """The loop that someone who cares about speed writes: data in memory, no waiting for a loss."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
 
@@ -197,7 +197,7 @@ def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> 
 
 def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
     """Seconds of ``epochs`` calls after a first that does not count, with torch's own defaults."""
-    runtime.settle(device, runtime.Precision("fp32", device), deterministic=False)
+    devices.settle(device, devices.Precision("fp32", device), deterministic=False)
     epoch()
     seconds = []
     for _ in range(epochs):
@@ -209,7 +209,7 @@ def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
 
 def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Contestant]:
     """Everything that is to be measured on ``model``, by name, in the order of the table."""
-    device = runtime.pick_device(options.device)
+    device = devices.pick_device(options.device)
     on_device = Split(data.train.x.to(device), data.train.y.to(device))
     cfg = composed(model, "fp32")
 
@@ -217,7 +217,7 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
         return make_model(cfg, shape=data.shape, outputs=data.outputs).to(device)
 
     epochs: dict[str, Epoch] = {}
-    for precision in (runtime.Precision("fp32", device), runtime.Precision("bf16", device)):
+    for precision in (devices.Precision("fp32", device), devices.Precision("bf16", device)):
         epochs[f"by hand, {precision.name}"] = by_hand(fresh(), on_device, precision=precision)
     if model == "mlp":
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -308,7 +308,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     options.where = [f"trainer.device={options.device}", f"data_dir={options.data_dir}"]
-    print(machine(runtime.pick_device(options.device)), flush=True)
+    print(machine(devices.pick_device(options.device)), flush=True)
     data = build(composed("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
     for model in options.models:
         seconds = measure(contestants(model, data, options), rounds=options.rounds, epochs=options.epochs)

@@ -45,12 +45,12 @@ from PIL import Image
 from benchmark_loop import OVERRIDES, machine
 from benchmark_startup import printed
 from benchmark_sweeps import seconds_of_steps
-from dlhw import runtime
-from dlhw.build import build, make_model
-from dlhw.config import compose
+from dlhw.cli.assembly import make_data, settle
+from dlhw.cli.build import build, make_model
+from dlhw.cli.program import compose
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset
-from dlhw.parts import make_data, settle
+from dlhw.runtime import devices
 
 BATCH, WORKERS = 32, (0, 2)
 STAMPED = """
@@ -131,7 +131,7 @@ class Bench:
 
     def __init__(self, task: Task, root: Path, directory: Path, options: argparse.Namespace) -> None:
         self.task, self.root, self.directory, self.options = task, root, directory, options
-        self.device = runtime.pick_device(options.device).type
+        self.device = devices.pick_device(options.device).type
         self.runs = 0
 
     def overrides(self, *more: str, cache: Path) -> list[str]:
@@ -384,7 +384,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_arguments()
-    print(machine(runtime.pick_device(options.device)), flush=True)
+    print(machine(devices.pick_device(options.device)), flush=True)
     settings = ["channels_last", "bf16", "channels_last+bf16"]
     with tempfile.TemporaryDirectory() as temporary:
         if options.quick and options.data is None:

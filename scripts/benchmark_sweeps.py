@@ -76,13 +76,13 @@ def lines(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
 
 def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     """Of training steps on one batch, over and over, of the run that is described or of several together."""
-    from dlhw import runtime
+    from dlhw.cli.assembly import assemble
     from dlhw.data.batches import Batches
-    from dlhw.ensemble import Ensemble, Single
-    from dlhw.fast import mapping_quickly
-    from dlhw.loop import Run, training_step
-    from dlhw.parts import assemble
-    from dlhw.record import Record
+    from dlhw.runs.record import Record
+    from dlhw.runtime import devices
+    from dlhw.training.acceleration import mapping_quickly
+    from dlhw.training.loop import Run, training_step
+    from dlhw.training.variants import Ensemble, Single
 
     built = [assemble(cfg) for cfg in cfgs]
     parts, count = built[0], len(built)
@@ -98,14 +98,14 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     for _ in range(steps):
         started = time.perf_counter()
         step(*batch)
-        runtime.synchronize(parts.precision.device)
+        devices.synchronize(parts.precision.device)
         times.append(time.perf_counter() - started)
     return times
 
 
 def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
     """Milliseconds of one training step of K small nets on digits, and of one net times K."""
-    from dlhw.config import compose
+    from dlhw.cli.program import compose
 
     def milliseconds(count: int, number: int) -> float:
         fixed = [*DIGITS, f"trainer.batch_size={batch_size}", f"trainer.threads={number}"]

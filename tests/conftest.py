@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import nn
 
-from dlhw import composition, parts
-from dlhw.answer import Answer
-from dlhw.build import check, deferred
+from dlhw.cli import assembly, composition
+from dlhw.cli.build import check, deferred
+from dlhw.runs.answer import Answer
 
 Compose = Callable[..., DictConfig]
 Ask = Callable[..., Answer]
@@ -59,9 +59,9 @@ def ask(compose: Compose) -> Ask:
 
     def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
         cfg = compose(*overrides)
-        check(cfg, parts.GIVEN)
+        check(cfg, assembly.GIVEN)
         given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
-        wanted = parts.wanted_by_study(cfg)
+        wanted = assembly.wanted_by_study(cfg)
         assert wanted is not None
         answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()
         return answer

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from dlhw import answer, train
-from dlhw.answer import Answer, Check
-from dlhw.config import compose
-from dlhw.plots import new_figure
-from dlhw.record import Record, read_summary
+from dlhw import train
+from dlhw.cli.program import compose
+from dlhw.runs import answer
+from dlhw.runs.answer import Answer, Check
+from dlhw.runs.record import Record, read_summary
+from dlhw.views.plots import new_figure
 
 NAN = math.nan
 

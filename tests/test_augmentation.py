@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlhw import UsageError, composition, parts
 from dlhw import train as program
-from dlhw.build import build, check
-from dlhw.config import compose
+from dlhw.cli import assembly, composition
+from dlhw.cli.build import build, check
+from dlhw.cli.program import compose
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.progress import Progress
-from dlhw.record import Record, read_summary
-from dlhw.runtime import Precision
+from dlhw.errors import UsageError
+from dlhw.runs.record import Record, read_summary
+from dlhw.runtime.devices import Precision
+from dlhw.runtime.progress import Progress
 from test_resume import assert_same_run
 
 OPTIONS = sorted(path.stem for path in (composition.conf_dir() / "augmentation").glob("*.yaml"))
@@ -271,7 +272,7 @@ def test_both_mixtures_come_by_turns() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_trains(option: str, tmp_path: Path) -> None:
     cfg = compose(*NOISE, f"augmentation={option}", "augmentation.workers=0")
-    check(cfg, parts.GIVEN)
+    check(cfg, assembly.GIVEN)
     program.run(cfg, Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["final"]["step"]) == ("finished", 2)
@@ -331,10 +332,10 @@ REFUSED = {
 @pytest.mark.parametrize(("line", "answer"), REFUSED.items(), ids=REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(line: str, answer: str) -> None:
     with pytest.raises(UsageError) as raised:
-        parts.assemble(compose("trainer.device=cpu", *line.split()))
+        assembly.assemble(compose("trainer.device=cpu", *line.split()))
     assert str(raised.value) == answer
 
 
 def test_colours_alone_cannot_be_changed_in_grey_pictures() -> None:
     with pytest.raises(UsageError, match=r"augmentation\.hue: dataset=digits has no colours"):
-        parts.make_data(compose("dataset=digits", "augmentation.hue=0.1"), Precision("fp32", torch.device("cpu")))
+        assembly.make_data(compose("dataset=digits", "augmentation.hue=0.1"), Precision("fp32", torch.device("cpu")))

@@ -19,9 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlhw import UsageError, checkpoint
-from dlhw.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last
-from dlhw.files import write_atomically
+from dlhw.errors import UsageError
+from dlhw.runs import checkpoint
+from dlhw.runs.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last
+from dlhw.runtime.files import write_atomically
 
 STATE: State = {
     "model": {"0.weight": torch.tensor([[1.5, -2.0, float("nan")]]), "0.bias": torch.tensor([3])},

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from dlhw import UsageError
-from dlhw.composition import conf_dir
+from dlhw.cli.composition import conf_dir
 from dlhw.data import cifar
 from dlhw.data.tensors import Dataset
+from dlhw.errors import UsageError
 
 
 def loaded(data_dir: Path, **changed: Any) -> Dataset:

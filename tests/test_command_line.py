@@ -31,8 +31,11 @@ import torch
 import yaml
 from hydra.core.singleton import Singleton
 
-from dlhw import UsageError, composition, config, progress, train
-from dlhw.record import Record, claim_directory
+from dlhw import train
+from dlhw.cli import composition, program
+from dlhw.errors import UsageError
+from dlhw.runs.record import Record, claim_directory
+from dlhw.runtime import progress
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
 LONG = (*SMALL, "trainer.epochs=8", "trainer.batch_size=1", "trainer.checkpoint_seconds=0")
@@ -215,7 +218,7 @@ def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
 
 def test_config_is_kept_resolved(finished: Finished) -> None:
     stored = yaml.safe_load((finished.path / "config.yaml").read_text())
-    expected = config.compose(*SMALL, "trainer.epochs=2")
+    expected = program.compose(*SMALL, "trainer.epochs=2")
     expected.data_dir = stored["data_dir"]
     assert stored == expected
     assert Path(stored["data_dir"]).is_absolute()  # the run may be resumed from another folder
@@ -305,7 +308,7 @@ def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: lis
         check=True,
     )
     loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
-    assert "dlhw.config" in loaded
+    assert "dlhw.cli.program" in loaded
     assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "pandas", "numpy", "matplotlib"})
     assert list(tmp_path.iterdir()) == []
     if arguments == ["--help"]:
@@ -315,7 +318,7 @@ def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: lis
         assert dict(listed) == questions
         assert 'eval "$(dlhw -sc install=bash)"' in ended.stdout
     else:
-        assert yaml.safe_load(ended.stdout) == config.compose()
+        assert yaml.safe_load(ended.stdout) == program.compose()
         assert "${" not in ended.stdout
 
 
@@ -555,7 +558,7 @@ def test_resume_of_a_finished_run_is_refused_by_a_process_of_its_own(finished: F
 
 @pytest.mark.parametrize("name", ["a=1,b=2", "dé", "a (b)", "it's"])
 def test_paths_need_no_quotes_of_hydras(name: str) -> None:
-    assert config.compose(f"output_dir=/tmp/{name}", f"data_dir={name}/x").output_dir == f"/tmp/{name}"
+    assert program.compose(f"output_dir=/tmp/{name}", f"data_dir={name}/x").output_dir == f"/tmp/{name}"
 
 
 def test_two_sweeps_at_once_have_a_directory_each(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlhw import UsageError
 from dlhw.compare import compare, main
-from dlhw.comparison import Comparison, conclude, figures
-from dlhw.comparison.ranking import grouped, spread
-from dlhw.comparison.results import canonical, read
+from dlhw.errors import UsageError
+from dlhw.views.comparison import Comparison, conclude, figures
+from dlhw.views.comparison.ranking import grouped, spread
+from dlhw.views.comparison.results import canonical, read
 
 PLAIN = Comparison(
     curves=["train_loss", "val_error_percent"], x="epoch", log_x=False, overlay=None, against=[], probes=[]
@@ -460,7 +460,7 @@ def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*args: Any, **options: Any) -> None:
         raise ValueError("out of ink")
 
-    monkeypatch.setattr("dlhw.comparison.figures.compared_curves", broken)
+    monkeypatch.setattr("dlhw.views.comparison.figures.compared_curves", broken)
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
     asked = Comparison(
         curves=["train_loss"], x="epoch", log_x=False, overlay="lr", against=["c"], probes=["weight_norm"]
@@ -634,12 +634,12 @@ def test_comparing_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
     code = "import sys, dlhw.compare; dlhw.compare.main(sys.argv[1:]); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     loaded = set(ended.stdout.splitlines()[-1].split())
-    assert "dlhw.comparison.figures" in loaded
+    assert "dlhw.views.comparison.figures" in loaded
     assert loaded.isdisjoint({"torch", "pandas", "sklearn", "matplotlib.pyplot"})
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys, dlhw.compare, dlhw.comparison; print(*sys.modules)"
+    code = "import sys, dlhw.compare, dlhw.views.comparison; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ended.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})
 

@@ -28,11 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dlhw import UsageError
 from dlhw.data import cifar, folders, idx, tabular, tensors
 from dlhw.data.digits import TEST_FROM, _parts, digits
 from dlhw.data.synthetic import clusters, separable
 from dlhw.data.tensors import Dataset, Split, assemble, split_off
+from dlhw.errors import UsageError
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 FACTORIES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}

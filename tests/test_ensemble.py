@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from dlhw import train
-from dlhw.config import compose
-from dlhw.parts import assemble
-from dlhw.record import Record
+from dlhw.cli.assembly import assemble
+from dlhw.cli.program import compose
+from dlhw.runs.record import Record
 from dlhw.sweeps.vectorized import Job, group_key, train_together
 
 BASE = ("dataset=digits", "trainer.precision=fp64", "trainer.device=cpu", "trainer.epochs=12")

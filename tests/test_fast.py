@@ -17,16 +17,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.ensemble import Single
-from dlhw.fast import Step, cuda_graphed, mapping_quickly, undecorated_step
-from dlhw.loop import Run, Trainer, training_step
+from dlhw.errors import UsageError
 from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
-from dlhw.objective import Regularization
-from dlhw.record import Record
-from dlhw.runtime import Precision
+from dlhw.runs.record import Record
+from dlhw.runtime.devices import Precision
+from dlhw.training.acceleration import Step, cuda_graphed, mapping_quickly, undecorated_step
+from dlhw.training.loop import Run, Trainer, training_step
+from dlhw.training.objective import Regularization
+from dlhw.training.variants import Single
 
 DEFAULTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml").read_text())
 CPU = Trainer(**{name: value for name, value in DEFAULTS.items() if name != "_target_"} | {"batch_size": 8})

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dlhw
-from dlhw import checkpoint, features, parts
 from dlhw import train as program
-from dlhw.config import compose
-from dlhw.features import cut
-from dlhw.finetuning import freeze, standing_still
+from dlhw.cli import assembly
+from dlhw.cli.program import compose
 from dlhw.models.convolutional import cnn
 from dlhw.models.dropout import Dropout
-from dlhw.progress import Progress
-from dlhw.record import Record
-from dlhw.runtime import Precision
+from dlhw.runs import checkpoint
+from dlhw.runs.record import Record
+from dlhw.runtime.devices import Precision
+from dlhw.runtime.progress import Progress
+from dlhw.training import features
+from dlhw.training.features import cut
+from dlhw.training.finetuning import freeze, standing_still
 
 
 def small_cnn(**changed: Any) -> nn.Sequential:
@@ -264,7 +266,7 @@ def test_metrics_are_those_of_the_whole_model_in_every_epoch(tmp_path: Path, nam
 
 def test_views_are_taken_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = counted(monkeypatch)
-    data = parts.assemble(compose(*RUN, *AUGMENTED, "trainer.frozen_views=2")).trained_on
+    data = assembly.assemble(compose(*RUN, *AUGMENTED, "trainer.frozen_views=2")).trained_on
     assert counts == [1, 1415, 382, 1132, 1132]
     assert len(data.views) == 2
     assert [data.view(epoch) is data.views[(epoch - 1) % 2] for epoch in range(1, 6)] == [True] * 5
@@ -274,14 +276,14 @@ def test_views_are_taken_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_views_augmented_pictures_go_through_the_whole_model() -> None:
-    made = parts.assemble(compose(*RUN, *AUGMENTED))
+    made = assembly.assemble(compose(*RUN, *AUGMENTED))
     assert made.trained is made.model
     assert made.trained_on is made.data
 
 
 def test_mixed_pictures_have_no_views(tmp_path: Path) -> None:
     with pytest.raises(dlhw.UsageError) as raised:
-        parts.assemble(compose(*RUN, *AUGMENTED, "augmentation.mixup=0.2", "trainer.frozen_views=2"))
+        assembly.assemble(compose(*RUN, *AUGMENTED, "augmentation.mixup=0.2", "trainer.frozen_views=2"))
     assert str(raised.value) == "trainer.frozen_views: pictures are mixed anew in every epoch; set it to null"
 
 
@@ -314,7 +316,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
 
 def test_the_weights_on_disk_are_the_whole_model(tmp_path: Path) -> None:
     rows = run(tmp_path / "run")
-    made = parts.assemble(compose(*RUN))
+    made = assembly.assemble(compose(*RUN))
     model = dlhw.load_run(tmp_path / "run").model("last")
     assert model.state_dict().keys() == made.model.state_dict().keys()
     for name, value in made.model.state_dict().items():
@@ -328,8 +330,8 @@ def test_the_weights_on_disk_are_the_whole_model(tmp_path: Path) -> None:
 # --- what is kept -----------------------------------------------------------------------------------------
 
 
-def made(*overrides: str) -> parts.Parts:
-    return parts.assemble(compose(*RUN, *overrides))
+def made(*overrides: str) -> assembly.Parts:
+    return assembly.assemble(compose(*RUN, *overrides))
 
 
 def test_jobs_share_features_while_nothing_before_the_cut_differs(monkeypatch: pytest.MonkeyPatch) -> None:

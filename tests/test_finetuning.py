@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 import dlhw
-from dlhw import UsageError, checkpoint, parts
 from dlhw import train as program
-from dlhw.config import compose
-from dlhw.ensemble import Cannot, Ensemble, Single
-from dlhw.finetuning import freeze, head, parameter_groups, standing_still
+from dlhw.cli import assembly
+from dlhw.cli.program import compose
+from dlhw.errors import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
-from dlhw.record import Record
+from dlhw.runs import checkpoint
+from dlhw.runs.record import Record
+from dlhw.training.finetuning import freeze, head, parameter_groups, standing_still
+from dlhw.training.variants import Cannot, Ensemble, Single
 
 SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=cpu", "trainer.precision=fp64",
          "trainer.batch_size=300", "trainer.epochs=2", "trainer.frozen_once=false")  # fmt: skip
@@ -107,7 +109,7 @@ def test_the_head_is_the_last_layer_with_weights() -> None:
 def test_what_matches_nothing_is_refused_in_one_line(overrides: Sequence[str], answer: str) -> None:
     cfg = compose(*SMALL, *overrides)
     with pytest.raises(UsageError) as raised:
-        parts.assemble(cfg)
+        assembly.assemble(cfg)
     assert str(raised.value) == answer
 
 
@@ -149,7 +151,7 @@ def test_dropout_beside_what_trains_drops_and_in_a_frozen_block_not() -> None:
 def test_frozen_parameters_and_statistics_keep_their_bits_and_the_rest_learns(tmp_path: Path) -> None:
     train(tmp_path, "model.batch_norm=true", "trainer.trains=[4.*,5.*]", "regularization.l2=0.01")
     after = checkpoint.load(tmp_path / "last.pt")["model"]
-    before = parts.assemble(compose(*SMALL, "model.batch_norm=true")).model.state_dict()
+    before = assembly.assemble(compose(*SMALL, "model.batch_norm=true")).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     statistics = {"5.running_mean", "5.running_var", "5.num_batches_tracked"}
     assert {"0.weight", "1.weight", "1.running_mean", "1.num_batches_tracked"} <= before.keys() - changed
@@ -159,7 +161,7 @@ def test_frozen_parameters_and_statistics_keep_their_bits_and_the_rest_learns(tm
 def test_decay_by_the_optimizer_leaves_what_is_frozen(tmp_path: Path) -> None:
     train(tmp_path, "trainer.trains=head", "optimizer=adamw", "optimizer.weight_decay=0.5")
     after = checkpoint.load(tmp_path / "last.pt")["model"]
-    before = parts.assemble(compose(*SMALL)).model.state_dict()
+    before = assembly.assemble(compose(*SMALL)).model.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"7.weight", "7.bias"}
 
 
@@ -209,7 +211,7 @@ def test_the_first_pattern_that_matches_gives_the_factor() -> None:
 
 def test_a_factor_of_zero_is_the_frozen_layer_and_schedules_act_on_every_group(tmp_path: Path) -> None:
     cfg = compose(*SMALL, "scheduler=step", "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
-    made = parts.assemble(cfg)
+    made = assembly.assemble(cfg)
     single = Single(made.trained, made.optimizer, lambda epoch: 0.5**epoch)
     single.set_rates(2.0)
     assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.025, 0])
@@ -228,7 +230,7 @@ def test_a_step_of_sgd_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
         directory.mkdir()
         train(directory, f"trainer.rates={{0.*: {factor}}}", "trainer.steps_per_epoch=1", "trainer.epochs=1")
         moves.append(checkpoint.load(directory / "last.pt")["model"]["0.weight"])
-    before = parts.assemble(compose(*SMALL)).model.state_dict()["0.weight"]
+    before = assembly.assemble(compose(*SMALL)).model.state_dict()["0.weight"]
     torch.testing.assert_close(moves[1] - before, 0.125 * (moves[0] - before), rtol=1e-9, atol=1e-15)
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dlhw import UsageError
 from dlhw.data import folders, groups
+from dlhw.errors import UsageError
 from test_pictures import dataset, folder_of, options, photo, settle
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlhw import UsageError, checkpoint, init
+from dlhw.errors import UsageError
 from dlhw.models.dense import mlp
+from dlhw.runs import checkpoint
+from dlhw.training import init
 
 CONF = Path(__file__).parent.parent / "conf" / "init"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import ActivationName, mlp
 from dlhw.models.dropout import Dropout, hashed

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dlhw.objective import (
+from dlhw.training.objective import (
     Objective,
     Regularization,
     flooded,

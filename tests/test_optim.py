@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from dlhw import UsageError
-from dlhw.build import build
-from dlhw.fast import undecorated_step
-from dlhw.optim import SGD, Momentum, Nesterov, Schedule, by_name, constant, cosine, optimizer_class, step
+from dlhw.cli.build import build
+from dlhw.errors import UsageError
+from dlhw.training.acceleration import undecorated_step
+from dlhw.training.optim import SGD, Momentum, Nesterov, Schedule, by_name, constant, cosine, optimizer_class, step
 
 LR = 0.4
 DENSE = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
@@ -180,7 +180,7 @@ def two_steps(name: str) -> tuple[list[Tensor], list[Tensor]]:
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     x, y = torch.randn(8, 3), torch.randint(2, (8,))
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    config = OmegaConf.create({"optimizer": {"_target_": "dlhw.optim.by_name", "name": name, "lr": 0.01}})
+    config = OmegaConf.create({"optimizer": {"_target_": "dlhw.training.optim.by_name", "name": name, "lr": 0.01}})
     optimizer = build(config, "optimizer", params=net.parameters())
     update = undecorated_step(optimizer)
     for _ in range(2):

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from dlhw import UsageError
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.tensors import Dataset
+from dlhw.errors import UsageError
 from test_pictures import folder_of, options, photo, settle
 
 START = """

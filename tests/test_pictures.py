@@ -17,10 +17,10 @@ import torch
 import yaml
 from PIL import Image
 
-from dlhw import UsageError
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.pictures import Unreadable, read
 from dlhw.data.tensors import Dataset
+from dlhw.errors import UsageError
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 

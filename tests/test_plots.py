@@ -12,8 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dlhw.comparison.panels import Panel, Series, compared_against, compared_curves, compared_layers, setting_colors
-from dlhw.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
+from dlhw.views.comparison.panels import (
+    Panel,
+    Series,
+    compared_against,
+    compared_curves,
+    compared_layers,
+    setting_colors,
+)
+from dlhw.views.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:

@@ -16,13 +16,14 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from conftest import Compose
-from dlhw import UsageError, load_run
-from dlhw.build import build
+from dlhw import load_run
+from dlhw.cli.build import build
 from dlhw.data.pictures import Unreadable
 from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.errors import UsageError
 from dlhw.predict import Network, class_names, expanded, main, opened, predict, prepared
-from dlhw.record import Record
-from dlhw.runtime import Precision
+from dlhw.runs.record import Record
+from dlhw.runtime.devices import Precision
 from dlhw.train import run as train
 
 SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_size=8", "trainer.device=cpu"]

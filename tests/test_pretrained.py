@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torchvision import models
 
 from conftest import Compose
-from dlhw import UsageError, build, checkpoint, parts
+from dlhw.cli import assembly, build
+from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
+from dlhw.runs import checkpoint
 
 SHAPE = (3, 64, 64)
 FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
@@ -258,5 +260,5 @@ def test_the_configs(compose: Compose) -> None:
     scratch = compose("model=resnet34_scratch").model
     assert (scratch.architecture, scratch.weights) == ("resnet34", None)
     with pytest.raises(UsageError, match=r"model\.architecture: missing"):
-        build.check(compose("model=torchvision"), parts.GIVEN)
-    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"), parts.GIVEN)
+        build.check(compose("model=torchvision"), assembly.GIVEN)
+    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"), assembly.GIVEN)

@@ -12,7 +12,7 @@ from torch import nn
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import ActivationName, mlp
-from dlhw.probes import layers
+from dlhw.training.probes import layers
 
 COUNT = 40
 

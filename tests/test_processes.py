@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlhw import UsageError, parts, processes, train
-from dlhw.config import compose
-from dlhw.objective import flooded
-from dlhw.record import Record
+from dlhw import train
+from dlhw.cli import assembly
+from dlhw.cli.program import compose
+from dlhw.errors import UsageError
+from dlhw.runs.record import Record
+from dlhw.runtime import processes
+from dlhw.training.objective import flooded
 from test_command_line import dlhw
 
 BASE = ("trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=2", "trainer.train_metrics=evaluated")
@@ -150,7 +153,7 @@ def test_what_processes_cannot_share_is_refused(
 ) -> None:
     ranks(1, 2)
     with pytest.raises(UsageError) as raised:
-        parts.assemble(compose(*BASE, *overrides))
+        assembly.assemble(compose(*BASE, *overrides))
     assert str(raised.value) == answer
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from dlhw import progress
-from dlhw.progress import ConsoleHandler, Progress
+from dlhw.runtime import progress
+from dlhw.runtime.progress import ConsoleHandler, Progress
 
 ROW = {"train_loss": 0.25, "val_loss": 0.5, "train_error_percent": 7.5, "val_error_percent": 12.25}
 HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
@@ -196,7 +196,9 @@ def configured() -> Iterator[logging.Logger]:
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"plain": {"format": "<%(levelname)s> %(message)s"}},
-            "handlers": {"console": {"class": "dlhw.progress.ConsoleHandler", "formatter": "plain", "level": "INFO"}},
+            "handlers": {
+                "console": {"class": "dlhw.runtime.progress.ConsoleHandler", "formatter": "plain", "level": "INFO"}
+            },
             "loggers": {"test_progress": {"handlers": ["console"], "level": "DEBUG", "propagate": False}},
         }
     )

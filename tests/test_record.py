@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dlhw import UsageError
-from dlhw.record import Record, Row, claim_directory, label, read_summary
+from dlhw.errors import UsageError
+from dlhw.runs.record import Record, Row, claim_directory, label, read_summary
 
 EPOCHS = 4
 

@@ -18,20 +18,23 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from conftest import Compose
-from dlhw import UsageError, load_run, report
-from dlhw.answer import Answer
-from dlhw.build import build
+from dlhw import load_run
+from dlhw.cli.assembly import assemble
+from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.errors import UsageError
 from dlhw.models.by_hand import cnn_by_hand
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
-from dlhw.parts import assemble
-from dlhw.record import Record
-from dlhw.report import as_seen, chosen, figures, inputs
-from dlhw.report.filters import Filters, convolution
-from dlhw.report.judgement import Judged, judge, wilson
-from dlhw.report.saliency import NotSeen, grad_cam, gradient
+from dlhw.runs.answer import Answer
+from dlhw.runs.record import Record
 from dlhw.train import run as train
+from dlhw.views import report
+from dlhw.views.report import figures
+from dlhw.views.report.classification import as_seen, chosen, inputs
+from dlhw.views.report.filters import Filters, convolution
+from dlhw.views.report.judgement import Judged, judge, wilson
+from dlhw.views.report.saliency import NotSeen, grad_cam, gradient
 
 
 def not_asked_for() -> nn.Module:

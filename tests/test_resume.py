@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlhw import UsageError, checkpoint, loop
-from dlhw.config import compose
-from dlhw.progress import Progress
-from dlhw.record import Record
+from dlhw.cli.program import compose
+from dlhw.errors import UsageError
+from dlhw.runs import checkpoint
+from dlhw.runs.record import Record
+from dlhw.runtime.progress import Progress
 from dlhw.train import run
+from dlhw.training import loop
 
 RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
        "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip

@@ -11,11 +11,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from dlhw import UsageError, composition, load_run, load_sweep
-from dlhw.build import build
+from dlhw import load_run, load_sweep
+from dlhw.cli import composition
+from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset, Split
-from dlhw.record import Record
-from dlhw.runs import Run
+from dlhw.errors import UsageError
+from dlhw.reading import Run
+from dlhw.runs.record import Record
 from dlhw.train import run as train
 
 # A second epoch with a thousand times the rate is worse than the first: best and last weights are not the same.

@@ -16,8 +16,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import dlhw
-from dlhw import UsageError, runtime
-from dlhw.runtime import Precision, generator, key, pick_device, provenance, settle
+from dlhw.errors import UsageError
+from dlhw.runtime import provenance as module
+from dlhw.runtime.devices import Precision, pick_device, settle
+from dlhw.runtime.provenance import provenance
+from dlhw.runtime.randomness import generator, key
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -209,11 +212,11 @@ def test_provenance_names_versions_and_command(monkeypatch: pytest.MonkeyPatch) 
 
 def revision_now() -> str | None:
     """Asked anew, as by another process."""
-    runtime._git_revision.cache_clear()
+    module._git_revision.cache_clear()
     try:
         revision: str | None = provenance(CPU)["git_revision"]
     finally:
-        runtime._git_revision.cache_clear()
+        module._git_revision.cache_clear()
     return revision
 
 
@@ -225,7 +228,7 @@ def test_no_revision_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_git
 def test_no_revision_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "runtime.py"))
     assert revision_now() is None
 
 
@@ -237,7 +240,7 @@ def test_revision_of_a_checkout_tells_of_changes(tmp_path: Path, monkeypatch: py
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "runtime.py"))
     (tmp_path / "runtime.py").write_text("1\n")
     git("init", "-q")
     git("add", ".")

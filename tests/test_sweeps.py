@@ -26,8 +26,10 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw import UsageError, composition, config, train
-from dlhw.record import label
+from dlhw import train
+from dlhw.cli import composition, program
+from dlhw.errors import UsageError
+from dlhw.runs.record import label
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
 from test_command_line import LONG, SMALL, Ended, dlhw, end, environment, start, summary
@@ -394,7 +396,7 @@ def test_run_of_another_config_is_left_alone(tmp_path: Path, conclusions: Conclu
 
 
 def test_two_processes_do_not_share_a_sweep(tmp_path: Path, conclusions: Conclusions) -> None:
-    from dlhw.record import Record
+    from dlhw.runs.record import Record
 
     assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
     before = (tmp_path / "S" / "multirun.yaml").read_bytes()
@@ -449,7 +451,7 @@ def test_jobs_of_one_config_keep_their_directories(tmp_path: Path) -> None:
     plans = [grid.Plan((), name) for name in "cba"]
     for name in "ac":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(config.to_yaml(cfg))
+        (tmp_path / name / "config.yaml").write_text(program.to_yaml(cfg))
     for order in (plans, plans[::-1]):
         paths = grid._directories([grid.Job(plan, cfg) for plan in order], tmp_path)
         assert [path.name for path in paths] == [plan.label for plan in order]
@@ -473,7 +475,7 @@ def test_files_that_cannot_be_written_are_told_in_a_line(tmp_path: Path) -> None
 
 def test_full_disk_does_not_hide_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> None:
-        raise config.Terminated
+        raise program.Terminated
 
     def full(*arguments: Any, **about: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -525,7 +527,7 @@ def test_unexpected_failure_leaves_its_traceback_in_the_jobs_log(
 def test_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path, conclusions: Conclusions, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
 ) -> None:
-    from dlhw.record import Record
+    from dlhw.runs.record import Record
 
     append = Record.append
     line = ("-m", *SMALL, "trainer.epochs=3", "trainer.checkpoint_seconds=0", "seed=0,1,2")

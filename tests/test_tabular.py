@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dlhw import UsageError
 from dlhw.data import tabular
+from dlhw.errors import UsageError
 
 FRACTIONS: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.25}
 

@@ -160,11 +160,11 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
 
 
 def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlhw.config import compose
-    from dlhw.parts import assemble
+    from dlhw.cli.assembly import assemble
+    from dlhw.cli.program import compose
 
     def fits(free: int, *overrides: str) -> int:
-        monkeypatch.setattr("dlhw.runtime.free_memory", lambda device: free)
+        monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)
         return vectorized.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
 
     assert fits(0) == 1
@@ -176,7 +176,7 @@ def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupted(after: int) -> Callable[..., None]:
     """``Record.append`` that is interrupted when some epochs of all runs have been recorded."""
-    from dlhw.record import Record
+    from dlhw.runs.record import Record
 
     append, count = Record.append, 0
 
@@ -195,7 +195,7 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Three jobs of four epochs, stopped in the middle of an epoch's rows, after it, and in the first one."""
     grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
     with monkeypatch.context() as patch:
-        patch.setattr("dlhw.record.Record.append", interrupted(after))
+        patch.setattr("dlhw.runs.record.Record.append", interrupted(after))
         assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
     assert dlhw("resume=s", at=tmp_path).code == 0
     assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0

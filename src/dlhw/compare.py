@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlhw import UsageError
+from dlhw.errors import UsageError
 
 _WRITTEN = ("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "no_winner")
 
@@ -48,8 +48,9 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     import pydantic
     import yaml
 
-    from dlhw import comparison, composition
-    from dlhw.comparison import Comparison
+    from dlhw.cli import composition
+    from dlhw.views import comparison
+    from dlhw.views.comparison import Comparison
 
     runs: dict[Path, None] = {}
     failures: dict[Path, str] = {}
@@ -93,7 +94,7 @@ def _drawn(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _summary(directory: Path) -> dict[str, Any]:
-    from dlhw.record import read_summary
+    from dlhw.runs.record import read_summary
 
     return read_summary(directory)
 

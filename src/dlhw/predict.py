@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dlhw import UsageError, load_run
+from dlhw import load_run
+from dlhw.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dlhw.runs import Run
-    from dlhw.runtime import Precision
+    from dlhw.reading import Run
+    from dlhw.runtime.devices import Precision
 
 Prediction = dict[str, Any]
 
@@ -83,7 +84,7 @@ def predict(
     import torch
 
     from dlhw.data.pictures import Unreadable
-    from dlhw.runtime import pick_device
+    from dlhw.runtime.devices import pick_device
 
     try:
         place = pick_device(device)
@@ -146,9 +147,9 @@ def opened(path: Path, weights: Literal["best", "last"], place: torch.device) ->
     """The network of the run at ``path``. Raises UsageError where there is none that classifies pictures."""
     from omegaconf import OmegaConf
 
-    from dlhw import checkpoint
-    from dlhw.build import choice
-    from dlhw.runtime import Precision
+    from dlhw.cli.build import choice
+    from dlhw.runs import checkpoint
+    from dlhw.runtime.devices import Precision
 
     sweep = [name for name in ("multirun.yaml", "sweep.csv") if (path / name).is_file()]
     if sweep and not (path / "config.yaml").is_file():

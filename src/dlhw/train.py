@@ -17,18 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlhw import UsageError, config
+from dlhw.cli import program
+from dlhw.errors import UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch.nn import Module
 
-    from dlhw.answer import Answer
+    from dlhw.cli.assembly import Parts, Question
     from dlhw.data.tensors import Dataset
-    from dlhw.loop import Fitted, Run
-    from dlhw.parts import Parts, Question
-    from dlhw.record import Record
-    from dlhw.runtime import Precision
+    from dlhw.runs.answer import Answer
+    from dlhw.runs.record import Record
+    from dlhw.runtime.devices import Precision
+    from dlhw.training.loop import Fitted, Run
 
 log = logging.getLogger("dlhw")
 
@@ -39,19 +40,19 @@ class Disagreement(RuntimeError):
 
 def main() -> None:
     """What ``dlhw`` and ``python -m dlhw.train`` run."""
-    config.command_line(config.Program(task, check_values))
+    program.command_line(program.Program(task, check_values))
 
 
 def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Raises UsageError with one line per mistake in a config's values, or for an override that nothing reads."""
-    from dlhw import parts  # imports torch, which composing does without
+    from dlhw.cli import assembly  # imports torch, which composing does without
 
-    parts.check_values(cfg, overrides)
+    assembly.check_values(cfg, overrides)
 
 
 def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
     """One run in ``directory``, alone or as a job of a sweep."""
-    from dlhw.record import Record
+    from dlhw.runs.record import Record
 
     record = Record(directory)
     with record.locked(), accounted(cfg, record, in_sweep=in_sweep):
@@ -63,14 +64,14 @@ def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: b
 
 def go_on_with(cfg: DictConfig, record: Record) -> None:
     """Resume, as ``resume=`` does, when the directory of a sweep's job holds a run with this config already."""
-    if config.same_run(cfg, record.path):
+    if program.same_run(cfg, record.path):
         cfg.resume = str(record.path)
 
 
 @contextlib.contextmanager
 def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[None]:
     """Whatever ends a run early in here, its directory tells; a run that never began leaves none."""
-    from dlhw.loop import TrainingFailed
+    from dlhw.training.loop import TrainingFailed
 
     try:
         yield
@@ -109,10 +110,10 @@ def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[No
 
 def run(cfg: DictConfig, record: Record) -> None:
     """Train what the config describes, or answer its question by a study, and leave the run's files."""
-    from dlhw import processes, runtime
-    from dlhw.ensemble import Single
-    from dlhw.loop import fit
-    from dlhw.parts import assemble, question
+    from dlhw.cli.assembly import assemble, question
+    from dlhw.runtime import devices, processes
+    from dlhw.training.loop import fit
+    from dlhw.training.variants import Single
 
     asked = question(cfg)
     if asked is not None:
@@ -120,7 +121,7 @@ def run(cfg: DictConfig, record: Record) -> None:
             raise UsageError("torchrun: a study computes in one process")
         answer(cfg, record, asked)
         return
-    with processes.joined(runtime.pick_device(cfg.trainer.device)):
+    with processes.joined(devices.pick_device(cfg.trainer.device)):
         parts = assemble(cfg)
         job = begin(cfg, record, parts)
         log.info("%s, in %s", title(cfg, parts), record.path)
@@ -143,7 +144,7 @@ def answer(cfg: DictConfig, record: Record, asked: Question) -> None:
         if record.finished:
             raise UsageError(f"resume={cfg.resume}: finished already")
         record.reopen()
-    record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
+    record.keep_config(program.to_yaml(cfg), new=cfg.resume is None)
     log.info("%s, in %s", cfg.name, record.path)
     started = time.perf_counter()
     found = asked.compute()
@@ -165,17 +166,17 @@ def answer(cfg: DictConfig, record: Record, asked: Question) -> None:
 
 def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
     """The run that the config describes, at its start or, with ``cfg.resume``, at its last checkpoint."""
-    from dlhw.loop import Run
+    from dlhw.training.loop import Run
 
     state = _state_to_resume(cfg, record, parts.whole)
-    record.keep_config(config.to_yaml(cfg), new=cfg.resume is None)
+    record.keep_config(program.to_yaml(cfg), new=cfg.resume is None)
     return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
 
 
 def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
     """Draw the curves of a run that was trained and write its summary. Raises TrainingFailed if it failed."""
-    from dlhw import plots  # matplotlib, which takes a second to import, is wanted only now
-    from dlhw.build import choice
+    from dlhw.cli.build import choice
+    from dlhw.views import plots  # matplotlib, which takes a second to import, is wanted only now
 
     fitted, record = job.result(parts.trainer), job.record
     figure = plots.curves(
@@ -202,9 +203,9 @@ def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
 
 def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
     """Write what the config's report says of the best weights; its numbers, for the summary."""
-    from dlhw import checkpoint
-    from dlhw.build import build
-    from dlhw.parts import make_model
+    from dlhw.cli.assembly import make_model
+    from dlhw.cli.build import build
+    from dlhw.runs import checkpoint
 
     if cfg.report.get("_target_") is None:
         return {}
@@ -220,21 +221,21 @@ def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
 
 def title(cfg: DictConfig, parts: Parts) -> str:
     """What a run is, in a few words."""
-    from dlhw.build import choice
+    from dlhw.cli.build import choice
 
     return f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
 
 
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:
     """What a summary says of a run besides its results."""
-    from dlhw import runtime
+    from dlhw.runtime import provenance
 
     content: dict[str, Any] = {"experiment": cfg.name, "seed": cfg.seed}
     if model is not None:
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if data is not None:
         content["data"] = data.description
-    return content | runtime.provenance(precision.device)
+    return content | provenance.provenance(precision.device)
 
 
 def _state_to_resume(cfg: DictConfig, record: Record, whole: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,9 +245,9 @@ def _state_to_resume(cfg: DictConfig, record: Record, whole: dict[str, Any]) -> 
     """
     import torch
 
-    from dlhw import checkpoint
-    from dlhw.loop import best_row
-    from dlhw.record import read_summary
+    from dlhw.runs import checkpoint
+    from dlhw.runs.record import read_summary
+    from dlhw.training.loop import best_row
 
     if cfg.resume is None:
         return None

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies.imagenet import MEAN_COLOR, blurred, cropped, noisy, rotated
 
 NAMES = ("red", "green", "blue", "a fourth", "a fifth", "a sixth")

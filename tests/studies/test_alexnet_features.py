@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies import alexnet_features as study
 from dlhw.studies.alexnet_features import correlation, ranks
 from dlhw.studies.imagenet import rotated

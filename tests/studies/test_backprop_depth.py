@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.backprop_depth import drawn, factor_per_layer, loss, passes
 
 SMALL = ("experiment=backprop_depth", "study.draws=4", "study.depth=6")

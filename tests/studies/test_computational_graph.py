@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.answer import Answer
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer
 from dlhw.studies import computational_graph as study
 from dlhw.studies import expressions
 from dlhw.studies.computational_graph import by_autograd, computational_graph, graph

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlhw import UsageError
 from dlhw.data.digits import digits
 from dlhw.data.tabular import diabetes
 from dlhw.data.tensors import Dataset
+from dlhw.errors import UsageError
 from dlhw.models import by_hand
 from dlhw.studies.conv_backprop import (
     Parameters,

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.convolution import (
     SHEET_FILTER,
     SHEET_X,

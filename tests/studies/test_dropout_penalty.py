@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies.dropout_penalty import (
     exact,
     linear_loss,

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies.fool_resnet import random_noise
 from dlhw.studies.imagenet import MEAN, STD, smallest
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies import hand_built_networks as study
 from dlhw.studies.hand_built_networks import Network, shrink, shrink_network, tent, tent_network, xnor_network
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies import hypergradient
 from dlhw.studies.hypergradient import (
     Data,

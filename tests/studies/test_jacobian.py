@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies import jacobian as study
 from dlhw.studies.jacobian import BY_ROWS, FORWARD, REVERSE, draw, forward_mode, network, operations
 

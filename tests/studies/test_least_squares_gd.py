@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies import least_squares_gd as study
 from dlhw.studies.least_squares_gd import (
     Problem,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies import logcosh_gradients as study
 from dlhw.studies.logcosh_gradients import NAMES, Values, by_autograd, by_differences, cost, draw, gradients, log_cosh
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.logistic_ridge import curvature, drawn, gradient, objective, scikit_learn
 
 QUICK = ("experiment=logistic_ridge", "study.problem=drawn", "study.draws=20", "study.strengths=[0.1,1]")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.momentum_range import heavy_ball, invariant, iteration_matrix, measured_rate, spectral_radius, stable
 
 SMALL = ("study.steps=200", "study.points=14")

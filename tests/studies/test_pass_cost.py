@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.pass_cost import Net, cnn, counted, mlp, one_hidden, predicted, timed
 
 SMALL = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.projection import CONDITION, applied, draw, gaps, onto_columns, projector, solver
 
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from conftest import Compose
-from dlhw import UsageError
-from dlhw.answer import Answer
-from dlhw.composition import conf_dir
+from dlhw.cli.composition import conf_dir
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.digits import digits
 from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer
 from dlhw.studies.samples import channel_table, copies, drawn, samples
 from test_pictures import dataset, folder_of, photo
 

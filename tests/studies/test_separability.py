@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.separability import KINDS, SHIFT, hyperplane, meeting, touching, wilson
 
 SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from conftest import Ask
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 from dlhw.studies.sgd_rate import (
     POWERS,
     Problem,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies.sigmoid_window import bound, measured_width, slope
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import Ask
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.studies import weight_decay
 from dlhw.studies.weight_decay import adam, behaviour, decay, momentum, penalized, plain, shrunk
 

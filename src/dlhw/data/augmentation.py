@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.runtime import key
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import key
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from dlhw import processes
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.tensors import Dataset, Split
-from dlhw.runtime import generator
+from dlhw.runtime import processes
+from dlhw.runtime.randomness import generator
 
 Batch = tuple[Tensor, Tensor]
 Rows = list[list[int]]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from pydantic import Field, FiniteFloat, PositiveInt
 
-from dlhw import UsageError
 from dlhw.data.downloads import Unavailable, fetch
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 
 FOLDER = "cifar-10-batches-py"
 MD5 = {

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from pydantic import Field, FiniteFloat
 
-from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.errors import UsageError
 
 TEST_FROM = 1415
 """The first test sample. The file is in order of writers, who all copied the same sequence of labels; it

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from pydantic import Field, FiniteFloat, PositiveInt
 
-from dlhw import UsageError
 from dlhw.data import groups as grouping
 from dlhw.data.groups import FARTHEST, Ints
 from dlhw.data.picture_cache import File, Pictures, load
 from dlhw.data.pictures import files_below, is_picture, printable
 from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dlhw import UsageError
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator
 
 Ints = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint8]

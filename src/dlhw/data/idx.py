@@ -25,9 +25,9 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, FiniteFloat
 
-from dlhw import UsageError
 from dlhw.data.downloads import Unavailable, fetch
 from dlhw.data.tensors import Dataset, Split, assemble
+from dlhw.errors import UsageError
 
 Bytes = npt.NDArray[np.uint8]
 

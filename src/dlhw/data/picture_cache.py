@@ -28,11 +28,11 @@ import PIL
 import torch
 from torch import Tensor
 
-from dlhw import UsageError
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import Decoded, Unreadable, decode, unwarned
-from dlhw.files import sync_directory, write_atomically
-from dlhw.progress import tracked
+from dlhw.errors import UsageError
+from dlhw.runtime.files import sync_directory, write_atomically
+from dlhw.runtime.progress import tracked
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Annotated
 import torch
 from pydantic import Field, FiniteFloat
 
-from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.runtime import generator, key
+from dlhw.errors import UsageError
+from dlhw.runtime.randomness import generator, key
 
 
 def clusters(

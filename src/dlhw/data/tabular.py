@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
 from dlhw.data.tensors import Dataset, Split, assemble, fingerprint, split_off
+from dlhw.errors import UsageError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dlhw import UsageError
 from dlhw.data.augmentation import Augmentation
-from dlhw.runtime import free_memory, generator
+from dlhw.errors import UsageError
+from dlhw.runtime.devices import free_memory
+from dlhw.runtime.randomness import generator
 
 AT_ONCE = 2**24
 """Numbers in a batch that is not trained on."""

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from dlhw import UsageError
+from dlhw.errors import UsageError
 from dlhw.models.dense import ActivationName, DropoutRate, Width
 from dlhw.models.dropout import Dropout
 

@@ -21,8 +21,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from dlhw import UsageError, checkpoint
+from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
+from dlhw.runs import checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pydantic import Field
 from scipy.optimize import brentq
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SETTLED = 5  # layers from either end whose gradients are not yet those of the middle
 STEEPEST = 300.0  # of the factors c among which the balanced one is looked for

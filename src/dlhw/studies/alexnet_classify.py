@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most
 from dlhw.data.pictures import SUFFIXES
+from dlhw.errors import UsageError
 from dlhw.models.pretrained import Network
-from dlhw.plots import PALETTE, add_legend, label, new_figure
-from dlhw.runtime import generator
+from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
 from dlhw.studies.imagenet import (
     check_crop,
@@ -30,6 +29,7 @@ from dlhw.studies.imagenet import (
     top,
 )
 from dlhw.studies.separability import wilson
+from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 Count = Annotated[int, Field(ge=1)]
 Strengths = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]

@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, equal
+from dlhw.errors import UsageError
 from dlhw.models.pretrained import Network
-from dlhw.mosaics import around_grey, mosaic, side_by_side
-from dlhw.plots import TEXT_POINTS, new_figure
-from dlhw.runtime import generator
+from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
 from dlhw.studies.imagenet import check_crop, draw_picture, located, opened
+from dlhw.views.mosaics import around_grey, mosaic, side_by_side
+from dlhw.views.plots import TEXT_POINTS, new_figure
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]

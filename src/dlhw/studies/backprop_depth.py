@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 
-from dlhw import UsageError, init
-from dlhw.answer import Answer, Check, at_most
+from dlhw.errors import UsageError
 from dlhw.models.by_hand import DENSE, ELU, Weights, activations, cross_entropy_backward, gradients, softmax
 from dlhw.models.dense import mlp
-from dlhw.plots import PALETTE, add_legend, label, new_figure
-from dlhw.runtime import generator, key
+from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.randomness import generator, key
+from dlhw.training import init
+from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 Initialization = Literal["default", "xavier", "he", "orthogonal", "uniform"]
 Size = Annotated[int, Field(gt=0)]

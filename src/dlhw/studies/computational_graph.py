@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most
-from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, new_figure
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most
 from dlhw.studies.expressions import (
     FUNCTIONS,
     NUMERIC,
@@ -32,6 +31,7 @@ from dlhw.studies.expressions import (
     nothing,
     parse,
 )
+from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, new_figure
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor, nn
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most
 from dlhw.data.tensors import Dataset
-from dlhw.plots import PALETTE, TEXT_POINTS, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import PALETTE, TEXT_POINTS, new_figure
 
 
 class Parameters(NamedTuple):

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, close, equal, text
-from dlhw.plots import TEXT_POINTS, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import TEXT_POINTS, new_figure
 
 Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]

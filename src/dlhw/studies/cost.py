@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw.answer import Answer
 from dlhw.data.tensors import Dataset
+from dlhw.runs.answer import Answer
 
 
 def cost(*, data: Dataset, model: nn.Module) -> Answer:

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Loss = Callable[[Tensor], Tensor]
 """The loss as a function of the hidden layer: (..., d) to (...)."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dlhw import UsageError
+from dlhw.errors import UsageError
 
 Name = str
 LONGEST, DEEPEST = 200, 40

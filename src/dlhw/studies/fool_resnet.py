@@ -14,11 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dlhw.answer import Answer, Check, at_most, close, equal, text
 from dlhw.models.pretrained import Network
-from dlhw.plots import PALETTE, add_legend, new_figure
-from dlhw.plots import label as name_axes
-from dlhw.runtime import generator
+from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
+from dlhw.runtime.randomness import generator
 from dlhw.studies.imagenet import (
     check_crop,
     class_index,
@@ -31,6 +29,8 @@ from dlhw.studies.imagenet import (
     smallest,
     top,
 )
+from dlhw.views.plots import PALETTE, add_legend, new_figure
+from dlhw.views.plots import label as name_axes
 
 Kind = Literal["gaussian", "uniform", "signs"]
 Size = Annotated[float, Field(gt=0)]

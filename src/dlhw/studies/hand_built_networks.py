@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, equal
-from dlhw.plots import PALETTE, add_legend, label, new_figure
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 FUNCTION: dict[str, Any] = {"color": PALETTE[0]}
 NETWORK: dict[str, Any] = {"color": PALETTE[1], "linestyle": "--", "linewidth": 1.5}

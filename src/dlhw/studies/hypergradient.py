@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, vmap
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 HYPER = ("lambda", "learning_rate")
 STEP = 1e-6  # of the central differences

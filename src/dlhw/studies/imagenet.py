@@ -13,10 +13,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from dlhw import UsageError
 from dlhw.data.pictures import Unreadable, read
+from dlhw.errors import UsageError
 from dlhw.models.pretrained import Network, misfit
-from dlhw.plots import PALETTE, TEXT_POINTS
+from dlhw.views.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training pictures, red, green and blue in 0..1: what all of torchvision's weights want."""

@@ -17,9 +17,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw.answer import Answer, Check, at_most, equal
-from dlhw.plots import COLORS, PALETTE, add_legend, label, new_figure
-from dlhw.runtime import generator, synchronize
+from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.runtime.devices import synchronize
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, add_legend, label, new_figure
 
 Weights = dict[str, Tensor]
 """W1 (K, D), W2 ... WL (K, K) and WF (P, K), in the order in which they are applied."""

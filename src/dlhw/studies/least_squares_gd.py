@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, equal
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SMALLEST = 1e-6
 """Singular values below this fraction of the largest count as zero; X'X has their squares, rounded at 1e-16."""

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most
-from dlhw.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 
 
 def objective(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most, equal
-from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most, equal
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SMALLEST = 1e-300  # a state of length 0, which has no logarithm, counts as so long
 

@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw.answer import Answer, equal
-from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, add_legend, label, new_figure
-from dlhw.runtime import generator, synchronize
+from dlhw.runs.answer import Answer, equal
+from dlhw.runtime.devices import synchronize
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, add_legend, label, new_figure
 
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[list[Count], Field(min_length=1)]

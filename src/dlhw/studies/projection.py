@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most, equal
-from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most, equal
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 
 Vector = Annotated[list[float], Field(min_length=3, max_length=3)]
 

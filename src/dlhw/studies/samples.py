@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, Number, at_most, equal
 from dlhw.data.groups import FARTHEST, near_pairs, perceptual_hashes, torn
 from dlhw.data.pictures import whole
 from dlhw.data.tensors import Dataset, Split
-from dlhw.plots import PALETTE, TEXT_POINTS, WIDTH_INCHES, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, Number, at_most, equal
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import PALETTE, TEXT_POINTS, WIDTH_INCHES, new_figure
 
 Row = dict[str, Any]
 MOST_CLASSES = 10

@@ -16,10 +16,10 @@ from pydantic import Field
 from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
 
-from dlhw import UsageError
-from dlhw.answer import Answer, at_most, equal
-from dlhw.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, at_most, equal
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 
 Array = NDArray[np.float64]
 

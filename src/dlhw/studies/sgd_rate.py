@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, close
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most, close
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 POWERS = {"constant": 0.0, "k^(-3/4)": 0.75, "k^(-1/2)": 0.5}
 KEYS = {"constant": "constant", "k^(-3/4)": "k34", "k^(-1/2)": "k12"}  # in summary.json

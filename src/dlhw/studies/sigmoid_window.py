@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import brentq, minimize_scalar
 
-from dlhw.answer import Answer, at_most, close
-from dlhw.plots import COLORS, PALETTE, label, new_figure
+from dlhw.runs.answer import Answer, at_most, close
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Array = NDArray[np.float64]
 

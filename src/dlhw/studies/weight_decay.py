@@ -14,10 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dlhw import UsageError
-from dlhw.answer import Answer, Check, at_most, equal
-from dlhw.plots import COLORS, PALETTE, label, new_figure
-from dlhw.runtime import generator
+from dlhw.errors import UsageError
+from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.runtime.randomness import generator
+from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Direction = Callable[[Tensor], Tensor]
 """From the gradient to what the learning rate multiplies; it may remember earlier gradients."""

@@ -36,8 +36,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw import UsageError, composition, config
-from dlhw.config import Program
+from dlhw.cli import composition, program
+from dlhw.cli.program import Program
+from dlhw.errors import UsageError
 
 log = logging.getLogger("dlhw")
 
@@ -99,7 +100,7 @@ class Grid(Sweeper):
         for plan in plans:
             try:
                 cfg = self.context.config_loader.load_sweep_config(self.cfg, list(plan.overrides))
-                jobs.append(Job(plan, config.without_hydra(cfg)))
+                jobs.append(Job(plan, program.without_hydra(cfg)))
             except UsageError as error:
                 jobs.append(Job(plan, None, error))
 
@@ -125,12 +126,12 @@ class Grid(Sweeper):
     @contextlib.contextmanager
     def _directory(self) -> Iterator[Path]:
         """The sweep's directory, an earlier sweep's if it is named, held for this process. Raises UsageError."""
-        from dlhw.files import write_atomically
-        from dlhw.record import Record
+        from dlhw.runs.record import Record
+        from dlhw.runtime.files import write_atomically
 
         directory = Path(self.cfg.hydra.sweep.dir)
-        if not (config.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
-            directory = config.claim(self.cfg, "sweep")
+        if not (program.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
+            directory = program.claim(self.cfg, "sweep")
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(Record(directory).locked())
@@ -142,7 +143,7 @@ class Grid(Sweeper):
 
     def _run(self, jobs: Sequence[Job], directory: Path) -> dict[Path, str]:
         """Launch what is not finished, compare all. Returns why jobs failed, by their directories."""
-        from dlhw.record import Record
+        from dlhw.runs.record import Record
 
         started = time.monotonic()
         paths = _directories(jobs, directory)
@@ -217,8 +218,8 @@ class Grid(Sweeper):
 
     def _conclude(self, directory: Path, jobs: Mapping[Path, Job], reasons: Mapping[Path, str], **about: Any) -> str:
         """Compare the jobs, and runs of other calls beside theirs. Returns the table that the sweep ends with."""
-        from dlhw.build import build
-        from dlhw.comparison import conclude, run_directories
+        from dlhw.cli.build import build
+        from dlhw.views.comparison import conclude, run_directories
 
         try:
             others = [path for path in run_directories(directory) if path not in jobs]
@@ -308,7 +309,7 @@ def expand(
     most. A job's label tells its values of the keys that have, or had in ``params``, several. Of ``params``, a job is
     without the keys that ``left_over`` says for its overrides from ``given``. Raises UsageError.
     """
-    from dlhw.record import label
+    from dlhw.runs.record import label
 
     axes: dict[str, tuple[Override, bool]] = {}
     declared = set()
@@ -331,7 +332,7 @@ def expand(
             without = left_over([line for name, line in lines.items() if name not in declared]) & declared
             lines = {name: line for name, line in lines.items() if name not in without}
         told = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
-        told = told or [line for name, line in lines.items() if name not in config.NOT_COMPARED]
+        told = told or [line for name, line in lines.items() if name not in program.NOT_COMPARED]
         plans.setdefault(tuple(lines.values()), label(told))
     return [Plan(overrides, name) for overrides, name in plans.items()]
 
@@ -406,11 +407,11 @@ def _directories(jobs: Sequence[Job], directory: Path) -> list[Path]:
 
     Of jobs with the same config, those begun under their own names have these again.
     """
-    runs = {path.parent: config.identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
+    runs = {path.parent: program.identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
     begun: list[list[Path]] = []
     taken: dict[Path, Job] = {}
     for job in jobs:
-        wanted = config.identity(job.config) if runs and job.config is not None else None
+        wanted = program.identity(job.config) if runs and job.config is not None else None
         begun.append([path for path, stored in runs.items() if wanted is not None and stored == wanted])
         own = directory / job.plan.label
         if own in begun[-1]:
@@ -434,7 +435,7 @@ def _line(error: OSError | UsageError, directory: str | Path) -> str:
 
 def _reason(path: Path, ended: str | None) -> str | None:
     """Why the job in this directory failed; None for one that is finished or was never to be."""
-    from dlhw.record import read_summary
+    from dlhw.runs.record import read_summary
 
     summary = read_summary(path)
     if summary.get("status") == "failed":

@@ -24,14 +24,16 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from dlhw import UsageError, runtime, train
+from dlhw import train
+from dlhw.cli.assembly import Parts, assemble
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import together
-from dlhw.ensemble import Cannot, Ensemble
-from dlhw.fast import mapping_quickly
-from dlhw.loop import Run, fit, training_step
-from dlhw.parts import Parts, assemble
-from dlhw.record import Record
+from dlhw.errors import UsageError
+from dlhw.runs.record import Record
+from dlhw.runtime import devices
+from dlhw.training.acceleration import mapping_quickly
+from dlhw.training.loop import Run, fit, training_step
+from dlhw.training.variants import Cannot, Ensemble
 
 log = logging.getLogger("dlhw")
 _own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
@@ -195,7 +197,7 @@ def _written(node: DictConfig) -> str:
 def largest_that_fits(two: Sequence[Parts]) -> int:
     """How many variants the memory holds, from a step of two of them. Raises Cannot when they cannot be mapped."""
     first = two[0]
-    before = runtime.free_memory(first.precision.device)
+    before = devices.free_memory(first.precision.device)
     ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in two), strict=True))
     jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)]
     trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)

@@ -1,0 +1,1 @@
+"""What every run stands on: randomness, devices, processes, files, the console."""

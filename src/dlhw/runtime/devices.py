@@ -1,0 +1,95 @@
+"""The device and number format of a run, and the settings of torch that follow from them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from dlhw.errors import UsageError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
+
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+def pick_device(name: DeviceName) -> torch.device:
+    """``auto`` is CUDA, else MPS, else CPU. Asking for a device that is not there is an error."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    if not present[name]:
+        here = ", ".join(kind for kind, there in present.items() if there)
+        raise UsageError(f"trainer.device={name}: not available here; available: {here} (or auto)")
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of a run: ``fp32``, ``tf32`` (CUDA matrix products), ``bf16`` (autocast), ``fp64``."""
+
+    name: PrecisionName
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if self.name == "tf32" and self.device.type != "cuda":
+            raise UsageError(
+                f"trainer.precision=tf32: is a CUDA format, the device is {self.device.type}; "
+                "use fp32, or bf16 for speed"
+            )
+        if self.name == "fp64" and self.device.type == "mps":
+            raise UsageError("trainer.precision=fp64: MPS has no float64; use trainer.device=cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and inputs; autocast lowers products only."""
+        return torch.float64 if self.name == "fp64" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.name == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def settle(device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool) -> None:
+    """Set the process-wide switches of torch that a run depends on, all of them, every time."""
+    if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
+        torch.set_num_threads(threads or _DEFAULT_THREADS)
+    torch.backends.cuda.matmul.allow_tf32 = precision.name == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        if deterministic:
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken: of the GPU, or of the machine or the container that the process is in."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

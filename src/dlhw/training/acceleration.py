@@ -1,0 +1,149 @@
+"""Ways to take the same training step sooner: fewer wrappers, one compiled graph, one CUDA graph.
+
+None of them changes what is computed; each has a test that says so and a line in the benchmark.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlhw.errors import UsageError
+
+Step = Callable[[Tensor, Tensor], Tensor]
+
+# Optimizers whose state begins as zeros, so that a warm-up can be undone, and whose fused update reads the learning
+# rate from the device.
+GRAPHED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
+def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
+    """``optimizer.step`` without the wrappers that torch puts around it.
+
+    The wrappers serve the profiler and torch.compile. They import ``torch._dynamo`` at the first call
+    (as long as importing torch) and cost some 60 us at every step, a twentieth of a small net's step.
+    The update inside is the same.
+    """
+    step = type(optimizer).step
+    if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
+        raise UsageError(
+            f"optimizer={type(optimizer).__name__}: evaluates the loss several times per step, the loop computes "
+            "it once per batch; use another class of torch.optim"
+        )
+    return torch.no_grad()(functools.partial(inspect.unwrap(step), optimizer))
+
+
+def optimizers_without_dynamo() -> None:
+    """Let torch.optim's classes be built without importing ``torch._dynamo`` (see :func:`undecorated_step`).
+
+    torch marks these methods as never to be compiled, and imports the compiler to do so. The mark is
+    looked up on the function first: found there, nothing is imported. A version of torch without such
+    marks only starts more slowly.
+    """
+    for name in ("add_param_group", "state_dict", "load_state_dict"):
+        inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if inner is not None and not hasattr(inner, "__dynamo_disable"):
+            setattr(inner, "__dynamo_disable", inner)
+
+
+def compiled(forward_backward: Step) -> Step:
+    """``forward_backward`` through torch.compile, with the dropout masks of eager mode."""
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._inductor.config.fallback_random = True
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # newer than torch 2.9, which makes two graphs of it
+        torch._dynamo.config.trace_autograd_ops = True
+    torch.compiler.reset()  # what an earlier run in this process compiled counts towards a limit, then nothing compiles
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports the CUDA that a CPU lacks
+    warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
+    return torch.compile(forward_backward, dynamic=False)
+
+
+def mapping_quickly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same loss in operations that ``torch.func.vmap`` maps quickly; itself where there are none.
+
+    Mapped over many small models, ``cross_entropy`` takes three times as long as its formula: torch's kernel is slow
+    for thousands of rows of ten numbers.
+    """
+    options = getattr(loss, "keywords", {})
+    if getattr(loss, "func", loss) is nn.functional.cross_entropy and options.keys() <= {"label_smoothing"}:
+        return functools.partial(_cross_entropy, **options)
+    return loss
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over N of log sum exp(logits) - (1 - s) logits[y] - s mean(logits), from (N, C) and (N,).
+
+    The largest logit is subtracted first: of two large numbers the small difference would be lost.
+    """
+    logits = logits - logits.detach().amax(1, keepdim=True)
+    target = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+    if label_smoothing:
+        target = torch.lerp(target, logits.mean(1), label_smoothing)
+    return (logits.exp().sum(1).log() - target).mean()
+
+
+def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:
+    """Record ``step`` on a batch like (x, y) as a CUDA graph and replay it for every batch of that size.
+
+    ``tensors`` are the weights and buffers that it changes.
+
+    Batches of another size (the last of an epoch) take the step itself. Recording needs a few real
+    steps to warm up; their effect on weights, buffers and optimizer state is undone.
+    """
+    if x.device.type != "cuda" or any(tensor.dtype == torch.float64 for tensor in tensors if tensor.requires_grad):
+        raise UsageError("trainer.cuda_graphs=true: needs a CUDA device and another precision than fp64")
+    if not isinstance(optimizer, GRAPHED) or any(
+        not group["fused"] or group.get("dampening") for group in optimizer.param_groups
+    ):
+        raise UsageError(
+            "trainer.cuda_graphs=true: needs optimizer sgd (without dampening), adam or adamw with optimizer.fused=true"
+        )
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would be frozen into the graph
+    static_x, static_y = x.clone(), y.clone()
+    before = [tensor.detach().clone() for tensor in tensors]
+    state_before = {
+        (parameter, name): value.clone()
+        for parameter, state in optimizer.state.items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            step(static_x, static_y)
+    torch.cuda.current_stream().wait_stream(warm_up)
+    with torch.no_grad():
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    value.copy_(state_before.get((parameter, name), torch.zeros_like(value)))
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        measured = step(static_x, static_y)
+
+    def replay(x: Tensor, y: Tensor) -> Tensor:
+        if x.shape != static_x.shape:
+            return step(x, y)
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+        return measured
+
+    return replay

@@ -1,0 +1,214 @@
+"""What a model's frozen part makes of the pictures, computed once instead of in every epoch.
+
+The model's graph is cut where the first thing that trains, or is random in training, begins. What lies before gives the
+same numbers in every epoch: it is taken for every picture once, and the rest of the model trains on that. The numbers
+are those of the whole model, but for the rounding of sums over batches of another size.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from dlhw.data.batches import Source
+from dlhw.data.tensors import Dataset, Split
+from dlhw.models.dropout import Dropout
+from dlhw.runtime import devices, processes
+from dlhw.runtime.devices import Precision
+from dlhw.runtime.progress import tracked
+from dlhw.training.finetuning import standing_still
+
+log = logging.getLogger("dlhw")
+
+SHARE_OF_MEMORY = 0.5
+"""What features may take of the free memory."""
+
+RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, Dropout)
+RANDOM_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+"""Besides batch norm, what gives other results in training than in evaluation."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model in two: ``rest(frozen(x))`` is ``model(x)``, in training and in evaluation.
+
+    Both hold the model's own layers under its own names.
+    """
+
+    frozen: nn.Module
+    rest: nn.Module
+
+
+def cut(model: nn.Module) -> Cut | None:
+    """The model where what trains begins; None when that is at once, or when more than one tensor crosses there."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        in_evaluation = _Tracer().trace(model.eval())
+        model.train()
+        for module in standing_still(model):
+            module.eval()
+        graph = _Tracer().trace(model)
+        if str(graph) != str(in_evaluation):  # it asks for its mode, and a graph has the answer for good
+            raise ValueError("it computes something else in training")
+        changing = _changing(graph, model)
+    except Exception as error:  # whatever the model's own code says to tensors that have no values
+        reason = " ".join(str(error).split())
+        log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, reason)
+        return None
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    crossing = {
+        source: None for node in graph.nodes if node in changing for source in node.all_input_nodes
+        if source not in changing and source.op != "get_attr"
+    }  # fmt: skip
+    if len(crossing) != 1 or next(iter(crossing)).op == "placeholder":
+        return None
+    (border,) = crossing
+    return Cut(_until(border, graph, model).eval(), _from(border, changing, graph, model))
+
+
+class _Tracer(fx.Tracer):
+    """Looks into containers only: torch's layers and our dropout are taken as they are."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, RANDOM) or super().is_leaf_module(module, name)
+
+
+def _changing(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
+    """The nodes whose results for one sample differ from epoch to epoch."""
+    changing: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            layer = model.get_submodule(node.target)
+            of_its_own = any(parameter.requires_grad for parameter in layer.parameters()) or (
+                layer.training and isinstance(layer, (*RANDOM, nn.modules.batchnorm._BatchNorm))
+            )
+        elif node.op == "get_attr":
+            value: object = functools.reduce(getattr, node.target.split("."), model)
+            of_its_own = isinstance(value, Tensor) and value.requires_grad
+        else:
+            name = getattr(node.target, "__name__", node.target)
+            of_its_own = node.op == "call_function" and name in RANDOM_FUNCTIONS and _in_training(node)
+        if of_its_own or node.op == "output" or any(source in changing for source in node.all_input_nodes):
+            changing.add(node)
+    return changing
+
+
+def _in_training(node: fx.Node) -> bool:
+    """Whether dropout(input, p, training) was called for training, which it is for unless it says otherwise."""
+    return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
+
+
+def _until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+    first = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = first.node_copy(node, copies.__getitem__)
+        if node is border:
+            break
+    first.output(copies[border])
+    return _module(first, model)
+
+
+def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+    second = fx.Graph()
+    copies = {border: second.placeholder("features")}
+    for node in graph.nodes:
+        if node in changing or node.op == "get_attr":
+            copies[node] = second.node_copy(node, copies.__getitem__)
+    return _module(second, model)
+
+
+def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+    """What of the model a graph needs."""
+    module = fx.GraphModule(model, graph)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
+
+
+def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision, views: int | None) -> Dataset | None:
+    """The data with features (P, *shape) in place of pictures; None where memory does not hold them.
+
+    Args:
+        frozen: the first part of a :class:`Cut`.
+        views: so many augmented views of the training pictures are kept, epochs take them in turn; None: the pictures
+            as they are.
+    """
+    compute = functools.partial(_features, frozen, data, precision=precision)
+    one = compute([data.train[:1][0]], count=1)
+    pools = list({id(part.pool_x): Split(part.pool_x, part.pool_y) for part in data.parts.values()}.values())
+    of_these = (_hash(frozen, data, precision), data.sha256)
+    for key in [key for key in _kept if key[:2] != of_these]:
+        del _kept[key]
+    new = [pool for number, pool in enumerate(pools) if (*of_these, number) not in _kept]
+    size = (sum(map(len, new)) + (views or 0) * len(data.train)) * one.nbytes
+    too_large = size > SHARE_OF_MEMORY * devices.free_memory(precision.device)
+    if processes.total(one.new_tensor(float(too_large))):  # all processes train the same part of the model
+        log.info("the frozen part is computed in every epoch: it gives %.1f GB of features", size / 2**30)
+        return None
+
+    def of_pool(number: int, pool: Split) -> Tensor:
+        key = (*of_these, number)
+        if key not in _kept:
+            rows = pool.all_rows().split(data.evaluated_at_once, dim=1)
+            _kept[key] = compute((pool.gather(batch)[0][0] for batch in rows), count=len(pool))
+        return _kept[key]
+
+    def of_view(epoch: int) -> Split:
+        assert data.augmentation is not None
+        rows = data.train.all_rows().split(data.evaluated_at_once, dim=1)
+        changed = source.epoch(epoch, rows)
+        return Split(compute((x[0].to(precision.device) for x in changed), count=len(data.train)), data.train.y)
+
+    features = {id(pool.pool_x): of_pool(number, pool) for number, pool in enumerate(pools)}
+    parts = {name: replace(part, pool_x=features[id(part.pool_x)]) for name, part in data.parts.items()}
+    if views is not None:
+        source = Source(data, [seed])
+    unchanged = torch.zeros((), device=one.device, dtype=one.dtype)
+    return data.having(
+        parts,
+        views=tuple(of_view(epoch) for epoch in range(1, (views or 0) + 1)),
+        augmentation=None,
+        size=None,
+        shift=unchanged,
+        scale=unchanged + 1,
+    )
+
+
+_kept: dict[tuple[str, str, int], Tensor] = {}
+"""Features by what computed them, of which data, and of which of their pools: jobs of a sweep share the last ones."""
+
+
+def _features(
+    frozen: nn.Module, data: Dataset, batches: Iterable[Tensor], *, count: int, precision: Precision
+) -> Tensor:
+    """Of ``count`` pictures that come in batches (B, *shape), (count, *features)."""
+    features = torch.empty(0)
+    done = 0
+    steps = -(-count // data.evaluated_at_once)
+    with torch.inference_mode(False), torch.no_grad(), precision.autocast():
+        for x in tracked(batches, total=steps, what="features") if steps > 1 else batches:
+            some = frozen(data.normalize(x)).to(precision.dtype)
+            if not done:
+                features = some.new_empty(count, *some.shape[1:])
+            features[done : done + len(some)] = some
+            done += len(some)
+    return features
+
+
+def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
+    """Of everything but the pictures that features follow from."""
+    assert isinstance(frozen, fx.GraphModule)
+    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.size}".encode())
+    for tensor in (*frozen.state_dict().values(), data.shift, data.scale):
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Optimizers written from their formulas, torch's by name, and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dlhw.errors import UsageError
+
+Schedule = Callable[[float], float]
+Epochs = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class FromFormula(torch.optim.Optimizer, ABC):
+    """A torch.optim.Optimizer that moves each weight by -lr times its :meth:`direction`."""
+
+    @abstractmethod
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """What a weight with this gradient moves against; ``state`` is what is remembered of it between steps."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all weights that have a gradient."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        weight.sub_(group["lr"] * self.direction(weight.grad, self.state[weight], group))
+        return loss
+
+
+class SGD(FromFormula):
+    """w <- w - lr g (A2.iii)."""
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """g."""
+        return gradient
+
+
+class Momentum(FromFormula):
+    """v <- rho v + g, w <- w - lr v, with v = 0 at first (A2.iii; Polyak 1964)."""
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """v."""
+        return _velocity(gradient, state, group)
+
+
+class Nesterov(FromFormula):
+    """v <- rho v + g, w <- w - lr (g + rho v) (A2.iii).
+
+    Nesterov's method takes the gradient where the velocity is about to lead: v <- rho v + g(u - lr rho v),
+    u <- u - lr v. In w = u - lr rho v, the point where the gradient is taken, it reads as above (Sutskever et al. 2013,
+    eq. 3 and 4, with Bengio's change of variables).
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+        super().__init__(params, {"lr": lr, "rho": rho})
+
+    def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+        """g + rho v."""
+        return gradient + group["rho"] * _velocity(gradient, state, group)
+
+
+def _velocity(gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
+    """v <- rho v + g."""
+    if "velocity" not in state:
+        state["velocity"] = torch.zeros_like(gradient)
+    return state["velocity"].mul_(group["rho"]).add_(gradient)
+
+
+def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) -> torch.optim.Optimizer:
+    """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
+    if name == "SparseAdam":
+        raise UsageError(
+            "optimizer.name=SparseAdam: is for sparse gradients, those of these models are dense gradients"
+        )
+    try:
+        return optimizer_class(name)(params, **options, lr=lr)  # type: ignore[call-arg]  # every class has one
+    except TypeError as error:
+        raise UsageError(f"optimizer=torch: {str(error).partition(') ')[2] or error}") from error
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of torch.optim called ``name``. Raises UsageError with the names there are."""
+    classes = {
+        attribute: value
+        for attribute, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    if name not in classes:
+        raise UsageError(f"optimizer.name={name}: not a class of torch.optim; there are {', '.join(sorted(classes))}")
+    return classes[name]
+
+
+# Schedules are pure functions of the time in epochs (a fraction within an epoch): the factor on the base
+# learning rate. They hold no state, so resuming has nothing to restore.
+
+
+def _warmed_up(after: Schedule, warmup_epochs: float) -> Schedule:
+    """Linear from 0 to the base rate over the warm-up, then ``after`` with time counted from its end."""
+
+    def factor(epoch: float) -> float:
+        if epoch < warmup_epochs:
+            return epoch / warmup_epochs
+        return after(epoch - warmup_epochs)
+
+    return factor
+
+
+def constant(*, warmup_epochs: Epochs) -> Schedule:
+    """The base learning rate throughout, after an optional linear warm-up."""
+    return _warmed_up(lambda epoch: 1.0, warmup_epochs)
+
+
+def step(
+    *,
+    every_epochs: Annotated[float, Field(gt=0)],
+    factor: Annotated[float, Field(gt=0)],
+    warmup_epochs: Epochs,
+) -> Schedule:
+    """The rate times ``factor`` after every ``every_epochs`` epochs."""
+    return _warmed_up(lambda epoch: factor ** math.floor(epoch / every_epochs), warmup_epochs)
+
+
+def cosine(
+    *,
+    epochs: Annotated[float, Field(gt=0)],
+    final_factor: Annotated[float, Field(ge=0)],
+    warmup_epochs: Epochs,
+) -> Schedule:
+    """Half a cosine from the base rate to ``final_factor`` times it at ``epochs`` (Loshchilov & Hutter 2017)."""
+    if warmup_epochs >= epochs:
+        raise UsageError(f"scheduler.warmup_epochs={warmup_epochs}: must be below the {epochs:g} epochs of the run")
+
+    def anneal(epoch: float) -> float:
+        progress = min(epoch / (epochs - warmup_epochs), 1.0)
+        return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return _warmed_up(anneal, warmup_epochs)

@@ -1,0 +1,260 @@
+"""Which figures a comparison has, and what is in them: from ranked settings to the lines of panels."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlhw.views.comparison.panels import (
+    Panel,
+    Series,
+    compared_against,
+    compared_curves,
+    compared_layers,
+    setting_colors,
+)
+from dlhw.views.comparison.ranking import Conclusion, Setting, at_winner, reported, spread
+from dlhw.views.comparison.results import canonical, number
+from dlhw.views.plots import PALETTE, column_label
+
+if TYPE_CHECKING:
+    from dlhw.runs.record import Record
+    from dlhw.views.comparison.files import Comparison
+
+log = logging.getLogger("dlhw")
+
+DRAWN_SETTINGS = 30
+
+
+def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, title: str) -> list[str]:
+    """Draw what the comparison asks for; a note for each thing that could not be. Earlier figures are removed."""
+    drawn = [setting for setting in conclusion.settings if setting.finished]
+    keys = list(drawn[0].values) if drawn else []
+    notes = []
+    for key in [comparison.overlay] if comparison.overlay else []:
+        if key not in keys and drawn:
+            notes.append(f"comparison.overlay={key}: does not vary ({', '.join(keys) or 'nothing'} does)")
+    overlay = comparison.overlay if comparison.overlay in keys else None
+    lines = _best_of_each(drawn, overlay)
+    lines = lines[:DRAWN_SETTINGS]
+    lines = _in_order(lines, overlay or _main_key(drawn))
+    look = _Look(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
+    only = _only_numeric_key(drawn) if reported(drawn, conclusion.monitor) else None
+    against = comparison.against or ([only] if only else [])
+    figures: list[tuple[str, Callable[[], str]]] = []
+    subtitle = _said(conclusion, lines)
+    if comparison.curves and any(run.best for setting in lines for run in setting.finished):
+        figures.append(("comparison", lambda: _draw_curves(record, look, comparison, title, subtitle)))
+    for key in against:
+        figures.append(
+            (
+                f"figures/against_{key}",
+                functools.partial(_draw_against, record, drawn, key, conclusion, look=look, title=title),
+            )
+        )
+    for column in comparison.probes:
+        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, look, column, title)))
+    for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
+        for path in record.path.glob(pattern):
+            path.unlink()
+    for name, figure in figures:
+        try:
+            note = figure()
+        except Exception as error:  # whatever a figure fails by, the tables stand
+            log.debug("%s.png", name, exc_info=True)
+            note = f"{type(error).__name__}: {error}"
+        if note:
+            notes.append(f"{name}.png: not drawn ({' '.join(note.split())})")
+    return notes
+
+
+class _Look:
+    """Which lines the figures of a comparison have, each setting with the same colour and label in all of them."""
+
+    def __init__(
+        self, settings: Sequence[Setting], key: str | None, winner: Setting | None, overlay: str | None
+    ) -> None:
+        values = [None if key is None else number(setting.values[key]) for setting in settings]
+        best = next((i for i, setting in enumerate(settings) if setting is winner), None)
+        colors = setting_colors(values, best=best)
+        self.settings = list(settings)
+        self.winner = winner
+        self.overlay = overlay
+        self.colors = {id(setting): color for setting, color in zip(settings, colors, strict=True)}
+
+    def series(
+        self, setting: Setting, x: Sequence[float], columns: Sequence[Sequence[float]], *, label: str | None = None
+    ) -> Series:
+        """A line through the means of ``columns``, the values of the seeds at each x."""
+        spreads = [spread(values) for values in columns]
+        deviations = [math.nan if each.sd is None else each.sd for each in spreads]
+        return Series(
+            setting.label if label is None else label,
+            self.colors[id(setting)],
+            list(x),
+            [each.mean for each in spreads],
+            deviations if any(map(math.isfinite, deviations)) else (),
+            setting is self.winner and len(self.settings) > 1,
+        )
+
+
+def _draw_curves(record: Record, look: _Look, comparison: Comparison, title: str, subtitle: str) -> str:
+    panels = []
+    for column in comparison.curves:
+        lines = []
+        for setting in look.settings:
+            tables = [dict(_points(run.rows, comparison.x, column)) for run in setting.finished]
+            shared = sorted(set.intersection(*(set(table) for table in tables)))  # epochs that all seeds reached
+            if shared:
+                lines.append(look.series(setting, shared, [[table[x] for table in tables] for x in shared]))
+        if lines:
+            panels.append(_panel(column, lines))
+    if not panels:
+        return f"no run has a column {', '.join(comparison.curves)}"
+    figure = compared_curves(panels, x=comparison.x, log_x=comparison.log_x, title=title, subtitle=subtitle)
+    record.figure("comparison", figure)
+    return ""
+
+
+def _draw_against(
+    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, look: _Look, title: str
+) -> str:
+    monitor = conclusion.monitor
+    numeric = [setting for setting in drawn if number(setting.values.get(key, "")) is not None]
+    if len({number(setting.values[key]) for setting in numeric}) < 2:
+        return f"{key} has not two numeric values among the finished settings"
+    panels = []
+    lines = [setting for setting in look.settings if look.overlay not in (None, key)] or look.settings[:1]
+    for metric, reader in reported(drawn, monitor):
+        series = []
+        for line in lines:
+            same = [
+                setting
+                for setting in numeric
+                if look.overlay in (None, key)
+                or canonical(setting.values[look.overlay]) == canonical(line.values[look.overlay])
+            ]
+            points = sorted(_best_of_each(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
+            points = [setting for setting in points if setting.spread(reader) is not None]
+            if points:
+                values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
+                x = [number(setting.values[key]) or 0.0 for setting in points]
+                told = f"{_last(look.overlay)} = {line.values[look.overlay]}" if len(lines) > 1 and look.overlay else ""
+                found = look.series(line, x, values, label=told)
+                color = found.color if len(lines) > 1 else PALETTE[0]
+                series.append(Series(told, color, found.x, found.y, found.spread))
+        if series:
+            panels.append(_panel(metric, series))
+    if not panels:
+        return f"no run has {monitor or 'a number to draw'}"
+    optimum = None if conclusion.winner is None else number(conclusion.winner.values[key])
+    notes = [("at each run's best epoch; " if monitor else "") + _counts(numeric)]
+    if len(numeric[0].values) > (2 if len(lines) > 1 else 1):
+        notes.append("each point: the best setting by validation among those with this value")
+    if conclusion.winner is not None and monitor is not None and optimum is not None:
+        notes.append(f"dotted: the lowest validation mean, {at_winner(conclusion.winner, monitor)}")
+    figure = compared_against(
+        panels, key=key, optimum=optimum, share_y=monitor is not None, title=title, subtitle="\n".join(notes)
+    )
+    record.figure(f"figures/against_{key}", figure)
+    return ""
+
+
+def _draw_probe(record: Record, look: _Look, column: str, title: str) -> str:
+    moments: list[list[Series]] = [[], []]
+    epochs: list[set[int]] = [set(), set()]
+    layers: list[str] = []
+    for setting in look.settings:
+        probed = [found for run in setting.finished if len(found := run.probes(column)) == 2]
+        for moment, lines in enumerate(moments):
+            values = [found[moment][1] for found in probed]
+            depth = min(map(len, values), default=0)
+            if depth:
+                x = range(1, depth + 1)
+                lines.append(look.series(setting, x, [[row[i - 1] for row in values] for i in x]))
+                epochs[moment] |= {found[moment][0] for found in probed}
+                layers = layers if len(layers) > depth else probed[0][moment][2][:depth]
+    if not moments[0]:
+        return f"no run has two probes with a column {column}"
+    panels = [
+        _panel(column, lines, title="before training" if at == {0} else f"after {_epochs(at)}")
+        for lines, at in zip(moments, epochs, strict=True)
+    ]
+    figure = compared_layers(panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(look.settings))
+    record.figure(f"figures/probe_{column}", figure)
+    return ""
+
+
+def _epochs(at: set[int]) -> str:
+    low, high = min(at), max(at)
+    return f"{low} epoch{'s' if low > 1 else ''}" if low == high else f"{low} to {high} epochs"
+
+
+def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:
+    # One sample or unit is a few thousandths of a percent: without a floor, such values would take most of a log axis.
+    return Panel(column_label(column), lines, title, floor=0.1 if column.endswith("_percent") else 0.0)
+
+
+def _points(rows: Sequence[Mapping[str, float]], x: str, column: str) -> list[tuple[float, float]]:
+    return [(row[x], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
+
+
+def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
+    """The first, which is the best, of the ranked settings for each value of ``key``; all of them without a key."""
+    if key is None:
+        return list(ranked)
+    best: dict[Any, Setting] = {}
+    for setting in ranked:
+        best.setdefault(canonical(setting.values[key]), setting)
+    return list(best.values())
+
+
+def _in_order(settings: Sequence[Setting], key: str | None) -> list[Setting]:
+    """By the number or name that ``key`` has in each, so that legends and colours go up with it."""
+    if key is None:
+        return list(settings)
+
+    def place(setting: Setting) -> tuple[bool, float, str]:
+        value = number(setting.values[key])
+        return (value is None, value or 0.0, setting.label)
+
+    return sorted(settings, key=place)
+
+
+def _numeric_keys(settings: Sequence[Setting], *, values: int) -> list[str]:
+    """Keys that are numbers everywhere, with so many different ones at least."""
+    keys = list(settings[0].values) if settings else []
+    columns = {key: [number(setting.values[key]) for setting in settings] for key in keys}
+    return [key for key, column in columns.items() if None not in column and len(set(column)) >= values]
+
+
+def _only_numeric_key(settings: Sequence[Setting]) -> str | None:
+    keys = _numeric_keys(settings, values=3)
+    return keys[0] if len(keys) == 1 else None
+
+
+def _main_key(settings: Sequence[Setting]) -> str | None:
+    """The key to order settings by: the first whose values are numbers, or else the first."""
+    keys = list(settings[0].values) if settings else []
+    return next(iter([*_numeric_keys(settings, values=2), *keys]), None)
+
+
+def _last(key: str | None) -> str:
+    return (key or "").rpartition(".")[2]
+
+
+def _counts(settings: Sequence[Setting]) -> str:
+    counts = sorted({len(setting.finished) for setting in settings if setting.finished})
+    if not counts or counts == [1]:
+        return "one run each (n = 1)"
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"mean over seeds, ± one standard deviation (n = {n})"
+
+
+def _said(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
+    shown = f"; the best {DRAWN_SETTINGS} settings" if len(lines) == DRAWN_SETTINGS < len(conclusion.settings) else ""
+    first = _counts(lines) + shown
+    return f"{first}\n{conclusion.verdict}"

@@ -1,0 +1,156 @@
+"""What finished runs say together: one call leaves tables, figures and the summary, and returns the conclusion."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dlhw.runs.record import Record
+from dlhw.views.comparison.ranking import Conclusion, at_best, judged, reported
+from dlhw.views.comparison.results import Result, read
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is drawn of finished runs; see ``conf/comparison/default.yaml`` for what each setting means."""
+
+    curves: list[str]
+    x: Literal["epoch", "step"]
+    log_x: bool
+    overlay: str | None
+    against: list[str]
+    probes: list[str]
+
+
+def conclude(
+    directory: Path,
+    runs: Sequence[Path],
+    *,
+    comparison: Comparison,
+    failures: Mapping[Path, str] | None = None,
+    about: Mapping[str, Any] | None = None,
+    overrides: Mapping[Path, Sequence[str]] | None = None,
+) -> Conclusion:
+    """Compare ``runs``, in this order, and leave the tables, the figures and the summary in ``directory``.
+
+    ``sweep.csv`` comes first, and is written whatever the runs are like; what cannot be drawn is noted. Raises OSError
+    when a file cannot be written or read, and nothing else.
+
+    Args:
+        failures: reasons of jobs whose directory does not tell, or does not exist.
+        about: what ``summary.json`` is to say beside the result.
+        overrides: the overrides of jobs whose directory does not tell.
+    """
+    record = Record(directory)
+    paths = [*runs, *(path for path in failures or {} if path not in runs)]
+    results = read(paths, failures=failures, overrides=overrides)
+    jobs = _job_names(directory, results)
+    record.csv("sweep", _sweep_rows(results, jobs))
+    conclusion = judged(results, jobs)
+    record.table("settings", _setting_rows(conclusion))
+    from dlhw.views.comparison.figures import draw  # matplotlib, which takes a second to import, is wanted only now
+
+    notes = draw(record, conclusion, comparison, title=_title(directory, results))
+    record.summary(
+        {
+            "status": conclusion.status,
+            "jobs": len(results),
+            **{status: sum(run.status == status for run in results) for status in ("finished", "failed", "unfinished")},
+            "settings": len(conclusion.settings),
+            "monitor": conclusion.monitor,
+            "winner": _winner(conclusion),
+            "no_winner": conclusion.no_winner or None,
+            **(about or {}),
+        }
+    )
+    return Conclusion(**{**vars(conclusion), "notes": (*conclusion.notes, *notes)})
+
+
+def _job_names(directory: Path, results: Sequence[Result]) -> list[str]:
+    """Directory names; for runs of several sweeps with as much of the path as tells them apart."""
+    parents = {run.path.parent for run in results}
+    if len(parents) < 2:
+        return [_utf8(run.path.name) for run in results]
+    common = os.path.commonpath([parent.absolute() for parent in parents])
+    return [_utf8(Path(os.path.relpath(run.path.absolute(), common)).as_posix()) for run in results]
+
+
+def _utf8(name: str) -> str:
+    """A file's name such that it can be written, whatever its bytes are."""
+    return name.encode(errors="replace").decode()
+
+
+def _title(directory: Path, results: Sequence[Result]) -> str:
+    names = dict.fromkeys(str(run.summary["experiment"]) for run in results if "experiment" in run.summary)
+    return f"{', '.join(names) or directory.name}: {len(results)} runs compared"
+
+
+def _sweep_rows(results: Sequence[Result], jobs: Sequence[str]) -> list[dict[str, object]]:
+    """One row per job; nothing of the clock, so that equal sweeps have equal files."""
+    keys = list(results[0].settings) if results else []
+    best = dict.fromkeys(name for run in results for name in run.best if name not in ("epoch", "step"))
+    final = dict.fromkeys(name for run in results for name in run.final if name not in ("epoch", "step"))
+    found = dict.fromkeys(name for run in results for name in run.numbers if "seconds" not in name)
+    rows: list[dict[str, object]] = []
+    for run, job in zip(results, jobs, strict=True):
+        row: dict[str, object] = {"job": job, "status": run.status, "reason": run.reason}
+        row |= {name: run.settings[name] for name in keys}
+        row |= {"seed": "" if run.seed is None else run.seed}
+        row |= {"epochs": run.final.get("epoch", ""), "best_epoch": run.best.get("epoch", "")}
+        row |= {f"best_{name}": run.best.get(name, "") for name in best}
+        row |= {f"final_{name}": run.final.get(name, "") for name in final}
+        row |= {name: run.numbers.get(name, "") for name in found}
+        row["parameters"] = run.summary.get("parameters", "")
+        rows.append(row)
+    return rows
+
+
+def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
+    """One row per setting: counts, means and standard deviations over its finished runs."""
+    runs = [run for setting in conclusion.settings for run in setting.runs]
+    final = dict.fromkeys(name for run in runs for name in run.final if name not in ("step", "lr"))
+    rows: list[dict[str, object]] = []
+    for setting in conclusion.settings:
+        row: dict[str, object] = dict(setting.values) or {"setting": setting.label}
+        row |= {"n": setting.count("finished"), "failed": setting.count("failed")}
+        row["unfinished"] = setting.count("unfinished")
+        for name, reader in reported(conclusion.settings, conclusion.monitor):
+            spread = setting.spread(reader)
+            told = f"best_{name}" if conclusion.monitor else name
+            row[f"{told}_mean"] = "" if spread is None else spread.mean
+            row[f"{told}_std"] = "" if spread is None or spread.sd is None else spread.sd
+        means: dict[str, Callable[[Result], Any]] = {"best_epoch": functools.partial(at_best, column="epoch")}
+        means |= {f"final_{name}": functools.partial(_at_end, column=name) for name in final}
+        means |= {name: functools.partial(_summed, name=name) for name in ("parameters", "seconds_per_epoch")}
+        for name, reader in means.items():
+            spread = setting.spread(reader)
+            row[f"{name}_mean"] = "" if spread is None else spread.mean
+        rows.append(row)
+    return rows
+
+
+def _at_end(run: Result, *, column: str) -> float | None:
+    return run.final.get(column)
+
+
+def _summed(run: Result, *, name: str) -> float | None:
+    value = run.summary.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _winner(conclusion: Conclusion) -> dict[str, Any] | None:
+    if conclusion.winner is None or conclusion.monitor is None:
+        return None
+    content: dict[str, Any] = {
+        "setting": conclusion.winner.label,
+        "settings": dict(conclusion.winner.values),
+        "n": len(conclusion.winner.runs),
+    }
+    for name, reader in reported(conclusion.settings, conclusion.monitor):
+        spread = conclusion.winner.spread(reader)
+        content[name] = None if spread is None else {"mean": spread.mean, "sd": spread.sd}
+    return content

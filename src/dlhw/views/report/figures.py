@@ -1,0 +1,244 @@
+"""Figures about a classifier: confusion matrix, accuracy by class, grids of pictures, and its filters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dlhw.views import mosaics
+from dlhw.views.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
+from dlhw.views.report.filters import Filters
+from dlhw.views.report.judgement import PARTS, Accuracy, Judged
+
+Picture = npt.NDArray[np.float64]
+
+MOST_CELLS = 12  # classes up to which the cells of a confusion matrix have room for their numbers
+MOST_TICKS = 40  # class names beside a matrix; of more classes every second, third, ... is named
+MOST_CLASSES = 100  # in the figure of accuracies
+MOST_FILTERS = 64
+CAPTION_POINTS = 6.5
+HEAT = "inferno"  # of saliency maps: grows evenly in lightness, so that it reads in grey print, too
+
+
+def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
+    """Of each part a matrix: true classes in rows, shares of a row as colours; numbers where they fit."""
+    classes = parts[0].classes
+    side_by_side = len(classes) <= 4 and len(parts) > 1
+    figure, all_axes = new_figure(
+        len(parts),
+        title=f"{name}: which class is taken for which",
+        subtitle="Percent of each true class" + (", and the number of pictures" if len(classes) <= MOST_CELLS else ""),
+        columns=len(parts) if side_by_side else 1,
+        panel_inches=3.0 if len(classes) <= 4 else 5.2 if len(classes) <= MOST_CELLS else 6.4,
+    )
+    for axes, judged in zip(all_axes, parts, strict=True):
+        percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
+        drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
+        bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
+        bar.set_label("percent of the row", fontsize=TEXT_POINTS)
+        bar.ax.tick_params(labelsize=8.5)
+        axes.grid(False)
+        _name_classes(axes, classes)
+        label(axes, x="predicted class", y="true class", title=f"{PARTS[judged.part]}: {len(judged.labels):,} pictures")
+        if len(classes) <= MOST_CELLS:
+            _write_cells(axes, judged.confusion, percent)
+    return figure
+
+
+def _write_cells(axes: Axes, counts: Tensor, percent: Tensor) -> None:
+    points = TEXT_POINTS if len(counts) <= 4 else 6.5
+    for (row, column), count in np.ndenumerate(counts.numpy()):
+        if count:
+            share = float(percent[row, column])
+            axes.text(
+                column,
+                row,
+                f"{share:.1f} %\n{count:,}",
+                ha="center",
+                va="center",
+                fontsize=points,
+                color="white" if share > 40 else "black",
+            )
+
+
+def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
+    every = -(-len(classes) // MOST_TICKS)
+    at = range(0, len(classes), every)
+    names = [shortened(classes[i]) for i in at]
+    points = 8.5 if len(classes) <= MOST_CELLS else 6.0
+    slanted = sum(map(len, names)) > 40
+    axes.set_yticks(at, names, fontsize=points, parse_math=False)
+    axes.set_xticks(at, names, fontsize=points, parse_math=False, rotation=90 if slanted else 0)
+
+
+def per_class(parts: Sequence[Judged], confidence: float, *, name: str) -> Figure:
+    """The accuracy of each class with its interval, beside that of the whole part with its own."""
+    classes = min(len(parts[0].classes), MOST_CLASSES)
+    row_inches = 0.26 if classes <= 20 else 0.12
+    figure, all_axes = new_figure(
+        len(parts),
+        title=f"{name}: accuracy of each class",
+        subtitle="\n".join(judged.told(confidence) for judged in parts),
+        panel_inches=0.95 + row_inches * max(classes, 4),
+    )
+    lowest = 99.0
+    for axes, judged in zip(all_axes, parts, strict=True):
+        rows = list(zip(judged.classes, judged.by_class(confidence), strict=True))
+        title = PARTS[judged.part]
+        if len(rows) > classes:
+            title += f": the {classes} of {len(rows):,} classes with the lowest accuracy"
+            rows = sorted((row for row in rows if row[1].count), key=lambda row: row[1].value)[:classes]
+        _draw_accuracies(axes, rows, judged.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
+        lowest = min(lowest, *(100 * accuracy.interval[0] for _, accuracy in rows if accuracy.count))
+        label(axes, x="accuracy (%)", y="", title=title, legend=False)
+    for axes in all_axes:  # the same scale, so that the parts can be compared
+        axes.set_xlim(lowest - 0.04 * (100 - lowest), 100 + 0.04 * (100 - lowest))
+    entries = {text: artist for artist, text in zip(*all_axes[0].get_legend_handles_labels(), strict=True)}
+    add_legend(figure, list(entries.values()), list(entries), loc="outside lower center", columns=len(entries))
+    return figure
+
+
+def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Accuracy, *, points: float) -> None:
+    heights = [height for height, (_, accuracy) in enumerate(rows) if accuracy.count]
+    known = [rows[height][1] for height in heights]
+    lows, highs = ([100 * accuracy.interval[end] for accuracy in known] for end in (0, 1))
+    values = [100 * accuracy.value for accuracy in known]
+    interval = f"{100 * whole.confidence:g} % interval"
+    size = 4.5 if points > 8 else 2.5
+    axes.plot(values, heights, "o", color=PALETTE[1], markersize=size, zorder=3, label="class (pictures)")
+    axes.hlines(heights, lows, highs, color=COLORS["reference"], linewidth=1.4, label=f"its {interval}")
+    low, high = whole.interval
+    axes.axvline(100 * whole.value, color=PALETTE[0], linewidth=1.2, zorder=1.5, label="all classes")
+    axes.axvspan(100 * low, 100 * high, color=PALETTE[5], alpha=0.3, linewidth=0, zorder=1, label=f"their {interval}")
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{shortened(name)} ({accuracy.count:,})" for name, accuracy in rows],
+        fontsize=points,
+        parse_math=False,
+    )
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def mistakes(judged: Judged, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str) -> Figure:
+    """The ``pictures`` (N, H, W, 3) at ``positions``: what each is, what it was taken for, its file if it has one."""
+    captions = [
+        _prediction(judged, at) + (f"\n{_file(names[int(judged.rows[at])])}" if names else "") for at in positions
+    ]
+    return _grid(
+        list(pictures.double().numpy()),
+        captions,
+        title=f"{name}: the most confident mistakes",
+        subtitle=f"{len(positions):,} of {len(judged.mistakes):,} mistakes among {len(judged.labels):,} "
+        f"{PARTS[judged.part]} pictures, with the probability given to the wrong class",
+        columns=5,
+    )
+
+
+def saliency(
+    judged: Judged, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
+) -> Figure:
+    """The ``pictures`` (N, H, W, 3) at ``positions``, each beside itself under its map (N, H, W)."""
+    height, width = maps.shape[1:]
+    gap = np.ones((height, -(-width // 20), 3))
+    pairs = [
+        np.concatenate([picture, gap, overlaid(picture, heat)], axis=1)
+        for picture, heat in zip(pictures.double().numpy(), maps.double().numpy(), strict=True)
+    ]
+    right = (judged.predicted == judged.labels)[list(positions)]
+    captions = [
+        _prediction(judged, at) + ("" if heat.any() else "\nnowhere above zero")
+        for at, heat in zip(positions, maps, strict=True)
+    ]
+    return _grid(
+        pairs,
+        captions,
+        title=f"{name}: where the predictions come from",
+        subtitle=f"{source}; of the predicted class, brightest where it is largest\n"
+        f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; {PARTS[judged.part]} pictures",
+        columns=3,
+    )
+
+
+def filters(compared: Filters, *, name: str) -> Figure:
+    """The filters before and after training and their change: all of them, or the 64 that changed most.
+
+    In colour where the layer sees three channels, else by the first channel.
+    """
+    count, channels, *side = compared.before.shape
+    change = compared.change
+    if count > MOST_FILTERS:
+        order = change.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
+        which = f"The {MOST_FILTERS} of {count} filters that changed most, the most first"
+    else:
+        order = change.new_ones(count).nonzero()[:, 0]
+        which = f"All {count} filters"
+    seen = 3 if channels == 3 else 1
+    if channels not in (1, 3):
+        which += f" on the first of {channels} channels"
+    before, after, moved = (weights[order, :seen] for weights in (compared.before, compared.after, change))
+    own = before.abs().maximum(after.abs()).amax((1, 2, 3), keepdim=True)
+    largest = moved.abs().max()
+    scale = f"black to white is -{largest:.2g} to {largest:.2g}" if largest > 0 else "nothing changed"
+    return mosaics.side_by_side(
+        {
+            "before": mosaics.mosaic(mosaics.around_grey(before, own)),
+            "after": mosaics.mosaic(mosaics.around_grey(after, own)),
+            "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(moved, largest)),
+        },
+        title=f"{name}: filters of {compared.name}, {'x'.join(map(str, side))}, before and after training",
+        subtitle=f"{which}; middle grey is 0. Before and after share a scale, filter by filter.\n"
+        f"Difference: one scale for all, {scale}.",
+    )
+
+
+def overlaid(picture: Picture, heat: Picture) -> Picture:
+    """The picture (H, W, 3) in grey under the map (H, W) in colours, which cover it the more the larger they are."""
+    strength: Picture = (heat / max(heat.max(), 1e-30))[..., None]
+    grey: Picture = picture.mean(2, keepdims=True)
+    opacity: Picture = 0.25 + 0.5 * strength
+    colours: Picture = colormaps[HEAT](strength[..., 0])[..., :3]
+    return (1 - opacity) * grey + opacity * colours
+
+
+def _grid(pictures: Sequence[Picture], captions: Sequence[str], *, title: str, subtitle: str, columns: int) -> Figure:
+    columns = min(columns, max(2, len(captions)))
+    height, width = pictures[0].shape[:2]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    figure, all_axes = new_figure(
+        len(captions),
+        title=title,
+        subtitle=subtitle,
+        columns=columns,
+        panel_inches=0.95 * WIDTH_INCHES / columns * height / width + lines * CAPTION_POINTS * LINE_INCHES + 0.12,
+    )
+    for axes, picture, caption in zip(all_axes, pictures, captions, strict=True):
+        axes.imshow(picture, interpolation="nearest" if height < 64 else "auto")
+        axes.set_title(caption, fontsize=CAPTION_POINTS, parse_math=False, pad=3)
+        axes.axis("off")
+    return figure
+
+
+def _prediction(judged: Judged, position: int) -> str:
+    true, predicted = (shortened(judged.classes[int(each[position])]) for each in (judged.labels, judged.predicted))
+    probability = 100 * float(judged.probability[position])
+    return f"is {true}\n" + ("recognized" if true == predicted else f"taken for {predicted}") + f", {probability:.1f} %"
+
+
+def _file(name: str) -> str:
+    return shortened(PurePosixPath(name).name, 26)
+
+
+def shortened(text: str, longest: int = 18) -> str:
+    """With an ellipsis in the middle, where names that belong together differ least."""
+    if len(text) <= longest:
+        return text
+    kept = longest - 1
+    return f"{text[: kept - kept // 2]}\N{HORIZONTAL ELLIPSIS}{text[-(kept // 2) :]}"
