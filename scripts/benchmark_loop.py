@@ -4,7 +4,7 @@
 
 measures seconds per epoch on MNIST (48,000 training samples, batches of 128, SGD with momentum, no
 evaluation) for the net of C5.2 (784-500-10, ReLU) and for the convolutional one of C5.5, and prints them as
-Markdown tables, each time also as its ratio to the same loop written by hand in twenty lines. ``dlhw.loop.fit``
+Markdown tables, each time also as its ratio to the same loop written by hand in twenty lines. ``Training.fit``
 is measured whole: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint
 after every epoch, which is more often than its default.
 
@@ -42,7 +42,8 @@ from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
-from dlhw.training.loop import Fitted, Run, fit
+from dlhw.training.loop import Training
+from dlhw.training.run import Result, TrainingRun
 from dlhw.training.variants import Single
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
@@ -156,16 +157,16 @@ def composed(model: str, setting: str, *overrides: str) -> DictConfig:
     return compose(*lines, *(OVERRIDES[part] for part in setting.split("+")))
 
 
-def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Fitted:
+def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Result:
     """``fit`` on what ``cfg`` describes; without evaluation, one sample stands for validation and test."""
     parts = assemble(cfg)
     data = parts.data
     if not evaluate:
         one_sample = Split(*data.val[:1])
         data = replace(data, val=one_sample, test=one_sample)
-    run = Run(record, seed=cfg.seed, regularization=parts.regularization)
+    run = TrainingRun(record, seed=cfg.seed, regularization=parts.regularization)
     single = Single(parts.model, parts.optimizer, parts.schedule)
-    fit(single, [run], data, parts.data_loss, trainer=parts.trainer, precision=parts.precision)
+    Training(single, [run], data, parts.data_loss, trainer=parts.trainer, precision=parts.precision).fit()
     return run.result(parts.trainer)
 
 

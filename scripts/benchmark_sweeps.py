@@ -80,8 +80,8 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     from dlhw.data.batches import Batches
     from dlhw.runs.record import Record
     from dlhw.runtime import devices
-    from dlhw.training.acceleration import mapping_quickly
-    from dlhw.training.loop import Run, training_step
+    from dlhw.training.loop import Training
+    from dlhw.training.run import TrainingRun
     from dlhw.training.variants import Ensemble, Single
 
     built = [assemble(cfg) for cfg in cfgs]
@@ -90,14 +90,13 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     variants = (
         Ensemble(models, optimizers, [schedule] * count) if count > 1 else Single(models[0], optimizers[0], schedule)
     )
-    runs = [Run(Record(Path()), seed=0, regularization=own.regularization) for own in built]
-    loss = mapping_quickly(parts.data_loss) if count > 1 else parts.data_loss
-    step = training_step(variants, runs, parts.data, loss, trainer=parts.trainer, precision=parts.precision)
+    runs = [TrainingRun(Record(Path()), seed=0, regularization=own.regularization) for own in built]
+    training = Training(variants, runs, parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision)
     batch = next(Batches(parts.data, [0], size=parts.trainer.batch_size, steps=1)(1))
     times = []
     for _ in range(steps):
         started = time.perf_counter()
-        step(*batch)
+        training.step(*batch)
         devices.synchronize(parts.precision.device)
         times.append(time.perf_counter() - started)
     return times

@@ -217,7 +217,7 @@ MISFITS = {
     "trainer.steps_per_epoch=10": (
         "trainer.steps_per_epoch=10: dataset=digits has 9 batches of trainer.batch_size=128"
     ),
-    "model=mlp_by_hand probe=layers": "probe=layers: sees no layers in ByHand, which computes them by itself",
+    "model=mlp_by_hand probe=layers": "probe=layers: found no layers in ByHand, which computes them without modules",
 }
 
 

@@ -25,7 +25,7 @@ from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.training import features
 from dlhw.training.features import cut
-from dlhw.training.finetuning import freeze, standing_still
+from dlhw.training.finetuning import freeze, frozen_modules
 
 
 def small_cnn(**changed: Any) -> nn.Sequential:
@@ -98,7 +98,7 @@ class Functional(nn.Module):
 def ready(model: nn.Module, *, training: bool) -> nn.Module:
     """The model as the loop has it, its dropout masks those of a first batch."""
     model.train(training)
-    for module in standing_still(model):
+    for module in frozen_modules(model):
         module.eval()
     for layer in model.modules():
         if isinstance(layer, Dropout):
@@ -187,8 +187,8 @@ def test_a_model_that_decides_as_it_goes_is_not_cut_and_a_line_says_so(
     with caplog.at_level(logging.INFO, "dlhw"):
         assert cut(model) is None
     (line,) = caplog.messages
-    assert line.startswith(f"{type(model).__name__} cannot be cut (")
-    assert line.endswith("); its frozen part is computed in every epoch")
+    assert line.startswith(f"cannot separate the frozen part of {type(model).__name__} (")
+    assert line.endswith("); it is computed in every epoch")
     assert "\n" not in line
 
 
@@ -382,7 +382,7 @@ def test_what_memory_does_not_hold_is_computed_in_every_epoch(
     with caplog.at_level(logging.INFO, "dlhw"):
         one = made()
     assert one.trained is one.model
-    assert "the frozen part is computed in every epoch: it gives" in caplog.text
+    assert "the frozen part is computed in every epoch, because its features take" in caplog.text
 
 
 def test_a_sweep_over_rates_trains_as_one_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

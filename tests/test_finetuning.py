@@ -21,8 +21,8 @@ from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
 from dlhw.runs import checkpoint
 from dlhw.runs.record import Record
-from dlhw.training.finetuning import freeze, head, parameter_groups, standing_still
-from dlhw.training.variants import Cannot, Ensemble, Single
+from dlhw.training.finetuning import freeze, frozen_modules, head, parameter_groups
+from dlhw.training.variants import Ensemble, NotVectorizable, Single
 
 SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=cpu", "trainer.precision=fp64",
          "trainer.batch_size=300", "trainer.epochs=2", "trainer.frozen_once=false")  # fmt: skip
@@ -97,11 +97,11 @@ def test_the_head_is_the_last_layer_with_weights() -> None:
         ),
         (
             ["trainer.trains=head", "trainer.rates={0.*: 0.1}"],
-            "trainer.rates: 0.* matches no parameter that trains and has no rate yet",
+            "trainer.rates: 0.* matches only parameters that are frozen or have a rate already",
         ),
         (
             ["trainer.rates={7.*: 0.1, 7.bias: 0.5}"],
-            "trainer.rates: 7.bias matches no parameter that trains and has no rate yet",
+            "trainer.rates: 7.bias matches only parameters that are frozen or have a rate already",
         ),
         (["trainer.trains=some"], "trainer.trains=some: must be 'all' or 'head' or a list"),
     ],
@@ -114,7 +114,9 @@ def test_what_matches_nothing_is_refused_in_one_line(overrides: Sequence[str], a
 
 
 def test_factors_need_a_rate() -> None:
-    with pytest.raises(UsageError, match=r"^trainer\.rates: are factors on optimizer\.lr, which is not given$"):
+    with pytest.raises(
+        UsageError, match=r"^trainer\.rates: the values are factors on optimizer\.lr, which is missing$"
+    ):
         parameter_groups(net(), lr=None, rates={"0.*": 0.1})
 
 
@@ -126,9 +128,9 @@ def test_the_outermost_frozen_modules_stand_still() -> None:
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Dropout(0.5)), Dropout(0.5), nn.Linear(2, 2)
     )
     freeze(model, "head")
-    assert standing_still(model) == [model[0]]
+    assert frozen_modules(model) == [model[0]]
     freeze(model, ["0.0.*"])
-    assert standing_still(model) == [model[0][1], model[2]]  # type: ignore[index]
+    assert frozen_modules(model) == [model[0][1], model[2]]  # type: ignore[index]
     freeze(model, "all")
 
 
@@ -213,9 +215,9 @@ def test_a_factor_of_zero_is_the_frozen_layer_and_schedules_act_on_every_group(t
     cfg = compose(*SMALL, "scheduler=step", "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
     made = assembly.assemble(cfg)
     single = Single(made.trained, made.optimizer, lambda epoch: 0.5**epoch)
-    single.set_rates(2.0)
+    single.set_learning_rates(2.0)
     assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.025, 0])
-    assert single.rate(0) == pytest.approx(0.05)
+    assert single.learning_rate(0) == pytest.approx(0.05)
     written = train(tmp_path, "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
     assert [row["lr"] for row in written] == [0.2, 0.2]
     after, before = checkpoint.load(tmp_path / "last.pt")["model"], made.model.state_dict()
@@ -242,7 +244,7 @@ def test_an_ensemble_does_not_take_models_that_are_partly_frozen() -> None:
     for model in models:
         freeze(model, "head")
     optimizers = [torch.optim.SGD(parameter_groups(model, lr=0.1, rates={}), lr=0.1) for model in models]
-    with pytest.raises(Cannot, match=r"^part of the model is frozen$"):
+    with pytest.raises(NotVectorizable, match=r"^part of the model is frozen$"):
         Ensemble(models, optimizers, [lambda epoch: 1.0] * 2)
 
 

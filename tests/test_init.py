@@ -259,17 +259,15 @@ def refusal(model: nn.Module, run: Path, **options: str) -> str:
 
 def test_from_run_tells_how_to_make_a_run_that_is_not_there(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    assert refusal(dense(), gone) == (
-        f"init.run={gone}: there is no best.pt; name the directory of a run that has trained"
-    )
+    assert refusal(dense(), gone) == (f"init.run={gone}: best.pt is missing; expected the directory of a trained run")
     assert refusal(dense(), gone, weights="last", made_by="python -m dlhw.train seed=3") == (
-        f"init.run={gone}: there is no last.pt; make it with: python -m dlhw.train seed=3"
+        f"init.run={gone}: last.pt is missing; create it with: python -m dlhw.train seed=3"
     )
 
 
 def test_from_run_refuses_a_sweep(run: Path) -> None:
     (run / "multirun.yaml").touch()
-    assert refusal(dense(), run) == f"init.run={run}: is a sweep; name one of the runs below it"
+    assert refusal(dense(), run) == f"init.run={run}: is a sweep; expected the directory of one of its runs"
 
 
 def test_from_run_refuses_a_damaged_file(run: Path) -> None:
@@ -280,12 +278,12 @@ def test_from_run_refuses_a_damaged_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "misfit"),
     [
-        (lambda: dense(5), "1.weight is a weight of 5x6 here and a weight of 4x6 there"),
-        (lambda: nn.Sequential(*dense(), nn.Linear(3, 3)), "5.weight is a weight of 3x3 here and missing there"),
-        (lambda: dense()[:-1], "4.weight is missing here and a weight of 3x4 there"),
+        (lambda: dense(5), "1.weight is a weight of 5x6 here and a weight of 4x6 in the run"),
+        (lambda: nn.Sequential(*dense(), nn.Linear(3, 3)), "5.weight is a weight of 3x3 here and missing in the run"),
+        (lambda: dense()[:-1], "4.weight is missing here and a weight of 3x4 in the run"),
         (
             lambda: nn.Sequential(*dense()[:2], nn.Linear(4, 3)),
-            "2.weight is a weight of 3x4 here and a weight of 4 there",
+            "2.weight is a weight of 3x4 here and a weight of 4 in the run",
         ),
     ],
     ids=["wider", "deeper", "shallower", "other layers"],
@@ -295,6 +293,6 @@ def test_from_run_names_the_first_weight_of_another_model(
 ) -> None:
     other = model()
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    assert refusal(other, run) == f"init.run={run}: of another model; {misfit}"
+    assert refusal(other, run) == f"init.run={run}: belongs to another model; {misfit}"
     for key, value in other.state_dict().items():
         assert torch.equal(value, before[key]), key

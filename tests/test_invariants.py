@@ -17,7 +17,8 @@ from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Record, Row
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.randomness import generator
-from dlhw.training.loop import Run, fit
+from dlhw.training.loop import Training
+from dlhw.training.run import TrainingRun
 from dlhw.training.variants import Single
 
 EPOCHS = 3
@@ -209,9 +210,11 @@ def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
     """The loop takes objects: a model, a data set and an optimizer made by hand train alike."""
     cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
     data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
-    run, trainer = Run(Record(tmp_path), seed=0, regularization=build(cfg, "regularization")), build(cfg, "trainer")
+    run = TrainingRun(Record(tmp_path), seed=0, regularization=build(cfg, "regularization"))
+    trainer = build(cfg, "trainer")
     single = Single(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: 1.0)
-    fit(single, [run], data, cross_entropy, trainer=trainer, precision=Precision("fp64", torch.device("cpu")))
+    precision = Precision("fp64", torch.device("cpu"))
+    Training(single, [run], data, cross_entropy, trainer=trainer, precision=precision).fit()
     expected, rows = trained(tmp_path / "run", "trainer.epochs=2 model.hidden=[20] optimizer.fused=null")
     assert torch.equal(weights(model), weights(expected))
     assert run.result(trainer).final == rows[-1]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dlhw.runs.answer import Answer
     from dlhw.runs.record import Record
     from dlhw.runtime.devices import Precision
-    from dlhw.training.loop import Fitted, Run
+    from dlhw.training.run import Result, TrainingRun
 
 log = logging.getLogger("dlhw")
 
@@ -71,7 +71,7 @@ def go_on_with(cfg: DictConfig, record: Record) -> None:
 @contextlib.contextmanager
 def accounted(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[None]:
     """Whatever ends a run early in here, its directory tells; a run that never began leaves none."""
-    from dlhw.training.loop import TrainingFailed
+    from dlhw.training.run import TrainingFailed
 
     try:
         yield
@@ -112,7 +112,7 @@ def run(cfg: DictConfig, record: Record) -> None:
     """Train what the config describes, or answer its question by a study, and leave the run's files."""
     from dlhw.cli.assembly import assemble, question
     from dlhw.runtime import devices, processes
-    from dlhw.training.loop import fit
+    from dlhw.training.loop import Training
     from dlhw.training.variants import Single
 
     asked = question(cfg)
@@ -125,7 +125,7 @@ def run(cfg: DictConfig, record: Record) -> None:
         parts = assemble(cfg)
         job = begin(cfg, record, parts)
         log.info("%s, in %s", title(cfg, parts), record.path)
-        fit(
+        Training(
             Single(parts.trained, parts.optimizer, parts.schedule),
             [job],
             parts.trained_on,
@@ -133,7 +133,7 @@ def run(cfg: DictConfig, record: Record) -> None:
             trainer=parts.trainer,
             precision=parts.precision,
             probe=parts.probe,
-        )
+        ).fit()
     if processes.rank() == 0:
         log.info("%s", finish(cfg, parts, job))
 
@@ -164,16 +164,16 @@ def answer(cfg: DictConfig, record: Record, asked: Question) -> None:
     raise error
 
 
-def begin(cfg: DictConfig, record: Record, parts: Parts) -> Run:
+def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
     """The run that the config describes, at its start or, with ``cfg.resume``, at its last checkpoint."""
-    from dlhw.training.loop import Run
+    from dlhw.training.run import TrainingRun
 
     state = _state_to_resume(cfg, record, parts.whole)
     record.keep_config(program.to_yaml(cfg), new=cfg.resume is None)
-    return Run(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
+    return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
 
 
-def finish(cfg: DictConfig, parts: Parts, job: Run) -> Fitted:
+def finish(cfg: DictConfig, parts: Parts, job: TrainingRun) -> Result:
     """Draw the curves of a run that was trained and write its summary. Raises TrainingFailed if it failed."""
     from dlhw.cli.build import choice
     from dlhw.views import plots  # matplotlib, which takes a second to import, is wanted only now
@@ -247,7 +247,7 @@ def _state_to_resume(cfg: DictConfig, record: Record, whole: dict[str, Any]) -> 
 
     from dlhw.runs import checkpoint
     from dlhw.runs.record import read_summary
-    from dlhw.training.loop import best_row
+    from dlhw.training.run import best_row
 
     if cfg.resume is None:
         return None

@@ -20,9 +20,10 @@ from dlhw.runs.checkpoint import State
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.training import acceleration, features, finetuning
-from dlhw.training.loop import Probe, Trainer
+from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
+from dlhw.training.settings import Trainer
 from dlhw.views import report
 from dlhw.views.report.filters import convolution
 
@@ -219,7 +220,7 @@ def frozen_once(
 def takes_one(model: Module, data: Dataset) -> bool:
     """Whether the model can be trained on a batch of one sample; batch norm of single numbers cannot."""
     tried = copy.deepcopy(model).train()
-    for module in finetuning.standing_still(tried):
+    for module in finetuning.frozen_modules(tried):
         module.eval()
     try:
         with torch.no_grad():

@@ -26,14 +26,13 @@ from torch import nn
 
 from dlhw import train
 from dlhw.cli.assembly import Parts, assemble
-from dlhw.data.batches import Batches
 from dlhw.data.tensors import together
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import devices
-from dlhw.training.acceleration import mapping_quickly
-from dlhw.training.loop import Run, fit, training_step
-from dlhw.training.variants import Cannot, Ensemble
+from dlhw.training.loop import Training
+from dlhw.training.run import TrainingRun
+from dlhw.training.variants import Ensemble, NotVectorizable
 
 log = logging.getLogger("dlhw")
 _own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
@@ -51,7 +50,7 @@ class Job:
 
     cfg: DictConfig
     parts: Parts | None = None
-    run: Run | None = None
+    run: TrainingRun | None = None
     returned: JobReturn | None = None
     ended: bool = False
 
@@ -108,14 +107,16 @@ class Vectorized(Launcher):
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _run_together(self, group: Sequence[Job]) -> None:
-        """Raises Cannot when the group is none after all."""
+        """Raises NotVectorizable when the group is none after all."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
-            raise Cannot("augmented features belong to a seed (trainer.frozen_views)")
+            raise NotVectorizable("augmented features belong to a seed (trainer.frozen_views)")
         if group[0].cfg.study.get("_target_") is not None:
-            raise Cannot("a study trains nothing")
+            raise NotVectorizable("a study trains nothing")
         two = _first_two([job.cfg for job in group])
         if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].trained):
-            raise Cannot("on a CPU convolutions of several nets at once are slower (hydra.launcher.even_if_slower)")
+            raise NotVectorizable(
+                "vectorized convolutions are slower on a CPU; set hydra.launcher.even_if_slower=true to use them"
+            )
         largest = min(len(group), largest_that_fits(two), self.largest or len(group))
         while waiting := [job for job in group if not job.ended]:
             chunk = waiting[:largest]
@@ -137,7 +138,7 @@ class Vectorized(Launcher):
         """Make the jobs' directories and parts. Returns those that did not fail, by the epochs trained before."""
         by_epochs: dict[int, list[Job]] = defaultdict(list)
 
-        def begin(cfg: DictConfig) -> tuple[Parts, Run]:
+        def begin(cfg: DictConfig) -> tuple[Parts, TrainingRun]:
             record = Record(Path(HydraConfig.get().runtime.output_dir))
             locks.enter_context(record.locked())
             with train.accounted(cfg, record, in_sweep=True):
@@ -176,14 +177,14 @@ def group_key(cfg: DictConfig) -> str:
 
 
 def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
-    """Of those that can be built; what is wrong with others is theirs to tell. Raises Cannot."""
+    """Of those that can be built; what is wrong with others is theirs to tell. Raises NotVectorizable."""
     found: list[Parts] = []
     for cfg in cfgs:
         with contextlib.suppress(UsageError):
             found.append(assemble(cfg))
         if len(found) == 2:
             return found
-    raise Cannot("fewer than two of them can be trained at all")
+    raise NotVectorizable("fewer than two of them can be trained at all")
 
 
 def _convolves(model: nn.Module) -> bool:
@@ -195,11 +196,13 @@ def _written(node: DictConfig) -> str:
 
 
 def largest_that_fits(two: Sequence[Parts]) -> int:
-    """How many variants the memory holds, from a step of two of them. Raises Cannot when they cannot be mapped."""
+    """How many models fit into memory, estimated from a step of two of them. Raises NotVectorizable."""
     first = two[0]
     before = devices.free_memory(first.precision.device)
     ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in two), strict=True))
-    jobs = [Run(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)]
+    runs = [
+        TrainingRun(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)
+    ]
     trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
     saved = 0
 
@@ -210,11 +213,12 @@ def largest_that_fits(two: Sequence[Parts]) -> int:
 
     try:
         with _quiet(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = mapping_quickly(first.data_loss)
-            step = training_step(ensemble, jobs, first.trained_on, loss, trainer=trainer, precision=first.precision)
-            step(*next(Batches(first.trained_on, [job.seed for job in jobs], size=trainer.batch_size, steps=1)(1)))
+            training = Training(
+                ensemble, runs, first.trained_on, first.data_loss, trainer=trainer, precision=first.precision
+            )
+            training.step(*next(training.batches(1)))
     except RuntimeError as error:
-        raise Cannot(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
+        raise NotVectorizable(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
     weights = sum(tensor.nbytes for tensor in ensemble.tensors())
     copies = 5  # weights, gradients, two of the optimizer, the best weights
     return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(two))))
@@ -229,7 +233,7 @@ def train_together(jobs: Sequence[Job]) -> None:
     of_each = [parts.trained_on.parts for parts, _ in begun]
     data = first.trained_on.having({name: together([parts[name] for parts in of_each]) for name in of_each[0]})
     with _quiet():
-        fit(
+        Training(
             Ensemble(
                 [parts.trained for parts, _ in begun],
                 [parts.optimizer for parts, _ in begun],
@@ -237,11 +241,11 @@ def train_together(jobs: Sequence[Job]) -> None:
             ),
             [run for _, run in begun],
             data,
-            mapping_quickly(first.data_loss),
+            first.data_loss,
             trainer=replace(first.trainer, channels_last=False),
             precision=first.precision,
             probe=first.probe,
-        )
+        ).fit()
 
 
 def _finish(job: Job) -> None:

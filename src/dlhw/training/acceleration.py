@@ -1,6 +1,6 @@
-"""Ways to take the same training step sooner: fewer wrappers, one compiled graph, one CUDA graph.
+"""Faster ways to compute the same training step: fewer wrappers, compiled graphs, CUDA graphs, vectorizable losses.
 
-None of them changes what is computed; each has a test that says so and a line in the benchmark.
+None of them changes the result. Each has an equality test and a line in the benchmark.
 """
 
 from __future__ import annotations
@@ -10,42 +10,41 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 
+T = TypeVar("T")
 Step = Callable[[Tensor, Tensor], Tensor]
 
-# Optimizers whose state begins as zeros, so that a warm-up can be undone, and whose fused update reads the learning
-# rate from the device.
 GRAPHED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers whose state starts at zero, so that a warm-up can be undone, and whose fused update reads the learning
+rate from the device."""
 
 
 def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
-    """``optimizer.step`` without the wrappers that torch puts around it.
+    """Return ``optimizer.step`` without the wrappers that torch puts around it.
 
-    The wrappers serve the profiler and torch.compile. They import ``torch._dynamo`` at the first call
-    (as long as importing torch) and cost some 60 us at every step, a twentieth of a small net's step.
-    The update inside is the same.
+    The wrappers serve the profiler and torch.compile. They import ``torch._dynamo`` at the first call, which takes as
+    long as importing torch, and cost about 60 us per step, 5 % of the step of a small network. The update is the same.
     """
     step = type(optimizer).step
     if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
         raise UsageError(
-            f"optimizer={type(optimizer).__name__}: evaluates the loss several times per step, the loop computes "
-            "it once per batch; use another class of torch.optim"
+            f"optimizer={type(optimizer).__name__}: evaluates the loss several times per step, which the training loop "
+            "does not support; use another class of torch.optim"
         )
     return torch.no_grad()(functools.partial(inspect.unwrap(step), optimizer))
 
 
 def optimizers_without_dynamo() -> None:
-    """Let torch.optim's classes be built without importing ``torch._dynamo`` (see :func:`undecorated_step`).
+    """Make torch.optim's classes constructible without importing ``torch._dynamo`` (see :func:`undecorated_step`).
 
-    torch marks these methods as never to be compiled, and imports the compiler to do so. The mark is
-    looked up on the function first: found there, nothing is imported. A version of torch without such
-    marks only starts more slowly.
+    torch marks these methods as never to be compiled, and imports the compiler to do so unless the function has the
+    mark already. This sets the mark. A version of torch without such marks only starts more slowly.
     """
     for name in ("add_param_group", "state_dict", "load_state_dict"):
         inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
@@ -53,25 +52,23 @@ def optimizers_without_dynamo() -> None:
             setattr(inner, "__dynamo_disable", inner)
 
 
-def compiled(forward_backward: Step) -> Step:
-    """``forward_backward`` through torch.compile, with the dropout masks of eager mode."""
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
+    """Compile a function with torch.compile. Dropout masks are those of eager mode."""
     import torch._dynamo
     import torch._inductor.config
 
     torch._inductor.config.fallback_random = True
-    if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # newer than torch 2.9, which makes two graphs of it
-        torch._dynamo.config.trace_autograd_ops = True
-    torch.compiler.reset()  # what an earlier run in this process compiled counts towards a limit, then nothing compiles
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it reports the CUDA that a CPU lacks
+    torch.compiler.reset()  # graphs of an earlier run count towards a limit above which nothing is compiled
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that a CPU has no CUDA
     warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
-    return torch.compile(forward_backward, dynamic=False)
+    return torch.compile(function, dynamic=False)
 
 
-def mapping_quickly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same loss in operations that ``torch.func.vmap`` maps quickly; itself where there are none.
+def vectorizable(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return an equal loss that is faster under ``torch.func.vmap``, or the loss itself where there is none.
 
-    Mapped over many small models, ``cross_entropy`` takes three times as long as its formula: torch's kernel is slow
-    for thousands of rows of ten numbers.
+    Vectorized over many small models, torch's ``cross_entropy`` takes three times as long as its formula: the kernel
+    is slow for thousands of rows of ten numbers.
     """
     options = getattr(loss, "keywords", {})
     if getattr(loss, "func", loss) is nn.functional.cross_entropy and options.keys() <= {"label_smoothing"}:
@@ -82,7 +79,7 @@ def mapping_quickly(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean over N of log sum exp(logits) - (1 - s) logits[y] - s mean(logits), from (N, C) and (N,).
 
-    The largest logit is subtracted first: of two large numbers the small difference would be lost.
+    The largest logit is subtracted first, so that nothing overflows and no digits cancel.
     """
     logits = logits - logits.detach().amax(1, keepdim=True)
     target = logits.gather(1, y.unsqueeze(1)).squeeze(1)
@@ -92,25 +89,23 @@ def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> T
 
 
 def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:
-    """Record ``step`` on a batch like (x, y) as a CUDA graph and replay it for every batch of that size.
+    """Record ``step`` on a batch like (x, y) as a CUDA graph and replay it for every batch of this size.
 
-    ``tensors`` are the weights and buffers that it changes.
-
-    Batches of another size (the last of an epoch) take the step itself. Recording needs a few real
-    steps to warm up; their effect on weights, buffers and optimizer state is undone.
+    Batches of another size (the last of an epoch) call ``step`` itself. Recording needs a few real steps to warm up;
+    their effect on ``tensors``, which are the weights and buffers that a step changes, and on the optimizer is undone.
     """
     if x.device.type != "cuda" or any(tensor.dtype == torch.float64 for tensor in tensors if tensor.requires_grad):
-        raise UsageError("trainer.cuda_graphs=true: needs a CUDA device and another precision than fp64")
+        raise UsageError("trainer.cuda_graphs=true: needs a CUDA device and a precision other than fp64")
     if not isinstance(optimizer, GRAPHED) or any(
         not group["fused"] or group.get("dampening") for group in optimizer.param_groups
     ):
         raise UsageError(
-            "trainer.cuda_graphs=true: needs optimizer sgd (without dampening), adam or adamw with optimizer.fused=true"
+            "trainer.cuda_graphs=true: needs optimizer=sgd (without dampening), adam or adamw, and optimizer.fused=true"
         )
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
-        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would be frozen into the graph
+        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # the graph would keep a number for ever
     static_x, static_y = x.clone(), y.clone()
     before = [tensor.detach().clone() for tensor in tensors]
     state_before = {

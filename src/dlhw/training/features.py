@@ -1,8 +1,8 @@
-"""What a model's frozen part makes of the pictures, computed once instead of in every epoch.
+"""Features of the frozen part of a model, computed once instead of in every epoch.
 
-The model's graph is cut where the first thing that trains, or is random in training, begins. What lies before gives the
-same numbers in every epoch: it is taken for every picture once, and the rest of the model trains on that. The numbers
-are those of the whole model, but for the rounding of sums over batches of another size.
+The graph of the model is cut before the first node that trains or is random during training. The part before the cut
+gives the same features in every epoch, so they are computed once for every picture, and the rest of the model trains on
+them. The results equal those of the whole model up to the rounding of sums over batches of another size.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from dlhw.models.dropout import Dropout
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import tracked
-from dlhw.training.finetuning import standing_still
+from dlhw.training.finetuning import frozen_modules
 
 log = logging.getLogger("dlhw")
 
 SHARE_OF_MEMORY = 0.5
-"""What features may take of the free memory."""
+"""Fraction of the free memory that features may use."""
 
 RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, Dropout)
 RANDOM_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-"""Besides batch norm, what gives other results in training than in evaluation."""
+"""Functions that are random in training. Like batch norm, they differ between training and evaluation."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A model in two: ``rest(frozen(x))`` is ``model(x)``, in training and in evaluation.
+    """A model in two parts: ``rest(frozen(x))`` equals ``model(x)``, in training and in evaluation mode.
 
-    Both hold the model's own layers under its own names.
+    Both parts share the layers of the model, under the same names.
     """
 
     frozen: nn.Module
@@ -46,20 +46,26 @@ class Cut:
 
 
 def cut(model: nn.Module) -> Cut | None:
-    """The model where what trains begins; None when that is at once, or when more than one tensor crosses there."""
+    """Cut a model before its first trained or random node.
+
+    Return None when that is the first node, when more than one tensor crosses the cut, or when the model cannot be
+    traced.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         in_evaluation = _Tracer().trace(model.eval())
         model.train()
-        for module in standing_still(model):
+        for module in frozen_modules(model):
             module.eval()
         graph = _Tracer().trace(model)
-        if str(graph) != str(in_evaluation):  # it asks for its mode, and a graph has the answer for good
-            raise ValueError("it computes something else in training")
+        if str(graph) != str(in_evaluation):  # a traced graph would fix the mode
+            raise ValueError("its graph in training differs from its graph in evaluation")
         changing = _changing(graph, model)
-    except Exception as error:  # whatever the model's own code says to tensors that have no values
+    except Exception as error:  # the model's own code may raise anything while it is traced
         reason = " ".join(str(error).split())
-        log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, reason)
+        log.info(
+            "cannot separate the frozen part of %s (%s); it is computed in every epoch", type(model).__name__, reason
+        )
         return None
     finally:
         for module, training in modes.items():
@@ -75,14 +81,14 @@ def cut(model: nn.Module) -> Cut | None:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into containers only: torch's layers and our dropout are taken as they are."""
+    """Traces through containers; torch's layers and our dropout are leaves."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, RANDOM) or super().is_leaf_module(module, name)
 
 
 def _changing(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
-    """The nodes whose results for one sample differ from epoch to epoch."""
+    """The nodes whose results for one sample change from epoch to epoch."""
     changing: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "call_module":
@@ -102,7 +108,7 @@ def _changing(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
 
 
 def _in_training(node: fx.Node) -> bool:
-    """Whether dropout(input, p, training) was called for training, which it is for unless it says otherwise."""
+    """Whether dropout(input, p, training=True) is called in training mode."""
     return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
 
 
@@ -127,7 +133,7 @@ def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Mo
 
 
 def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
-    """What of the model a graph needs."""
+    """A module with the part of the model that a graph needs."""
     module = fx.GraphModule(model, graph)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -136,12 +142,11 @@ def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
 
 
 def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision, views: int | None) -> Dataset | None:
-    """The data with features (P, *shape) in place of pictures; None where memory does not hold them.
+    """Return the data with features (P, *shape) instead of pictures; None where they do not fit into memory.
 
     Args:
         frozen: the first part of a :class:`Cut`.
-        views: so many augmented views of the training pictures are kept, epochs take them in turn; None: the pictures
-            as they are.
+        views: number of augmented views of the training pictures that epochs use in turn; None: no augmentation.
     """
     compute = functools.partial(_features, frozen, data, precision=precision)
     one = compute([data.train[:1][0]], count=1)
@@ -152,8 +157,8 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     new = [pool for number, pool in enumerate(pools) if (*of_these, number) not in _kept]
     size = (sum(map(len, new)) + (views or 0) * len(data.train)) * one.nbytes
     too_large = size > SHARE_OF_MEMORY * devices.free_memory(precision.device)
-    if processes.total(one.new_tensor(float(too_large))):  # all processes train the same part of the model
-        log.info("the frozen part is computed in every epoch: it gives %.1f GB of features", size / 2**30)
+    if processes.total(one.new_tensor(float(too_large))):  # all processes must decide alike
+        log.info("the frozen part is computed in every epoch, because its features take %.1f GB", size / 2**30)
         return None
 
     def of_pool(number: int, pool: Split) -> Tensor:
@@ -185,13 +190,13 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
 
 
 _kept: dict[tuple[str, str, int], Tensor] = {}
-"""Features by what computed them, of which data, and of which of their pools: jobs of a sweep share the last ones."""
+"""The last features, by frozen part, data and pool, shared by the jobs of a sweep."""
 
 
 def _features(
     frozen: nn.Module, data: Dataset, batches: Iterable[Tensor], *, count: int, precision: Precision
 ) -> Tensor:
-    """Of ``count`` pictures that come in batches (B, *shape), (count, *features)."""
+    """The features (count, *shape) of ``count`` pictures, which come in batches."""
     features = torch.empty(0)
     done = 0
     steps = -(-count // data.evaluated_at_once)
@@ -206,7 +211,7 @@ def _features(
 
 
 def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
-    """Of everything but the pictures that features follow from."""
+    """A digest of everything except the pictures that determines the features."""
     assert isinstance(frozen, fx.GraphModule)
     digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.size}".encode())
     for tensor in (*frozen.state_dict().values(), data.shift, data.scale):

@@ -1,21 +1,20 @@
-"""What of a model trains: everything, its head, or parameters by name; and what therefore stands still."""
+"""Fine-tuning: which parameters train, at which learning rates, and which modules are frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from dlhw.errors import UsageError
 from dlhw.training.init import LAYERS
-
-Trains = Literal["all", "head"] | list[str]
+from dlhw.training.settings import Trains
 
 
 def freeze(model: nn.Module, trains: Trains) -> None:
-    """Let only the chosen parameters be trained (D6.3, D6.4).
+    """Set ``requires_grad`` so that only the chosen parameters train (D6.3, D6.4).
 
     ``trains`` is ``all``, ``head`` (the last layer), or patterns of parameter names such as ``layer4.*``.
     """
@@ -24,7 +23,7 @@ def freeze(model: nn.Module, trains: Trains) -> None:
     patterns = [f"{head(model)}.*"] if trains == "head" else trains
     chosen = {name for pattern in patterns for name in _matching(model, pattern, "trainer.trains")}
     if not chosen:
-        raise UsageError("trainer.trains=[]: nothing would train; give all, head or patterns of parameter names")
+        raise UsageError("trainer.trains=[]: nothing would train; expected all, head or patterns of parameter names")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 
@@ -36,38 +35,40 @@ def head(model: nn.Module) -> str:
 
 
 def parameter_groups(model: nn.Module, *, lr: float | None, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The trained parameters as an optimizer takes them, in a group for each pattern of ``rates``, factors on ``lr``.
+    """Parameter groups for an optimizer: one for each pattern of ``rates``, whose values are factors on ``lr``.
 
-    The first group holds what no pattern matches; where several match, the first does.
+    The first group holds the trained parameters that match no pattern. A parameter belongs to the first pattern that
+    matches it.
     """
     if rates and lr is None:
-        raise UsageError("trainer.rates: are factors on optimizer.lr, which is not given")
-    left = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    own = []
+        raise UsageError("trainer.rates: the values are factors on optimizer.lr, which is missing")
+    remaining = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = []
     for pattern, factor in rates.items():
-        names = [name for name in _matching(model, pattern, "trainer.rates") if name in left]
+        names = [name for name in _matching(model, pattern, "trainer.rates") if name in remaining]
         if not names:
-            raise UsageError(f"trainer.rates: {pattern} matches no parameter that trains and has no rate yet")
-        own.append({"params": [left.pop(name) for name in names], "lr": (lr or 0.0) * factor})
-    return [{"params": list(left.values())}, *own] if left else own
+            raise UsageError(f"trainer.rates: {pattern} matches only parameters that are frozen or have a rate already")
+        groups.append({"params": [remaining.pop(name) for name in names], "lr": (lr or 0.0) * factor})
+    return [{"params": list(remaining.values())}, *groups] if remaining else groups
 
 
-def standing_still(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules that have parameters none of which trains.
+def frozen_modules(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules all of whose parameters are frozen.
 
-    In training they stay in evaluation mode: a frozen batch norm keeps its statistics, and nothing in a frozen part is
-    random. A dropout layer beside trained and frozen layers is in none of them and drops as ever.
+    They stay in evaluation mode during training: a frozen batch norm keeps its statistics, and nothing in a frozen part
+    is random. A dropout layer beside trained and frozen layers has no parameters, belongs to none of them, and stays
+    active.
     """
     trained = [parameter.requires_grad for parameter in module.parameters()]
     if trained and not any(trained):
         return [module]
-    return [still for child in module.children() for still in standing_still(child)]
+    return [frozen for child in module.children() for frozen in frozen_modules(child)]
 
 
 def _matching(model: nn.Module, pattern: str, setting: str) -> Sequence[str]:
     names = [name for name, _ in model.named_parameters()]
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if not matches:
         first, last = names[0], names[-1]
         raise UsageError(f"{setting}: {pattern} matches none of the {len(names)} parameters ({first} ... {last})")
-    return found
+    return matches

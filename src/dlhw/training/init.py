@@ -1,8 +1,8 @@
-"""Weight initializations: each sets the weights and biases of a model's layers in place.
+"""Weight initializations. Each function sets the weights and biases of a model's layers in place.
 
-They act on every convolution and dense layer, with the randomness of the generator that is passed in;
-normalization layers keep their own start. ``bias`` is the constant for all biases, or null to leave
-PyTorch's. ``from_run`` alone sets everything, to what another run has learned.
+They act on every dense and convolutional layer and draw from the generator that is passed in; normalization layers keep
+PyTorch's initialization. ``bias`` is the constant for all biases; None keeps PyTorch's. ``from_run`` copies all weights
+from another run.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def _each_layer(model: nn.Module, fill: Callable[[Tensor], object], bias: float 
 
 
 def default(model: nn.Module, *, generator: torch.Generator, bias: float | None = None) -> None:
-    """PyTorch's own: U(-1/sqrt(n_in), 1/sqrt(n_in)) for weights, as the layers were built."""
+    """Keep PyTorch's initialization, U(-1/sqrt(n_in), 1/sqrt(n_in)) for weights."""
     _each_layer(model, lambda weight: None, bias)
 
 
 def uniform(
     model: nn.Module, *, generator: torch.Generator, d: Positive | Literal["xavier"], bias: float | None = None
 ) -> None:
-    """U(-d, d) (B4); ``d="xavier"`` is that of :func:`xavier`, so that one setting names all four cases of B4."""
+    """U(-d, d) (B4). ``d="xavier"`` selects :func:`xavier`, so that one key covers all four cases of B4."""
     if d == "xavier":
         xavier(model, generator=generator, bias=bias)
     else:
@@ -59,12 +59,12 @@ def he(model: nn.Module, *, generator: torch.Generator, bias: float | None = Non
 def orthogonal(
     model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None
 ) -> None:
-    """Orthonormal rows or columns, times ``gain`` (Saxe et al. 2014); kernels are flattened to (n_out, rest)."""
+    """Orthonormal rows or columns times ``gain`` (Saxe et al. 2014). Kernels are flattened to (n_out, rest)."""
     _each_layer(model, lambda weight: nn.init.orthogonal_(weight, gain, generator=generator), bias)
 
 
 def constant(model: nn.Module, *, generator: torch.Generator, value: float, bias: float | None = None) -> None:
-    """Every weight the same: shows why symmetry must be broken."""
+    """Give every weight the same value. Shows why symmetry must be broken."""
     _each_layer(model, lambda weight: nn.init.constant_(weight, value), bias)
 
 
@@ -76,32 +76,34 @@ def from_run(
     weights: Literal["best", "last"] = "best",
     made_by: str | None = None,
 ) -> None:
-    """The weights that the run in the directory ``run`` learned (D4.2); None: PyTorch's own random ones.
+    """Copy the weights of the run in the directory ``run`` (D4.2); None keeps PyTorch's initialization.
 
-    They are matched in the order of the layers, whose numbers differ where only one of the models has dropout.
-    ``made_by`` is the command that makes the run, for the message when it is not there. Raises UsageError when there
-    are no such weights, or weights of another model.
+    Weights are matched by their order, because layer numbers differ where only one of the models has dropout. The error
+    message for a missing run names ``made_by``, the command that creates it. Raises UsageError when the weights are
+    missing or belong to another model.
     """
     if run is None:
         return
     directory = Path(run).expanduser()
     if (directory / "multirun.yaml").is_file():
-        raise UsageError(f"init.run={run}: is a sweep; name one of the runs below it")
+        raise UsageError(f"init.run={run}: is a sweep; expected the directory of one of its runs")
     try:
         stored = checkpoint.load(directory / f"{weights}.pt")["model"]
     except FileNotFoundError as error:
-        how = f"make it with: {made_by}" if made_by else "name the directory of a run that has trained"
-        raise UsageError(f"init.run={run}: there is no {weights}.pt; {how}") from error
+        how = f"create it with: {made_by}" if made_by else "expected the directory of a trained run"
+        raise UsageError(f"init.run={run}: {weights}.pt is missing; {how}") from error
     own = model.state_dict()
     for (theirs, value), (mine, needed) in itertools.zip_longest(stored.items(), own.items(), fillvalue=("", None)):
         has, needs = _described(theirs, value), _described(mine, needed)
         if has != needs:
-            raise UsageError(f"init.run={run}: of another model; {mine or theirs} is {needs} here and {has} there")
+            raise UsageError(
+                f"init.run={run}: belongs to another model; {mine or theirs} is {needs} here and {has} in the run"
+            )
     model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
 
 
 def _described(name: str, tensor: Tensor | None) -> str:
-    """A parameter or buffer without its layer's name."""
+    """Describe a parameter or buffer without the name of its layer."""
     if tensor is None:
         return "missing"
     return f"a {name.rpartition('.')[2]} of {'x'.join(map(str, tensor.shape)) or '1'}"

@@ -1,4 +1,4 @@
-"""Optimizers written from their formulas, torch's by name, and learning-rate schedules."""
+"""Optimizers written from their formulas, torch.optim by class name, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Rate = Annotated[float, Field(ge=0)]
 
 
 class FromFormula(torch.optim.Optimizer, ABC):
-    """A torch.optim.Optimizer that moves each weight by -lr times its :meth:`direction`."""
+    """An optimizer that updates each weight by w <- w - lr * :meth:`direction`."""
 
     @abstractmethod
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """What a weight with this gradient moves against; ``state`` is what is remembered of it between steps."""
+        """The vector that is multiplied by -lr and added to the weight; ``state`` persists between steps."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all weights that have a gradient."""
+        """Update all weights that have a gradient."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         with torch.no_grad():
@@ -44,27 +44,27 @@ class SGD(FromFormula):
         super().__init__(params, {"lr": lr})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """g."""
+        """The gradient g."""
         return gradient
 
 
 class Momentum(FromFormula):
-    """v <- rho v + g, w <- w - lr v, with v = 0 at first (A2.iii; Polyak 1964)."""
+    """v <- rho v + g, w <- w - lr v, starting from v = 0 (A2.iii; Polyak 1964)."""
 
     def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
         super().__init__(params, {"lr": lr, "rho": rho})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """v."""
+        """The velocity v."""
         return _velocity(gradient, state, group)
 
 
 class Nesterov(FromFormula):
     """v <- rho v + g, w <- w - lr (g + rho v) (A2.iii).
 
-    Nesterov's method takes the gradient where the velocity is about to lead: v <- rho v + g(u - lr rho v),
-    u <- u - lr v. In w = u - lr rho v, the point where the gradient is taken, it reads as above (Sutskever et al. 2013,
-    eq. 3 and 4, with Bengio's change of variables).
+    Nesterov's method evaluates the gradient at a look-ahead point: v <- rho v + g(u - lr rho v), u <- u - lr v. The
+    update above is the same method written for w = u - lr rho v, the point at which the gradient is evaluated
+    (Sutskever et al. 2013, eq. 3 and 4; change of variables by Bengio et al. 2013).
     """
 
     def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
@@ -83,10 +83,10 @@ def _velocity(gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, fl
 
 
 def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) -> torch.optim.Optimizer:
-    """Any class of torch.optim, e.g. ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
+    """Create an optimizer of torch.optim: ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
     if name == "SparseAdam":
         raise UsageError(
-            "optimizer.name=SparseAdam: is for sparse gradients, those of these models are dense gradients"
+            "optimizer.name=SparseAdam: needs sparse gradients, but the gradients of these models are dense"
         )
     try:
         return optimizer_class(name)(params, **options, lr=lr)  # type: ignore[call-arg]  # every class has one
@@ -95,23 +95,25 @@ def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) ->
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of torch.optim called ``name``. Raises UsageError with the names there are."""
+    """Return the class of torch.optim called ``name``. Raises UsageError with the names of all classes."""
     classes = {
         attribute: value
         for attribute, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     if name not in classes:
-        raise UsageError(f"optimizer.name={name}: not a class of torch.optim; there are {', '.join(sorted(classes))}")
+        raise UsageError(
+            f"optimizer.name={name}: not a class of torch.optim; expected one of {', '.join(sorted(classes))}"
+        )
     return classes[name]
 
 
-# Schedules are pure functions of the time in epochs (a fraction within an epoch): the factor on the base
-# learning rate. They hold no state, so resuming has nothing to restore.
+# A schedule is a pure function from the time in epochs, with fractions, to a factor on the base learning rate. It has
+# no state, so a resumed run has nothing to restore.
 
 
 def _warmed_up(after: Schedule, warmup_epochs: float) -> Schedule:
-    """Linear from 0 to the base rate over the warm-up, then ``after`` with time counted from its end."""
+    """Rise linearly from 0 to 1 during the warm-up, then follow ``after``, whose time starts at its end."""
 
     def factor(epoch: float) -> float:
         if epoch < warmup_epochs:
@@ -122,7 +124,7 @@ def _warmed_up(after: Schedule, warmup_epochs: float) -> Schedule:
 
 
 def constant(*, warmup_epochs: Epochs) -> Schedule:
-    """The base learning rate throughout, after an optional linear warm-up."""
+    """Keep the base learning rate, after an optional linear warm-up."""
     return _warmed_up(lambda epoch: 1.0, warmup_epochs)
 
 
@@ -132,7 +134,7 @@ def step(
     factor: Annotated[float, Field(gt=0)],
     warmup_epochs: Epochs,
 ) -> Schedule:
-    """The rate times ``factor`` after every ``every_epochs`` epochs."""
+    """Multiply the rate by ``factor`` after every ``every_epochs`` epochs."""
     return _warmed_up(lambda epoch: factor ** math.floor(epoch / every_epochs), warmup_epochs)
 
 
@@ -142,7 +144,10 @@ def cosine(
     final_factor: Annotated[float, Field(ge=0)],
     warmup_epochs: Epochs,
 ) -> Schedule:
-    """Half a cosine from the base rate to ``final_factor`` times it at ``epochs`` (Loshchilov & Hutter 2017)."""
+    """Follow half a cosine from the base rate to ``final_factor`` times it (Loshchilov & Hutter 2017).
+
+    The end is reached after ``epochs`` epochs, warm-up included.
+    """
     if warmup_epochs >= epochs:
         raise UsageError(f"scheduler.warmup_epochs={warmup_epochs}: must be below the {epochs:g} epochs of the run")
 

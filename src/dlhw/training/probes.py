@@ -1,4 +1,4 @@
-"""What goes on inside a model, layer by layer, on a fixed batch: pure functions that change nothing."""
+"""Probes: statistics of each layer of a model on a fixed batch. They never change the model or the run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SATURATED: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Sigmoid: lambda output: (output < 0.01) | (output > 0.99),
     nn.ReLU: lambda output: output == 0,
 }
-"""Where an activation has next to no slope, from its output."""
+"""Whether an activation is saturated (has almost no slope), from its output."""
 
 NORM_OR_ACTIVATION = ("torch.nn.modules.batchnorm", "torch.nn.modules.activation")
-"""Where the classes are defined that still belong to a layer's output; pooling and dropout do not."""
+"""Modules whose classes count as part of the preceding layer; pooling and dropout do not."""
 
 
 @dataclass
 class Watched:
-    """A dense or convolution layer, and what the last norm or activation after it, ``last``, made of its output."""
+    """A dense or convolutional layer, and the output of ``last``, the last norm or activation after it."""
 
     name: str
     layer: nn.Module
@@ -37,14 +37,18 @@ class Watched:
 
 
 def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=0)]) -> list[dict[str, Any]]:
-    """One row per dense or convolution layer on the first training samples, in evaluation mode (B4.c).
+    """One row per dense or convolutional layer, computed on the first training samples in evaluation mode (B4.c).
 
-    ``activation_mean`` and ``activation_std`` are over samples and units of the layer's output after norm and
-    activation, before pooling (of the last layer: the logits); ``saturated_percent`` is the share of it with
-    |tanh| > 0.99, a sigmoid within 0.01 of 0 or 1, a ReLU of 0 (empty for others). ``activation_gradient_norm`` is
-    the norm of the batch's mean cross-entropy's gradient by that output, over all samples; ``weight_norm`` and
-    ``weight_gradient_norm`` are those of the layer's weights. Where a layer is frozen, or all before it, there are no
-    gradients by it. ``name`` is the layer's in the model.
+    The output of a layer is taken after its norm and activation, before pooling; for the last layer it is the logits.
+
+    - ``name``: the layer's name in the model.
+    - ``activation_mean``, ``activation_std``: over the samples and units of the output.
+    - ``saturated_percent``: percentage of the output with |tanh| > 0.99, a sigmoid within 0.01 of 0 or 1, or a ReLU of
+      0; empty for other activations.
+    - ``activation_gradient_norm``: L2 norm of the gradient of the mean cross-entropy with respect to the output.
+    - ``weight_norm``, ``weight_gradient_norm``: L2 norms of the layer's weights and of their gradient.
+
+    Gradients are empty where the layer is frozen or nothing before it trains.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -52,26 +56,28 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         logits, watched = _forward(model, data.normalize(x))
         if not watched:
-            raise UsageError(f"probe=layers: sees no layers in {type(model).__name__}, which computes them by itself")
+            raise UsageError(
+                f"probe=layers: found no layers in {type(model).__name__}, which computes them without modules"
+            )
         loss = nn.functional.cross_entropy(logits, y)
-        sources = [each.output for each in watched] + [_weight(each.layer) for each in watched]
-        found = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
-        gradients = [next(found) if source.requires_grad else None for source in sources]
+        sources = [layer.output for layer in watched] + [_weight(layer.layer) for layer in watched]
+        computed = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
+        gradients = [next(computed) if source.requires_grad else None for source in sources]
     for module, training in modes.items():
         module.training = training
     by_output, by_weight = gradients[: len(watched)], gradients[len(watched) :]
     return [
         {
             "layer": number,
-            "name": each.name,
-            "activation_mean": float(each.output.detach().mean()),
-            "activation_std": float(each.output.detach().std(correction=0)),
-            "saturated_percent": _saturated_percent(each),
+            "name": layer.name,
+            "activation_mean": float(layer.output.detach().mean()),
+            "activation_std": float(layer.output.detach().std(correction=0)),
+            "saturated_percent": _saturated_percent(layer),
             "activation_gradient_norm": _norm(output_gradient),
-            "weight_norm": _norm(_weight(each.layer)),
+            "weight_norm": _norm(_weight(layer.layer)),
             "weight_gradient_norm": _norm(weight_gradient),
         }
-        for number, (each, output_gradient, weight_gradient) in enumerate(
+        for number, (layer, output_gradient, weight_gradient) in enumerate(
             zip(watched, by_output, by_weight, strict=True), 1
         )
     ]
@@ -80,7 +86,7 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
 def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Watched]]:
     watched: list[Watched] = []
 
-    def note(name: str) -> Any:
+    def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, LAYERS):
                 watched.append(Watched(name, module, module, output))
@@ -90,7 +96,7 @@ def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Watched]]:
         return hook
 
     handles = [
-        module.register_forward_hook(note(name))
+        module.register_forward_hook(watch(name))
         for name, module in model.named_modules()
         if isinstance(module, LAYERS) or type(module).__module__ in NORM_OR_ACTIVATION
     ]

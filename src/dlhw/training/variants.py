@@ -1,7 +1,7 @@
-"""K variants of one model as one: their weights stacked, computed by ``torch.func.vmap``, updated by one torch.optim.
+"""K models that train together as one: stacked weights, one forward pass by ``torch.func.vmap``, one torch.optim.
 
-``Single`` is the same for one run, without a copy or a wrapper around its model. The loop knows only what both have
-in common: it hands them a function of one variant's model and gets one of all of them.
+``Single`` is the case K = 1, without a copy of the model or a wrapper around it. The training loop sees only the
+common interface ``Variants``: tensors have a leading dimension K, whatever K is.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import copy
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,23 +23,24 @@ from dlhw.models.dropout import Dropout
 from dlhw.runs.checkpoint import State
 from dlhw.runtime import processes
 from dlhw.runtime.randomness import key
-from dlhw.training.finetuning import standing_still
-from dlhw.training.objective import Regularization
+from dlhw.training.acceleration import undecorated_step, vectorizable
+from dlhw.training.finetuning import frozen_modules
+from dlhw.training.objective import DataLoss
 from dlhw.training.optim import Schedule
 
-OfOne = Callable[[nn.Module, Regularization, Tensor, Tensor], tuple[Tensor, ...]]
-OfAll = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
-
 ELEMENTWISE = ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-"""Classes of torch.optim that treat each number by itself, so that stacking changes nothing."""
+"""Classes of torch.optim that update each number by itself, so that stacking weights changes nothing."""
 
 
-class Cannot(UsageError):
-    """Why some runs cannot be trained as one ensemble."""
+class NotVectorizable(UsageError):
+    """Some runs cannot be trained as one ensemble. The message says why."""
 
 
 class Variants(ABC):
-    """K runs that are trained together; everything they share and nothing of their files."""
+    """K models with one optimizer.
+
+    A call maps inputs (K, B, *shape), or (1, B, *shape) where all models have the same inputs, to logits (K, B, C).
+    """
 
     count: int
     optimizer: Optimizer
@@ -48,146 +48,145 @@ class Variants(ABC):
     """One for each parameter group of the optimizer."""
 
     def __init__(self) -> None:
-        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._update = undecorated_step(self.optimizer)
 
     @abstractmethod
-    def map(self, function: OfOne, regularizations: Sequence[Regularization]) -> OfAll:
-        """``function(model, regularization, x, y)`` of samples (B, *shape) and labels (B,), for all K at once.
+    def __call__(self, x: Tensor) -> Tensor: ...
 
-        The mapped function takes x (K, B, *shape) and y (K, B), or (1, ...) where all have the same samples, and its
-        results have a first dimension K.
-        """
+    @abstractmethod
+    def vectorized(self, loss: DataLoss) -> DataLoss:
+        """The loss of one model as a function of all: logits (K, B, C), targets (K, B) or (1, B), losses (K,)."""
+
+    @abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """The parameters that train, each (K, *shape), for use in the objective."""
+
+    def weights(self) -> list[Tensor]:
+        """The parameters that L1 and L2 act on: matrices and kernels, not biases; each (K, *shape)."""
+        return [parameter for parameter in self.parameters() if parameter.ndim > 2]
 
     @abstractmethod
     def train(self, mode: bool = True) -> None:
-        """Into training mode, or evaluation mode."""
+        """Set training mode, or evaluation mode."""
 
     @abstractmethod
-    def stacked(self) -> list[Tensor]:
-        """The parameters that train, each (K, *shape), without their history."""
+    def zero_grad(self) -> None:
+        """Discard the gradients of the last step."""
+
+    def step(self, *, clip_norm: float | None = None) -> None:
+        """Update the weights. Gradients with a larger norm than ``clip_norm`` are scaled down to it first."""
+        if clip_norm is not None:
+            self._clip(clip_norm)
+        self._update()
 
     @abstractmethod
-    def gather_gradients(self) -> None:
-        """After the backward pass: give the optimizer what it is to update by."""
+    def _gradients(self) -> list[Tensor]:
+        """The gradient of each parameter, (K, *shape)."""
 
-    @abstractmethod
-    def clear_gradients(self) -> None:
-        """Before the forward pass."""
-
-    @abstractmethod
-    def gradients(self) -> list[Tensor]:
-        """Of each parameter, (K, *shape)."""
-
-    @abstractmethod
-    def rekey(self, seeds: Sequence[int], epoch: int) -> None:
-        """Start the epoch's dropout masks of each variant."""
-
-    @abstractmethod
-    def weights(self, variants: Sequence[int]) -> list[State]:
-        """Copies of the model's state of some variants, as ``state_dict`` of a model of its own would have it."""
-
-    @abstractmethod
-    def optimizer_state(self, variant: int) -> State:
-        """The optimizer's state of one variant, as ``state_dict`` of an optimizer of its own would have it."""
-
-    @abstractmethod
-    def load(self, states: Sequence[State]) -> None:
-        """Go on from the checkpoints of all K variants, which must be of the same epoch."""
-
-    @abstractmethod
-    def model(self, variant: int) -> nn.Module:
-        """One variant as a model of its own, to be looked at."""
-
-    @abstractmethod
-    def tensors(self) -> list[Tensor]:
-        """All that a step may change but the optimizer's state."""
-
-    def rate(self, variant: int) -> float:
-        """The learning rate of one variant as it is now; of its first parameter group, should there be several."""
-        return float(self.optimizer.param_groups[self._group(variant)]["lr"])
-
-    @abstractmethod
-    def _group(self, variant: int) -> int: ...
-
-    def set_rates(self, epoch: float) -> None:
-        """The learning rates at a time in epochs; in place where a rate is a tensor (a CUDA graph reads it there)."""
-        for group, rate, schedule in zip(self.optimizer.param_groups, self.rates, self.schedules, strict=True):
-            now = rate * schedule(epoch)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(now)
-            else:
-                group["lr"] = now
-
-    def clip(self, largest: float) -> None:
-        """Scale each variant's gradients down to the norm ``largest`` where theirs is larger."""
-        gradients = self.gradients()
+    def _clip(self, largest: float) -> None:
+        gradients = self._gradients()
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
         factors = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
 
+    def set_learning_rates(self, epoch: float) -> None:
+        """Set the learning rates for a time in epochs; in place where a rate is a tensor, which a CUDA graph reads."""
+        for group, base_rate, schedule in zip(
+            self.optimizer.param_groups, self._base_rates, self.schedules, strict=True
+        ):
+            rate = base_rate * schedule(epoch)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def learning_rate(self, variant: int) -> float:
+        """The current learning rate of one model, that of its first parameter group."""
+        return float(self.optimizer.param_groups[self._group(variant)]["lr"])
+
+    @abstractmethod
+    def _group(self, variant: int) -> int: ...
+
+    @abstractmethod
+    def seed_dropout(self, seeds: Sequence[int], epoch: int) -> None:
+        """Key the dropout masks of each model for an epoch."""
+
+    @abstractmethod
+    def state_dicts(self, variants: Sequence[int]) -> list[State]:
+        """Copies of some models' ``state_dict``, each as the model alone would have it."""
+
+    @abstractmethod
+    def optimizer_state_dict(self, variant: int) -> State:
+        """The optimizer's ``state_dict`` for one model, as an optimizer of its own would have it."""
+
+    @abstractmethod
+    def load_state_dicts(self, states: Sequence[State]) -> None:
+        """Continue from the checkpoints of all K models, which must be of the same epoch."""
+
+    @abstractmethod
+    def model(self, variant: int) -> nn.Module:
+        """One model by itself, for reading."""
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """Everything that a step may change except the optimizer's state."""
+
 
 class Single(Variants):
-    """One run: its model and optimizer as they are."""
+    """One model with its optimizer."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, schedule: Schedule) -> None:
         self.count = 1
         self.optimizer = optimizer
         self.schedules = [schedule] * len(optimizer.param_groups)
         self._dropouts = _dropouts(model)
-        own = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
-        self._parallel = processes.parallel(model, own=own)
+        buffers = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
+        self._parallel = processes.parallel(model, own=buffers)
         self._model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._still = standing_still(model)
+        self._frozen_modules = frozen_modules(model)
         super().__init__()
 
-    def map(self, function: OfOne, regularizations: Sequence[Regularization]) -> OfAll:
-        (regularization,) = regularizations
+    def __call__(self, x: Tensor) -> Tensor:
+        model = self._parallel if torch.is_grad_enabled() else self._model
+        logits: Tensor = model(x.squeeze(0)).unsqueeze(0)
+        return logits
 
-        def mapped(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            model = self._parallel if torch.is_grad_enabled() else self._model
-            results = function(model, regularization, x.squeeze(0), y.squeeze(0))
-            return tuple(result.unsqueeze(0) for result in results)
+    def vectorized(self, loss: DataLoss) -> DataLoss:
+        return lambda logits, y: loss(logits.squeeze(0), y.squeeze(0)).unsqueeze(0)
 
-        return mapped
+    def parameters(self) -> list[Tensor]:
+        return [parameter.unsqueeze(0) for parameter in self._trained]
 
     def train(self, mode: bool = True) -> None:
         self._model.train(mode)
-        for module in self._still:
+        for module in self._frozen_modules:
             module.eval()
 
-    def tensors(self) -> list[Tensor]:
-        return [*self._model.parameters(), *self._model.buffers()]
+    def zero_grad(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad.unsqueeze(0) for parameter in self._trained if parameter.grad is not None]
 
     def _group(self, variant: int) -> int:
         return 0
 
-    def stacked(self) -> list[Tensor]:
-        return [parameter.detach().unsqueeze(0) for parameter in self._trained]
-
-    def clear_gradients(self) -> None:
-        for parameter in self._trained:
-            parameter.grad = None
-
-    def gather_gradients(self) -> None:
-        pass  # the backward pass has put them where the optimizer looks
-
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad.unsqueeze(0) for parameter in self._trained if parameter.grad is not None]
-
-    def rekey(self, seeds: Sequence[int], epoch: int) -> None:
+    def seed_dropout(self, seeds: Sequence[int], epoch: int) -> None:
         (seed,) = seeds
         for name, layer in self._dropouts.items():
             layer.key.fill_(key(seed, "dropout", name, epoch, *processes.own_purpose()))
 
-    def weights(self, variants: Sequence[int]) -> list[State]:
+    def state_dicts(self, variants: Sequence[int]) -> list[State]:
         return [copy.deepcopy(self._model.state_dict()) for _ in variants]
 
-    def optimizer_state(self, variant: int) -> State:
+    def optimizer_state_dict(self, variant: int) -> State:
         return self.optimizer.state_dict()
 
-    def load(self, states: Sequence[State]) -> None:
+    def load_state_dicts(self, states: Sequence[State]) -> None:
         (state,) = states
         self._model.load_state_dict({name: state["model"][name] for name in self._model.state_dict()})
         self.optimizer.load_state_dict(state["optimizer"])
@@ -195,37 +194,38 @@ class Single(Variants):
     def model(self, variant: int) -> nn.Module:
         return self._model
 
+    def tensors(self) -> list[Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
+
 
 class Ensemble(Variants):
-    """K models of one structure and their optimizers of one class, taken over as they are.
+    """K models of one structure, with optimizers of one class, whose weights and states are copied into stacks.
 
     Neighbours with equal optimizer settings and the same schedule object share a parameter group, so sort them.
-    Raises Cannot when they do not fit together.
+    Raises NotVectorizable when the models do not fit together.
     """
 
     def __init__(
         self, models: Sequence[nn.Module], optimizers: Sequence[Optimizer], schedules: Sequence[Schedule]
     ) -> None:
         kind = type(optimizers[0])
-        if kind.__name__ not in ELEMENTWISE or not kind.__module__.startswith("torch.optim"):
-            raise Cannot(f"optimizer {kind.__name__} does not treat each weight by itself")
-        if any(len(optimizer.param_groups) > 1 for optimizer in optimizers):
-            raise Cannot("the optimizer has several parameter groups")
-        if not all(parameter.requires_grad for parameter in models[0].parameters()):
-            raise Cannot("part of the model is frozen")
-        if any(parameter.ndim == 0 for parameter in models[0].parameters()):
-            raise Cannot("a parameter is a single number, which looks like a counter of the optimizer")
-        for layer in models[0].modules():
-            if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU):
-                raise Cannot(f"{type(layer).__name__} draws from the stream of random numbers that a run has alone")
+        _check_vectorizable(models[0], kind, optimizers)
         self.count = len(models)
         self._template = models[0]
         self._parameters = _stacked([dict(model.named_parameters()) for model in models])
         self._buffers = _stacked([dict(model.named_buffers()) for model in models])
         for parameter in self._parameters.values():
             parameter.requires_grad_()
+        self._state = {**self._parameters, **self._buffers}
         self._saved = list(models[0].state_dict())
         self._dropouts = list(_dropouts(models[0]))
+
+        def forward(state: dict[str, Tensor], x: Tensor) -> Any:
+            return functional_call(self._template, state, (x,))
+
+        self._forward_each, self._forward_shared = (
+            vmap(forward, in_dims=(0, dimension), randomness="error") for dimension in (0, None)
+        )
 
         settings = [(_options(optimizer), schedule) for optimizer, schedule in zip(optimizers, schedules, strict=True)]
         starts = [k for k in range(self.count) if k == 0 or settings[k] != settings[k - 1]]
@@ -242,133 +242,118 @@ class Ensemble(Variants):
         self._load_optimizer([optimizer.state_dict() for optimizer in optimizers])
         super().__init__()
 
-    def map(self, function: OfOne, regularizations: Sequence[Regularization]) -> OfAll:
-        """As :meth:`Variants.map` says, by ``torch.func.vmap``; what is off in all variants stays a plain 0."""
-        strengths = {
-            name: torch.tensor(values, dtype=next(iter(self._parameters.values())).dtype, device=self._device)
-            for name in asdict(regularizations[0])
-            if any(values := [getattr(regularization, name) for regularization in regularizations])
-        }
-
-        class OfTheTemplate(nn.Module):  # functional_call replaces the weights during the call of a module
-            def __init__(self, model: nn.Module) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, own: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-                off: dict[str, Any] = dict.fromkeys(asdict(regularizations[0]), 0.0)
-                return function(self.model, Regularization(**off | own), x, y)
-
-        template = OfTheTemplate(self._template)
-        state = {f"model.{name}": tensor for name, tensor in {**self._parameters, **self._buffers}.items()}
-
-        def of_one(state: dict[str, Tensor], own: dict[str, Tensor], x: Tensor, y: Tensor) -> Any:
-            return functional_call(template, state, (own, x, y))
-
-        own_samples, same_samples = (
-            vmap(of_one, in_dims=(0, 0, samples, samples), randomness="error") for samples in (0, None)
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = (
+            self._forward_each(self._state, x)
+            if len(x) == self.count
+            else self._forward_shared(self._state, x.squeeze(0))
         )
+        return logits
 
-        def mapped(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            results: tuple[Tensor, ...] = (
-                own_samples(state, strengths, x, y)
-                if len(x) == self.count
-                else same_samples(state, strengths, x.squeeze(0), y.squeeze(0))
-            )
-            return results
+    def vectorized(self, loss: DataLoss) -> DataLoss:
+        loss = vectorizable(loss)
+        each, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
+        return lambda logits, y: each(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
 
-        return mapped
+    def parameters(self) -> list[Tensor]:
+        return list(self._parameters.values())
 
     def train(self, mode: bool = True) -> None:
         self._template.train(mode)
 
-    def tensors(self) -> list[Tensor]:
-        return [*self._parameters.values(), *self._buffers.values()]
+    def zero_grad(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def step(self, *, clip_norm: float | None = None) -> None:
+        if clip_norm is not None:
+            self._clip(clip_norm)
+        for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
+            for slices, stack in zip(group["params"], self._parameters.values(), strict=True):
+                assert stack.grad is not None
+                slices.grad = stack.grad[part]
+        self._update()
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
 
     def _group(self, variant: int) -> int:
         return next(i for i, part in enumerate(self._ranges) if part.start <= variant < part.stop)
 
-    def stacked(self) -> list[Tensor]:
-        return [parameter.detach() for parameter in self._parameters.values()]
-
-    def clear_gradients(self) -> None:
-        for parameter in self._parameters.values():
-            parameter.grad = None
-
-    def gather_gradients(self) -> None:
-        for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
-            for slices, whole in zip(group["params"], self._parameters.values(), strict=True):
-                assert whole.grad is not None
-                slices.grad = whole.grad[part]
-
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-
-    def rekey(self, seeds: Sequence[int], epoch: int) -> None:
+    def seed_dropout(self, seeds: Sequence[int], epoch: int) -> None:
         for name in self._dropouts:
             keys = [key(seed, "dropout", name, epoch) for seed in seeds]
             self._buffers[f"{name}.key"].copy_(torch.tensor(keys))
 
-    def weights(self, variants: Sequence[int]) -> list[State]:
-        state = {**self._parameters, **self._buffers}
-        chosen = torch.tensor(variants, dtype=torch.long, device=self._device)
-        copies = {name: state[name].detach().index_select(0, chosen) for name in self._saved}
+    def state_dicts(self, variants: Sequence[int]) -> list[State]:
+        chosen = torch.tensor(variants, dtype=torch.long, device=next(iter(self._parameters.values())).device)
+        copies = {name: self._state[name].detach().index_select(0, chosen) for name in self._saved}
         return [{name: tensor[i] for name, tensor in copies.items()} for i in range(len(variants))]
 
-    def optimizer_state(self, variant: int) -> State:
-        """As :meth:`Variants.optimizer_state` says, cut out of the stacked state."""
+    def optimizer_state_dict(self, variant: int) -> State:
         index = self._group(variant)
         part, group = self._ranges[index], self.optimizer.param_groups[index]
 
-        def own(value: Any, like: Tensor) -> Any:
-            stacked = isinstance(value, Tensor) and value.shape == like.shape
-            return value[variant - part.start] if stacked else value
+        def cut(value: Any, stack: Tensor) -> Any:
+            is_stacked = isinstance(value, Tensor) and value.shape == stack.shape
+            return value[variant - part.start] if is_stacked else value
 
         state = {
-            i: {name: own(value, parameter) for name, value in self.optimizer.state[parameter].items()}
+            i: {name: cut(value, parameter) for name, value in self.optimizer.state[parameter].items()}
             for i, parameter in enumerate(group["params"])
             if self.optimizer.state.get(parameter)
         }
         settings = {name: value for name, value in group.items() if name != "params"}
         return {"state": state, "param_groups": [{**settings, "params": list(range(len(group["params"])))}]}
 
-    def load(self, states: Sequence[State]) -> None:
-        tensors = {**self._parameters, **self._buffers}
+    def load_state_dicts(self, states: Sequence[State]) -> None:
         with torch.no_grad():
             for name in self._saved:
-                tensors[name].copy_(torch.stack([state["model"][name] for state in states]))
+                self._state[name].copy_(torch.stack([state["model"][name] for state in states]))
         self._load_optimizer([state["optimizer"] for state in states])
 
     def _load_optimizer(self, states: Sequence[State]) -> None:
         for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
             for i, parameter in enumerate(group["params"]):
-                of_each = [state["state"].get(i, {}) for state in states[part]]
+                of_variants = [state["state"].get(i, {}) for state in states[part]]
                 on_device = group.get("fused") or group.get("capturable")
                 self.optimizer.state[parameter] = {
-                    name: _stack([state[name] for state in of_each], parameter, counters_on_device=bool(on_device))
-                    for name in of_each[0]
+                    name: _stack([state[name] for state in of_variants], parameter, counters_on_device=bool(on_device))
+                    for name in of_variants[0]
                 }
 
     def model(self, variant: int) -> nn.Module:
         model = copy.deepcopy(self._template)
         with torch.no_grad():
             for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-                tensor.copy_({**self._parameters, **self._buffers}[name][variant])
+                tensor.copy_(self._state[name][variant])
         return model
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(iter(self._parameters.values())).device
-        return device
+    def tensors(self) -> list[Tensor]:
+        return list(self._state.values())
+
+
+def _check_vectorizable(model: nn.Module, kind: type[Optimizer], optimizers: Sequence[Optimizer]) -> None:
+    if kind.__name__ not in ELEMENTWISE or not kind.__module__.startswith("torch.optim"):
+        raise NotVectorizable(f"optimizer {kind.__name__} does not update each weight by itself")
+    if any(len(optimizer.param_groups) > 1 for optimizer in optimizers):
+        raise NotVectorizable("the optimizer has several parameter groups")
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        raise NotVectorizable("part of the model is frozen")
+    if any(parameter.ndim == 0 for parameter in model.parameters()):
+        raise NotVectorizable("a parameter is a scalar, which cannot be told from a counter of the optimizer")
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU):
+            raise NotVectorizable(f"{type(layer).__name__} draws from the global random number generator")
 
 
 def _dropouts(model: nn.Module) -> dict[str, Dropout]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, Dropout)}
 
 
-def _stacked(of_each: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of equal names as one; torch's stack_module_state wants models of one class, which fx graphs are not."""
-    return {name: torch.stack([own[name].detach() for own in of_each]) for name in of_each[0]}
+def _stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack tensors of equal names. torch's stack_module_state requires one class, which fx graphs do not have."""
+    return {name: torch.stack([state[name].detach() for state in states]) for name in states[0]}
 
 
 def _options(optimizer: Optimizer) -> dict[str, Any]:
@@ -377,7 +362,7 @@ def _options(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _stack(values: Sequence[Any], parameter: Tensor, *, counters_on_device: bool) -> Any:
-    """One state for all variants of a group: tensors like its weights are stacked, counters are the same for all."""
+    """One optimizer state for all models of a group: states shaped like weights are stacked, counters are shared."""
     first = values[0]
     if isinstance(first, Tensor) and first.shape == parameter.shape[1:] and first.ndim:
         return torch.stack([value.to(parameter.device) for value in values])

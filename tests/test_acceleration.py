@@ -23,9 +23,11 @@ from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
 from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
-from dlhw.training.acceleration import Step, cuda_graphed, mapping_quickly, undecorated_step
-from dlhw.training.loop import Run, Trainer, training_step
+from dlhw.training.acceleration import Step, cuda_graphed, undecorated_step, vectorizable
+from dlhw.training.loop import Training
 from dlhw.training.objective import Regularization
+from dlhw.training.run import TrainingRun
+from dlhw.training.settings import Trainer
 from dlhw.training.variants import Single
 
 DEFAULTS = yaml.safe_load((Path(__file__).parent.parent / "conf" / "trainer" / "default.yaml").read_text())
@@ -85,9 +87,9 @@ def loop_step(
 ) -> tuple[Single, Step]:
     """A run with some L2 whose rate at the "epoch" n is ``rate(n)``, and its step."""
     single = Single(model, optimizer, lambda number: rate(int(number)) / rate(0))
-    run = Run(Record(Path()), seed=0, regularization=Regularization(flood=0.0, l1=0.0, l2=1e-3))
+    run = TrainingRun(Record(Path()), seed=0, regularization=Regularization(flood=0.0, l1=0.0, l2=1e-3))
     loss = nn.functional.cross_entropy
-    return single, training_step(single, [run], data, loss, trainer=trainer, precision=precision)
+    return single, Training(single, [run], data, loss, trainer=trainer, precision=precision).step
 
 
 def rate(step: int) -> float:
@@ -144,7 +146,7 @@ def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
 def test_building_and_stepping_does_not_import_the_compiler() -> None:
     program = """
 import sys, torch
-from dlhw.fast import optimizers_without_dynamo, undecorated_step
+from dlhw.training.acceleration import optimizers_without_dynamo, undecorated_step
 optimizers_without_dynamo()
 for kind in (torch.optim.SGD, torch.optim.Adam):
     weight = torch.ones(3, requires_grad=True)
@@ -174,7 +176,7 @@ def test_cross_entropy_that_maps_quickly_is_torchs(largest: float, smoothing: fl
     given = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
     (ours, ours_gradient), (expected, gradient) = (
         (value, *torch.autograd.grad(value, x))
-        for loss in (mapping_quickly(given), given)
+        for loss in (vectorizable(given), given)
         for x in [logits.clone().requires_grad_()]
         for value in [loss(x, y)]
     )
@@ -184,7 +186,7 @@ def test_cross_entropy_that_maps_quickly_is_torchs(largest: float, smoothing: fl
 
 def test_other_losses_map_as_they_are() -> None:
     hinge = functools.partial(nn.functional.multi_margin_loss, margin=2.0)
-    assert mapping_quickly(hinge) is hinge
+    assert vectorizable(hinge) is hinge
 
 
 # The loop's step, compiled or recorded
@@ -199,10 +201,10 @@ def loop_steps(
     model = net().to(device, precision.dtype).train()
     optimizer = kind(model.parameters(), lr=rate(0), fused=True, **options)
     single, step = loop_step(model, data, optimizer, trainer, precision)
-    single.rekey([1], epoch=1)
+    single.seed_dropout([1], epoch=1)
     measured = []
     for number in range(steps):
-        single.set_rates(number)
+        single.set_learning_rates(number)
         count = 5 if number % 4 == 3 else trainer.batch_size  # now and then a batch that is not full
         first = number * 3 % 20
         batch = slice(first, first + count)

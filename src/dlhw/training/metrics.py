@@ -1,0 +1,81 @@
+"""Metrics of an epoch: pure functions from what the training steps and an evaluation measured to columns of a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dlhw.data.tensors import Dataset
+from dlhw.runs.record import Row
+from dlhw.training.objective import Regularization, flooded
+from dlhw.training.settings import Trainer
+
+NEAR_ZERO = 1e-3
+"""Weights with a smaller absolute value count as near zero (D4.2)."""
+
+
+def errors(logits: Tensor, y: Tensor) -> Tensor:
+    """Wrong predictions of each model in a batch, or its sum of squared errors, (K,).
+
+    Args:
+        logits: (K, B, C), or predictions (K, B) for regression.
+        y: labels (K, B), class shares (K, B, C) of which the largest counts as the label, or numbers (K, B); the first
+            dimension is 1 where all models have the same targets.
+    """
+    if logits.ndim == 2:
+        return (logits - y).square().sum(1)
+    return (logits.argmax(2) != (y.argmax(2) if y.ndim == 3 else y)).sum(1)
+
+
+def split_metrics(loss: Tensor, errors: Tensor, count: int, *, regression: bool) -> dict[str, list[float]]:
+    """Loss and error of each model from mean losses (K,) and summed :func:`errors` (K,) of ``count`` samples."""
+    mean = errors.cpu().double() / count
+    if regression:
+        return {"loss": loss.tolist(), "mse": mean.tolist()}
+    return {"loss": loss.tolist(), "error_percent": (100 * mean).tolist(), "accuracy": (1 - mean).tolist()}
+
+
+def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regularization: Regularization) -> Row:
+    """Training metrics of one model as means over an epoch's samples, each measured just before its update.
+
+    Args:
+        history: loss, penalty and :func:`errors` of every step, (steps, 3) on the CPU.
+    """
+    losses, penalties, wrong = history.unbind(1)
+    size = trainer.batch_size
+    count = min(len(data.train), len(history) * size)
+    shares = losses.new_tensor([min(size, count - start) / count for start in range(0, count, size)])
+    objectives = flooded(losses, regularization.flood) + penalties
+    means = split_metrics((losses @ shares).unsqueeze(0), wrong.sum().unsqueeze(0), count, regression=not data.classes)
+    row = {f"train_{name}": value for name, (value,) in means.items()}
+    return row | {"train_objective": float(objectives @ shares), "train_penalty": float(penalties @ shares)}
+
+
+def weight_metrics(parameters: Sequence[Tensor]) -> dict[str, list[float]]:
+    """L2 norm and percentage near zero of all weight matrices and kernels of each model, from (K, *shape)."""
+    weights = [tensor.flatten(1) for tensor in parameters if tensor.ndim > 2]
+    weights = weights or [parameters[0].new_zeros(len(parameters[0]), 0)]
+    squares = torch.stack([weight.square().sum(1) for weight in weights]).sum(0)
+    small = torch.stack([(weight.abs() < NEAR_ZERO).sum(1) for weight in weights]).sum(0)
+    count = max(1, sum(weight.shape[1] for weight in weights))
+    return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.double() / count).tolist()}
+
+
+def divergence(history: Tensor, row: Row) -> str | None:
+    """Describe the first loss in ``history`` (steps, 3), or metric of the row, that is not finite; None if all are."""
+    losses, penalties, _ = history.unbind(1)
+    not_finite = (~torch.isfinite(losses + penalties)).nonzero()
+    if len(not_finite):
+        step = int(not_finite[0])
+        return (
+            f"loss {losses[step]:g}, penalty {penalties[step]:g} at step {row['step'] - len(losses) + step + 1} "
+            f"(epoch {row['epoch']}, step {step + 1} of {len(losses)}): training diverged; "
+            "try a smaller optimizer.lr, or set trainer.clip_norm"
+        )
+    for name, value in row.items():
+        if not math.isfinite(value):
+            return f"{name} is {value:g} after epoch {row['epoch']} (step {row['step']}): training diverged"
+    return None

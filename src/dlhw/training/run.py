@@ -1,0 +1,100 @@
+"""What one run has of its own while it is trained: its directory, seed, regularization, best epoch and outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dlhw.runs.checkpoint import State
+from dlhw.runs.record import Record, Row
+from dlhw.training.objective import Regularization
+from dlhw.training.settings import Trainer
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot continue. The message says where and why."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run; the weights are in ``best.pt`` and ``last.pt``."""
+
+    best: Row
+    final: Row
+    stopped: Literal["epochs", "patience"]
+
+    def __str__(self) -> str:
+        reason = "stopped early" if self.stopped == "patience" else "all epochs done"
+        metric, words = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
+        form = "{:.4g}" if metric == "mse" else "{:.2f} %"
+        val, test = (form.format(self.best.get(f"{part}_{metric}", math.nan)) for part in ("val", "test"))
+        text = f"{reason}; best validation {words} {val} at epoch {self.best['epoch']}"
+        return f"{text}, test {words} at this epoch {test}" if f"test_{metric}" in self.best else text
+
+
+class TrainingRun:
+    """One run in training, alone or as one of K.
+
+    Args:
+        record: its directory; holds the rows of earlier epochs when the run is resumed.
+        resume: the checkpoint to continue from; None starts from the beginning.
+        whole: entries for the checkpoints of a model of which only a part is trained: shape, outputs, frozen weights.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        seed: int,
+        regularization: Regularization,
+        resume: State | None = None,
+        whole: State | None = None,
+    ) -> None:
+        self.record = record
+        self.seed = seed
+        self.regularization = regularization
+        self.resume = resume
+        self.whole = whole or {"model": {}}
+        self.failure: TrainingFailed | None = None
+        self._best: Row | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Number of finished epochs."""
+        return len(self.record.rows)
+
+    def best(self, trainer: Trainer) -> Row:
+        """The first epoch with the smallest monitored metric."""
+        if self._best is None:
+            self._best = best_row(self.record.rows, trainer.monitor)
+        return self._best
+
+    def add(self, row: Row, trainer: Trainer, *, seconds: float) -> bool:
+        """Record an epoch. Return whether it is the best so far."""
+        improved = not self.record.rows or row[trainer.monitor] < self.best(trainer)[trainer.monitor]
+        self.record.append(row, seconds=seconds)
+        if improved:
+            self._best = row
+        return improved
+
+    def continues(self, trainer: Trainer) -> bool:
+        """Whether the run has another epoch to train."""
+        if self.failure is not None or self.epochs >= trainer.epochs:
+            return False
+        rows = self.record.rows
+        waited = rows[-1]["epoch"] - self.best(trainer)["epoch"] if rows else 0
+        return trainer.patience is None or waited < trainer.patience
+
+    def result(self, trainer: Trainer) -> Result:
+        """Return the outcome. Raises TrainingFailed if the run failed."""
+        if self.failure is not None:
+            raise self.failure
+        stopped: Literal["epochs", "patience"] = "epochs" if self.epochs >= trainer.epochs else "patience"
+        return Result(self.best(trainer), self.record.rows[-1], stopped)
+
+
+def best_row(rows: Sequence[Row], monitor: str) -> Row:
+    """The first row with the smallest ``monitor``."""
+    return min(rows, key=lambda row: row[monitor])
