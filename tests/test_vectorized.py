@@ -92,7 +92,7 @@ def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
         (("study=cost", "seed=0,1"), "2 jobs are trained one by one: a study trains nothing"),
         (
             ("optimizer=torch", "optimizer.name=Adafactor", "optimizer.lr=0.1,0.2"),
-            "2 jobs are trained one by one: optimizer Adafactor does not treat each weight by itself",
+            "2 jobs are trained one by one: optimizer Adafactor does not update each weight by itself",
         ),
     ],
 )
@@ -111,8 +111,8 @@ def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_pat
     said = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
     assert said.code == 0, said.err
     assert (
-        "2 jobs are trained one by one: on a CPU convolutions of several nets at once are slower "
-        "(hydra.launcher.even_if_slower)" in said.lines
+        "2 jobs are trained one by one: vectorized convolutions are slower on a CPU; "
+        "set hydra.launcher.even_if_slower=true to use them" in said.lines
     )
     said = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
     assert "training 2 jobs at once" in said.lines
