@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,9 +17,7 @@ from torch import nn
 from dlhw.cli import assembly, composition
 from dlhw.cli.build import check, deferred
 from dlhw.runs.answer import Answer
-
-Compose = Callable[..., DictConfig]
-Ask = Callable[..., Answer]
+from support.composing import Ask, Compose
 
 
 def pytest_configure() -> None:

@@ -23,7 +23,7 @@ from dlhw.errors import UsageError
 from dlhw.runs.record import Record, read_summary
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
-from test_resume import assert_same_run
+from support.comparing import assert_same_run
 
 OPTIONS = sorted(path.stem for path in (composition.conf_dir() / "augmentation").glob("*.yaml"))
 

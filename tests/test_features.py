@@ -386,7 +386,7 @@ def test_what_memory_does_not_hold_is_computed_in_every_epoch(
 
 
 def test_a_sweep_over_rates_trains_as_one_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_command_line import dlhw as command  # runs main in this process
+    from support.commands import dlhw as command  # runs main in this process
 
     monkeypatch.undo()
     counts = counted(monkeypatch)

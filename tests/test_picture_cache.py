@@ -20,7 +20,7 @@ import torch
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from test_pictures import folder_of, options, photo, settle
+from support.pictures import folder_of, options, photo, settle
 
 START = """
 import os

@@ -32,7 +32,7 @@ from dlhw.errors import UsageError
 from dlhw.runs.record import label
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
-from test_command_line import LONG, SMALL, Ended, dlhw, end, environment, start, summary
+from support.commands import LONG, SMALL, Ended, dlhw, end, environment, start, summary
 
 QUICK = (*SMALL, "trainer.epochs=1", "trainer.batch_size=500", "hydra.sweep.dir=S")
 

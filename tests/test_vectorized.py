@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dlhw.sweeps import vectorized
-from test_command_line import dlhw, files, summary
-from test_ensemble import assert_equal
+from support.commands import dlhw, files, summary
+from support.comparing import assert_equal
 
 BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
 TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
