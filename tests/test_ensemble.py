@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from dlhw import train
 from dlhw.cli.assembly import assemble
-from dlhw.cli.program import compose
 from dlhw.runs.record import Record
 from dlhw.sweeps.vectorized import Job, group_key, train_together
 from support.comparing import assert_equal
+from support.composing import compose
 
 BASE = ("dataset=digits", "trainer.precision=fp64", "trainer.device=cpu", "trainer.epochs=12")
 DIFFERENT = {

@@ -16,7 +16,6 @@ from torch.nn import functional
 import dlhw
 from dlhw import train as program
 from dlhw.cli import assembly
-from dlhw.cli.program import compose
 from dlhw.models.convolutional import cnn
 from dlhw.models.dropout import Dropout
 from dlhw.runs import checkpoint
@@ -26,6 +25,7 @@ from dlhw.runtime.progress import Progress
 from dlhw.training import features
 from dlhw.training.features import cut
 from dlhw.training.finetuning import freeze, standing_still
+from support.composing import compose
 
 
 def small_cnn(**changed: Any) -> nn.Sequential:

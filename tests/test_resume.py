@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
 from dlhw.runs.record import Record
@@ -21,6 +20,7 @@ from dlhw.runtime.progress import Progress
 from dlhw.train import run
 from dlhw.training import loop
 from support.comparing import assert_same_run
+from support.composing import compose
 
 RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
        "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip

@@ -161,7 +161,7 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
 
 def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from dlhw.cli.assembly import assemble
-    from dlhw.cli.program import compose
+    from support.composing import compose
 
     def fits(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)

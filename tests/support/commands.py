@@ -6,12 +6,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ from hydra.core.singleton import Singleton
 from dlhw import train
 from dlhw.cli import composition
 from dlhw.runtime import progress
+from support.processes import FROM_OUTSIDE, Ended, Process, environment
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
-LONG = (*SMALL, "trainer.epochs=8", "trainer.batch_size=1", "trainer.checkpoint_seconds=0")
 RUN = {
     ".hydra/config.yaml",
     ".hydra/hydra.yaml",
@@ -40,43 +37,9 @@ RUN = {
 }
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        """The lines on stderr."""
-        return self.err.splitlines()
-
-
-FROM_OUTSIDE = ("HYDRA_FULL_ERROR", "DLHW_DATA", "FORCE_COLOR")  # would change what the runs here do
-
-
-def environment(**more: str) -> dict[str, str]:
-    """One thread, so that the small models here are not slowed down."""
-    return {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE} | {
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
-
-
-def start(*overrides: str, at: Path, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dlhw.train", *overrides],
-        cwd=at,
-        env=environment(**env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=100)
-    return Ended(process.returncode, out, err)
+def start(*overrides: str, at: Path, cold: bool = False, **env: str) -> Process:
+    """Start ``python -m dlhw.train ...`` in the folder ``at``; a ``cold`` one is a new Python process."""
+    return Process("-m", "dlhw.train", *overrides, at=at, env=environment(**env), cold=cold)
 
 
 def dlhw(*overrides: str, at: Path) -> Ended:
