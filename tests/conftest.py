@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,14 +19,44 @@ from torch import nn
 from dlhw.cli import assembly, composition
 from dlhw.cli.build import check, deferred
 from dlhw.runs.answer import Answer
+from support.composing import Ask, Compose
+from support.composing import compose as composed
 
-Compose = Callable[..., DictConfig]
-Ask = Callable[..., Answer]
+MOST_WORKERS = 6  # each takes about 1 GB of memory
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run on all cores, unless ``-n`` says otherwise, tests are named one by one, or a debugger is asked for."""
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    named = any("::" in argument or argument.endswith(".py") for argument in config.args)
+    alone = named or option.usepdb or option.trace or option.collectonly or option.keyword
+    if option.numprocesses is None and not option.tx and not alone and usable_cores() > 1:
+        option.numprocesses = usable_cores()
+        if option.dist == "no":
+            option.dist = "worksteal"  # neighbours, which share fixtures, stay together until a worker has nothing left
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """The number of workers for ``-n auto``."""
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may use, as far as there is memory for so many workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # a container may have a share of all cores
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, round(int(quota) / int(period)) or 1)
+    return min(cores, MOST_WORKERS)
 
 
 def pytest_configure() -> None:
     """Settle what the tests and the processes they start inherit, before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: more threads only wait for each other
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
 
 
@@ -34,7 +65,7 @@ def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
     composition.prepare()
 
-    def composed(*overrides: str, sweep: bool = False) -> DictConfig:
+    def from_command_line(*overrides: str, sweep: bool = False) -> DictConfig:
         before = Singleton.get_state()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))
         try:
@@ -47,18 +78,18 @@ def compose() -> Compose:
         finally:
             Singleton.set_state(before)
 
-    return composed
+    return from_command_line
 
 
 @pytest.fixture(scope="session")
-def ask(compose: Compose) -> Ask:
+def ask() -> Ask:
     """``ask("experiment=jacobian", "study.depths=[3]")``: what a study that reads no data answers, on the CPU.
 
     One that asks a network is given ``network``.
     """
 
     def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
-        cfg = compose(*overrides)
+        cfg = composed(*overrides)
         check(cfg, assembly.GIVEN)
         given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
         wanted = assembly.wanted_by_study(cfg)

@@ -12,11 +12,11 @@ import pytest
 from pydantic import Field
 
 from dlhw import train
-from dlhw.cli.program import compose
 from dlhw.runs import answer
 from dlhw.runs.answer import Answer, Check
 from dlhw.runs.record import Record, read_summary
 from dlhw.views.plots import new_figure
+from support.composing import compose
 
 NAN = math.nan
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from dlhw import train as program
 from dlhw.cli import assembly, composition
 from dlhw.cli.build import build, check
-from dlhw.cli.program import compose
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
@@ -23,7 +22,8 @@ from dlhw.errors import UsageError
 from dlhw.runs.record import Record, read_summary
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
-from test_resume import assert_same_run
+from support.comparing import assert_same_run
+from support.composing import compose
 
 OPTIONS = sorted(path.stem for path in (composition.conf_dir() / "augmentation").glob("*.yaml"))
 

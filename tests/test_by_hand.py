@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from dlhw.cli.program import compose
 from dlhw.models import by_hand
 from dlhw.models.by_hand import ByHand, Layer
 from dlhw.runs.record import Record
 from dlhw.train import run
+from support.composing import compose
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 F = nn.functional

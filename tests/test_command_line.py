@@ -5,13 +5,8 @@ Where it makes no difference, ``main`` runs in this process, which saves the sec
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib.util
-import io
-import json
-import logging
-import os
 import re
 import shlex
 import shutil
@@ -19,126 +14,42 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from hydra.core.singleton import Singleton
 
-from dlhw import train
 from dlhw.cli import composition, program
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record, claim_directory
-from dlhw.runtime import progress
+from support.commands import RUN, SMALL, Ended, dlhw, files, only, start, summary
+from support.processes import Process, environment
 
-SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
-LONG = (*SMALL, "trainer.epochs=8", "trainer.batch_size=1", "trainer.checkpoint_seconds=0")
-RUN = {
-    ".hydra/config.yaml",
-    ".hydra/hydra.yaml",
-    ".hydra/overrides.yaml",
-    "best.pt",
-    "config.yaml",
-    "curves.png",
-    "last.pt",
-    "metrics.csv",
-    "run.log",
-    "summary.json",
-    "timing.csv",
-}
+SHORT = (*SMALL, "trainer.epochs=2", "trainer.checkpoint_seconds=1000")  # no checkpoint before the last one
+LONG = (*SMALL, "trainer.epochs=6", "trainer.checkpoint_seconds=0")
+STEPS_TO_STOP = 20  # of 9 per epoch: in the middle of the third one
+WAITING = f"""
+import os, time
+from dlhw import train
+from dlhw.runtime.progress import Progress
+
+steps, step = iter(range(1, 10_000)), Progress.step
+
+def waiting(progress):
+    step(progress)
+    if next(steps) == {STEPS_TO_STOP}:
+        os.write(1, b"waiting")
+        time.sleep(10_000)
+
+Progress.step = waiting
+train.main()
+"""
+"""The program, which waits for a signal after so many steps."""
 MEASURED = {f"{part}_{metric}" for part in ("train", "val", "test") for metric in ("loss", "error_percent", "accuracy")}
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        """Of what was said on stderr."""
-        return self.err.splitlines()
-
-
-FROM_OUTSIDE = ("HYDRA_FULL_ERROR", "DLHW_DATA", "FORCE_COLOR")  # would change what the runs here do
-
-
-def environment(**more: str) -> dict[str, str]:
-    """One thread, so that the small models here are not slowed down."""
-    return {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE} | {
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
-
-
-def start(*overrides: str, at: Path, **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "dlhw.train", *overrides],
-        cwd=at,
-        env=environment(**env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=100)
-    return Ended(process.returncode, out, err)
-
-
-def dlhw(*overrides: str, at: Path) -> Ended:
-    """``dlhw ...`` in the folder ``at``, in this process; what it changes in the process is put back."""
-    singletons, root = Singleton.get_state(), logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    on_signal = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
-    threads = torch.get_num_threads()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    progress.console.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(at)
-        for name in FROM_OUTSIDE:
-            patch.delenv(name, raising=False)
-        patch.setattr(sys, "argv", ["dlhw", *overrides])
-        patch.setattr(composition.Loader, "ends_program", False)
-        torch.set_num_threads(1)
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                train.main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        finally:
-            torch.set_num_threads(threads)
-            for sent, handler_before in on_signal.items():
-                signal.signal(sent, handler_before)
-            for handler in root.handlers:
-                if handler not in handlers:
-                    handler.close()
-            root.handlers[:], root.level = handlers, level
-            Singleton.set_state(singletons)
-            progress.console.cache_clear()
-    return Ended(code, out.getvalue(), err.getvalue())
-
-
-def files(directory: Path) -> set[str]:
-    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
-
-
-def summary(directory: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory / "summary.json").read_text())
-    return content
-
-
-def only(paths: Sequence[Path]) -> Path:
-    assert len(paths) == 1
-    return paths[0]
 
 
 # --- a run ------------------------------------------------------------------------------------------------
@@ -163,7 +74,7 @@ def no_data_folder() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of two epochs in a process of its own; read it, copy it, do not change it."""
     root = tmp_path_factory.mktemp("finished")
-    ended = end(start(*SMALL, "trainer.epochs=2", at=root))
+    ended = start(*SHORT, at=root).end()
     return Finished(ended, only(list(root.glob("outputs/train/*"))), root)
 
 
@@ -210,7 +121,7 @@ def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
     assert content["data"]["name"] == "digits"
     assert [content["data"][part] for part in ("train", "val", "test")] == [1132, 283, 382]
     assert re.fullmatch("[0-9a-f]{64}", content["data"]["sha256"])
-    assert shlex.split(content["command"])[-4:] == [*SMALL, "trainer.epochs=2"]
+    assert shlex.split(content["command"])[-len(SHORT) :] == list(SHORT)
     assert content["versions"].keys() == {"dlhw", "torch", "python"}
     assert content["seconds"] > 0
     assert content.keys() >= {"git_revision", "seconds_per_epoch", "processor", "threads"}
@@ -218,7 +129,7 @@ def test_summary_tells_what_came_out_and_from_what(finished: Finished) -> None:
 
 def test_config_is_kept_resolved(finished: Finished) -> None:
     stored = yaml.safe_load((finished.path / "config.yaml").read_text())
-    expected = program.compose(*SMALL, "trainer.epochs=2")
+    expected = program.compose(*SHORT)
     expected.data_dir = stored["data_dir"]
     assert stored == expected
     assert Path(stored["data_dir"]).is_absolute()  # the run may be resumed from another folder
@@ -232,7 +143,7 @@ def test_weights_are_readable_without_running_code(finished: Finished) -> None:
 
 
 def test_equal_runs_have_equal_metrics(finished: Finished, tmp_path: Path) -> None:
-    assert dlhw(*SMALL, "trainer.epochs=2", "hydra.run.dir=again", at=tmp_path).code == 0
+    assert dlhw(*SHORT, "hydra.run.dir=again", at=tmp_path).code == 0
     again, first = ((path / "metrics.csv").read_bytes() for path in (tmp_path / "again", finished.path))
     assert again == first
 
@@ -241,16 +152,16 @@ def test_equal_runs_have_equal_metrics(finished: Finished, tmp_path: Path) -> No
 
 
 def test_mistake_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    ended = end(start("optimizer.lr=-1", at=tmp_path))
+    ended = start("optimizer.lr=-1", at=tmp_path).end()
     assert ended == Ended(1, "", "optimizer.lr=-1: must be greater than or equal to 0\n")
     assert list(tmp_path.rglob("*")) in ([], [tmp_path / "outputs"])
 
 
 def test_full_error_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
-    ended = end(start("lr=3", at=tmp_path, HYDRA_FULL_ERROR="1"))
+    ended = start("lr=3", at=tmp_path, HYDRA_FULL_ERROR="1").end()
     assert ended.code == 1
     assert ended.lines.count("Traceback (most recent call last):") >= 1
-    assert ended.lines[-1] == "dlhw.UsageError: lr: no such key; did you mean optimizer.lr?"
+    assert ended.lines[-1].endswith("UsageError: lr: no such key; did you mean optimizer.lr?")
     assert files(tmp_path) == set()
 
 
@@ -299,27 +210,21 @@ def test_diverging_run_fails_and_names_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"]], ids=" ".join)
 def test_asking_about_configs_loads_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "dlhw.train", *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    ended = Process("-X", "importtime", "-m", "dlhw.train", *arguments, at=tmp_path, cold=True).end()
+    assert ended.code == 0
+    loaded = {line.rpartition("|")[2].strip() for line in ended.lines}
     assert "dlhw.cli.program" in loaded
     assert loaded.isdisjoint({"torch", "torchvision", "sklearn", "pandas", "numpy", "matplotlib"})
     assert list(tmp_path.iterdir()) == []
     if arguments == ["--help"]:
         shipped = sorted((composition.conf_dir() / "experiment").glob("*.yaml"))
         questions = {file.stem: file.read_text().splitlines()[1].removeprefix("# ") for file in shipped}
-        listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.stdout, re.MULTILINE)
+        listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.out, re.MULTILINE)
         assert dict(listed) == questions
-        assert 'eval "$(dlhw -sc install=bash)"' in ended.stdout
+        assert 'eval "$(dlhw -sc install=bash)"' in ended.out
     else:
-        assert yaml.safe_load(ended.stdout) == program.compose()
-        assert "${" not in ended.stdout
+        assert yaml.safe_load(ended.out) == program.compose()
+        assert "${" not in ended.out
 
 
 @pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "dlhw").exists(), reason="the dlhw console script is not installed")
@@ -390,7 +295,7 @@ def test_runs_started_in_the_same_moment_get_directories_of_their_own(tmp_path: 
 
 
 def test_sweep_makes_one_directory_with_one_for_each_job_named_by_what_varies(tmp_path: Path) -> None:
-    ended = dlhw("experiment=flooding", "-m", "dataset=digits", "trainer.epochs=1", "b=0.02,0.10", at=tmp_path)
+    ended = dlhw("experiment=flooding", "-m", *SHORT, "b=0.02,0.10", at=tmp_path)
     assert ended.code == 0
     sweep = only(list(tmp_path.glob("outputs/flooding/*")))
     jobs = {path.name: path for path in sweep.iterdir() if path.is_dir()}
@@ -435,29 +340,24 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[signal.Signals, Stopped]]:
-    """Runs of LONG that got a signal after their first epoch, both at a time."""
+    """Runs of LONG that got a signal in their third epoch."""
     root = tmp_path_factory.mktemp("stopped")
-    # Where the tests run with Ctrl-C ignored (in a shell's background), the runs would ignore it as well.
-    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
-    processes = {sent: start(*LONG, f"hydra.run.dir={sent.name}", at=root) for sent in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGINT, on_interrupt)
-    result, deadline = {}, time.monotonic() + 100
+    processes = {
+        sent: Process("-c", WAITING, *LONG, f"hydra.run.dir={sent.name}", at=root)
+        for sent in (signal.SIGTERM, signal.SIGINT)
+    }
+    result = {}
     try:
         for sent, process in processes.items():
-            metrics = root / sent.name / "metrics.csv"
-            while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
-                assert process.poll() is None, end(process).err
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            process.until(lambda process=process: process.out)
             process.send_signal(sent)
         for sent, process in processes.items():
-            ended, path = end(process), root / sent.name
+            ended, path = process.end(), root / sent.name
             rows = len((path / "metrics.csv").read_text().splitlines()) - 1
             result[sent] = Stopped(ended, path, rows, files(path))
     finally:
         for process in processes.values():
             process.kill()
-            process.wait()
     return result
 
 
@@ -476,7 +376,7 @@ def test_stopped_run_says_how_to_go_on_and_then_finishes_as_if_nothing_had_been(
     assert run.ended.code == code
     assert run.ended.lines[-1] == f"interrupted; go on with resume={run.path}"
     assert "Traceback" not in run.ended.err
-    assert 0 < run.rows < 8
+    assert run.rows == 2
     assert "summary.json" not in run.files
 
     ended = dlhw(f"resume={run.path}", at=run.path.parent)
@@ -550,7 +450,7 @@ def test_wheel_carries_the_configs(tmp_path: Path) -> None:
 def test_resume_of_a_finished_run_is_refused_by_a_process_of_its_own(finished: Finished) -> None:
     """Hydra composes twice in a real process, which the other tests of resume do not see."""
     before = {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()}
-    ended = end(start(f"resume={finished.path}", at=finished.path.parent))
+    ended = start(f"resume={finished.path}", at=finished.path.parent).end()
     assert ended.code == 1
     assert ended.err == f"resume={finished.path}: finished already after 2 epochs; a larger trainer.epochs trains on\n"
     assert {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()} == before
@@ -563,5 +463,5 @@ def test_paths_need_no_quotes_of_hydras(name: str) -> None:
 
 def test_two_sweeps_at_once_have_a_directory_each(tmp_path: Path) -> None:
     pair = [start("-m", *SMALL, "trainer.epochs=1", "seed=0,1", "name=pair", at=tmp_path) for _ in range(2)]
-    assert [end(process).code for process in pair] == [0, 0]
+    assert [process.end().code for process in pair] == [0, 0]
     assert len(list(tmp_path.glob("outputs/pair/*/*/summary.json"))) == 4

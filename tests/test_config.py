@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import dlhw
-from conftest import Compose
 from dlhw import train
 from dlhw.cli import assembly, composition, program
 from dlhw.cli.build import build, check, make_model
@@ -24,6 +23,7 @@ from dlhw.data.tabular import _regression
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record, read_summary
+from support.composing import Compose
 
 CONF = composition.conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))

@@ -16,7 +16,6 @@ from torch.nn import functional
 import dlhw
 from dlhw import train as program
 from dlhw.cli import assembly
-from dlhw.cli.program import compose
 from dlhw.models.convolutional import cnn
 from dlhw.models.dropout import Dropout
 from dlhw.runs import checkpoint
@@ -26,6 +25,7 @@ from dlhw.runtime.progress import Progress
 from dlhw.training import features
 from dlhw.training.features import cut
 from dlhw.training.finetuning import freeze, frozen_modules
+from support.composing import compose
 
 
 def small_cnn(**changed: Any) -> nn.Sequential:
@@ -386,7 +386,7 @@ def test_what_memory_does_not_hold_is_computed_in_every_epoch(
 
 
 def test_a_sweep_over_rates_trains_as_one_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_command_line import dlhw as command  # runs main in this process
+    from support.commands import dlhw as command  # runs main in this process
 
     monkeypatch.undo()
     counts = counted(monkeypatch)

@@ -14,7 +14,6 @@ from torch import nn
 import dlhw
 from dlhw import train as program
 from dlhw.cli import assembly
-from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
@@ -23,6 +22,7 @@ from dlhw.runs import checkpoint
 from dlhw.runs.record import Record
 from dlhw.training.finetuning import freeze, frozen_modules, head, parameter_groups
 from dlhw.training.variants import Ensemble, NotVectorizable, Single
+from support.composing import compose
 
 SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=cpu", "trainer.precision=fp64",
          "trainer.batch_size=300", "trainer.epochs=2", "trainer.frozen_once=false")  # fmt: skip

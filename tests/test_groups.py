@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlhw.data import folders, groups
 from dlhw.errors import UsageError
-from test_pictures import dataset, folder_of, options, photo, settle
+from support.pictures import dataset, folder_of, options, photo, settle
 
 
 def pixels(*pictures: Image.Image, side: int = 64) -> torch.Tensor:

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dlhw.cli.build import build, make_model
-from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Record, Row
 from dlhw.runtime.devices import Precision
@@ -20,6 +19,7 @@ from dlhw.runtime.randomness import generator
 from dlhw.training.loop import Training
 from dlhw.training.run import TrainingRun
 from dlhw.training.variants import Single
+from support.composing import compose
 
 EPOCHS = 3
 MODELS = ["model.hidden=[20]", "model.hidden=[20,10] model.dropout=0.3 model.batch_norm=true", "model=cnn"]

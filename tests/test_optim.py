@@ -20,7 +20,11 @@ from dlhw.training.optim import SGD, Momentum, Nesterov, Schedule, by_name, cons
 LR = 0.4
 DENSE = ["ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
 DENSE += ["Rprop", "SGD"]
-REFUSED = {"LBFGS": "evaluates the loss several times", "Muon": "2D", "SparseAdam": "gradients of these models are dense"}
+REFUSED = {
+    "LBFGS": "evaluates the loss several times",
+    "Muon": "2D",
+    "SparseAdam": "gradients of these models are dense",
+}
 
 
 def rates(scheduler: type[lr_scheduler.LRScheduler], epochs: int, **options: float) -> list[float]:

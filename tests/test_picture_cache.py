@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,8 @@ import torch
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from test_pictures import folder_of, options, photo, settle
+from support.pictures import folder_of, options, photo, settle
+from support.processes import Process
 
 START = """
 import os
@@ -208,8 +208,11 @@ def test_damaged_notes_only_cost_time(root: Path, decoded: list[int], damaged: s
     assert len(json.loads(notes.read_text())) == 12
 
 
-def start(root: Path, seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", START, str(root), str(seconds)], stdout=subprocess.PIPE, text=True)
+def start(root: Path, seconds: float) -> Process:
+    """Another process that opens the folder, when it has begun to decode."""
+    process = Process("-c", START, root, str(seconds), at=root)
+    process.until(lambda: process.out)
+    return process
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
@@ -217,17 +220,12 @@ def test_a_second_process_waits_and_one_that_is_killed_leaves_nothing(
     root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with start(root, 60) as killed:
-        assert killed.stdout is not None
-        assert killed.stdout.readline() == "decoding\n"
-        killed.kill()
+    start(root, 10_000).kill()
     assert caches(root) == []
     assert list((root.parent / ".pictures").glob(".*.partial"))
-    with start(root, 0.1) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "decoding\n"
-        opened(root)
-    assert other.returncode == 0
+    other = start(root, 0.1)
+    opened(root)
+    assert other.end().code == 0
     assert decoded == []
     assert any("waiting for it" in record.message for record in caplog.records)
     assert len(caches(root)) == 1

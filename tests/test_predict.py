@@ -15,7 +15,6 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from conftest import Compose
 from dlhw import load_run
 from dlhw.cli.build import build
 from dlhw.data.pictures import Unreadable
@@ -25,6 +24,7 @@ from dlhw.predict import Network, class_names, expanded, main, opened, predict, 
 from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
 from dlhw.train import run as train
+from support.composing import Compose
 
 SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_size=8", "trainer.device=cpu"]
 SIZES = ((40, 30), (30, 40), (24, 24), (20, 61), (300, 200), (25, 25))

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from conftest import Compose
 from dlhw.cli import assembly, build
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
 from dlhw.runs import checkpoint
+from support.composing import Compose
 
 SHAPE = (3, 64, 64)
 FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.pth"}

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dlhw import train
 from dlhw.cli import assembly
-from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import processes
 from dlhw.training.objective import flooded
-from test_command_line import dlhw
+from support.commands import dlhw
+from support.composing import compose
 
 BASE = ("trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=2", "trainer.train_metrics=evaluated")
 RUN = (*BASE, "model.hidden=[8]", "optimizer=adam", "trainer.batch_size=281", "regularization.flood=2.0",

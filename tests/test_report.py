@@ -17,7 +17,6 @@ from omegaconf import open_dict
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from conftest import Compose
 from dlhw import load_run
 from dlhw.cli.assembly import assemble
 from dlhw.cli.build import build
@@ -35,6 +34,7 @@ from dlhw.views.report.classification import as_seen, chosen, inputs
 from dlhw.views.report.filters import Filters, convolution
 from dlhw.views.report.judgement import Judged, judge, wilson
 from dlhw.views.report.saliency import NotSeen, grad_cam, gradient
+from support.composing import Compose
 
 
 def not_asked_for() -> nn.Module:

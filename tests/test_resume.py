@@ -12,15 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
 from dlhw.runs.record import Record
 from dlhw.runtime.progress import Progress
 from dlhw.train import run
 from dlhw.training import loop
+from support.comparing import assert_same_run
+from support.composing import compose
 
 RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
        "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip
@@ -52,23 +52,6 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, kind: type[Base
             raise kind
 
     monkeypatch.setattr(Progress, "step", stop)
-
-
-def same_state(one: object, other: object) -> bool:
-    """Equality of checkpoints, tensors bit for bit."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other) and one.dtype == other.dtype
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same_state, one, other))
-    return one == other
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
-    for name in ("last.pt", "best.pt"):
-        assert same_state(checkpoint.load(one / name), checkpoint.load(other / name)), name
 
 
 @pytest.mark.parametrize("every_seconds", [0, 1000])

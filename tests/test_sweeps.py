@@ -9,9 +9,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,8 @@ from dlhw.errors import UsageError
 from dlhw.runs.record import label
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
-from test_command_line import LONG, SMALL, Ended, dlhw, end, environment, start, summary
+from support.commands import SMALL, Ended, dlhw, start, summary
+from support.processes import wait_for
 
 QUICK = (*SMALL, "trainer.epochs=1", "trainer.batch_size=500", "hydra.sweep.dir=S")
 
@@ -633,12 +631,12 @@ def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options:
     there, here = tmp_path / "there", tmp_path / "here"
     for path, more in ((there, options), (here, [])):
         path.mkdir()
-        ended = end(start(*line, *more, at=path))
+        ended = start(*line, *more, at=path, cold=True).end()
         assert ended.code == 1, ended.err
         assert states(path / "S") == {"optimizer.lr=0.1": "finished", "optimizer.lr=1e+35": "failed"}
     ours, other = (path / "S" / "optimizer.lr=0.1" / "metrics.csv" for path in (here, there))
     assert ours.read_bytes() == other.read_bytes()
-    again = end(start("resume=S", at=there))
+    again = start("resume=S", at=there, cold=True).end()
     assert "2 jobs, 1 of them finished before" in again.err
 
 
@@ -648,16 +646,13 @@ def test_sweep_killed_halfway_and_called_again_has_the_table_of_one_that_was_not
     options = ("model.dropout=0.2", "trainer.epochs=150", "trainer.checkpoint_seconds=0", f"hydra/launcher={launcher}")
     line = ("-m", *SMALL, *options, "optimizer.lr=0.1,0.3", "seed=0,1")
     process = start(*line, "hydra.sweep.dir=S", at=tmp_path)
-    deadline = time.monotonic() + 100
-    while not any(file.read_text().count("\n") > 70 for file in tmp_path.glob("S/optimizer.lr=0.1,seed=1/metrics.csv")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    halfway = tmp_path / "S" / "optimizer.lr=0.1,seed=1" / "metrics.csv"
+    process.until(lambda: halfway.exists() and halfway.read_text().count("\n") > 70)
     process.kill()
-    assert end(process).code == -signal.SIGKILL
+    assert process.code == -signal.SIGKILL
     assert len(states(tmp_path / "S")) == (1 if launcher == "basic" else 0)
     for directory in "ST":
-        assert end(start(*line, f"hydra.sweep.dir={directory}", at=tmp_path)).code == 0
+        assert start(*line, f"hydra.sweep.dir={directory}", at=tmp_path).end().code == 0
     ours, straight = ((tmp_path / directory / "sweep.csv").read_bytes() for directory in "ST")
     assert ours == straight
 
@@ -681,28 +676,14 @@ def processes(session: int) -> list[int]:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_the_sweep(tmp_path: Path, sent: signal.Signals) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=S", "trainer.epochs=5000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dlhw.train", "-m", *LONG, *options, "seed=0,1"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=S", "trainer.epochs=100000"]
+    process = start("-m", *SMALL, *options, "seed=0,1", at=tmp_path, cold=True)
     try:
-        deadline = time.monotonic() + 100
-        while len(list(tmp_path.glob("S/*/metrics.csv"))) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        process.until(lambda: len(list(tmp_path.glob("S/*/metrics.csv"))) == 2)
         assert len(processes(process.pid)) > 2
         process.send_signal(sent)
-        assert process.wait(30) == (143 if sent == signal.SIGTERM else -sent)
-        deadline = time.monotonic() + 10
-        while processes(process.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        assert process.wait() == (143 if sent == signal.SIGTERM else -sent)
+        wait_for(lambda: not processes(process.pid))
     finally:
         for pid in processes(process.pid):
             os.kill(pid, signal.SIGKILL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from omegaconf import OmegaConf
 
 from dlhw import train
 from dlhw.cli.assembly import assemble
-from dlhw.cli.program import compose
 from dlhw.runs.record import Record
 from dlhw.sweeps.vectorized import Job, group_key, train_together
+from support.comparing import assert_equal
+from support.composing import compose
 
 BASE = ("dataset=digits", "trainer.precision=fp64", "trainer.device=cpu", "trainer.epochs=12")
 DIFFERENT = {
@@ -85,24 +85,6 @@ def read_table(path: Path) -> list[list[float | str]]:
             return text
 
     return [[value(text) for text in line.split(",")] for line in path.read_text().splitlines()]
-
-
-def assert_equal(ours: Any, expected: Any, where: str) -> None:
-    """Nested states of equal structure, numbers to 1e-10."""
-    if isinstance(expected, dict):
-        assert ours.keys() == expected.keys(), where
-        for name in expected:
-            assert_equal(ours[name], expected[name], f"{where}.{name}")
-    elif isinstance(expected, list | tuple):
-        assert len(ours) == len(expected), where
-        for i, (one, other) in enumerate(zip(ours, expected, strict=True)):
-            assert_equal(one, other, f"{where}[{i}]")
-    elif isinstance(expected, torch.Tensor):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10, msg=lambda text: f"{where}: {text}")
-    elif isinstance(expected, float):
-        assert ours == pytest.approx(expected, abs=1e-10, rel=1e-10), where
-    else:
-        assert ours == expected, where
 
 
 @pytest.mark.parametrize("lines", DIFFERENT.values(), ids=DIFFERENT)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from dlhw.sweeps import vectorized
-from test_command_line import dlhw, files, summary
-from test_variants import assert_equal
+from support.commands import dlhw, files, summary
+from support.comparing import assert_equal
 
 BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
 TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
@@ -161,7 +161,7 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
 
 def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from dlhw.cli.assembly import assemble
-    from dlhw.cli.program import compose
+    from support.composing import compose
 
     def fits(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)

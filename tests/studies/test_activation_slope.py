@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.activation_slope import activation, balanced, gradients, layer_factor
+from support.composing import Ask
 
 SMALL = ("study.draws=10", "study.width=30", "study.depth=20", "study.slopes=[2,20]")
 

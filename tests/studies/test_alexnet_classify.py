@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.imagenet import MEAN_COLOR, blurred, cropped, noisy, rotated
+from support.composing import Ask
 
 NAMES = ("red", "green", "blue", "a fourth", "a fifth", "a sixth")
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies import alexnet_features as study
 from dlhw.studies.alexnet_features import correlation, ranks
 from dlhw.studies.imagenet import rotated
+from support.composing import Ask
 
 
 class Known(nn.Module):

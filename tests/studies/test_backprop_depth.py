@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.backprop_depth import drawn, factor_per_layer, loss, passes
+from support.composing import Ask
 
 SMALL = ("experiment=backprop_depth", "study.draws=4", "study.depth=6")
 SETTINGS = {"features": 5, "hidden": [4, 4], "classes": 3, "d": 0.1, "draws": 3, "seed": 0}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.studies import computational_graph as study
 from dlhw.studies import expressions
 from dlhw.studies.computational_graph import by_autograd, computational_graph, graph
+from support.composing import Ask
 
 SHIPPED = {"a1": 13, "c4_2": 19, "c4_2_off": 19, "e1": 15}
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.convolution import (
     SHEET_FILTER,
@@ -18,6 +17,7 @@ from dlhw.studies.convolution import (
     parameters,
     total_variation,
 )
+from support.composing import Ask
 
 FEW = ("experiment=convolution", "study.draws=40", "study.passes=2")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.dropout_penalty import (
@@ -20,6 +19,7 @@ from dlhw.studies.dropout_penalty import (
     second_order,
     slope_at_zero,
 )
+from support.composing import Ask
 
 Q = torch.tensor([0.05, 0.3, 0.5], dtype=torch.float64)
 SMALL = ("study.draws=2000", "study.rates=[0.1,0.5]", "study.hidden=5")

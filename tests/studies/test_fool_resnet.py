@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.fool_resnet import random_noise
 from dlhw.studies.imagenet import MEAN, STD, smallest
+from support.composing import Ask
 
 NAMES = ("dark", "bright", "third", "fourth", "fifth")
 SIDE = 8

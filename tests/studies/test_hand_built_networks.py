@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies import hand_built_networks as study
 from dlhw.studies.hand_built_networks import Network, shrink, shrink_network, tent, tent_network, xnor_network
+from support.composing import Ask
 
 
 def column(*x: float) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import hypergradient
@@ -20,6 +19,7 @@ from dlhw.studies.hypergradient import (
     prediction,
     training_loss,
 )
+from support.composing import Ask
 
 SMALL = ("study.rates=10", "study.steps=[1,3,10]", "study.repeats=3", "study.joint_steps=10")
 

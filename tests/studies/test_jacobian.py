@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import jacobian as study
 from dlhw.studies.jacobian import BY_ROWS, FORWARD, REVERSE, draw, forward_mode, network, operations
+from support.composing import Ask
 
 SMALL = ["experiment=jacobian", "study.repeats=4", "study.warmup=1", "study.draws=5"]
 SIZES: dict[str, Any] = {"width": 4, "inputs": 3, "outputs": 5}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import least_squares_gd as study
@@ -19,6 +18,7 @@ from dlhw.studies.least_squares_gd import (
     rate_by_step,
     slowest,
 )
+from support.composing import Ask
 
 SMALL = ["experiment=least_squares_gd", "study.draws=8", "study.iterations=60", "study.rates=12"]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import logcosh_gradients as study
 from dlhw.studies.logcosh_gradients import NAMES, Values, by_autograd, by_differences, cost, draw, gradients, log_cosh
+from support.composing import Ask
 
 SMALL = ["experiment=logcosh_gradients", "study.hidden=4", "study.inputs=3", "study.draws=10", "study.steps=12"]
 

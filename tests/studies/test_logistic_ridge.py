@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.logistic_ridge import curvature, drawn, gradient, objective, scikit_learn
+from support.composing import Ask
 
 QUICK = ("experiment=logistic_ridge", "study.problem=drawn", "study.draws=20", "study.strengths=[0.1,1]")
 

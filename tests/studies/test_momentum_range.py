@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.momentum_range import heavy_ball, invariant, iteration_matrix, measured_rate, spectral_radius, stable
+from support.composing import Ask
 
 SMALL = ("study.steps=200", "study.points=14")
 

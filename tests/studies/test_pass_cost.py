@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.pass_cost import Net, cnn, counted, mlp, one_hidden, predicted, timed
+from support.composing import Ask
 
 SMALL = (
     "study.widths=[8,4]",

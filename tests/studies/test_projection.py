@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.projection import CONDITION, applied, draw, gaps, onto_columns, projector, solver
+from support.composing import Ask
 
 
 def problem(rank: int, *, points: int = 9, features: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

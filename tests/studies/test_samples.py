@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from conftest import Compose
 from dlhw.cli.composition import conf_dir
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.digits import digits
@@ -19,7 +18,8 @@ from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.studies.samples import channel_table, copies, drawn, samples
-from test_pictures import dataset, folder_of, photo
+from support.composing import Compose
+from support.pictures import dataset, folder_of, photo
 
 
 def look(data: Dataset, **changed: Any) -> Answer:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.separability import KINDS, SHIFT, hyperplane, meeting, touching, wilson
+from support.composing import Ask
 
 SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 FEW = ("study.draws=4", "study.touching_draws=3", "study.distances=[0,2,5]")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.sgd_rate import (
@@ -25,6 +24,7 @@ from dlhw.studies.sgd_rate import (
     step_sizes,
     waves,
 )
+from support.composing import Ask
 
 SMALL = ("study.runs=30", "study.steps=60")
 CURVATURE = torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64)

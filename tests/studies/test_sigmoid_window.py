@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies.sigmoid_window import bound, measured_width, slope
+from support.composing import Ask
 
 
 def test_the_published_maximum(ask: Ask) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import Ask
 from dlhw.errors import UsageError
 from dlhw.studies import weight_decay
 from dlhw.studies.weight_decay import adam, behaviour, decay, momentum, penalized, plain, shrunk
+from support.composing import Ask
 
 FEW = ("experiment=weight_decay", "study.steps=20")
 

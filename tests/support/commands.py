@@ -1,0 +1,89 @@
+"""Run the program: in a process of its own, or in this process, and read what a run left."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.singleton import Singleton
+
+from dlhw import train
+from dlhw.cli import composition
+from dlhw.runtime import progress
+from support.processes import FROM_OUTSIDE, Ended, Process, environment
+
+SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
+RUN = {
+    ".hydra/config.yaml",
+    ".hydra/hydra.yaml",
+    ".hydra/overrides.yaml",
+    "best.pt",
+    "config.yaml",
+    "curves.png",
+    "last.pt",
+    "metrics.csv",
+    "run.log",
+    "summary.json",
+    "timing.csv",
+}
+
+
+def start(*overrides: str, at: Path, cold: bool = False, **env: str) -> Process:
+    """Start ``python -m dlhw.train ...`` in the folder ``at``; a ``cold`` one is a new Python process."""
+    return Process("-m", "dlhw.train", *overrides, at=at, env=environment(**env), cold=cold)
+
+
+def dlhw(*overrides: str, at: Path) -> Ended:
+    """``dlhw ...`` in the folder ``at``, in this process; what it changes in the process is put back."""
+    singletons, root = Singleton.get_state(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    on_signal = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
+    threads = torch.get_num_threads()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    progress.console.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(at)
+        for name in FROM_OUTSIDE:
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", ["dlhw", *overrides])
+        patch.setattr(composition.Loader, "ends_program", False)
+        torch.set_num_threads(1)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                train.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        finally:
+            torch.set_num_threads(threads)
+            for sent, handler_before in on_signal.items():
+                signal.signal(sent, handler_before)
+            for handler in root.handlers:
+                if handler not in handlers:
+                    handler.close()
+            root.handlers[:], root.level = handlers, level
+            Singleton.set_state(singletons)
+            progress.console.cache_clear()
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def files(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+    return content
+
+
+def only(paths: Sequence[Path]) -> Path:
+    assert len(paths) == 1
+    return paths[0]

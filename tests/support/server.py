@@ -1,0 +1,112 @@
+"""A process that has imported everything once and forks for every program that a test starts.
+
+A new Python process takes seconds to import torch, which a forked one has. To a test it is a process like any other,
+with its own process id, environment, folder, output, signals and exit code. ``support.processes`` runs this file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import signal
+import socket
+import sys
+from types import ModuleType
+from typing import Any
+
+LIBRARIES = (
+    "hydra",
+    "matplotlib.pyplot",
+    "pandas",
+    "rich.progress",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "torch",
+    "torchvision.transforms.v2",
+)
+
+
+def preload() -> None:
+    """Import the libraries and all modules of the package."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    import dlhw
+
+    for module in pkgutil.walk_packages(dlhw.__path__, "dlhw."):
+        with contextlib.suppress(ImportError):  # one that needs an extra, or the subject of the test
+            importlib.import_module(module.name)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The next request and the files that came with it. End this process when the tests are over."""
+    header, files, _, _ = socket.recv_fds(connection, 4, 8)
+    if not header:
+        os._exit(0)
+    content = b""
+    while len(content) < int.from_bytes(header, "big"):
+        content += connection.recv(1 << 16)
+    return json.loads(content), files
+
+
+def serve(connection: socket.socket) -> dict[str, Any]:
+    """Fork for every request. Return the request, in the process that must run it.
+
+    A process between the two waits for that one and reports its process id and its exit code.
+    """
+    while True:
+        request, (out, err, report) = receive(connection)
+        if os.fork():
+            for file in (out, err, report):
+                os.close(file)
+            continue
+        connection.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        child = os.fork()
+        if child:
+            os.close(out)
+            os.close(err)
+            os.write(report, f"{child}\n".encode())
+            _, status = os.waitpid(child, 0)
+            os.write(report, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            os._exit(0)
+        os.close(report)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+        return request
+
+
+def run(request: dict[str, Any]) -> None:
+    """Do what ``python -m MODULE ARGUMENT...`` or ``python -c CODE ARGUMENT...`` does."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["at"])
+    sys.path.insert(0, os.getcwd())
+    option, subject, *arguments = request["arguments"]
+    sys.argv[:] = [option, *arguments]
+    if option == "-m":
+        forget(subject)  # it runs as __main__, and others import it once more
+        runpy.run_module(subject, run_name="__main__", alter_sys=True)
+    else:
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(subject, "<string>", "exec"), main.__dict__)
+
+
+def forget(name: str) -> None:
+    package, _, last = name.rpartition(".")
+    sys.modules.pop(name, None)
+    if package in sys.modules:
+        vars(sys.modules[package]).pop(last, None)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose names may be those of other modules
+    preload()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process is left to wait for
+    run(serve(socket.socket(fileno=int(sys.argv[1]))))
