@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlhw.data.pictures import SUFFIXES
 from dlhw.errors import UsageError
+from dlhw.intervals import score_interval
 from dlhw.models.pretrained import Network
 from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
@@ -28,7 +29,6 @@ from dlhw.studies.imagenet import (
     probabilities,
     top,
 )
-from dlhw.studies.separability import wilson
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 Count = Annotated[int, Field(ge=1)]
@@ -187,7 +187,7 @@ def robustness(
         kept.append((found.argmax(1) == first).double().mean().item())
         if name in right:
             correct.append((found.argmax(1) == right[name]).double().mean().item())
-    low, high = wilson(sum(kept), len(kept))
+    low, high = score_interval(sum(kept), len(kept))
     return {
         "disturbance": kind,
         "strength": strength,
@@ -205,7 +205,7 @@ def accuracies(answers: Sequence[Row], count: int) -> list[Row]:
     for measure, ranks in (("top1", 1), ("top5", 5)):
         hits = sum(row["right"] is True for row in answers if row["rank"] <= ranks)
         if count:
-            low, high = wilson(hits, count)
+            low, high = score_interval(hits, count)
             rows.append(
                 {"measure": measure, "right": hits, "pictures": count, "share": hits / count, "low": low, "high": high}
             )
