@@ -94,7 +94,7 @@ def sampled(loss: Loss, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
 def models(
     source: torch.Generator, *, inputs: int, hidden: int, width: int, gain: float, residual: float
 ) -> tuple[Tensor, Tensor, dict[str, Loss]]:
-    """Draw a hidden layer h and two models: return h, the linear model's W, and the losses by name as functions of h."""
+    """Draw a hidden layer h and two models: return h, the linear model's W, and the losses as functions of h."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64)
@@ -174,9 +174,9 @@ def plot_penalties(q: Tensor, penalties: Sequence[Penalties], *, subtitle: str) 
 
 
 def formula_errors(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
-    """Return the formula's relative errors (scales, rates) for hidden layers ``SCALES`` times ``h``, checks, and a limit.
+    """Return the formula's relative errors (scales, rates) for the hidden layers ``SCALES`` times ``h``, with checks.
 
-    The limit is the ratio of the formula to the exact left-hand side at ``h`` as q tends to 0.
+    The third value is the ratio of the formula to the exact left-hand side at ``h`` as q tends to 0.
     """
     q = torch.tensor(SHOWN_RATES, dtype=h.dtype)
     layers = SCALES[:, None] * h

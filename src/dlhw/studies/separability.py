@@ -52,7 +52,7 @@ class NearestPoints:
 
 @dataclass(frozen=True)
 class Hyperplane:
-    """A hyperplane w.x + w0 = 0 with sum |w_i| <= 1 and its margin, min(w.x + w0, -(w.y + w0)) over all points x and y."""
+    """A hyperplane w.x + w0 = 0 with sum |w_i| <= 1; its margin is min(w.x + w0, -(w.y + w0)) over all points."""
 
     w: Array
     w0: float

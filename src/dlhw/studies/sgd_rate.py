@@ -186,7 +186,10 @@ def descend(problem: SmoothFunction, alphas: Tensor, *, runs: int, source: torch
 
 
 def growth_table(problem: SmoothFunction, alphas: Tensor, alpha: float, power: float) -> list[dict[str, float]]:
-    """Return rows for A3.iv at t = 10, ..., 10^6: the bound, its leading term, and the exponents of t over the last decade."""
+    """Return rows for A3.iv at t = 10, ..., 10^6: the bound, its leading term, and their exponents of t.
+
+    An exponent is that of the last decade.
+    """
     bounds = right_hand_side(problem, alphas)
     rows = []
     for t in DECADES:
