@@ -67,7 +67,8 @@ def read_pictures(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tens
             messages.append(f"skipped: {str(error).removeprefix('study.picture=')}")
     if not pictures:
         raise UsageError(
-            f"study.picture={path}: no readable picture in this folder ({len(messages)} unreadable); expected one or more"
+            f"study.picture={path}: no readable picture in this folder ({len(messages)} unreadable); "
+            "must contain at least one"
         )
     return pictures, messages
 
