@@ -611,7 +611,7 @@ LEVELS = (
     {"data", "models"},
     {"runs"},
     {"runtime"},
-    {"errors"},
+    {"errors", "intervals"},
 )
 """Our modules and packages, from the top; each may import what is on a level below its own."""
 

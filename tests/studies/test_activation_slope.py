@@ -16,18 +16,18 @@ SMALL = ("study.draws=10", "study.width=30", "study.depth=20", "study.slopes=[2,
 
 
 @pytest.mark.parametrize("override", ["seed=0", "seed=1", "seed=2", "study.gain=3"])
-def test_every_claim_holds(ask: Ask, override: str) -> None:
-    found = ask("experiment=activation_slope", *SMALL, override)
-    assert found.disagreements == []
-    assert len(found.tables["slopes"]) == 2
-    assert set(found.figures) == {"slopes"}
-    assert found.numbers["stable_from_c"] < found.numbers["balanced_c"] < found.numbers["stable_to_c"]
+def test_all_checks_agree(ask: Ask, override: str) -> None:
+    answer = ask("experiment=activation_slope", *SMALL, override)
+    assert answer.disagreements == []
+    assert len(answer.tables["slopes"]) == 2
+    assert set(answer.figures) == {"slopes"}
+    assert answer.numbers["stable_from_c"] < answer.numbers["balanced_c"] < answer.numbers["stable_to_c"]
 
 
-def test_gradients_are_autograds() -> None:
-    own = generator(0, "test")
-    weights = torch.randn(2, 3, 5, 5, generator=own, dtype=torch.float64)
-    x, output = torch.randn(2, 2, 5, generator=own, dtype=torch.float64)
+def test_gradients_equal_autograd() -> None:
+    source = generator(0, "test")
+    weights = torch.randn(2, 3, 5, 5, generator=source, dtype=torch.float64)
+    x, output = torch.randn(2, 2, 5, generator=source, dtype=torch.float64)
     slopes = torch.tensor([0.5, 7.0], dtype=torch.float64)
     norms, _ = gradients(weights, x, slopes, output)
     assert norms.shape == (4, 2, 2)
@@ -37,7 +37,7 @@ def test_gradients_are_autograds() -> None:
             for matrix in weights[draw]:
                 z.append(matrix @ activation(z[-1], c))
             by_layer = torch.autograd.grad(activation(z[-1], c) @ output[draw], z)
-            torch.testing.assert_close(norms[:, i, draw], torch.stack([each.norm() for each in by_layer]))
+            torch.testing.assert_close(norms[:, i, draw], torch.stack([gradient.norm() for gradient in by_layer]))
 
 
 def test_slope_is_at_most_a_quarter_of_c() -> None:
@@ -53,27 +53,27 @@ def test_saturation_is_counted() -> None:
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, 2.0])
-def test_layer_factor_in_the_limits(gain: float) -> None:
+def test_layer_factor_for_small_and_large_c(gain: float) -> None:
     flat = layer_factor(1e-4, gain)
     assert flat == pytest.approx(gain**2 * (1e-4 / 4) ** 2, rel=1e-3)  # slope c / 4 everywhere
     steep = layer_factor(300.0, gain)  # a step: q = gain^2 / 2, and the slope's square has the integral c / 6
     assert steep == pytest.approx(gain**2 * 300 / 6 / math.sqrt(math.pi * gain**2), rel=0.02)
 
 
-def test_balanced_is_where_the_factor_is_one() -> None:
+def test_factor_is_one_at_the_balanced_c() -> None:
     assert layer_factor(balanced(1.0, 1.0), 1.0) == pytest.approx(1.0, abs=1e-6)
     assert balanced(1.0, 1.0) == pytest.approx(10.149, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("study.slopes=[4,1]", "rise"),
+        ("study.slopes=[4,1]", "must be in increasing order"),
         ("study.gain=0.1", "0.2"),
         ("study.depth=5", "20"),
         ("study.slopes=[1e-12,1]", "float64"),
     ],
 )
-def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=activation_slope", *SMALL, override)

@@ -1,4 +1,4 @@
-"""A network asked about files and folders: which answers are right, and how they hold under disturbance."""
+"""Classify files and folders: the accuracy, and the answers for disturbed pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("red", "green", "blue", "a fourth", "a fifth", "a sixth")
 
 
 class Colors(nn.Module):
-    """Says which channel is the brightest."""
+    """Predict the brightest channel."""
 
     categories = NAMES
     architecture = "colors"
@@ -55,38 +55,38 @@ def few(folder: Path, *more: str) -> list[str]:
 def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
     lines = ["file,imagenet_index,label", "a.png,0,red", "b.png,2,blue", "c.png,2,blue", "d.png,,no class of these"]
     (folder / "labels.csv").write_text("\n".join(lines))
-    found = ask(*few(folder), network=Colors())
-    assert found.disagreements == []
-    assert found.numbers["pictures"] == 4
-    assert found.numbers["top1_accuracy"] == pytest.approx(2 / 3)
-    assert found.numbers["top5_accuracy"] == 1
-    first = {row["file"]: (row["class"], row["right"]) for row in found.tables["top5"] if row["rank"] == 1}
+    answer = ask(*few(folder), network=Colors())
+    assert answer.disagreements == []
+    assert answer.numbers["pictures"] == 4
+    assert answer.numbers["top1_accuracy"] == pytest.approx(2 / 3)
+    assert answer.numbers["top5_accuracy"] == 1
+    first = {row["file"]: (row["class"], row["right"]) for row in answer.tables["top5"] if row["rank"] == 1}
     assert first == {
         "a.png": ("red", True), "b.png": ("green", False), "c.png": ("blue", True), "d.png": ("red", ""),
     }  # fmt: skip
-    top1 = found.tables["accuracy"][0]
+    top1 = answer.tables["accuracy"][0]
     assert (top1["low"], top1["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)  # Wilson's, 2 of 3
-    assert any(line.startswith("left out: ") and "broken.jpg" in line for line in found.told)
-    assert any("b.png: green" in line and "wrong: it is blue" in line for line in found.told)
-    assert len(found.tables["robustness"]) == 8
-    assert {row["same_answer"] for row in found.tables["robustness"]} == {1.0}  # of pictures of one colour each
-    assert set(found.figures) == {"top5", "robustness"}
+    assert any(line.startswith("skipped: ") and "broken.jpg" in line for line in answer.told)
+    assert any("b.png: green" in line and "wrong: the true class is blue" in line for line in answer.told)
+    assert len(answer.tables["robustness"]) == 8
+    assert {row["same_answer"] for row in answer.tables["robustness"]} == {1.0}  # of pictures of one colour each
+    assert set(answer.figures) == {"top5", "robustness"}
 
 
 def test_one_file_without_labels(ask: Ask, folder: Path) -> None:
-    found = ask(*few(folder / "c.png"), network=Colors())
-    assert (found.numbers["pictures"], "top1_accuracy" in found.numbers) == (1, False)
-    assert found.told[0].startswith("c.png: 1. blue")
-    assert len(found.told) == 5
+    answer = ask(*few(folder / "c.png"), network=Colors())
+    assert (answer.numbers["pictures"], "top1_accuracy" in answer.numbers) == (1, False)
+    assert answer.told[0].startswith("c.png: 1. blue")
+    assert len(answer.told) == 5
 
 
-def test_labels_by_name_in_a_file_of_their_own(ask: Ask, folder: Path, tmp_path: Path) -> None:
+def test_labels_by_name_in_another_file(ask: Ask, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("file,label\na.png,Red\nelsewhere.png,blue\n")
-    found = ask(*few(folder, f"study.labels={tmp_path / 'mine.csv'}"), network=Colors())
-    assert (found.numbers["top1_accuracy"], found.tables["accuracy"][0]["pictures"]) == (1, 1)
+    answer = ask(*few(folder, f"study.labels={tmp_path / 'mine.csv'}"), network=Colors())
+    assert (answer.numbers["top1_accuracy"], answer.tables["accuracy"][0]["pictures"]) == (1, 1)
 
 
-def test_answers_that_change_at_no_disturbance_disagree(ask: Ask, folder: Path) -> None:
+def test_answers_that_change_without_disturbance_disagree(ask: Ask, folder: Path) -> None:
     class Restless(Colors):
         calls = 0
 
@@ -113,26 +113,26 @@ def test_disturbances() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("name,label\na.png,red\n", "must have the columns file and imagenet_index"),
         ("", "must have the columns"),
-        ("file,label\na.png,rde\n", "line 2: label=rde: no class.*did you mean red"),
+        ("file,label\na.png,rde\n", "line 2: label=rde: not a class.*did you mean red"),
         ("file,imagenet_index\na.png,6\n", "line 2: imagenet_index=6: must be from 0 to 5"),
         ("file,imagenet_index\na.png,-1\n", "line 2: imagenet_index=-1: "),
     ],
 )
-def test_labels_that_are_wrong_are_named(ask: Ask, folder: Path, content: str, told: str) -> None:
+def test_invalid_labels_are_refused(ask: Ask, folder: Path, content: str, message: str) -> None:
     (folder / "labels.csv").write_text(content)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         ask(*few(folder), network=Colors())
 
 
-def test_what_is_refused(ask: Ask, folder: Path, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(ask: Ask, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"study.labels=.*no.csv: cannot be read"):
         ask(*few(folder, f"study.labels={tmp_path / 'no.csv'}"), network=Colors())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no picture that can be read in this folder"):
+    with pytest.raises(UsageError, match="no readable picture in this folder"):
         ask(*few(tmp_path / "empty"), network=Colors())
     with pytest.raises(UsageError, match=r"study.picture=.*broken.jpg: "):
         ask(*few(folder / "broken.jpg"), network=Colors())

@@ -1,4 +1,4 @@
-"""The first layer's maps and filters, on filters that are known."""
+"""The first layer's maps and filters, for filters that are known."""
 
 from __future__ import annotations
 
@@ -49,39 +49,39 @@ def few(tmp_path: Path) -> list[str]:
     return ["experiment=alexnet_features", f"study.picture={path}", "study.resize=48", "study.crop=48", "study.shown=2"]
 
 
-def test_maps_and_filters_that_are_known(ask: Ask, few: list[str]) -> None:
-    found = ask(*few, network=Known())
-    assert found.disagreements == []
-    assert (found.numbers["maps"], found.numbers["map_height"], found.numbers["map_width"]) == (3, 24, 24)
-    mean, edge, color = found.tables["filters"]
+def test_maps_and_filters_of_known_weights(ask: Ask, few: list[str]) -> None:
+    answer = ask(*few, network=Known())
+    assert answer.disagreements == []
+    assert (answer.numbers["maps"], answer.numbers["map_height"], answer.numbers["map_width"]) == (3, 24, 24)
+    mean, edge, color = answer.tables["filters"]
     assert mean["brightness_gain"] == pytest.approx(1)
     assert mean["follows_brightness"] == pytest.approx(1)
     assert mean["color_share"] == pytest.approx(0, abs=1e-6)
     assert (edge["brightness_gain"], color["brightness_gain"]) == pytest.approx((0, 0), abs=1e-6)
     assert (edge["color_share"], color["color_share"]) == pytest.approx((0, 1), abs=1e-6)
-    assert found.numbers["color_filters"] == 1
-    crop, blur, rotation, noise = found.tables["changes"]
+    assert answer.numbers["color_filters"] == 1
+    crop, blur, rotation, noise = answer.tables["changes"]
     assert crop["with_moved_maps"] > crop["q50"]
     assert rotation["with_moved_maps"] > rotation["q50"]
     assert blur["deviation_ratio"] < 1
     assert noise["q50"] > 0.5
-    assert set(found.figures) == {"maps", "filters", "changes"}
+    assert set(answer.figures) == {"maps", "filters", "changes"}
 
 
-def test_no_disturbance_changes_nothing(ask: Ask, few: list[str]) -> None:
-    found = ask(*few, "study.share=1", "study.blur=0", "study.rotation=0", "study.noise=0", network=Known())
-    for row in found.tables["changes"]:
+def test_zero_disturbance_changes_nothing(ask: Ask, few: list[str]) -> None:
+    answer = ask(*few, "study.share=1", "study.blur=0", "study.rotation=0", "study.noise=0", network=Known())
+    for row in answer.tables["changes"]:
         assert (row["q25"], row["deviation_ratio"]) == pytest.approx((1, 1), abs=1e-5)
 
 
 def test_wrong_maps_disagree(ask: Ask, few: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = study.seen
+    input_and_maps = study.input_and_maps
 
     def shifted(network: nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, maps = seen(network, pixels)  # type: ignore[arg-type]
+        x, maps = input_and_maps(network, pixels)  # type: ignore[arg-type]
         return x, maps.roll(1, -1)
 
-    monkeypatch.setattr(study, "seen", shifted)
+    monkeypatch.setattr(study, "input_and_maps", shifted)
     assert len(ask(*few, network=Known()).disagreements) == 1
 
 
@@ -98,14 +98,14 @@ def test_a_quarter_turn_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [("study.share=0", "study.share"), ("study.blur=-1", "study.blur"), ("study.shown=7", "study.shown")],
 )
-def test_what_is_refused(ask: Ask, few: list[str], override: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(ask: Ask, few: list[str], override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask(*few, override, network=Known())
 
 
-def test_a_layer_of_another_kind_is_refused(ask: Ask, few: list[str]) -> None:
-    with pytest.raises(UsageError, match="of a kind that this study does not know"):
+def test_a_layer_with_other_padding_is_refused(ask: Ask, few: list[str]) -> None:
+    with pytest.raises(UsageError, match="must have groups=1 and numeric zero padding"):
         ask(*few, network=Known(padding_mode="reflect"))

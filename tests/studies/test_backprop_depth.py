@@ -1,4 +1,4 @@
-"""Gradients of a deep net by hand: against autograd, their split into two factors, the rates per layer."""
+"""Gradients of a deep net by hand: compared with autograd, split into two factors, and their rate per layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.studies.backprop_depth import drawn, factor_per_layer, loss, passes
+from dlhw.studies.backprop_depth import draw_weights, factor_per_layer, forward_backward, loss
 from support.composing import Ask
 
 SMALL = ("experiment=backprop_depth", "study.draws=4", "study.depth=6")
@@ -14,29 +14,29 @@ SETTINGS = {"features": 5, "hidden": [4, 4], "classes": 3, "d": 0.1, "draws": 3,
 
 
 def test_answer_on_a_small_net(ask: Ask) -> None:
-    found = ask(*SMALL, "study.inits=[xavier,uniform]")
-    assert found.disagreements == []
-    assert len(found.checks) == 5
-    assert [(row["init"], row["layer"]) for row in found.tables["layers"]] == [
+    answer = ask(*SMALL, "study.inits=[xavier,uniform]")
+    assert answer.disagreements == []
+    assert len(answer.checks) == 5
+    assert [(row["init"], row["layer"]) for row in answer.tables["layers"]] == [
         (init, layer) for init in ("xavier", "uniform") for layer in range(1, 8)
     ]
-    assert set(found.figures) == {"gradients"}
-    assert len(found.tables["output"]) == 4
-    for row in found.tables["output"]:
+    assert set(answer.figures) == {"gradients"}
+    assert len(answer.tables["output"]) == 4
+    for row in answer.tables["output"]:
         assert sum(p for name, p in row.items() if name != "draw") == pytest.approx(1.0)
 
 
 def test_gradients_of_one_net_equal_autograds() -> None:
-    weights = [(weight[0], bias[0]) for weight, bias in drawn("default", **SETTINGS)]
+    weights = [(weight[0], bias[0]) for weight, bias in draw_weights("default", **SETTINGS)]
     leaves = [tensor.requires_grad_() for pair in weights for tensor in pair]
     x, y = torch.arange(1.0, 6.0, dtype=torch.float64), torch.tensor(2)
     expected = torch.autograd.grad(loss(weights, x, y), leaves)
-    found = passes([(weight.detach(), bias.detach()) for weight, bias in weights], x, y)
+    results = forward_backward([(weight.detach(), bias.detach()) for weight, bias in weights], x, y)
     for layer in range(3):
-        torch.testing.assert_close(found.weights[layer], expected[2 * layer], rtol=0, atol=1e-14)
-        torch.testing.assert_close(found.biases[layer], expected[2 * layer + 1], rtol=0, atol=1e-14)
-    outer = torch.outer(found.signals[1], found.inputs[1])
-    torch.testing.assert_close(found.weights[1], outer, rtol=0, atol=1e-15)
+        torch.testing.assert_close(results.weights[layer], expected[2 * layer], rtol=0, atol=1e-14)
+        torch.testing.assert_close(results.biases[layer], expected[2 * layer + 1], rtol=0, atol=1e-14)
+    outer = torch.outer(results.signals[1], results.inputs[1])
+    torch.testing.assert_close(results.weights[1], outer, rtol=0, atol=1e-15)
 
 
 def test_factor_per_layer_is_that_of_a_geometric_series() -> None:
@@ -47,13 +47,13 @@ def test_factor_per_layer_is_that_of_a_geometric_series() -> None:
 def test_draws_follow_from_the_seed_and_leave_torchs_stream_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same = (drawn("default", **SETTINGS) for _ in range(2))
-    other = drawn("default", **SETTINGS | {"seed": 1})
+    one, same = (draw_weights("default", **SETTINGS) for _ in range(2))
+    other = draw_weights("default", **SETTINGS | {"seed": 1})
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for pairs in zip(one, same, strict=True) for a, b in zip(*pairs, strict=True))
     assert not torch.equal(one[0][0], other[0][0])
     assert not torch.equal(one[0][0][0], one[0][0][1])
-    (weight, bias), *_ = drawn("uniform", **SETTINGS)
+    (weight, bias), *_ = draw_weights("uniform", **SETTINGS)
     assert weight.abs().max() <= 0.1
     assert (bias == 0).all()
 
@@ -67,14 +67,14 @@ def test_larger_ranges_let_more_of_the_signal_through(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("study.label_of_x=3", r"study\.label_of_x=3: must be a class, 0 to 2"),
-        ("study.inits=[he,he]", r"study\.inits=\['he', 'he'\]: names one twice"),
+        ("study.label_of_x=3", r"study\.label_of_x=3: must be a class, from 0 to 2"),
+        ("study.inits=[he,he]", r"study\.inits=\['he', 'he'\]: must not contain duplicates"),
         ("study.inits=[glorot]", r"study\.inits.*'default', 'xavier', 'he', 'orthogonal' or 'uniform'"),
         ("study.depth=2", r"study\.depth=2: must be greater than or equal to 3"),
         ("study.x=[1,nan]", r"study\.x"),
     ],
 )
-def test_wrong_settings_are_refused_in_one_line(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_are_refused_in_one_line(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         ask(*SMALL, override)
     assert "\n" not in str(raised.value)
@@ -82,14 +82,14 @@ def test_wrong_settings_are_refused_in_one_line(ask: Ask, override: str, message
 
 @pytest.mark.parametrize("init", ["he", "xavier"])
 def test_wide_nets_have_the_predicted_factor(ask: Ask, init: str) -> None:
-    found = ask(*SMALL, f"study.inits=[{init}]", "study.width=300", "study.depth=8", "study.output_depth=1")
-    measured, predicted = (found.numbers[f"{init}_signal_{what}"] for what in ("per_layer", "predicted"))
+    answer = ask(*SMALL, f"study.inits=[{init}]", "study.width=300", "study.depth=8", "study.output_depth=1")
+    measured, predicted = (answer.numbers[f"{init}_signal_{what}"] for what in ("per_layer", "predicted"))
     assert measured == pytest.approx(predicted, rel=0.02)
 
 
 def test_a_deep_net_agrees_too(ask: Ask) -> None:
-    found = ask(*SMALL, "study.inits=[default]", "study.depth=300", "study.draws=2")
-    assert found.disagreements == []
+    answer = ask(*SMALL, "study.inits=[default]", "study.depth=300", "study.draws=2")
+    assert answer.disagreements == []
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,15 @@ def test_a_deep_net_agrees_too(ask: Ask) -> None:
     [
         (
             ("study.inits=[default]", "study.depth=600"),
-            r"gradients of 601 layers lie between 0e\+00 and .*smaller study\.depth",
+            r"gradient norms of 601 layers range from 0e\+00 to .*smaller study\.depth",
         ),
-        (("study.inits=[uniform]", "study.d=1e10", "study.depth=60"), r"study\.inits=uniform: gradients of 61 layers"),
-        (("study.x=[0.0, 0.0]",), r"study\.x=\[0\.0, 0\.0\]: must have a number that is not 0"),
+        (
+            ("study.inits=[uniform]", "study.d=1e10", "study.depth=60"),
+            r"study\.inits=uniform: gradient norms of 61 layers",
+        ),
+        (("study.x=[0.0, 0.0]",), r"study\.x=\[0\.0, 0\.0\]: must contain a number that is not 0"),
     ],
 )
-def test_what_float64_cannot_hold_is_refused(ask: Ask, overrides: tuple[str, ...], message: str) -> None:
+def test_gradients_beyond_float64_are_refused(ask: Ask, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask(*SMALL, *overrides)

@@ -1,4 +1,4 @@
-"""Graphs of scalars: the sheets' derivatives by hand, both cases of relu, and what is no graph."""
+"""Graphs of scalars: the sheets' derivatives by hand, both cases of relu, and invalid graphs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.studies import computational_graph as study
 from dlhw.studies import expressions
-from dlhw.studies.computational_graph import by_autograd, computational_graph, graph
+from dlhw.studies.computational_graph import by_autograd, computational_graph, make_graph
 from support.composing import Ask
 
 SHIPPED = {"a1": 13, "c4_2": 19, "c4_2_off": 19, "e1": 15}
 
 
-def made(inputs: dict[str, float], output: str = "f", **nodes: str) -> Answer:
+def answer_for(inputs: dict[str, float], output: str = "f", **nodes: str) -> Answer:
     return computational_graph(inputs=inputs, nodes=nodes, output=output)
 
 
-def column(found: Answer, name: str) -> dict[str, Any]:
-    return {str(row["name"]): row[name] for row in found.tables["nodes"]}
+def column(answer: Answer, name: str) -> dict[str, Any]:
+    return {str(row["name"]): row[name] for row in answer.tables["nodes"]}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_graphs_agree(ask: Ask, name: str) -> None:
-    found = ask("experiment=computational_graph", f"graph={name}")
-    assert found.disagreements == []
-    assert len(found.tables["nodes"]) == SHIPPED[name]
-    assert set(found.figures) == {"graph"}
+    answer = ask("experiment=computational_graph", f"graph={name}")
+    assert answer.disagreements == []
+    assert len(answer.tables["nodes"]) == SHIPPED[name]
+    assert set(answer.figures) == {"graph"}
 
 
 def test_a1_s_stand_in_by_hand(ask: Ask) -> None:
@@ -56,8 +56,8 @@ def test_a1_s_stand_in_by_hand(ask: Ask) -> None:
         "sin(" * 38 + "x*y*z" + ")" * 38,
     ],
 )
-def test_powers_and_nests_that_would_grow_when_written_out_are_computed(text: str) -> None:
-    assert made({"x": 0.3, "y": 0.4, "z": 0.5}, f=text).disagreements == []
+def test_large_powers_and_deep_nesting_are_computed(text: str) -> None:
+    assert answer_for({"x": 0.3, "y": 0.4, "z": 0.5}, f=text).disagreements == []
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_powers_and_nests_that_would_grow_when_written_out_are_computed(text: st
         ("x*((((2**100)**100)**100)**100)**100", "not a finite real number"),
         ("x*exp(exp(exp(exp(100))))", "not a finite real number"),
         ("x*sin(10**100*exp(100**100))", "not a finite real number"),
-        ("exp(exp(exp(exp(x))))", "not a finite real number where x = 10"),
+        ("exp(exp(exp(exp(x))))", "not a finite real number at x = 10"),
         ("x * 1" + 150 * "0" + " ** 3", "not a finite real number"),
-        ("+".join("x" * 101), "has 201 characters, at most 200"),
-        ("+".join("x" * 50), "more than 40 operations inside each other"),
-        ("step(x)", "step is no function"),
+        ("+".join("x" * 101), "has 201 characters; must have at most 200"),
+        ("+".join("x" * 50), "must have at most 40 nested operations"),
+        ("step(x)", "unknown function step"),
     ],
 )
-def test_what_leaves_float64_or_is_too_long_is_refused_in_one_line(text: str, message: str) -> None:
+def test_overflowing_or_long_expressions_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        made({"x": 10.0}, f=text)
+        answer_for({"x": 10.0}, f=text)
     assert "\n" not in str(caught.value)
 
 
@@ -84,21 +84,21 @@ def test_what_leaves_float64_or_is_too_long_is_refused_in_one_line(text: str, me
     ["(x + 1e16) - 1e16", "x * ((x + 1e16) - 1e16)", "sin(exp(x) * 1e17)", "(1 + sin(x) * 1e-4) ** 1e6",
      "(1e-200 * x) * (1e-200 * x) * 1e300 + x ** 0", "x ** x / (x - 0.2999999)"],
 )  # fmt: skip
-def test_what_rounding_does_is_no_disagreement(text: str) -> None:
-    assert made({"x": 0.3}, f=text).disagreements == []
+def test_rounding_is_not_a_disagreement(text: str) -> None:
+    assert answer_for({"x": 0.3}, f=text).disagreements == []
 
 
 def test_every_other_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: torch.sin(u * (1 + 1e-12)))
-    assert made({"x": 0.7}, f="sin(x)").disagreements != []
+    assert answer_for({"x": 0.7}, f="sin(x)").disagreements != []
     monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: u * torch.nan)
-    assert len(made({"x": 0.7}, f="sin(x)").disagreements) == 2
+    assert len(answer_for({"x": 0.7}, f="sin(x)").disagreements) == 2
 
 
 @pytest.mark.parametrize("name", ["c4_2", "c4_2_off"])
 def test_c4_2_s_derivatives_by_the_formulas_asked_for(ask: Ask, name: str) -> None:
-    found = ask("experiment=computational_graph", f"graph={name}")
-    v, d = column(found, "value"), column(found, "derivative")
+    answer = ask("experiment=computational_graph", f"graph={name}")
+    v, d = column(answer, "value"), column(answer, "derivative")
     y1, y2 = v["yhat1"], v["yhat2"]
     to_1, to_2 = -2 / (v["y1"] - y1), -2 / (v["y2"] - y2)
     slope = y1 * (1 - y1)
@@ -124,50 +124,50 @@ def test_c4_2_s_derivatives_by_the_formulas_asked_for(ask: Ask, name: str) -> No
 
 
 def test_e1_s_derivatives_by_hand(ask: Ask) -> None:
-    found = ask("experiment=computational_graph", "graph=e1")
-    v, d = column(found, "value"), column(found, "derivative")
+    answer = ask("experiment=computational_graph", "graph=e1")
+    v, d = column(answer, "value"), column(answer, "derivative")
     outer = 2 * (v["yhat"] - v["y"])
     assert d["v1"] == pytest.approx(outer * v["u1"])
     assert d["w12"] == pytest.approx(outer * v["v1"] * v["u1"] * (1 - v["u1"]) * v["x2"])
-    told = column(found, "derivative_expression")
-    assert told["z1"] == "dL/du1 * u1 * (1 - u1)"
-    assert told["w12"] == "dL/dz1 * x2"
+    formulas = column(answer, "derivative_expression")
+    assert formulas["z1"] == "dL/du1 * u1 * (1 - u1)"
+    assert formulas["w12"] == "dL/dz1 * x2"
 
 
-def test_relu_has_derivative_one_at_zero_and_torchs_is_told_to_differ() -> None:
-    found = made({"x": 0.0, "w": 2.0}, z="relu(w * x)", f="3 * z")
-    assert found.disagreements == []
-    assert column(found, "derivative")["x"] == 6.0
-    assert "df/dx would be 0 with torch.relu, whose derivative at 0 is 0, not 1" in found.told
-    off_kink = made({"x": 0.1, "w": 2.0}, z="relu(w * x)", f="3 * z")
+def test_relu_has_derivative_one_at_zero_and_a_line_says_that_torchs_has_not() -> None:
+    answer = answer_for({"x": 0.0, "w": 2.0}, z="relu(w * x)", f="3 * z")
+    assert answer.disagreements == []
+    assert column(answer, "derivative")["x"] == 6.0
+    assert "df/dx would be 0 with torch.relu, whose derivative at 0 is 0, not 1" in answer.told
+    off_kink = answer_for({"x": 0.1, "w": 2.0}, z="relu(w * x)", f="3 * z")
     assert not any("torch.relu" in line for line in off_kink.told)
 
 
 def test_derivatives_add_up_over_the_nodes_that_a_name_feeds() -> None:
-    found = made({"x": 3.0}, a="x ** 2", b="-x", f="a * b + x")
-    assert column(found, "derivative") == {"x": -3 * 9 + 1, "a": -3.0, "b": 9.0, "f": 1.0}
+    answer = answer_for({"x": 3.0}, a="x ** 2", b="-x", f="a * b + x")
+    assert column(answer, "derivative") == {"x": -3 * 9 + 1, "a": -3.0, "b": 9.0, "f": 1.0}
 
 
 @pytest.mark.parametrize("function", list(expressions.FUNCTIONS))
 def test_every_function_is_torchs(function: str) -> None:
-    found = made({"x": 0.7, "k": 1.5}, f=f"k * {function}(x / k) ** 2 - {function}(2.5e-1) + +1")
-    assert found.disagreements == []
+    answer = answer_for({"x": 0.7, "k": 1.5}, f=f"k * {function}(x / k) ** 2 - {function}(2.5e-1) + +1")
+    assert answer.disagreements == []
 
 
 def test_the_derivative_pulled_back_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(expressions.NUMERIC, "sin", expressions.NUMERIC["cos"])
-    assert len(made({"x": 0.7}, f="sin(x)").disagreements) == 2
+    assert len(answer_for({"x": 0.7}, f="sin(x)").disagreements) == 2
 
 
 def test_constants_are_nodes_too() -> None:
-    found = made({"x": 2.0}, c="1 / 4", f="c * x")
-    assert column(found, "derivative") == {"x": 0.25, "c": 2.0, "f": 1.0}
-    assert by_autograd(graph({"x": 2.0}, {"c": "1 / 4", "f": "c * x"}, "f"))["c"] == (0.25, 2.0)
+    answer = answer_for({"x": 2.0}, c="1 / 4", f="c * x")
+    assert column(answer, "derivative") == {"x": 0.25, "c": 2.0, "f": 1.0}
+    assert by_autograd(make_graph({"x": 2.0}, {"c": "1 / 4", "f": "c * x"}, "f"))["c"] == (0.25, 2.0)
 
 
-def test_boxes_and_passing_arrows_have_places_of_their_own() -> None:
-    found = graph({"x": 1.0, "y": 2.0}, {"a": "x * y", "b": "a + x", "f": "a * b"}, "f")
-    heights = study.places(found)
+def test_boxes_and_passing_arrows_do_not_overlap() -> None:
+    graph = make_graph({"x": 1.0, "y": 2.0}, {"a": "x * y", "b": "a + x", "f": "a * b"}, "f")
+    heights = study.layout(graph)
     assert set(heights) == {("x", 0), ("y", 0), ("a", 1), ("x", 1), ("b", 2), ("a", 2), ("f", 3)}
     assert len({(index, y) for (_, index), y in heights.items()}) == len(heights)
 
@@ -175,34 +175,34 @@ def test_boxes_and_passing_arrows_have_places_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("inputs", "nodes", "output", "message"),
     [
-        ({"x": 1}, {"f": "x + q"}, "f", "study.nodes.f=x \\+ q: q is no input and no node; there are x"),
+        ({"x": 1}, {"f": "x + q"}, "f", "study.nodes.f=x \\+ q: unknown name q; expected one of x"),
         ({"x": 1}, {"f": "g * x", "g": "x"}, "f", "g is not computed yet"),
         ({"x": 1}, {"f": "f + x"}, "f", "f is not computed yet"),
-        ({"x": 1}, {"f": "erf(x)"}, "f", "erf is no function; there are sigmoid, relu"),
-        ({"x": 1}, {"f": "sin(x, x)"}, "f", "sin takes one argument"),
-        ({"x": 1}, {"f": "x +"}, "f", "not an expression"),
-        ({"x": 1}, {"f": ""}, "f", "not an expression"),
-        ({"x": 1}, {"f": "__import__('os').system('true')"}, "f", "not a number, name"),
-        ({"x": 1}, {"f": "x if x else 2"}, "f", "not a number, name"),
-        ({"x": 1}, {"f": "x % 2"}, "f", "x % 2: not a number"),
-        ({"x": 1}, {"f": "x + 1j"}, "f", "1j: not a number"),
-        ({"x": 1}, {"f": "x * 9 ** 9 ** 9"}, "f", "not a finite real number where x = 1"),
-        ({"x": 1}, {"f": "x"}, "g", "study.output=g: must be a node; there are f"),
-        ({"x": 1}, {"f": "x", "g": "x"}, "f", "study.nodes.g: no node uses it, and the output is f"),
-        ({"x": 1}, {"f": "x", "g": "f"}, "f", "study.nodes.g: no node uses it"),
-        ({"x": 1, "y": 2}, {"f": "x"}, "f", "study.inputs.y: no node uses it"),
-        ({"x": 1}, {"x": "1"}, "x", "study.nodes.x: there is an input of this name"),
+        ({"x": 1}, {"f": "erf(x)"}, "f", "unknown function erf; expected one of sigmoid, relu"),
+        ({"x": 1}, {"f": "sin(x, x)"}, "f", "sin takes exactly one argument"),
+        ({"x": 1}, {"f": "x +"}, "f", "must be an expression"),
+        ({"x": 1}, {"f": ""}, "f", "must be an expression"),
+        ({"x": 1}, {"f": "__import__('os').system('true')"}, "f", "must be a number, name"),
+        ({"x": 1}, {"f": "x if x else 2"}, "f", "must be a number, name"),
+        ({"x": 1}, {"f": "x % 2"}, "f", "x % 2: must be a number"),
+        ({"x": 1}, {"f": "x + 1j"}, "f", "1j: must be a number"),
+        ({"x": 1}, {"f": "x * 9 ** 9 ** 9"}, "f", "not a finite real number at x = 1"),
+        ({"x": 1}, {"f": "x"}, "g", "study.output=g: must be a node; expected one of f"),
+        ({"x": 1}, {"f": "x", "g": "x"}, "f", "study.nodes.g: unused; a node must use it, or study.output must be g"),
+        ({"x": 1}, {"f": "x", "g": "f"}, "f", "study.nodes.g: unused"),
+        ({"x": 1, "y": 2}, {"f": "x"}, "f", "study.inputs.y: unused"),
+        ({"x": 1}, {"x": "1"}, "x", "study.nodes.x: must not have the name of an input"),
         ({"sin": 1}, {"f": "sin"}, "f", "study.inputs.sin: must be a name"),
         ({"a b": 1}, {"f": "1"}, "f", "study.inputs.a b: must be a name"),
-        ({"x": 0}, {"f": "log(x)"}, "f", "study.nodes.f=log\\(x\\): not a finite real number where x = 0"),
-        ({"x": -1}, {"f": "sqrt(x)"}, "f", "not a finite real number where x = -1"),
-        ({"x": 0}, {"f": "1 / x"}, "f", "not a finite real number where x = 0"),
-        ({"x": 1000}, {"f": "exp(x)"}, "f", "not a finite real number where x = 1000"),
+        ({"x": 0}, {"f": "log(x)"}, "f", "study.nodes.f=log\\(x\\): not a finite real number at x = 0"),
+        ({"x": -1}, {"f": "sqrt(x)"}, "f", "not a finite real number at x = -1"),
+        ({"x": 0}, {"f": "1 / x"}, "f", "not a finite real number at x = 0"),
+        ({"x": 1000}, {"f": "exp(x)"}, "f", "not a finite real number at x = 1000"),
         ({"x": 1}, {"f": "x / 0"}, "f", "not a finite real number"),
-        ({"x": 0}, {"f": "sqrt(x)"}, "f", "has no finite derivative by x"),
+        ({"x": 0}, {"f": "sqrt(x)"}, "f", "no finite derivative by x"),
     ],
 )
-def test_what_is_no_graph_is_refused_in_one_line(
+def test_invalid_graphs_are_refused_in_one_line(
     inputs: dict[str, float], nodes: dict[str, str], output: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:
@@ -210,19 +210,19 @@ def test_what_is_no_graph_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_of_one_s_own_from_the_command_line(ask: Ask) -> None:
-    found = ask(
+def test_a_graph_from_the_command_line(ask: Ask) -> None:
+    answer = ask(
         "experiment=computational_graph",
         "study.inputs={u: 2}",
         "study.nodes={g: 'u ** 3', f: 'log(g)'}",
         "study.output=f",
     )
-    assert column(found, "derivative")["u"] == pytest.approx(1.5)
+    assert column(answer, "derivative")["u"] == pytest.approx(1.5)
     changed = ask("experiment=computational_graph", "graph=e1", "graphs.e1.inputs.y=2")
     assert column(changed, "value")["y"] == 2
 
 
 @pytest.mark.parametrize("override", ["graph=c4", "study.inputs={x: one}", "study.inputs={}", "study.nodes={f: [x]}"])
-def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=computational_graph", override)

@@ -1,4 +1,4 @@
-"""The four equations for convolution and pooling: against autograd and general layers by hand, and where they route."""
+"""The four equations for convolution and pooling: compared with autograd and with the general layers by hand."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_answer_on_digits(data: Dataset) -> None:
     assert set(found.figures) == {"route"}
 
 
-def test_what_the_net_cannot_take_is_refused(data: Dataset) -> None:
-    with pytest.raises(UsageError, match=r"study\.kernel=8: leaves no 2x2 patch of 8x8 images"):
+def test_unsuitable_data_are_refused(data: Dataset) -> None:
+    with pytest.raises(UsageError, match=r"study\.kernel=8: too large for 8x8 images"):
         conv_backprop(seed=0, data=data, kernel=8, draws=5)
     table = diabetes(data_dir="", seed=0, test_fraction=0.2, validation_fraction=0.2)
-    with pytest.raises(UsageError, match="dataset=diabetes: the net takes images of one channel"):
+    with pytest.raises(UsageError, match="dataset=diabetes: must contain images of one channel"):
         conv_backprop(seed=0, data=table, kernel=3, draws=5)

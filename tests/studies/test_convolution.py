@@ -1,4 +1,4 @@
-"""Convolution: the sheets' own values, sizes against torch, and what is refused."""
+"""Convolution: the sheets' values, sizes compared with torch, and invalid settings."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FEW = ("experiment=convolution", "study.draws=40", "study.passes=2")
 
 
 def test_the_sheets_values(ask: Ask) -> None:
-    found = ask(*FEW)
-    assert found.disagreements == []
-    assert len(found.checks) == 16
-    assert found.numbers["j"] == -0.875  # C4.1
-    assert (found.numbers["multiply_adds"], found.numbers["parameters"]) == (5_133_600, 1_820)  # E2
-    assert [row["output"] for row in found.tables["shapes"]] == ["3x2", "6x4", "10x10", "46x62"]
-    assert (len(found.tables["y"]), len(found.tables["random_settings"])) == (16, 40)
-    assert set(found.figures) == {"matrices", "picture"}
+    answer = ask(*FEW)
+    assert answer.disagreements == []
+    assert len(answer.checks) == 16
+    assert answer.numbers["j"] == -0.875  # C4.1
+    assert (answer.numbers["multiply_adds"], answer.numbers["parameters"]) == (5_133_600, 1_820)  # E2
+    assert [row["output"] for row in answer.tables["shapes"]] == ["3x2", "6x4", "10x10", "46x62"]
+    assert (len(answer.tables["y"]), len(answer.tables["random_settings"])) == (16, 40)
+    assert set(answer.figures) == {"matrices", "picture"}
 
 
 def test_the_whole_of_y_by_hand() -> None:
@@ -59,7 +59,7 @@ def test_a_kernel_must_fit_once() -> None:
 @pytest.mark.parametrize("kernel", range(1, 6))
 @pytest.mark.parametrize("stride", range(1, 5))
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_the_padding_found_is_the_least_and_none_means_none(kernel: int, stride: int, dilation: int) -> None:
+def test_padding_to_keep_is_the_smallest_and_none_means_none(kernel: int, stride: int, dilation: int) -> None:
     for size in range(1, 12):
         keeps = [
             padding
@@ -67,8 +67,8 @@ def test_the_padding_found_is_the_least_and_none_means_none(kernel: int, stride:
             if size + 2 * padding > dilation * (kernel - 1)
             and output_size(size, kernel, stride=stride, padding=padding, dilation=dilation) == size
         ]
-        found = padding_to_keep(size, kernel, stride=stride, dilation=dilation)
-        assert found == (keeps[0] if keeps else None)
+        padding = padding_to_keep(size, kernel, stride=stride, dilation=dilation)
+        assert padding == (keeps[0] if keeps else None)
 
 
 def test_counts() -> None:
@@ -81,23 +81,23 @@ def test_total_variation_of_a_step() -> None:
     assert total_variation(torch.tensor([[0.0, 3.0], [0.0, 3.0]])) == 6.0
 
 
-def test_own_matrices_are_not_measured_by_the_sheets_values(ask: Ask) -> None:
-    found = ask(*FEW, "study.x=[[1,2,3],[4,5,6]]", "study.filter=[[1,-1]]", "study.stride=[1,2]", "study.padding=1")
-    assert found.disagreements == []
-    assert "j" not in found.numbers
-    assert not any("C4.1" in check.what and "j," in check.what for check in found.checks)
+def test_other_matrices_are_not_compared_with_the_sheets_values(ask: Ask) -> None:
+    answer = ask(*FEW, "study.x=[[1,2,3],[4,5,6]]", "study.filter=[[1,-1]]", "study.stride=[1,2]", "study.padding=1")
+    assert answer.disagreements == []
+    assert "j" not in answer.numbers
+    assert not any("C4.1" in check.what and "j," in check.what for check in answer.checks)
     # rows of zeros around x, and one value on either side: [0 1 2 3 0], in pairs from the left, two apart
-    assert [row["value"] for row in found.tables["y"]] == [0, 0, -1, -1, -4, -1, 0, 0]
+    assert [row["value"] for row in answer.tables["y"]] == [0, 0, -1, -1, -4, -1, 0, 0]
 
 
 def test_other_sizes_are_only_compared_with_torch(ask: Ask) -> None:
-    found = ask(*FEW, "study.map_size=[28,28]", "study.layer_input=[8,9,2]", "study.layer_kernel=[2,3,2,5]")
-    assert found.disagreements == []
-    assert found.numbers["multiply_adds"] == 7 * 7 * 5 * 2 * 3 * 2
+    answer = ask(*FEW, "study.map_size=[28,28]", "study.layer_input=[8,9,2]", "study.layer_kernel=[2,3,2,5]")
+    assert answer.disagreements == []
+    assert answer.numbers["multiply_adds"] == 7 * 7 * 5 * 2 * 3 * 2
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("study.x=[[1,2],[3]]", "rows have"),
         ("study.x=[[1,2],[3,4]]", "does not fit into 2"),
@@ -109,6 +109,6 @@ def test_other_sizes_are_only_compared_with_torch(ask: Ask) -> None:
         ("study.picture=cat.jpg", "china.jpg"),
     ],
 )
-def test_what_is_refused(ask: Ask, override: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask(*FEW, override)

@@ -1,4 +1,4 @@
-"""What dropout adds to the loss: its noise, the mean over all masks, the formula and where it is exact."""
+"""The penalty that dropout adds to the loss: its noise, the mean over all masks, and the second-order formula."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def normal(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     "override", ["seed=0", "seed=1", "seed=2", "study.hidden=1", "study.residual=0", "study.gain=0.01"]
 )
-def test_every_claim_holds(ask: Ask, override: str) -> None:
-    found = ask("experiment=dropout_penalty", *SMALL, override)
-    assert found.disagreements == []
-    assert len(found.tables["penalties"]) == 2 * 2
-    assert set(found.figures) == {"penalty", "accuracy"}
+def test_all_checks_agree(ask: Ask, override: str) -> None:
+    answer = ask("experiment=dropout_penalty", *SMALL, override)
+    assert answer.disagreements == []
+    assert len(answer.tables["penalties"]) == 2 * 2
+    assert set(answer.figures) == {"penalty", "accuracy"}
 
 
 def test_noise_drops_and_scales_as_dropout_does() -> None:
@@ -49,8 +49,8 @@ def test_exact_is_the_mean_over_all_masks() -> None:
     loss, h = net_loss(normal(4, 3), normal(4), 0.5), normal(3)
     total = torch.zeros(())
     for mask in itertools.product([0, 1], repeat=3):
-        chance = 0.3 ** mask.count(0) * 0.7 ** mask.count(1)
-        total = total + chance * loss(h * torch.tensor(mask) / 0.7)
+        probability = 0.3 ** mask.count(0) * 0.7 ** mask.count(1)
+        total = total + probability * loss(h * torch.tensor(mask) / 0.7)
     torch.testing.assert_close(exact(loss, h, Q[1:2])[0], total - loss(h))
 
 
@@ -64,7 +64,7 @@ def test_linear_model_has_a_closed_form(y: float) -> None:
     torch.testing.assert_close(exact(linear_loss(weight, y), x, Q), closed)
 
 
-def test_formula_has_only_the_diagonal_of_the_hessian() -> None:
+def test_formula_uses_only_the_diagonal_of_the_hessian() -> None:
     matrix = normal(4, 4)
 
     def form(h: Tensor) -> Tensor:
@@ -76,18 +76,20 @@ def test_formula_has_only_the_diagonal_of_the_hessian() -> None:
     torch.testing.assert_close(exact(form, h, Q), expected)
 
 
-def test_formula_misses_the_third_order_however_small_q() -> None:
+def test_formula_misses_third_derivatives_for_every_q() -> None:
     def cubic(h: Tensor) -> Tensor:
         return h.pow(3).sum(-1)
 
     h, q = torch.tensor([2.0], dtype=torch.float64), torch.tensor([1e-7], dtype=torch.float64)
-    assert float(slope_at_zero(cubic, h)) == pytest.approx(-8 + 3 * 8)  # without the unit, and h times the slope
+    assert float(slope_at_zero(cubic, h)) == pytest.approx(
+        -8 + 3 * 8
+    )  # loss without the unit - loss + h times the slope
     assert float(exact(cubic, h, q) / q) == pytest.approx(16, rel=1e-6)
     assert float(second_order(cubic, h, q) / q) == pytest.approx(24, rel=1e-6)  # 6 h^3 / 2
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("study.rates=[0.1,0.6]", "0.5"),
         ("study.rates=[0.1,0.0]", "0"),
@@ -97,6 +99,6 @@ def test_formula_misses_the_third_order_however_small_q() -> None:
         ("study.rates=[0.001,0.5]", "100000 or more"),
     ],
 )
-def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=dropout_penalty", *SMALL, override)

@@ -14,7 +14,7 @@ from torch import nn
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.fool_resnet import random_noise
-from dlhw.studies.imagenet import MEAN, STD, smallest
+from dlhw.studies.imagenet import MEAN, STD, smallest_size
 from support.composing import Ask
 
 NAMES = ("dark", "bright", "third", "fourth", "fifth")
@@ -75,38 +75,38 @@ def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(a
     # bright wins by 3: a step of h along the signs takes h |w|_1 off
     probe = Brightness(0)
     network = Brightness(margin(100, probe) - 3)
-    found = ask("experiment=fool_resnet", *grey, "study.label=bright", "study.target=dark", network=network)
-    assert found.disagreements == []
+    answer = ask("experiment=fool_resnet", *grey, "study.label=bright", "study.target=dark", network=network)
+    assert answer.disagreements == []
     expected = 3 / float(probe.of_pixels.abs().sum())
-    assert found.numbers["smallest_fgsm"] == pytest.approx(expected, rel=0.015)
-    assert found.numbers["smallest_targeted"] == pytest.approx(expected, rel=0.015)
-    assert found.numbers["smallest_fgsm_8_bit"] == math.ceil(expected)
-    assert found.numbers["probability"] == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-3)
+    assert answer.numbers["smallest_fgsm"] == pytest.approx(expected, rel=0.015)
+    assert answer.numbers["smallest_targeted"] == pytest.approx(expected, rel=0.015)
+    assert answer.numbers["smallest_fgsm_8_bit"] == math.ceil(expected)
+    assert answer.numbers["probability"] == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-3)
     # random signs add up to h |w|_2 or so
-    assert found.numbers["smallest_random_half"] > 3 * expected
-    assert set(found.figures) == {"fool_resnet", "curves"}
-    assert {row["noise"] for row in found.tables["noise"]} == {
+    assert answer.numbers["smallest_random_half"] > 3 * expected
+    assert set(answer.figures) == {"fool_resnet", "curves"}
+    assert {row["noise"] for row in answer.tables["noise"]} == {
         "along the gradient's sign",
         "random, gaussian",
         "towards the target",
     }
 
 
-def test_a_network_that_no_size_tried_fools(ask: Ask, grey: list[str]) -> None:
+def test_a_network_that_no_size_fools(ask: Ask, grey: list[str]) -> None:
     network = Brightness(margin(100, Brightness(0)) - 1e3)
-    found = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
-    assert found.disagreements == []
-    assert math.isnan(float(found.numbers["smallest_fgsm"]))
-    assert any("fgsm: does not succeed up to 0.2 of 255" in line for line in found.told)
+    answer = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
+    assert answer.disagreements == []
+    assert math.isnan(float(answer.numbers["smallest_fgsm"]))
+    assert any("fgsm: does not succeed up to size 0.2 of 255" in line for line in answer.told)
 
 
 def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:
     network = Brightness(margin(100, Brightness(0)) - 3)
-    found = ask("experiment=fool_resnet", *grey, "study.label=dark", network=network)
-    assert [check.what for check in found.disagreements] == ["first answer"]
+    answer = ask("experiment=fool_resnet", *grey, "study.label=dark", network=network)
+    assert [check.what for check in answer.disagreements] == ["first answer"]
 
-    found = ask("experiment=fool_resnet", *grey, network=Wrong(margin(100, Brightness(0)) - 3))
-    assert any("steepness" in check.what for check in found.disagreements)
+    answer = ask("experiment=fool_resnet", *grey, network=Wrong(margin(100, Brightness(0)) - 3))
+    assert any("steepness" in check.what for check in answer.disagreements)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "signs"])
@@ -117,33 +117,33 @@ def test_random_noise_has_root_mean_square_one(kind: Any) -> None:
     assert torch.equal(values, random_noise(values.shape, generator(0, "test"), kind))
 
 
-def test_smallest() -> None:
-    assert smallest(lambda x: x >= 3.3, [1, 2, 4, 8], within=0.001) == pytest.approx(3.3, rel=0.002)
-    assert smallest(lambda x: x >= 0.2, [1], within=0.01) == pytest.approx(0.2, rel=0.02)
-    assert math.isnan(smallest(lambda x: False, [1, 2], within=0.1))
+def test_smallest_size_by_bisection() -> None:
+    assert smallest_size(lambda x: x >= 3.3, [1, 2, 4, 8], within=0.001) == pytest.approx(3.3, rel=0.002)
+    assert smallest_size(lambda x: x >= 0.2, [1], within=0.01) == pytest.approx(0.2, rel=0.02)
+    assert math.isnan(smallest_size(lambda x: False, [1, 2], within=0.1))
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("study.picture=no.jpg", "study.picture=no.jpg: no such file.*china.jpg"),
         ("study.picture=.", "is a folder"),
-        ("study.label=brihgt", "study.label=brihgt: no class.*did you mean bright"),
+        ("study.label=brihgt", "study.label=brihgt: not a class.*did you mean bright"),
         ("study.label=5", "from 0 to 4"),
-        ("study.target=cat", "study.target=cat: no class"),
-        ("study.crop=7", "study.crop=7: brightness cannot take such pictures"),
+        ("study.target=cat", "study.target=cat: not a class"),
+        ("study.crop=7", "study.crop=7: brightness cannot process pictures of this size"),
         ("study.crop=9", "study.crop=9: must not be larger than study.resize=8"),
         ("study.sizes=[1]", "study.sizes"),
         ("study.sizes=[0,1]", "study.sizes"),
         ("study.noise=salt", "study.noise"),
     ],
 )
-def test_what_is_refused(ask: Ask, grey: list[str], override: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(ask: Ask, grey: list[str], override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=fool_resnet", *grey, override, network=Brightness(0))
 
 
-def test_a_file_that_is_no_picture_is_named(ask: Ask, grey: list[str], tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_named(ask: Ask, grey: list[str], tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("not a picture")
     with pytest.raises(UsageError, match=r"study.picture=.*note.jpg: "):
         ask("experiment=fool_resnet", *grey, f"study.picture={tmp_path / 'note.jpg'}", network=Brightness(0))

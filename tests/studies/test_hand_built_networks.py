@@ -1,4 +1,4 @@
-"""Nets with weights found by thought are exactly what they should be."""
+"""Networks with weights chosen by hand equal their functions exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.studies import hand_built_networks as study
-from dlhw.studies.hand_built_networks import Network, shrink, shrink_network, tent, tent_network, xnor_network
+from dlhw.studies.hand_built_networks import HandBuiltNetwork, shrink, shrink_network, tent, tent_network, xnor_network
 from support.composing import Ask
 
 
@@ -35,7 +35,7 @@ def test_shrink_is_torchs_softshrink() -> None:
 
 
 @pytest.mark.parametrize("network", [xnor_network(), tent_network(), shrink_network(0.3)], ids=["xnor", "tent", "s"])
-def test_they_are_layers_of_torch(network: Network) -> None:
+def test_networks_equal_torch_layers(network: HandBuiltNetwork) -> None:
     hidden, inputs = network.weights.shape
     layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False)).double()
     state = {"0.weight": network.weights, "0.bias": network.biases, "2.weight": network.out[None]}
@@ -44,13 +44,13 @@ def test_they_are_layers_of_torch(network: Network) -> None:
     torch.testing.assert_close(layers(x).squeeze(1), network(x), rtol=0, atol=1e-14)
 
 
-def test_formulas_as_they_are_told() -> None:
-    assert study.spoken(tent_network()) == "2 relu(x) - 4 relu(x - 0.5) + 2 relu(x - 1)"
-    assert study.spoken(xnor_network()) == "relu(x1 + x2 - 1) + relu(-x1 - x2 + 1)"
-    assert study.spoken(shrink_network(0.25)) == "relu(x - 0.25) - relu(-x - 0.25)"
+def test_formulas() -> None:
+    assert study.formula(tent_network()) == "2 relu(x) - 4 relu(x - 0.5) + 2 relu(x - 1)"
+    assert study.formula(xnor_network()) == "relu(x1 + x2 - 1) + relu(-x1 - x2 + 1)"
+    assert study.formula(shrink_network(0.25)) == "relu(x - 0.25) - relu(-x - 0.25)"
 
 
-def test_neighbours_are_the_next_numbers() -> None:
+def test_neighbours_are_the_next_floats() -> None:
     x = study.with_neighbours(torch.tensor([2.0], dtype=torch.float64), [1.0])
     assert x.tolist() == [1 - 2**-53, 1.0, 1 + 2**-52, 2.0]
 
@@ -59,12 +59,12 @@ def test_neighbours_are_the_next_numbers() -> None:
     "setting", [[], ["study.s=0"], ["study.s=1.23", "study.limit=1e6"], ["study.limit=7.7"], ["study.limit=1e12"]]
 )
 def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
-    found = ask("experiment=hand_built_networks", "study.points=501", *setting)
-    assert found.disagreements == []
-    assert found.numbers["largest_difference_shrink"] == 0.0
-    assert len(found.tables["weights"]) == 2 + 3 + 2
-    assert {row["function"] for row in found.tables["values"]} == {"tent", "shrink"}
-    assert set(found.figures) == {"functions"}
+    answer = ask("experiment=hand_built_networks", "study.points=501", *setting)
+    assert answer.disagreements == []
+    assert answer.numbers["largest_difference_shrink"] == 0.0
+    assert len(answer.tables["weights"]) == 2 + 3 + 2
+    assert {row["function"] for row in answer.tables["values"]} == {"tent", "shrink"}
+    assert set(answer.figures) == {"functions"}
 
 
 def test_other_weights_disagree(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +75,6 @@ def test_other_weights_disagree(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "override", ["study.s=-0.1", "study.s=2", "study.points=3", "study.limit=0", "study.limit=1e308"]
 )
-def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=hand_built_networks", override)

@@ -1,4 +1,4 @@
-"""Derivatives by hyper-parameters: through the training, by differences, and what they hold in memory."""
+"""Derivatives by hyperparameters: through training, by differences, and their use of memory."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def weights() -> torch.Tensor:
 @pytest.mark.parametrize(
     "override", ["seed=0", "seed=1", "seed=2", "study.hidden=1", "study.rate=0.48", "study.penalty=1e-12"]
 )
-def test_every_claim_holds(ask: Ask, override: str) -> None:
-    found = ask("experiment=hypergradient", *SMALL, override)
-    assert found.disagreements == []
-    assert len(found.tables["cost"]) == 3
-    assert len(found.tables["sweep"]) == 10
-    assert set(found.figures) == {"training_loss", "cost", "roughness"}
+def test_all_checks_agree(ask: Ask, override: str) -> None:
+    answer = ask("experiment=hypergradient", *SMALL, override)
+    assert answer.disagreements == []
+    assert len(answer.tables["cost"]) == 3
+    assert len(answer.tables["sweep"]) == 10
+    assert set(answer.figures) == {"training_loss", "cost", "roughness"}
 
 
-def test_prediction_is_that_of_a_net() -> None:
+def test_prediction_equals_a_torch_net() -> None:
     w, (x, _) = weights(), data()
     net = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
     torch.nn.utils.vector_to_parameters(w, net.parameters())
@@ -54,43 +54,43 @@ def test_prediction_is_that_of_a_net() -> None:
 def test_derivative_by_lambda_after_one_step_by_hand() -> None:
     w, rate = weights(), 0.05
     hyper = torch.tensor([0.1, rate], dtype=torch.float64)
-    found, _, _ = hypergradient_with_cost(w, hyper, 1, data(), data(7))
+    gradient, _, _ = hypergradient_with_cost(w, hyper, 1, data(), data(7))
     leaf = w.clone().requires_grad_()
     (slope,) = torch.autograd.grad(training_loss(leaf, hyper[0], data()), leaf)
     after = (w - rate * slope).requires_grad_()
     (by_w,) = torch.autograd.grad(error(after, data(7)), after)
-    torch.testing.assert_close(found, torch.stack([by_w @ (-rate * 2 * w), by_w @ -slope]))
+    torch.testing.assert_close(gradient, torch.stack([by_w @ (-rate * 2 * w), by_w @ -slope]))
     torch.testing.assert_close(error(after, data(7)), after_training(w, hyper, 1, data(), data(7)))
 
 
 def test_autograd_agrees_with_differences() -> None:
     hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
-    found, _, _ = hypergradient_with_cost(weights(), hyper, 20, data(), data(7))
+    gradient, _, _ = hypergradient_with_cost(weights(), hyper, 20, data(), data(7))
     differences, allowed = central_differences(weights(), hyper, 20, data(), data(7))
-    assert ((found - differences).abs() < allowed).all()
-    assert (allowed < 1e-6 * found.abs()).all()
+    assert ((gradient - differences).abs() < allowed).all()
+    assert (allowed < 1e-6 * gradient.abs()).all()
 
 
 def test_rough_before_training_diverges(ask: Ask) -> None:
-    found = ask("experiment=hypergradient", "study.repeats=3", "study.rates=80", "study.joint_steps=1")
-    border = found.numbers["rate_where_training_diverges"]
+    answer = ask("experiment=hypergradient", "study.repeats=3", "study.rates=80", "study.joint_steps=1")
+    border = answer.numbers["rate_where_training_diverges"]
     assert border == pytest.approx(0.525, abs=0.008)
-    rows = [row for row in found.tables["sweep"] if row["learning_rate"] < border]  # type: ignore[operator]
+    rows = [row for row in answer.tables["sweep"] if row["learning_rate"] < border]  # type: ignore[operator]
     assert max(row["validation_loss"] for row in rows) < 2  # type: ignore[type-var]
-    assert int(found.numbers["sign_changes_of_derivative"]) >= 6
+    assert int(answer.numbers["sign_changes_of_derivative"]) >= 6
 
 
 def test_rates_at_which_training_diverges() -> None:
     rates = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
     losses = torch.tensor([1.0, 0.5, 1e67, 0.5, torch.nan], dtype=torch.float64)
     slopes = torch.tensor([-1.0, 2.0, 1e76, 3.0, torch.nan], dtype=torch.float64)
-    found = Sweep(rates, losses, slopes, 1.0, 10).numbers
-    assert list(found.values()) == [pytest.approx(0.3), 1, 1.0, 2.0]  # the lower of the two medians
+    numbers = Sweep(rates, losses, slopes, 1.0, 10).numbers
+    assert list(numbers.values()) == [pytest.approx(0.3), 1, 1.0, 2.0]  # the lower of the two medians
     nowhere = Sweep(rates[:2], losses[:2], slopes[:2], 1.0, 10)
     assert nowhere.numbers["rate_where_training_diverges"] == "none of the sweep"
 
 
-def test_a_wrong_derivative_in_the_sweep_is_seen(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_derivative_in_the_sweep_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     slopes = hypergradient._with_gradient
     monkeypatch.setattr(
         hypergradient, "_with_gradient", lambda *a, **k: (slopes(*a, **k)[0], 1.001 * slopes(*a, **k)[1])
@@ -117,9 +117,9 @@ def test_lambda_goes_to_zero_and_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("study.steps=[3,1]", "rise"),
+        ("study.steps=[3,1]", "must be in increasing order"),
         ("study.steps=[3]", "study.steps"),
         ("study.rate=50", "diverges"),
         ("study.hidden=50", "study.rate=0.1: training diverges"),
@@ -127,6 +127,6 @@ def test_lambda_goes_to_zero_and_stays() -> None:
         ("study.largest_rate=60", "diverges at all"),
     ],
 )
-def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=hypergradient", "study.rates=10", "study.repeats=3", override)

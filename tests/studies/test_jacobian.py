@@ -11,14 +11,14 @@ from torch import nn
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import jacobian as study
-from dlhw.studies.jacobian import BY_ROWS, FORWARD, REVERSE, draw, forward_mode, network, operations
+from dlhw.studies.jacobian import BY_ROWS, FORWARD, REVERSE, draw, forward_mode, operations, tanh_net
 from support.composing import Ask
 
 SMALL = ["experiment=jacobian", "study.repeats=4", "study.warmup=1", "study.draws=5"]
 SIZES: dict[str, Any] = {"width": 4, "inputs": 3, "outputs": 5}
 
 
-def test_the_network_is_that_of_torch_modules() -> None:
+def test_the_net_equals_torch_modules() -> None:
     x, weights = draw(generator(0, "test"), draws=6, depth=2, **SIZES)
     for sample in range(6):
         layers = [nn.Linear(each.shape[2], each.shape[1], bias=False) for each in weights.values()]
@@ -26,12 +26,12 @@ def test_the_network_is_that_of_torch_modules() -> None:
         for layer, weight in zip(layers, weights.values(), strict=True):
             layer.weight.data = weight[sample]
         one = {name: weight[sample] for name, weight in weights.items()}
-        torch.testing.assert_close(network(x, weights)[sample], net(x[sample]), rtol=1e-13, atol=1e-14)
-        torch.testing.assert_close(network(x[sample], one), net(x[sample]), rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(tanh_net(x, weights)[sample], net(x[sample]), rtol=1e-13, atol=1e-14)
+        torch.testing.assert_close(tanh_net(x[sample], one), net(x[sample]), rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", [REVERSE, BY_ROWS])
-def test_methods_agree_on_one_x_as_on_many(name: str) -> None:
+def test_methods_agree_on_one_x_and_on_many(name: str) -> None:
     x, weights = draw(generator(1, "test"), draws=3, depth=3, **SIZES)
     batch = study.METHODS[name](x, weights)
     assert batch.shape == (3, 5, 3)
@@ -57,7 +57,7 @@ def test_operations_of_the_sheets_net() -> None:
 def test_calls_are_timed_in_turn_and_warm_ups_left_out() -> None:
     order: list[str] = []
     calls = [lambda: order.append("a"), lambda: order.append("b")]
-    taken = study.seconds(calls, torch.device("cpu"), warmup=1, repeats=2)
+    taken = study.time_calls(calls, torch.device("cpu"), warmup=1, repeats=2)
     assert order == ["a", "b"] * 3
     assert taken.shape == (2, 2)
     assert bool((taken > 0).all())
@@ -65,16 +65,16 @@ def test_calls_are_timed_in_turn_and_warm_ups_left_out() -> None:
 
 @pytest.mark.parametrize("setting", [["study.depths=[4,1]", "study.width=7"], ["seed=5", "study.inputs=6"]])
 def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
-    found = ask(*SMALL, *setting)
-    assert found.disagreements == []
+    answer = ask(*SMALL, *setting)
+    assert answer.disagreements == []
     depths = 2 if "study.width=7" in setting else 3
-    assert len(found.checks) == 7 * depths
-    assert {name: len(rows) for name, rows in found.tables.items()} == {
+    assert len(answer.checks) == 7 * depths
+    assert {name: len(rows) for name, rows in answer.tables.items()} == {
         "equality": 4 * depths,
         "times": 5 * depths,
         "ratios": 2 * depths,
     }
-    assert set(found.figures) == {"jacobian"}
+    assert set(answer.figures) == {"jacobian"}
 
 
 def test_a_wrong_chain_rule_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +83,6 @@ def test_a_wrong_chain_rule_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("override", ["study.depths=[]", "study.depths=[0]", "study.repeats=1", "study.width=0.5"])
-def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask(*SMALL, override)

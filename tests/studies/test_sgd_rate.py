@@ -14,7 +14,7 @@ from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies.sgd_rate import (
     POWERS,
-    Problem,
+    SmoothFunction,
     descend,
     expected_value,
     leading_term,
@@ -30,22 +30,22 @@ SMALL = ("study.runs=30", "study.steps=60")
 CURVATURE = torch.tensor([2.0, 1.0, 0.3], dtype=torch.float64)
 START = torch.tensor([1.5, -2.0, 0.7], dtype=torch.float64)
 MAKERS = pytest.mark.parametrize("make", [quadratic, waves])
-Make = Callable[[Tensor, Tensor, float], Problem]
+Make = Callable[[Tensor, Tensor, float], SmoothFunction]
 
 
-def test_every_claim_holds(ask: Ask) -> None:
-    found = ask("experiment=sgd_rate", *SMALL)
-    assert found.disagreements == []
-    assert len(found.checks) == 2 * (1 + 3 * 4)
-    assert len(found.tables["measured"]) == 2 * 3 * 2  # t = 10 and t = 60
-    assert len(found.tables["right_hand_side"]) == 2 * 3 * 6
-    assert set(found.figures) == {"rates", "right_hand_side"}
-    assert found.numbers["quadratic_k34_bound"] > found.numbers["quadratic_k34_least"]
-    assert found.numbers["quadratic_constant_bound"] > found.numbers["quadratic_constant_least"]
+def test_all_checks_agree(ask: Ask) -> None:
+    answer = ask("experiment=sgd_rate", *SMALL)
+    assert answer.disagreements == []
+    assert len(answer.checks) == 2 * (1 + 3 * 4)
+    assert len(answer.tables["measured"]) == 2 * 3 * 2  # t = 10 and t = 60
+    assert len(answer.tables["right_hand_side"]) == 2 * 3 * 6
+    assert set(answer.figures) == {"rates", "right_hand_side"}
+    assert answer.numbers["quadratic_k34_bound"] > answer.numbers["quadratic_k34_least"]
+    assert answer.numbers["quadratic_constant_bound"] > answer.numbers["quadratic_constant_least"]
 
 
 @pytest.mark.parametrize("override", ["seed=1", "study.noise=0", "study.start=0", "study.dimension=1", "seed=7"])
-def test_every_claim_holds_elsewhere(ask: Ask, override: str) -> None:
+def test_all_checks_agree_for_other_settings(ask: Ask, override: str) -> None:
     assert ask("experiment=sgd_rate", "study.runs=30", "study.steps=15", override).disagreements == []
 
 
@@ -69,26 +69,26 @@ def test_the_expectation_is_that_over_all_signs(make: Make) -> None:
     after = problem.value(START - alpha * stochastic).sum(-1).mean()
     torch.testing.assert_close(expected_value(problem, START, alpha), after)
     second_moment = stochastic.square().sum(-1).mean()
-    flatness = problem.slope(START).square().sum()
-    bound = problem.value(START).sum() - 0.3 * flatness + 0.3**2 * 2.0 / 2 * second_moment
+    squared_gradient = problem.slope(START).square().sum()
+    bound = problem.value(START).sum() - 0.3 * squared_gradient + 0.3**2 * 2.0 / 2 * second_moment
     torch.testing.assert_close(one_step_bound(problem, START, alpha), bound)
     assert after < bound
 
 
 def test_one_step_bound_is_an_equality_where_all_curvatures_are_equal() -> None:
-    found = descend(
+    statistics = descend(
         quadratic(torch.full((3,), 2.0, dtype=torch.float64), START, 0.4),
         step_sizes(0.5, 0.5, 30)[None],
         runs=5,
-        draws=generator(0, "test"),
+        source=generator(0, "test"),
     )
-    assert abs(float(found.slack)) < 1e-14
+    assert abs(float(statistics.slack)) < 1e-14
 
 
 def test_the_box_is_reached_and_not_left() -> None:
     problem = quadratic(CURVATURE, 0 * START, 0.4)
-    found = descend(problem, step_sizes(0.5, 0.0, 200)[None], runs=20, draws=generator(0, "test"))
-    assert -0.01 < found.outside <= 1e-15
+    statistics = descend(problem, step_sizes(0.5, 0.0, 200)[None], runs=20, source=generator(0, "test"))
+    assert -0.01 < statistics.outside <= 1e-15
 
 
 def test_right_hand_side_by_hand() -> None:
@@ -112,24 +112,24 @@ def test_leading_term_is_approached(power: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [("study.constant_rate=1.5", "1"), ("study.runs=29", "30"), ("study.condition=0.5", "1")],
 )
-def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
-    with pytest.raises(UsageError, match=rf"{override}.*{said}"):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"{override}.*{message}"):
         ask("experiment=sgd_rate", override)
 
 
-def test_sizes_that_float64_does_not_hold(ask: Ask) -> None:
+def test_sizes_beyond_float64_are_refused(ask: Ask) -> None:
     with pytest.raises(UsageError, match=r"study\.noise"):
         ask("experiment=sgd_rate", "study.noise=1e200")
 
 
 def test_nan_is_outside_the_box() -> None:
     lost = quadratic(CURVATURE, torch.nan * START, 0.4)
-    assert math.isnan(descend(lost, step_sizes(0.5, 0.0, 3)[None], runs=5, draws=generator(0, "test")).outside)
+    assert math.isnan(descend(lost, step_sizes(0.5, 0.0, 3)[None], runs=5, source=generator(0, "test")).outside)
 
 
-def test_nothing_moves(ask: Ask) -> None:
+def test_zero_start_without_noise_is_refused(ask: Ask) -> None:
     with pytest.raises(UsageError, match=r"study\.start=0"):
         ask("experiment=sgd_rate", "study.start=0", "study.noise=0")

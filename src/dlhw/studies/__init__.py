@@ -1,1 +1,1 @@
-"""Studies: questions answered without the training loop, in the same run directory."""
+"""Studies: one file per question that is answered without the training loop, in an ordinary run directory."""

@@ -1,4 +1,4 @@
-"""Whether a steeper activation cures the unstable gradient: gradients through a deep net of sigmoid(c z) (D1.2)."""
+"""Gradients through a deep net of sigmoid(c z): does a steeper activation prevent vanishing gradients? (D1.2)."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from dlhw.runs.answer import Answer, at_most
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
-SETTLED = 5  # layers from either end whose gradients are not yet those of the middle
-STEEPEST = 300.0  # of the factors c among which the balanced one is looked for
+SETTLED = 5  # layers excluded at either end, where the factor differs from that of the middle layers
+STEEPEST = 300.0  # largest c in the search for the balanced one
 
 
 def activation(z: Tensor, c: Tensor) -> Tensor:
-    """sigmoid(c z): its slope c s (1 - s) is c / 4 at most, where z = 0."""
+    """Return sigmoid(c z). Its slope c s (1 - s) is at most c / 4, at z = 0."""
     return torch.sigmoid(c * z)
 
 
 def gradients(weights: Tensor, x: Tensor, c: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """Of nets z_1 = x, z_{l+1} = W_l sigmoid(c z_l), every ``c`` (K,) with every draw (R,) of weights and input.
+    """Return gradient norms through the nets z_1 = x, z_{l+1} = W_l sigmoid(c z_l), for each c and each draw.
+
+    Backpropagation: delta_L = slope_L * output, delta_l = slope_l * W_l^T delta_{l+1}.
 
     Args:
-        weights: (R, depth - 1, D, D). x: (R, D). output: (R, D), the gradient of the loss by the last layer's sigmoid.
+        weights: (R, depth - 1, D, D) for R draws.
+        x: (R, D).
+        c: (K,).
+        output: (R, D), the gradient of the loss by the output of the last layer's sigmoid.
 
-    Returns the norms of the gradients by z_l, (depth, K, R), and the share of units whose slope is below a hundredth
-    of the largest, c / 4, (K,).
-
-    Backpropagation: delta_L = slope_L * output, delta_l = slope_l * W_l' delta_{l+1}.
+    Returns:
+        The norms of the gradients by z_l, (depth, K, R), and the share of saturated units, (K,). A unit is saturated
+        if its slope is below a hundredth of the maximum c / 4.
     """
     c = c[:, None, None]
     z = x.expand(len(c), -1, -1)
@@ -54,10 +58,10 @@ def gradients(weights: Tensor, x: Tensor, c: Tensor, output: Tensor) -> tuple[Te
 
 
 def layer_factor(c: float, gain: float) -> float:
-    """The factor chi by which a layer of a wide net multiplies |gradient|^2: gain^2 E[slope(z)^2].
+    """Return the factor chi by which a layer of a wide net multiplies |gradient|^2: gain^2 E[slope(z)^2].
 
-    Weights have variance gain^2 / D, so W' delta has mean square gain^2 |delta|^2 / D per unit; times the slope's.
-    z is normal with the variance q that a layer passes on unchanged: q = gain^2 E[sigmoid(c z)^2].
+    Weights have variance gain^2 / D, so W^T delta has mean square gain^2 |delta|^2 / D per unit, times the squared
+    slope. z is normal with the variance q that is a fixed point of the layer: q = gain^2 E[sigmoid(c z)^2].
     """
     normal = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     density = torch.exp(-normal.square() / 2) / math.sqrt(2 * math.pi) * (normal[1] - normal[0])
@@ -69,34 +73,34 @@ def layer_factor(c: float, gain: float) -> float:
 
 
 def balanced(gain: float, factor: float) -> float:
-    """The c at which :func:`layer_factor` is ``factor``."""
+    """Return the c at which :func:`layer_factor` equals ``factor``."""
     return float(brentq(lambda c: layer_factor(c, gain) - factor, 1e-3, STEEPEST, xtol=1e-6))
 
 
-def draw(
+def plot_slopes(
     norms: Tensor, factor: Tensor, *, slopes: list[float], gain: float, width: int, stable: tuple[float, float]
 ) -> Figure:
-    """Norms (layers, K, R) of K slopes and R nets by layer, and factors (K,) on their squares against theory."""
+    """Plot norms (layers, K, R) of K slopes and R nets by layer, and factors (K,) on their squares against theory."""
     depth, _, draws = norms.shape
     figure, (left, right) = new_figure(
         2,
         title="activation_slope: a steeper activation, sigmoid(c z)",
-        subtitle=f"{depth} layers of {width}; left: median of {draws} nets, band of 10 to 90 %; right: grey where the "
-        f"whole net changes |gradient| by less than 10",
+        subtitle=f"{depth} layers of {width} units; left: median of {draws} nets, band from 10 to 90 %; right: in the "
+        f"grey range the whole net changes |gradient| by a factor below 10",
         panel_inches=3.4,
     )
     layers = torch.arange(1, depth + 1)
     low, centre, high = (norms / norms[-1]).quantile(torch.tensor([0.1, 0.5, 0.9], dtype=norms.dtype), dim=-1)
-    for i, each in enumerate(slopes):
-        left.semilogy(layers, centre[:, i], color=PALETTE[i], linewidth=1.6, label=f"c = {each:g}")
+    for i, slope in enumerate(slopes):
+        left.semilogy(layers, centre[:, i], color=PALETTE[i], linewidth=1.6, label=f"c = {slope:g}")
         left.fill_between(layers, low[:, i], high[:, i], color=PALETTE[i], alpha=0.2, linewidth=0)
     label(left, x="layer", y="|gradient| / that of the last layer", place="lower right")
     line = torch.logspace(math.log10(slopes[0] / 2), math.log10(slopes[-1] * 2), 60, dtype=torch.float64)
-    predicted = [math.sqrt(layer_factor(each, gain)) for each in line.tolist()]
+    predicted = [math.sqrt(layer_factor(slope, gain)) for slope in line.tolist()]
     right.axvspan(*stable, color="#BBBBBB", alpha=0.6, linewidth=0)
     right.loglog(line, predicted, color=COLORS["reference"], linewidth=1.4, label="wide nets, theory")
-    for i, each in enumerate(slopes):
-        right.plot(each, factor[i].sqrt(), "o", color=PALETTE[i])
+    for i, slope in enumerate(slopes):
+        right.plot(slope, factor[i].sqrt(), "o", color=PALETTE[i])
     right.plot([], [], "o", color=COLORS["reference"], label="measured")
     right.axhline(1.0, color=COLORS["reference"], linestyle="--", linewidth=1.0)
     label(right, x="c (largest slope c / 4)", y="factor on |gradient| per layer", place="upper left")
@@ -112,30 +116,33 @@ def activation_slope(
     draws: Annotated[int, Field(ge=10)],
     seed: int,
 ) -> Answer:
-    """Gradient norms by layer for several c, the factor per layer against theory, and the range of c between."""
+    """Compute gradient norms by layer for several c, the factor per layer, and the range of c with stable gradients."""
     if sorted(set(slopes)) != slopes:
-        raise UsageError(f"study.slopes={slopes}: must rise")
-    own = generator(seed, "activation_slope")
-    weights = gain / math.sqrt(width) * torch.randn(draws, depth - 1, width, width, generator=own, dtype=torch.float64)
-    x, output = torch.randn(2, draws, width, generator=own, dtype=torch.float64)
+        raise UsageError(f"study.slopes={slopes}: must be in increasing order, without duplicates")
+    source = generator(seed, "activation_slope")
+    weights = (
+        gain / math.sqrt(width) * torch.randn(draws, depth - 1, width, width, generator=source, dtype=torch.float64)
+    )
+    x, output = torch.randn(2, draws, width, generator=source, dtype=torch.float64)
     c = torch.tensor(slopes, dtype=torch.float64)
     norms, saturated = gradients(weights, x * gain / math.sqrt(2), c, output)
 
     if not ((norms.square() >= torch.finfo(norms.dtype).tiny) & norms.square().isfinite()).all():
         raise UsageError(
-            f"study.depth={depth}: gradients leave what float64 holds; take fewer layers, or study.slopes nearer to 10"
+            f"study.depth={depth}: gradients overflow or underflow float64; use fewer layers, or study.slopes nearer "
+            "to 10"
         )
     middle = norms[SETTLED:-SETTLED].square()
     ratios = (middle[:-1] / middle[1:]).mean(0)  # (K, R): independent draws, so their spread gives the error
     factor, error = ratios.mean(-1), ratios.std(-1) / math.sqrt(draws)
-    theory = torch.tensor([layer_factor(each, gain) for each in slopes], dtype=torch.float64)
+    theory = torch.tensor([layer_factor(slope, gain) for slope in slopes], dtype=torch.float64)
     whole = (norms[0] / norms[-1]).median(-1).values
     shrinking, growing = (balanced(gain, 10 ** (power / (depth - 1))) for power in (-2, 2))
-    even = balanced(gain, 1.0)
+    balanced_c = balanced(gain, 1.0)
 
     return Answer(
         numbers={
-            "balanced_c": even,
+            "balanced_c": balanced_c,
             "stable_from_c": shrinking,
             "stable_to_c": growing,
             "least_change_through_the_net": float(whole.min()),
@@ -151,17 +158,19 @@ def activation_slope(
         tables={
             "slopes": [
                 {
-                    "c": each,
-                    "largest_slope": each / 4,
-                    "factor": math.sqrt(found),
+                    "c": slope,
+                    "largest_slope": slope / 4,
+                    "factor": math.sqrt(measured),
                     "factor_theory": math.sqrt(expected),
                     "first_over_last": change,
                     "saturated_percent": 100 * share,
                 }
-                for each, found, expected, change, share in zip(
+                for slope, measured, expected, change, share in zip(
                     slopes, factor.tolist(), theory.tolist(), whole.tolist(), saturated.tolist(), strict=True
                 )
             ]
         },
-        figures={"slopes": draw(norms, factor, slopes=slopes, gain=gain, width=width, stable=(shrinking, growing))},
+        figures={
+            "slopes": plot_slopes(norms, factor, slopes=slopes, gain=gain, width=width, stable=(shrinking, growing))
+        },
     )

@@ -1,4 +1,4 @@
-"""A network for ImageNet asked about pictures of one's own, as they are and more and more disturbed (D5.3)."""
+"""Classify pictures with a network trained on ImageNet, as they are and with increasing disturbances (D5.3)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlhw.data.pictures import SUFFIXES
 from dlhw.errors import UsageError
+from dlhw.intervals import score_interval
 from dlhw.models.pretrained import Network
 from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
@@ -21,14 +22,13 @@ from dlhw.studies import imagenet
 from dlhw.studies.imagenet import (
     check_crop,
     class_index,
-    draw_answers,
-    draw_picture,
-    located,
-    opened,
+    picture_path,
+    plot_answers,
+    plot_picture,
     probabilities,
-    top,
+    read_picture,
+    top_classes,
 )
-from dlhw.studies.separability import wilson
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 Count = Annotated[int, Field(ge=1)]
@@ -41,7 +41,7 @@ UNITS = {
     "noise": "standard deviation (of 255)",
     "blur": "standard deviation (pixels)",
     "rotation": "degrees",
-    "crop": "share of the side that is kept",
+    "crop": "share of each side that is kept",
 }
 DISTURBANCES: dict[str, Disturb] = {
     "noise": imagenet.noisy,
@@ -52,30 +52,32 @@ DISTURBANCES: dict[str, Disturb] = {
 LABELS = "labels.csv"
 
 
-def gathered(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tensor], list[str]]:
-    """The pictures (1, 3, crop, crop) by their files' names, and a line for each that cannot be read.
+def read_pictures(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the pictures (1, 3, crop, crop) by file name, and a message for each file that cannot be read.
 
-    Raises UsageError for one picture that cannot be read, and for a folder without any that can.
+    Raise UsageError if ``path`` is one unreadable picture, or a folder without any readable picture.
     """
     if not path.is_dir():
-        return {path.name: opened(path, resize=resize, crop=crop)}, []
-    pictures, refused = {}, []
+        return {path.name: read_picture(path, resize=resize, crop=crop)}, []
+    pictures, messages = {}, []
     for file in sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES):
         try:
-            pictures[file.name] = opened(file, resize=resize, crop=crop)
+            pictures[file.name] = read_picture(file, resize=resize, crop=crop)
         except UsageError as error:
-            refused.append(f"left out: {str(error).removeprefix('study.picture=')}")
+            messages.append(f"skipped: {str(error).removeprefix('study.picture=')}")
     if not pictures:
         raise UsageError(
-            f"study.picture={path}: no picture that can be read in this folder ({len(refused)} that cannot)"
+            f"study.picture={path}: no readable picture in this folder ({len(messages)} unreadable); "
+            "must contain at least one"
         )
-    return pictures, refused
+    return pictures, messages
 
 
-def labelled(labels: str | None, folder: Path, network: Network) -> dict[str, int]:
-    """The right class by file name, from a CSV file with the columns ``file`` and ``imagenet_index`` or ``label``.
+def read_labels(labels: str | None, folder: Path, network: Network) -> dict[str, int]:
+    """Return the true classes by file name, from a CSV file with columns ``file`` and ``imagenet_index`` or ``label``.
 
-    Rows without either are of pictures that show none of the classes. None: ``labels.csv`` beside the pictures, if any.
+    Rows with an empty value are for pictures that show none of the classes. None means ``labels.csv`` beside the
+    pictures, if it exists.
     """
     path = folder / LABELS if labels is None else Path(labels).expanduser()
     if labels is None and not path.is_file():
@@ -89,13 +91,13 @@ def labelled(labels: str | None, folder: Path, network: Network) -> dict[str, in
     key = next((name for name in ("imagenet_index", "label") if name in columns), None)
     if "file" not in columns or key is None:
         raise UsageError(f"study.labels={path}: must have the columns file and imagenet_index (or label)")
-    found = {}
+    true_classes = {}
     for line, row in enumerate(rows, 2):
         value = (row[key] or "").strip()
         if value:
             number = int(value) if key == "imagenet_index" and value.isdecimal() else value
-            found[row["file"]] = class_index(network, f"study.labels={path}, line {line}: {key}", number)
-    return found
+            true_classes[row["file"]] = class_index(network, f"study.labels={path}, line {line}: {key}", number)
+    return true_classes
 
 
 def alexnet_classify(
@@ -113,43 +115,43 @@ def alexnet_classify(
     network: Network,
     seed: int,
 ) -> Answer:
-    """The five most probable classes of each picture, how many are right, and what is left of the first answers."""
+    """Predict the five most probable classes of each picture, and measure how disturbances change the first one."""
     check_crop(network, resize=resize, crop=crop)
-    path = located(picture)
-    pictures, refused = gathered(path, resize=resize, crop=crop)
-    right = labelled(labels, path if path.is_dir() else path.parent, network)
-    right = {name: index for name, index in right.items() if name in pictures}
+    path = picture_path(picture)
+    pictures, messages = read_pictures(path, resize=resize, crop=crop)
+    true_classes = read_labels(labels, path if path.is_dir() else path.parent, network)
+    true_classes = {name: index for name, index in true_classes.items() if name in pictures}
     clean = {name: probabilities(network, pixels)[0] for name, pixels in pictures.items()}
     answers = [
-        {"file": name, **row, "right": row["index"] == right[name] if name in right else ""}
-        for name, found in clean.items()
-        for row in top(network, found)
+        {"file": name, **row, "right": row["index"] == true_classes[name] if name in true_classes else ""}
+        for name, probability in clean.items()
+        for row in top_classes(network, probability)
     ]
     strengths = {"noise": noise, "blur": blur, "rotation": rotation, "crop": crops}
     table = [
-        robustness(network, pictures, clean, right, kind=kind, strength=strength, draws=draws, seed=seed)
+        robustness(network, pictures, clean, true_classes, kind=kind, strength=strength, draws=draws, seed=seed)
         for kind, values in strengths.items()
         for strength in sorted(set(values))
     ]
-    accuracy = accuracies(answers, len(right))
+    accuracy = accuracies(answers, len(true_classes))
     name = f"{network.architecture} on {path.name}"
     return Answer(
         numbers={
             "pictures": len(pictures),
             **{f"{row['measure']}_accuracy": row["share"] for row in accuracy},
-            **weakest(table),
+            **shares_at_greatest_strength(table),
         },
         checks=undisturbed(table, clean),
         tables={"top5": answers, "robustness": table, **({"accuracy": accuracy} if accuracy else {})},
         figures={
-            "top5": _top5(network, pictures, clean, right, shown=shown, title=f"alexnet_classify: {name}"),
+            "top5": _top5(network, pictures, clean, true_classes, shown=shown, title=f"alexnet_classify: {name}"),
             "robustness": _robustness(table, len(pictures), f"alexnet_classify: {name}"),
         },
         told=[
-            *refused,
+            *messages,
             *("{file}: {rank}. {class} {probability:.4f}".format(**row) for row in answers if len(pictures) == 1),
             *(
-                "{file}: {class} {probability:.4f}{verdict}".format(**row, verdict=_verdict(network, row, right))
+                "{file}: {class} {probability:.4f}{verdict}".format(**row, verdict=_verdict(network, row, true_classes))
                 for row in answers
                 if row["rank"] == 1 and len(pictures) > 1
             ),
@@ -165,34 +167,35 @@ def robustness(
     network: Network,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
-    right: Mapping[str, int],
+    true_classes: Mapping[str, int],
     *,
     kind: str,
     strength: float,
     draws: int,
     seed: int,
 ) -> Row:
-    """Of all pictures at one strength: the first answer's probability, and the share that still get that answer.
+    """Disturb all pictures with one strength: return a row with the probability and share of unchanged first answers.
 
-    Noise is drawn ``draws`` times for each picture, in the same directions at all strengths; a picture then counts by
-    the share of its draws, and the interval, of as many trials as there are pictures, is Wilson's.
+    Noise is drawn ``draws`` times for each picture, with the same directions at all strengths, and a picture counts
+    with its share of draws. The interval is Wilson's, with one trial per picture.
     """
     repeats = draws if kind == "noise" else 1
-    kept, probability, correct = [], [], []
+    same_answer, probability, correct = [], [], []
     for name, pixels in pictures.items():
         sources = [generator(seed, "classify", name, draw) for draw in range(repeats)]
-        found = probabilities(network, torch.cat([DISTURBANCES[kind](pixels, strength, each) for each in sources]))
+        disturbed = torch.cat([DISTURBANCES[kind](pixels, strength, source) for source in sources])
+        outcome = probabilities(network, disturbed)
         first = int(clean[name].argmax())
-        probability.append(found[:, first].mean().item())
-        kept.append((found.argmax(1) == first).double().mean().item())
-        if name in right:
-            correct.append((found.argmax(1) == right[name]).double().mean().item())
-    low, high = wilson(sum(kept), len(kept))
+        probability.append(outcome[:, first].mean().item())
+        same_answer.append((outcome.argmax(1) == first).double().mean().item())
+        if name in true_classes:
+            correct.append((outcome.argmax(1) == true_classes[name]).double().mean().item())
+    low, high = score_interval(sum(same_answer), len(same_answer))
     return {
         "disturbance": kind,
         "strength": strength,
         "probability": sum(probability) / len(probability),
-        "same_answer": sum(kept) / len(kept),
+        "same_answer": sum(same_answer) / len(same_answer),
         "low": low,
         "high": high,
         "accuracy": sum(correct) / len(correct) if correct else "",
@@ -200,31 +203,31 @@ def robustness(
 
 
 def accuracies(answers: Sequence[Row], count: int) -> list[Row]:
-    """Of the labelled pictures, how many have the right class first, and among the first five."""
+    """Return the top-1 and top-5 accuracy of the pictures with a label, with Wilson's interval."""
     rows = []
     for measure, ranks in (("top1", 1), ("top5", 5)):
         hits = sum(row["right"] is True for row in answers if row["rank"] <= ranks)
         if count:
-            low, high = wilson(hits, count)
+            low, high = score_interval(hits, count)
             rows.append(
                 {"measure": measure, "right": hits, "pictures": count, "share": hits / count, "low": low, "high": high}
             )
     return rows
 
 
-def weakest(table: Sequence[Row]) -> dict[str, float]:
-    """For each disturbance the share that keeps its answer at the greatest strength, of a crop the smallest."""
+def shares_at_greatest_strength(table: Sequence[Row]) -> dict[str, float]:
+    """Return the share with an unchanged first answer at the greatest strength of each disturbance (smallest crop)."""
     ends = {}
     for kind in UNITS:
-        own = [row for row in table if row["disturbance"] == kind]
-        row = own[0 if kind == "crop" else -1]
+        matches = [row for row in table if row["disturbance"] == kind]
+        row = matches[0 if kind == "crop" else -1]
         ends[f"same_answer_{kind}_{row['strength']:g}"] = row["same_answer"]
     return ends
 
 
 def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check]:
-    """At strength 0 (a crop: 1) nothing may change."""
-    first = sum(found.max().item() for found in clean.values()) / len(clean)
+    """Check that nothing changes at strength 0 (share 1 of a crop)."""
+    first = sum(probability.max().item() for probability in clean.values()) / len(clean)
     return [
         at_most(
             f"change of the first answers' probability at {row['disturbance']} {row['strength']:g}",
@@ -236,22 +239,22 @@ def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check
     ]
 
 
-def _verdict(network: Network, row: Row, right: Mapping[str, int]) -> str:
-    if row["file"] not in right:
+def _verdict(network: Network, row: Row, true_classes: Mapping[str, int]) -> str:
+    if row["file"] not in true_classes:
         return ""
-    return ", right" if row["right"] else f", wrong: it is {network.categories[right[row['file']]]}"
+    return ", right" if row["right"] else f", wrong: the true class is {network.categories[true_classes[row['file']]]}"
 
 
 def _top5(
     network: Network,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
-    right: Mapping[str, int],
+    true_classes: Mapping[str, int],
     *,
     shown: int,
     title: str,
 ) -> Figure:
-    """Some pictures, each beside its answers: evenly taken from all of them."""
+    """Plot some pictures, evenly spaced among all of them, each beside its answers."""
     names = list(pictures)
     step = max(1, len(names) / shown)
     names = [names[int(index * step)] for index in range(min(shown, len(names)))]
@@ -260,39 +263,39 @@ def _top5(
         2 * len(names),
         title=title,
         subtitle=f"{more}the five most probable classes"
-        + ("; green: the right one" if any(name in right for name in names) else ""),
+        + ("; green: the true class" if any(name in true_classes for name in names) else ""),
         columns=4 if len(names) > 1 else 2,
         panel_inches=1.95 if len(names) > 1 else 3.5,
     )
     for index, name in enumerate(names):
-        draw_picture(panels[2 * index], pictures[name][0], name)
-        draw_answers(panels[2 * index + 1], top(network, clean[name]), right=right.get(name))
+        plot_picture(panels[2 * index], pictures[name][0], name)
+        plot_answers(panels[2 * index + 1], top_classes(network, clean[name]), true_class=true_classes.get(name))
         panels[2 * index + 1].set_xticks([0, 0.5, 1])
     return figure
 
 
 def _robustness(table: Sequence[Row], count: int, title: str) -> Figure:
-    """Against the strength of each disturbance, what is left of the first answers."""
+    """Plot the share of unchanged first answers and their mean probability against the strength of each disturbance."""
     figure, panels = new_figure(
         4,
         title=title,
-        subtitle=f"{count} pictures, band: Wilson's 95 % interval; noise over several draws"
+        subtitle=f"{count} pictures; band: 95 % Wilson interval; noise: mean of several draws"
         if count > 1
-        else "one picture; noise over several draws",
+        else "one picture; noise: mean of several draws",
         panel_inches=2.5,
         foot_inches=0.3,
     )
     for axes, (kind, unit) in zip(panels, UNITS.items(), strict=True):
-        own = [row for row in table if row["disturbance"] == kind]
-        strengths = [row["strength"] for row in own]
+        matches = [row for row in table if row["disturbance"] == kind]
+        strengths = [row["strength"] for row in matches]
         label(axes, x=unit, y="share, probability", title=kind)
         for name, column, style, color in (
-            ("share that keep their first answer", "same_answer", "o-", PALETTE[0]),
+            ("share with the same first answer", "same_answer", "o-", PALETTE[0]),
             ("mean probability of that answer", "probability", "s--", PALETTE[1]),
         ):
-            axes.plot(strengths, [row[column] for row in own], style, color=color, markersize=3.5, label=name)
+            axes.plot(strengths, [row[column] for row in matches], style, color=color, markersize=3.5, label=name)
         if count > 1:
-            lows, highs = [row["low"] for row in own], [row["high"] for row in own]
+            lows, highs = [row["low"] for row in matches], [row["high"] for row in matches]
             axes.fill_between(strengths, lows, highs, color=PALETTE[0], alpha=0.15, linewidth=0)
         axes.set_ylim(-0.03, 1.03)
         if kind == "crop":

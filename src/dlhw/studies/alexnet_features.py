@@ -1,4 +1,4 @@
-"""What a network's first convolution gives for a picture, its filters, and what disturbances change of it (D5.1-2)."""
+"""The first convolution of a network: its filters, its maps of a picture, and how disturbances change them (D5.1-2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
-from dlhw.studies.imagenet import check_crop, draw_picture, located, opened
+from dlhw.studies.imagenet import check_crop, picture_path, plot_picture, read_picture
 from dlhw.views.mosaics import around_grey, mosaic, side_by_side
 from dlhw.views.plots import TEXT_POINTS, new_figure
 
@@ -26,18 +26,21 @@ Change = Callable[[Tensor], Tensor]
 
 
 def first_convolution(network: Network) -> nn.Conv2d:
-    """The layer that sees the picture itself."""
-    found: nn.Conv2d = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    return found
+    """Return the convolution that processes the picture itself."""
+    first: nn.Conv2d = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return first
 
 
 @torch.no_grad()
-def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Input (3, H, W) and output maps (M, h, w) of the first convolution for one picture (1, 3, H, W), in float64."""
+def input_and_maps(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the input (3, H, W) and the output maps (M, h, w) of the first convolution for one picture, in float64.
+
+    ``pixels`` are (1, 3, H, W) in 0..255.
+    """
     kept: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kept.extend(each[0].cpu().double() for each in (inputs[0], output))
+        kept.extend(tensor[0].cpu().double() for tensor in (inputs[0], output))
 
     handle = first_convolution(network).register_forward_hook(keep)
     try:
@@ -49,30 +52,30 @@ def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over the last dimension; 0 where one is constant."""
+    """Return Pearson's correlation over the last dimension; 0 if one of the two is constant."""
     a, b = (values - values.mean(-1, keepdim=True) for values in (a, b))
-    found: Tensor = (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-12)
-    return found
+    result: Tensor = (a * b).sum(-1) / (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp(min=1e-12)
+    return result
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Of each value among all, so that :func:`correlation` of ranks is Spearman's."""
+    """Return the rank of each value among all. The :func:`correlation` of ranks is Spearman's correlation."""
     return values.argsort().argsort().double()
 
 
 def by_hand(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's sums over x (C, H, W) with other weights (M, C, k, k), without bias, from their formula."""
+    """Compute the layer's sums over x (C, H, W) from their formula, with other weights (M, C, k, k), without bias."""
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        raise UsageError(f"model: its first convolution, {layer}, is of a kind that this study does not know")
+        raise UsageError(f"model: its first convolution, {layer}, must have groups=1 and numeric zero padding")
     (down, across), (high, wide), (low, left) = layer.stride, layer.padding, layer.dilation
     return convolve(x[None], weight, stride=(down, across), padding=(high, wide), dilation=(low, left))[0]
 
 
 def filter_rows(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Row]:
-    """Of each filter what it is made of, and of its map how it follows the picture's brightness.
+    """Return a table row for each filter: its composition, and how its map follows the picture's brightness.
 
     ``brightness_gain``: |sum of weights| / sum of |weights|, 1 for a filter that averages, 0 for one that compares.
-    ``color_share``: of the squared weights, what is left after taking the mean over the three channels off.
+    ``color_share``: the share of the squared weights that remains after the mean over the three channels is subtracted.
     ``follows_brightness``: correlation of the map with the mean of the same window of the picture.
     """
     weight = layer.weight.detach().cpu().double()
@@ -96,10 +99,11 @@ def filter_rows(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Row]:
 
 
 def changed_rows(maps: Tensor, changed: dict[str, Tensor], moved: dict[str, Change]) -> list[Row]:
-    """For each disturbance, over all maps: correlation with the maps of before, deviation over that of before.
+    """Return a table row for each disturbance: how the maps correlate with the undisturbed maps, and their deviation.
 
-    For those that move the picture, ``moved`` does the same to the maps of before (``with_moved_maps``): 1 if the
-    layer only looked from another place. Where nothing of the picture falls, nothing is compared.
+    The deviation is relative to that of the undisturbed maps. For disturbances that move the picture, ``moved`` applies
+    the same movement to the undisturbed maps. The correlation with these, ``with_moved_maps``, is 1 if the layer gives
+    the same values at other places. Places outside the original picture are excluded.
     """
     rows = []
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
@@ -129,12 +133,12 @@ def alexnet_features(
     network: Network,
     seed: int,
 ) -> Answer:
-    """Maps and filters of the first convolution, and the maps of the picture cropped, blurred, turned and noisy."""
+    """Compute the first convolution's filters and maps, also for the cropped, blurred, rotated and noisy picture."""
     check_crop(network, resize=resize, crop=crop)
-    path = located(picture)
-    pixels = opened(path, resize=resize, crop=crop)
+    path = picture_path(picture)
+    pixels = read_picture(path, resize=resize, crop=crop)
     layer = first_convolution(network)
-    x, maps = seen(network, pixels)
+    x, maps = input_and_maps(network, pixels)
     changes: dict[str, Change] = {
         f"crop to {share:g}": lambda x: imagenet.cropped(x, share),
         f"blur, {blur:g} pixels": lambda x: imagenet.blurred(x, blur),
@@ -147,7 +151,7 @@ def alexnet_features(
         turning: lambda x: imagenet.rotated(x, rotation, fill=0.0),
     }
     pictures = {"as it is": pixels, **{name: change(pixels) for name, change in changes.items()}}
-    after = {name: seen(network, pictures[name])[1] for name in changes}
+    after = {name: input_and_maps(network, pictures[name])[1] for name in changes}
     filters, rows = filter_rows(layer, x, maps), changed_rows(maps, after, moved)
     gain, follows = (
         torch.tensor([abs(row[name]) for row in filters]) for name in ("brightness_gain", "follows_brightness")
@@ -171,8 +175,8 @@ def alexnet_features(
             "maps": side_by_side(
                 {"": mosaic(((maps - low) / (high - low).clamp(min=1e-12)).unsqueeze(1))},
                 title=f"alexnet_features: {count} maps {height}x{width}, {name}",
-                subtitle="Output of the first convolution, filter by filter; "
-                "grey from each map's lowest to its highest value",
+                subtitle="Output of the first convolution, one map per filter; "
+                "grey levels from each map's lowest to its highest value",
             ),
             "filters": _filters(layer, f"alexnet_features: {count} filters {side}, {network.architecture}"),
             "changes": _changes(pictures, {"as it is": maps, **after}, order, f"alexnet_features: {name}"),
@@ -180,7 +184,7 @@ def alexnet_features(
         told=[
             f"first convolution: {count} maps of {height}x{width} from {tuple(x.shape)}, filters of {side}",
             *(
-                "{change}: correlation with the maps of before {q50:.3f} ({q25:.3f} to {q75:.3f})".format(**row)
+                "{change}: correlation with the undisturbed maps {q50:.3f} ({q25:.3f} to {q75:.3f})".format(**row)
                 for row in rows
             ),
         ],
@@ -188,18 +192,18 @@ def alexnet_features(
 
 
 def agreement(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Check]:
-    """The maps against the formulas of a convolution: their size, and each value."""
+    """Compare the maps with the formulas of a convolution: their size, and each value."""
     weight = layer.weight.detach().cpu().double()
     bias = 0.0 if layer.bias is None else layer.bias.detach().cpu().double().view(-1, 1, 1)
-    again = by_hand(layer, x, weight) + bias
-    assert isinstance(layer.padding, tuple)  # by_hand has refused others
+    expected = by_hand(layer, x, weight) + bias
+    assert isinstance(layer.padding, tuple)  # by_hand raises for others
     geometry = zip(x.shape[1:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True)
     size = "x".join(str(output_size(n, k, stride=s, padding=p, dilation=d)) for n, k, s, p, d in geometry)
     return [
         equal("size of a map, by (n + 2 p - k) / s + 1", "x".join(map(str, maps.shape[1:])), size),
         at_most(
             "largest difference of the maps from sums of filter times window, relative",
-            ((maps - again).abs().max() / again.abs().max()).item(),
+            ((maps - expected).abs().max() / expected.abs().max()).item(),
             1e-2 if layer.weight.device.type == "cuda" else 1e-5,  # tf32
         ),
     ]
@@ -211,27 +215,27 @@ def _filters(layer: nn.Conv2d, title: str) -> Figure:
     return side_by_side(
         {"on the first channel (red)": mosaic(scaled[:, :1]), "in colour": mosaic(scaled)},
         title=title,
-        subtitle="Each filter by its own largest weight; middle grey is 0",
+        subtitle="Each filter is scaled by its largest |weight|; middle grey is 0",
     )
 
 
 def _changes(pictures: dict[str, Tensor], maps: dict[str, Tensor], order: Tensor, title: str) -> Figure:
-    """A row for each disturbance: the picture, then the maps that vary most, each scaled alike in all rows."""
+    """Plot a row for each disturbance: the picture, then the maps that vary most, with the same scale in all rows."""
     columns = 1 + len(order)
     figure, panels = new_figure(
         columns * len(pictures),
         title=title,
-        subtitle="The picture as it is and disturbed, and the maps that vary most; grey as in the first row",
+        subtitle="The picture as it is and disturbed, and the maps that vary most; grey levels of the first row",
         columns=columns,
         panel_inches=7.2 / columns + 0.12,
     )
     first = maps["as it is"]
     for row, (name, pixels) in enumerate(pictures.items()):
-        axes, *others = panels[row * columns : (row + 1) * columns]
-        draw_picture(axes, pixels[0], name)
-        for each, index in zip(others, order.tolist(), strict=True):
+        axes, *map_panels = panels[row * columns : (row + 1) * columns]
+        plot_picture(axes, pixels[0], name)
+        for panel, index in zip(map_panels, order.tolist(), strict=True):
             low, high = first[index].min().item(), first[index].max().item()
-            each.imshow(maps[name][index].numpy(), cmap="gray", vmin=low, vmax=high)
-            each.set_axis_off()
-            each.set_title(f"map {index}" if row == 0 else "", fontsize=TEXT_POINTS - 1)
+            panel.imshow(maps[name][index].numpy(), cmap="gray", vmin=low, vmax=high)
+            panel.set_axis_off()
+            panel.set_title(f"map {index}" if row == 0 else "", fontsize=TEXT_POINTS - 1)
     return figure

@@ -1,4 +1,4 @@
-"""Convolution from its sum: values, output sizes, parameters and multiply-adds (C4.1, E2)."""
+"""Convolution from its definition as a sum: values, output sizes, parameters and multiply-adds (C4.1, E2)."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ SHEET_MAP = ((6, 4), (2, 2), (2, 2))
 
 
 def output_size(size: int, kernel: int, *, stride: int, padding: int, dilation: int) -> int:
-    """How many positions a kernel takes along an axis (C4.1): floor((n + 2 p - d (k - 1) - 1) / s) + 1.
+    """Return the number of positions of a kernel along an axis (C4.1): floor((n + 2 p - d (k - 1) - 1) / s) + 1.
 
-    A kernel whose k entries lie d apart spans d (k - 1) + 1 places. On n places with p more at either end its
-    first entry may stand at 0, s, 2 s, ... up to n + 2 p - span. Raises ValueError where it does not fit once.
+    A kernel with k entries at distance d spans d (k - 1) + 1 places. On n places with padding p at either end its first
+    entry may be at 0, s, 2 s, ... up to n + 2 p - span. Raise ValueError if the kernel does not fit.
     """
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     if room < 0:
@@ -50,22 +50,22 @@ def output_size(size: int, kernel: int, *, stride: int, padding: int, dilation: 
 
 
 def padding_to_keep(size: int, kernel: int, *, stride: int, dilation: int) -> int | None:
-    """The least padding, the same at both ends, with which the output has the input's size; None if none does.
+    """Return the smallest padding, equal at both ends, that preserves the size; None if there is none.
 
-    floor((n + 2 p - span) / s) + 1 = n asks for (n - 1) s <= n + 2 p - span < n s: p is half of
-    (n - 1) s + span - n, rounded up, if that is still below the upper end. (At stride 1 an even span has none.)
+    floor((n + 2 p - span) / s) + 1 = n means (n - 1) s <= n + 2 p - span < n s: p is half of (n - 1) s + span - n,
+    rounded up, if that is below the upper bound. (At stride 1 there is none for an even span.)
     """
-    lacking = (size - 1) * stride + dilation * (kernel - 1) + 1 - size
-    padding = -(-lacking // 2)
+    missing = (size - 1) * stride + dilation * (kernel - 1) + 1 - size
+    padding = -(-missing // 2)
     fits = output_size(size, kernel, stride=stride, padding=padding, dilation=dilation) == size
     return padding if fits else None
 
 
 def convolve(x: Tensor, weight: Tensor, *, stride: Pair, padding: tuple[int, int], dilation: Pair) -> Tensor:
-    """Z[b, m, i, j] = sum over n, u, v of W[m, n, u, v] X[b, n, s i + d u, s j + d v], X padded with zeros (E2).
+    """Return Z[b, m, i, j] = sum over n, u, v of W[m, n, u, v] X[b, n, s i + d u, s j + d v], X padded with zeros (E2).
 
-    The kernel is not flipped: what deep learning calls a convolution is a cross-correlation. ``unfold`` gives a view
-    of X with the axes (b, n, i, j, u, v), whose element is X[b, n, s i + d u, s j + d v]; the sum is then one product.
+    The kernel is not flipped: a convolution in deep learning is a cross-correlation. ``unfold`` gives a view of X with
+    the axes (b, n, i, j, u, v), whose element is X[b, n, s i + d u, s j + d v]; the sum is then one product.
 
     Args:
         x: (batch, channels in, height, width).
@@ -85,18 +85,18 @@ def convolve(x: Tensor, weight: Tensor, *, stride: Pair, padding: tuple[int, int
 
 
 def parameters(kernel: Pair, channels_in: int, channels_out: int, *, bias: bool) -> int:
-    """Each output channel has a kernel over all input channels, and a bias if there are biases."""
+    """Return the number of parameters: each output channel has a kernel over all input channels and maybe a bias."""
     return channels_out * (kernel[0] * kernel[1] * channels_in + bias)
 
 
 def multiply_adds(output: tuple[int, ...], kernel: Pair, channels_in: int) -> int:
-    """Each of the (height x width x channels out) values sums kernel x channels in products; biases not counted."""
+    """Return the multiply-adds without biases: each output value is a sum of kernel size x channels in products."""
     height, width, channels_out = output
     return height * width * channels_out * kernel[0] * kernel[1] * channels_in
 
 
 def total_variation(x: Tensor) -> float:
-    """Sum of |differences| of neighbouring values along both last axes."""
+    """Return the sum of |differences| of neighbouring values along both last axes."""
     return (x.diff(dim=-1).abs().sum() + x.diff(dim=-2).abs().sum()).item()
 
 
@@ -117,15 +117,15 @@ def convolution(
     draws: Annotated[int, Field(ge=20)],
     seed: int,
 ) -> Answer:
-    """Y of the given matrices, the filter on a picture, the sizes asked for, and all of it against torch."""
+    """Convolve the matrices and a picture, compute sizes and costs, and compare with the sheets and with torch."""
     strides = (stride, stride) if isinstance(stride, int) else stride
-    image = _matrix("x", SHEET_X if x == "sheet" else x)
-    kernel = _matrix("filter", SHEET_FILTER if filter == "sheet" else filter)
+    image = _parse_matrix("x", SHEET_X if x == "sheet" else x)
+    kernel = _parse_matrix("filter", SHEET_FILTER if filter == "sheet" else filter)
     geometry: dict[str, Any] = {"stride": strides, "padding": (padding, padding), "dilation": (dilation, dilation)}
     try:
         y = convolve(image[None, None], kernel[None, None], **geometry)[0, 0]
     except ValueError as error:
-        raise UsageError(f"study.filter: {error}; take a larger x or padding, or a smaller filter") from error
+        raise UsageError(f"study.filter: {error}; use a larger x or padding, or a smaller filter") from error
     is_sheet = x == "sheet" and filter == "sheet" and (strides, padding, dilation) == ((1, 1), 0, 1)
     reference = functional.conv2d(image[None, None], kernel[None, None], **geometry)[0, 0]
     scale = max(1.0, (image.abs().max() * kernel.abs().sum()).item())
@@ -140,36 +140,44 @@ def convolution(
         ),
         at_most("largest difference from torch in them", max(row["difference"] for row in settings), 1e-12),
     ]
-    shapes, shape_checks = questions(map_size, map_filter, map_stride, layer_input, layer_kernel)
-    layer_checks, layer_numbers = layer(layer_input, layer_kernel, shapes[-1], seed)
+    shapes, shape_checks = shape_rows(map_size, map_filter, map_stride, layer_input, layer_kernel)
+    layer_checks, layer_numbers = check_layer(layer_input, layer_kernel, shapes[-1], seed)
 
     photo, smoothed = filtered(picture, kernel, passes)
-    left = total_variation(smoothed[0]) / total_variation(photo)
+    variation_left = total_variation(smoothed[0]) / total_variation(photo)
     gain = kernel.abs().sum().item()
     checks += [*shape_checks, *layer_checks]
-    checks.append(at_most("variation of the filtered picture over that of the picture", left, gain * (1 + 1e-12)))
-    whose = "C4.1's" if filter == "sheet" else "the given"
+    checks.append(
+        at_most("variation of the filtered picture over that of the picture", variation_left, gain * (1 + 1e-12))
+    )
+    filter_name = "C4.1's" if filter == "sheet" else "the given"
     rows = [
         {"row": i + 1, "column": j + 1, "letter": _letter(i, j) if is_sheet else "", "value": value}
         for i, line in enumerate(y.tolist())
         for j, value in enumerate(line)
     ]
     return Answer(
-        numbers={**({"j": y[2, 1].item()} if is_sheet else {}), **layer_numbers, "variation_left": left},
+        numbers={**({"j": y[2, 1].item()} if is_sheet else {}), **layer_numbers, "variation_left": variation_left},
         checks=checks,
         tables={"y": rows, "shapes": shapes, "random_settings": settings},
         figures={
-            "matrices": _matrices(
+            "matrices": _plot_matrices(
                 image, kernel, y, stride=strides, padding=padding, dilation=dilation, is_sheet=is_sheet
             ),
-            "picture": _pictures(photo, smoothed, f"{picture} filtered with {whose} filter", passes, left),
+            "picture": _plot_pictures(
+                photo, smoothed, f"{picture} filtered with {filter_name} filter", passes, variation_left
+            ),
         },
-        told=["Y =", *("  " + "  ".join(f"{value:9.4f}" for value in line) for line in y.tolist()), *_told(shapes)],
+        told=[
+            "Y =",
+            *("  " + "  ".join(f"{value:9.4f}" for value in line) for line in y.tolist()),
+            *_shape_lines(shapes),
+        ],
     )
 
 
 def random_settings(draws: int, seed: int) -> list[dict[str, Any]]:
-    """Layers of random sizes, some too large for their input, by the formulas above and by torch's conv2d."""
+    """Compute layers of random sizes, some too large for their input, by the formulas above and by torch's conv2d."""
     source = generator(seed, "convolution", "settings")
 
     def pick(low: int, high: int) -> Pair:
@@ -190,28 +198,28 @@ def random_settings(draws: int, seed: int) -> list[dict[str, Any]]:
             output = "none"
         try:
             expected = functional.conv2d(x, weight, **geometry)
-            torchs = "x".join(map(str, expected.shape[2:]))
-        except RuntimeError:  # torch's refusal of a kernel that is larger than the padded input
-            torchs = "none"
-        both = "none" not in (output, torchs)
-        difference = (convolve(x, weight, **geometry) - expected).abs().max().item() if both else 0.0
+            torch_output = "x".join(map(str, expected.shape[2:]))
+        except RuntimeError:  # the kernel is larger than the padded input
+            torch_output = "none"
+        valid = "none" not in (output, torch_output)
+        difference = (convolve(x, weight, **geometry) - expected).abs().max().item() if valid else 0.0
         sizes = {"input": size, "kernel": kernel, **geometry}
         row = {name: "x".join(map(str, value)) for name, value in sizes.items()}
-        rows.append({**row, "output": output, "same_size": output == torchs, "difference": difference})
+        rows.append({**row, "output": output, "same_size": output == torch_output, "difference": difference})
     return rows
 
 
-def questions(
+def shape_rows(
     size: Pair, kernel: Pair, stride: Pair, layer_input: list[int], layer_kernel: list[int]
 ) -> tuple[list[dict[str, Any]], list[Check]]:
-    """One row per question about sizes, the layer of E2 last, and checks where the values are the sheets' own."""
+    """Return a table row for each question about sizes, E2's layer last, and checks against the sheets' values."""
     axes = list(zip(size, kernel, stride, strict=True))
     try:
         out = [output_size(n, k, stride=s, padding=0, dilation=1) for n, k, s in axes]
     except ValueError as error:
         raise UsageError(f"study.map_filter={list(kernel)}: {error} (map_size={list(size)})") from error
-    keep = [padding_to_keep(n, k, stride=s, dilation=1) for n, k, s in axes]
-    small = output_size(22, 4, stride=2, padding=0, dilation=1)
+    same_padding = [padding_to_keep(n, k, stride=s, dilation=1) for n, k, s in axes]
+    side = output_size(22, 4, stride=2, padding=0, dilation=1)
     height, width, channels_in = layer_input
     high, wide, channels, channels_out = layer_kernel
     if channels != channels_in:
@@ -223,7 +231,7 @@ def questions(
     unpadded = (0, 0)
     shapes = [
         _row("C4.1 map", (size, kernel, stride, unpadded), (*out, 1), 1, bias=False),
-        _row("C4.1 22x22 pictures", ((22, 22), (4, 4), (2, 2), unpadded), (small, small, 1), 1, bias=False),
+        _row("C4.1 22x22 pictures", ((22, 22), (4, 4), (2, 2), unpadded), (side, side, 1), 1, bias=False),
         _row(
             "E2",
             ((height, width), (high, wide), (1, 1), unpadded),
@@ -232,13 +240,13 @@ def questions(
             bias=True,
         ),
     ]
-    if None not in keep:
-        shapes.insert(1, _row("C4.1 map kept", (size, kernel, stride, keep), (*size, 1), 1, bias=False))
+    if None not in same_padding:
+        shapes.insert(1, _row("C4.1 map kept", (size, kernel, stride, same_padding), (*size, 1), 1, bias=False))
     checks = [equal("parameters of one 4x4 filter without bias (C4.1)", shapes[-2]["parameters"], 16)]
     if (size, kernel, stride) == SHEET_MAP:
         checks += [
             equal("output size of (6, 4) by (2, 2), stride (2, 2) (C4.1)", shapes[0]["output"], "3x2"),
-            equal("padding that keeps (6, 4): height x width (C4.1)", "x".join(map(str, keep)), "3x2"),
+            equal("padding that keeps (6, 4): height x width (C4.1)", "x".join(map(str, same_padding)), "3x2"),
         ]
     if (layer_input, layer_kernel) == SHEET_LAYER:
         last = shapes[-1]
@@ -251,14 +259,14 @@ def questions(
     return shapes, checks
 
 
-def layer(
+def check_layer(
     shape: list[int], kernel: list[int], counted: dict[str, Any], seed: int
 ) -> tuple[list[Check], dict[str, int]]:
-    """E2's layer on random values: its Y = ReLU(Z) against torch's, its multiply-adds against torch's counter."""
+    """Compare E2's layer Y = ReLU(Z) on random values with torch's, and its multiply-adds with torch's counter."""
     source = generator(seed, "convolution", "layer")
     x, weight = (torch.randn(*sizes, dtype=torch.float64, generator=source) for sizes in (shape, kernel))
     bias = torch.randn(kernel[3], dtype=torch.float64, generator=source)
-    # X[i, j, n] and W[u, v, n, m] have the channels last; convolve and torch want them first
+    # X[i, j, n] and W[u, v, n, m] have the channels last; convolve and torch expect them first
     channels_first, filters = x.permute(2, 0, 1)[None], weight.permute(3, 2, 0, 1)
     z = convolve(channels_first, filters, stride=(1, 1), padding=(0, 0), dilation=(1, 1))[0].permute(1, 2, 0) + bias
     y = z.clamp(min=0)
@@ -274,12 +282,12 @@ def layer(
 
 
 def filtered(name: str, kernel: Tensor, passes: int) -> tuple[Tensor, list[Tensor]]:
-    """A grey picture with values in [0, 1], and it after one and after ``passes`` filterings, without padding."""
+    """Return a grey picture with values in [0, 1], and its results of one and of ``passes`` filterings."""
     from sklearn.datasets import load_sample_image
 
     photo = torch.from_numpy(load_sample_image(name).copy()).to(torch.float64).mean(dim=-1) / 255
     if min(size - passes * (k - 1) for size, k in zip(photo.shape, kernel.shape, strict=True)) < 2:
-        raise UsageError(f"study.passes={passes}: nothing is left of the picture; take fewer, or a smaller filter")
+        raise UsageError(f"study.passes={passes}: shrinks the picture to nothing; use fewer, or a smaller filter")
     out, kept = photo, []
     for i in range(passes):
         out = convolve(out[None, None], kernel[None, None], stride=(1, 1), padding=(0, 0), dilation=(1, 1))[0, 0]
@@ -288,10 +296,10 @@ def filtered(name: str, kernel: Tensor, passes: int) -> tuple[Tensor, list[Tenso
     return photo, kept
 
 
-def _matrix(name: str, rows: list[Any]) -> Tensor:
+def _parse_matrix(name: str, rows: list[Any]) -> Tensor:
     if len({len(row) for row in rows}) > 1:
         raise UsageError(
-            f"study.{name}: its rows have {sorted({len(row) for row in rows})} values, must be as many each"
+            f"study.{name}: its rows have {sorted({len(row) for row in rows})} values; all must have the same length"
         )
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -299,7 +307,10 @@ def _matrix(name: str, rows: list[Any]) -> Tensor:
 def _row(
     question: str, geometry: Sequence[Sequence[Any]], output: tuple[int, ...], channels_in: int, *, bias: bool
 ) -> dict[str, Any]:
-    """``geometry``: input, kernel, stride and padding, each down and across; ``output``: height, width, channels."""
+    """Return a table row; ``geometry`` is input, kernel, stride and padding, each (down, across).
+
+    ``output`` is (height, width, channels).
+    """
     _, (high, wide), *_ = geometry
     pairs = zip(("input", "kernel", "stride", "padding", "output"), (*geometry, output[:2]), strict=True)
     return {
@@ -312,7 +323,7 @@ def _row(
     }
 
 
-def _told(shapes: list[dict[str, Any]]) -> list[str]:
+def _shape_lines(shapes: list[dict[str, Any]]) -> list[str]:
     return [
         "{question}: {input} by {kernel}, stride {stride}, padding {padding}: {output}, "
         "{parameters} parameters, {multiply_adds} multiply-adds".format(**row)
@@ -324,7 +335,7 @@ def _letter(i: int, j: int) -> str:
     return "abcdefghijklmnop"[4 * i + j]
 
 
-def _matrices(
+def _plot_matrices(
     x: Tensor, kernel: Tensor, y: Tensor, *, stride: Pair, padding: int, dilation: int, is_sheet: bool
 ) -> Figure:
     shown = {"X": x, "F": kernel, "Y": y}
@@ -348,7 +359,7 @@ def _matrices(
 
 
 def _heat(axes: Axes, values: Tensor, *, letters: bool) -> None:
-    """A matrix as colours, blue below and orange above 0, with its numbers where there is room for them."""
+    """Plot a matrix as colours, blue below and orange above 0, with its numbers if there is room for them."""
     largest = max(values.abs().max().item(), 1e-300)
     axes.imshow(values.numpy(), cmap="PuOr_r", vmin=-1.6 * largest, vmax=1.6 * largest)
     axes.set_axis_off()
@@ -361,16 +372,16 @@ def _heat(axes: Axes, values: Tensor, *, letters: bool) -> None:
             axes.text(j, i, note.replace("-", "\N{MINUS SIGN}"), ha="center", va="center", fontsize=size)
 
 
-def _pictures(photo: Tensor, smoothed: list[Tensor], what: str, passes: int, left: float) -> Figure:
-    """A part of the picture at full resolution, before and after."""
+def _plot_pictures(photo: Tensor, smoothed: list[Tensor], name: str, passes: int, variation_left: float) -> Figure:
+    """Plot a part of the picture at full resolution, before and after."""
     shown = [("before", photo), ("filtered once", smoothed[0])]
     if len(smoothed) > 1:
         shown.append((f"filtered {passes} times", smoothed[-1]))
     figure, all_axes = new_figure(
         len(shown),
-        title=f"convolution: {what}",
-        subtitle=f"once leaves {100 * left:.1f} % of the sum of |differences| of neighbouring pixels; "
-        "a part of 110 x 110 pixels",
+        title=f"convolution: {name}",
+        subtitle=f"filtering once leaves {100 * variation_left:.1f} % of the sum of |differences| of neighbouring "
+        "pixels; a part of 110 x 110 pixels",
         panel_inches=2.6,
     )
     for axes, (title, values) in zip(all_axes, shown, strict=True):

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and multiply-adds of each layer for one sample (C5.5)."""
+"""The cost of a model: parameters and multiply-adds of each layer for one sample (C5.5)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dlhw.runs.answer import Answer
 
 
 def cost(*, data: Dataset, model: nn.Module) -> Answer:
-    """The table ``cost``: layer, kind, output shape, parameters, multiply-adds of one sample's forward pass.
+    """Return the table ``cost``: layer, kind, output shape, parameters, multiply-adds of one sample's forward pass.
 
-    Multiply-adds are those of matrix products and convolutions, half of what torch's flop counter counts.
+    Multiply-adds are those of matrix products and convolutions, half of the operations in torch's flop counter.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     leaves = {name: layer for name, layer in model.named_modules() if not list(layer.children())}

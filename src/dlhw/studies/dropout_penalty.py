@@ -1,4 +1,4 @@
-"""Dropout as an added penalty: the loss it adds on average, and the second-order formula for it (A4)."""
+"""Dropout as a penalty: the amount that it adds to the loss on average, and the second-order formula for it (A4)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from dlhw.errors import UsageError
+from dlhw.intervals import mean_and_standard_error
 from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
@@ -21,35 +22,35 @@ from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 Loss = Callable[[Tensor], Tensor]
 """The loss as a function of the hidden layer: (..., d) to (...)."""
 
-ERRORS = 5.0  # standard errors that an estimate may be off before it counts as a disagreement
-ROUNDING = 1e-13  # of a loss, relative: a penalty is a difference of losses and no more accurate than they are
-SHOWN_RATES = (0.01, 0.1, 0.5)  # in the figure of the accuracy
+ERRORS = 5.0  # an estimate disagrees if it is off by more than this many standard errors
+ROUNDING = 1e-13  # relative error of a loss; a penalty is a difference of losses and has the same absolute error
+SHOWN_RATES = (0.01, 0.1, 0.5)  # dropout rates in the figure of the formula's error
 SCALES = torch.logspace(-3, 0, 31, dtype=torch.float64)  # factors on the hidden layer in that figure
 
 
 def linear_loss(weight: Tensor, y: float) -> Loss:
-    """(W h - y)^2, with W a row."""
+    """Return the loss (W h - y)^2 as a function of h; W is a row."""
     return lambda h: (h @ weight - y).square()
 
 
 def net_loss(inner: Tensor, outer: Tensor, y: float) -> Loss:
-    """(u . tanh(V h) - y)^2: ``inner`` is V, (width, d), ``outer`` is u."""
+    """Return the loss (u . tanh(V h) - y)^2 as a function of h; ``inner`` is V, (width, d), and ``outer`` is u."""
     return lambda h: ((h @ inner.T).tanh() @ outer - y).square()
 
 
 def noise(dropped: Tensor, q: Tensor) -> Tensor:
-    """eta of A4: -1 where a unit is dropped, q / (1 - q) where it is kept, so that (1 + eta) h is 0 or h / (1 - q).
+    """Return eta of A4: -1 for a dropped unit, q / (1 - q) for a kept one, so that (1 + eta) h is 0 or h / (1 - q).
 
-    E eta = -q + (1 - q) q / (1 - q) = 0, and E eta^2 = q + q^2 / (1 - q) = q / (1 - q) is its variance.
+    E eta = -q + (1 - q) q / (1 - q) = 0. E eta^2 = q + q^2 / (1 - q) = q / (1 - q) is the variance.
     """
     return torch.where(dropped, -1.0, q / (1 - q))
 
 
 def second_order(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
-    """The right-hand side of A4.(1): q / (2 (1 - q)) * sum_k H_kk h_k^2, H the loss's Hessian by the hidden layer.
+    """Return the right-hand side of A4.(1): q / (2 (1 - q)) * sum_k H_kk h_k^2, with H the Hessian of the loss by h.
 
-    Taylor: loss((1 + eta) h) - loss(h) ~ gradient . (eta h) + (eta h)' H (eta h) / 2. In the mean the first is 0, and
-    of the second the diagonal remains, since E eta_j eta_k = 0 for j != k and E eta_k^2 = q / (1 - q).
+    Taylor: loss((1 + eta) h) - loss(h) ~ gradient . (eta h) + (eta h)^T H (eta h) / 2. The mean of the first term is 0.
+    In the mean of the second only the diagonal remains, since E eta_j eta_k = 0 for j != k and E eta_k^2 = q / (1 - q).
     """
     diagonal = torch.diagonal(jacrev(grad(loss))(h))
     penalty: Tensor = q / (2 * (1 - q)) * (diagonal * h.square()).sum()
@@ -57,15 +58,15 @@ def second_order(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
 
 
 def linear_penalty(weight: Tensor, x: Tensor, q: Tensor) -> Tensor:
-    """q / (1 - q) * sum_k W_k^2 x_k^2: both sides of A4.(1) for F(x) = W x and squared error (A4.iii).
+    """Return q / (1 - q) * sum_k W_k^2 x_k^2: both sides of A4.(1) for F(x) = W x and squared error (A4.iii).
 
-    H = 2 W' W, so H_kk = 2 W_k^2. The loss is of second order in x, so nothing is left out.
+    H = 2 W^T W, so H_kk = 2 W_k^2. The loss is quadratic in x, so the formula is exact.
     """
     return q / (1 - q) * (weight * x).square().sum()
 
 
 def exact(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
-    """The left-hand side of A4.(1) without sampling, the mean over all 2^d sets of dropped units; q (Q,) to (Q,)."""
+    """Return the left-hand side of A4.(1), the mean over all 2^d sets of dropped units, for q (Q,): (Q,)."""
     d = h.shape[-1]
     dropped = (torch.arange(2**d)[:, None] >> torch.arange(d)) % 2 == 1
     rate = q[:, None, None]
@@ -74,11 +75,11 @@ def exact(loss: Loss, h: Tensor, q: Tensor) -> Tensor:
 
 
 def slope_at_zero(loss: Loss, h: Tensor) -> Tensor:
-    """d/dq of the left-hand side at q = 0: sum_k loss(h without unit k) - loss(h) + h_k d loss / d h_k.
+    """Return d/dq of the left-hand side at q = 0: sum_k [loss(h without unit k) - loss(h)] + sum_k h_k d loss / d h_k.
 
     To first order in q at most one unit is dropped, each with probability q, and the others are scaled by 1 + q. The
-    second-order formula's slope is sum_k H_kk h_k^2 / 2 instead, so they differ from the third derivatives on, at
-    any q: dropping a unit is a step of length h_k, however seldom it is done.
+    slope of the second-order formula is sum_k H_kk h_k^2 / 2 instead. The two differ from the third derivatives on, for
+    every q: dropping a unit is a step of length h_k, no matter how rarely it happens.
     """
     without = h * (1 - torch.eye(h.shape[-1], dtype=h.dtype))
     slope: Tensor = (loss(without) - loss(h)).sum() + (h * grad(loss)(h)).sum()
@@ -86,18 +87,14 @@ def slope_at_zero(loss: Loss, h: Tensor) -> Tensor:
 
 
 def sampled(loss: Loss, h: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over draws, and its standard error, of what ``eta`` (Q, draws, d) adds to the loss: two of (Q,)."""
-    return _mean_and_standard_error(loss(h * (1 + eta)) - loss(h))
-
-
-def _mean_and_standard_error(draws: Tensor) -> tuple[Tensor, Tensor]:
-    return draws.mean(-1), draws.std(-1) / math.sqrt(draws.shape[-1])
+    """Return the mean over draws of what ``eta`` (Q, draws, d) adds to the loss, (Q,), and its standard error, (Q,)."""
+    return mean_and_standard_error(loss(h * (1 + eta)) - loss(h))
 
 
 def models(
     source: torch.Generator, *, inputs: int, hidden: int, width: int, gain: float, residual: float
 ) -> tuple[Tensor, Tensor, dict[str, Loss]]:
-    """A hidden layer h, the linear model's W, and the loss of both models, by name, as a function of h."""
+    """Draw a hidden layer h and two models: return h, the linear model's W, and the losses as functions of h."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64)
@@ -111,7 +108,7 @@ def models(
 
 @dataclass(frozen=True)
 class Penalties:
-    """What dropout adds to one model's loss on average, (Q,) each."""
+    """The amounts, (Q,) each, that dropout adds to the loss of one model on average."""
 
     name: str
     sampled: Tensor
@@ -122,21 +119,23 @@ class Penalties:
     checks: list[Check]
 
     def rows(self, rates: list[float]) -> list[dict[str, object]]:
-        """The four at each rate."""
+        """Return the four values at each rate as table rows."""
         columns = zip(rates, self.sampled, self.error, self.exact, self.second_order, strict=True)
         names = ("q", "sampled", "standard_error", "exact", "second_order")
-        return [{"model": self.name, **dict(zip(names, map(float, each), strict=True))} for each in columns]
+        return [{"model": self.name, **dict(zip(names, map(float, values), strict=True))} for values in columns]
 
 
-def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed: Tensor | None) -> Penalties:
-    """Both sides of A4.(1) for one model, held against each other and against its closed form where it has one."""
+def compare_sides(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed: Tensor | None) -> Penalties:
+    """Compute both sides of A4.(1) for one model; compare them with each other and with the closed form, if any."""
     left, error = sampled(loss, h, eta)
-    truth, right = exact(loss, h, q), second_order(loss, h, q)
+    true_penalty, right = exact(loss, h, q), second_order(loss, h, q)
     checks = [
-        at_most(f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - truth) / error), ERRORS)
+        at_most(
+            f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - true_penalty) / error), ERRORS
+        )
     ]
     if closed is not None:
-        off = float(((truth - closed).abs() / (loss(h) + closed)).max())
+        off = float(((true_penalty - closed).abs() / (loss(h) + closed)).max())
         checks += [
             at_most(f"{name}: Monte-Carlo less closed form, in errors", _largest_size((left - closed) / error), ERRORS),
             at_most(
@@ -146,47 +145,47 @@ def measured(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, closed
                 f"{name}: second-order formula less closed form", _largest_relative_difference(right, closed), 1e-10
             ),
         ]
-    return Penalties(name, left, error, truth, right, checks)
+    return Penalties(name, left, error, true_penalty, right, checks)
 
 
 def moments(q: Tensor, eta: Tensor) -> list[Check]:
-    """Mean and variance of the noise, from its two values and from the draws (A4.i)."""
-    mean, error = _mean_and_standard_error(eta.flatten(1))
-    minus, plus = noise(torch.tensor([[True], [False]]), q)
-    variance = _largest_relative_difference(q * minus**2 + (1 - q) * plus**2, q / (1 - q))
+    """Check the mean and variance of the noise, from its two values and from the draws (A4.i)."""
+    mean, error = mean_and_standard_error(eta.flatten(1))
+    dropped, kept = noise(torch.tensor([[True], [False]]), q)
+    variance = _largest_relative_difference(q * dropped**2 + (1 - q) * kept**2, q / (1 - q))
     return [
-        at_most("E[eta] = 0 (A4.i), from its two values", _largest_size(q * minus + (1 - q) * plus), 1e-15),
+        at_most("E[eta] = 0 (A4.i), from its two values", _largest_size(q * dropped + (1 - q) * kept), 1e-15),
         at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest_size(mean / error), ERRORS),
         at_most("E[eta^2] less q / (1 - q), relative, from its two values", variance, 1e-14),
     ]
 
 
-def draw_penalties(q: Tensor, found: Sequence[Penalties], *, subtitle: str) -> Figure:
-    """Both sides against q, a panel for each model."""
-    title = "dropout_penalty: what dropout adds to the loss on average"
+def plot_penalties(q: Tensor, penalties: Sequence[Penalties], *, subtitle: str) -> Figure:
+    """Plot both sides against q, one panel per model."""
+    title = "dropout_penalty: increase of the expected loss by dropout"
     figure, all_axes = new_figure(2, title=title, subtitle=subtitle, panel_inches=3.2)
     dots: dict[str, Any] = {"color": COLORS["reference"], "fmt": "o", "markersize": 3.5, "capsize": 2}
-    for each, axes in zip(found, all_axes, strict=True):
-        axes.plot(q, each.exact, color=PALETTE[0], linewidth=2.0, label="exact, over all masks")
-        axes.plot(q, each.second_order, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
-        axes.errorbar(q, each.sampled, 2 * each.error, label="Monte-Carlo", **dots)
-        label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=each.name, place="upper left")
+    for model, axes in zip(penalties, all_axes, strict=True):
+        axes.plot(q, model.exact, color=PALETTE[0], linewidth=2.0, label="exact, mean over all masks")
+        axes.plot(q, model.second_order, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
+        axes.errorbar(q, model.sampled, 2 * model.error, label="Monte-Carlo", **dots)
+        label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=model.name, place="upper left")
     return figure
 
 
-def accuracy(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
-    """How far the formula is off for hidden layers ``SCALES`` times ``h``, (scales, rates), and its limit for q to 0.
+def formula_errors(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
+    """Return the formula's relative errors (scales, rates) for the hidden layers ``SCALES`` times ``h``, with checks.
 
-    The limit is that of the formula over the exact left side, at ``h``.
+    The third value is the ratio of the formula to the exact left-hand side at ``h`` as q tends to 0.
     """
     q = torch.tensor(SHOWN_RATES, dtype=h.dtype)
     layers = SCALES[:, None] * h
     formula = vmap(lambda layer: second_order(loss, layer, q))(layers)
-    truth = vmap(lambda layer: exact(loss, layer, q))(layers)
-    off = ((formula - truth) / truth).abs()
+    true_penalty = vmap(lambda layer: exact(loss, layer, q))(layers)
+    off = ((formula - true_penalty) / true_penalty).abs()
     tiny = torch.tensor([1e-6], dtype=h.dtype)
     slope = slope_at_zero(loss, h)
-    rounding = ROUNDING * loss(layers[0]) / truth[0].abs()
+    rounding = ROUNDING * loss(layers[0]) / true_penalty[0].abs()
     checks = [
         at_most(
             "net: exact left side / q less its slope at q = 0, relative to slope and loss",
@@ -202,12 +201,13 @@ def accuracy(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
     return off, checks, float(second_order(loss, h, tiny) / tiny / slope)
 
 
-def draw_accuracy(off: Tensor) -> Figure:
-    """The formula's relative error against the scale of the hidden layer, a line for each of ``SHOWN_RATES``."""
+def plot_accuracy(off: Tensor) -> Figure:
+    """Plot the formula's relative error against the scale of the hidden layer, one line for each of ``SHOWN_RATES``."""
     figure, (axes,) = new_figure(
         1,
-        title="dropout_penalty: the formula is good where activations are small",
-        subtitle="the net with its hidden layer scaled; the error does not vanish with q; at the dips it changes sign",
+        title="dropout_penalty: the formula is accurate for small activations",
+        subtitle="the net with a scaled hidden layer; the error does not vanish as q tends to 0; it changes sign at "
+        "the dips",
     )
     for i, rate in enumerate(SHOWN_RATES):
         axes.loglog(SCALES, off[:, i], color=PALETTE[i], linewidth=1.8, label=f"q = {rate:g}")
@@ -217,12 +217,12 @@ def draw_accuracy(off: Tensor) -> Figure:
     return figure
 
 
-def _largest_size(of: Tensor) -> float:
-    return float(of.abs().max())
+def _largest_size(values: Tensor) -> float:
+    return float(values.abs().max())
 
 
-def _largest_relative_difference(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected) / expected).abs().max())
+def _largest_relative_difference(values: Tensor, expected: Tensor) -> float:
+    return float(((values - expected) / expected).abs().max())
 
 
 def dropout_penalty(
@@ -236,28 +236,28 @@ def dropout_penalty(
     draws: Annotated[int, Field(ge=1000)],
     seed: int,
 ) -> Answer:
-    """Both sides of A4.(1) against q, for the linear model and for a small tanh net."""
+    """Compute both sides of A4.(1) as functions of q, for the linear model and for a small tanh net."""
     if draws * min(rates) < 100:
         raise UsageError(
-            f"study.draws={draws}: drop a unit {draws * min(rates):g} times at q = {min(rates):g}, too few for a "
-            f"standard error; {math.ceil(100 / min(rates))} or more"
+            f"study.draws={draws}: drops a unit only {draws * min(rates):g} times at q = {min(rates):g}, too few for a "
+            f"standard error; must be {math.ceil(100 / min(rates))} or more"
         )
     q = torch.tensor(rates, dtype=torch.float64)
-    own, masks = (generator(seed, "dropout_penalty", purpose) for purpose in ("model", "masks"))
-    h, weight, losses = models(own, inputs=inputs, hidden=hidden, width=width, gain=gain, residual=residual)
+    source, masks = (generator(seed, "dropout_penalty", purpose) for purpose in ("model", "masks"))
+    h, weight, losses = models(source, inputs=inputs, hidden=hidden, width=width, gain=gain, residual=residual)
     eta = noise(torch.rand(len(q), draws, hidden, generator=masks, dtype=q.dtype) < q[:, None, None], q[:, None, None])
     closed = {"linear": linear_penalty(weight, h, q)}
-    found = [measured(name, loss, h, q, eta, closed=closed.get(name)) for name, loss in losses.items()]
-    off, accuracy_checks, limit = accuracy(losses["net"], h)
-    subtitle = f"one sample, {hidden} hidden units; {draws} draws for each point, bars of two standard errors"
+    penalties = [compare_sides(name, loss, h, q, eta, closed=closed.get(name)) for name, loss in losses.items()]
+    errors, error_checks, limit = formula_errors(losses["net"], h)
+    subtitle = f"one sample, {hidden} hidden units; {draws} draws per point; bars: two standard errors"
     numbers: dict[str, float] = {}
-    for each in found:
-        numbers[f"{each.name}_exact_at_largest_q"] = float(each.exact[q.argmax()])
-        numbers[f"{each.name}_formula_at_largest_q"] = float(each.second_order[q.argmax()])
+    for model in penalties:
+        numbers[f"{model.name}_exact_at_largest_q"] = float(model.exact[q.argmax()])
+        numbers[f"{model.name}_formula_at_largest_q"] = float(model.second_order[q.argmax()])
     return Answer(
         numbers={**numbers, "net_formula_over_exact_as_q_to_0": limit},
-        checks=[*moments(q, eta), *(check for each in found for check in each.checks), *accuracy_checks],
-        tables={"penalties": [row for each in found for row in each.rows(rates)]},
-        figures={"penalty": draw_penalties(q, found, subtitle=subtitle), "accuracy": draw_accuracy(off)},
+        checks=[*moments(q, eta), *(check for model in penalties for check in model.checks), *error_checks],
+        tables={"penalties": [row for model in penalties for row in model.rows(rates)]},
+        figures={"penalty": plot_penalties(q, penalties, subtitle=subtitle), "accuracy": plot_accuracy(errors)},
         told=[f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"],
     )

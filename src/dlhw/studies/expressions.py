@@ -1,6 +1,6 @@
-"""Arithmetic read from a config: parsed without evaluating it, computed in floats or by torch, differentiated by rules.
+"""Arithmetic expressions from a config: parsed without eval, computed in floats or torch, differentiated by rules.
 
-Expressions are Python's syntax trees of numbers, names, + - * / ** and a list of functions, and nothing else.
+An expression is a Python syntax tree of numbers, names, + - * / ** and a fixed set of functions, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dlhw.errors import UsageError
 
 Name = str
 LONGEST, DEEPEST = 200, 40
-"""Characters of an expression, and operations inside each other: derivatives grow with their product at most."""
+"""Maximum number of characters, and of nested operations: derivatives grow at most with their product."""
 ULPS = 4 * torch.finfo(torch.float64).eps
-"""What one operation, ours or torch's, may be off by, as a part of its result: functions are good to 1 ulp or 2."""
+"""Bound on the relative error of one operation, ours or torch's: functions are accurate to 1 or 2 ulp."""
 TINY = torch.finfo(torch.float64).tiny
-"""The same where results are so small that float64 has fewer digits."""
+"""Bound on the absolute error of results so small that float64 has fewer digits."""
 
 
 def _sigmoid(u: float) -> float:
@@ -42,21 +42,21 @@ FUNCTIONS: dict[Name, Callable[[float], float]] = {
     "sqrt": math.sqrt,
 }
 STEP: dict[Name, Callable[[float], float]] = {"step": lambda u: float(u >= 0)}
-"""The derivative of relu as C4.2 defines it, 1 at 0."""
+"""The derivative of relu as defined in C4.2, 1 at 0."""
 DERIVATIVES = {
-    "sigmoid": "own * (1 - own)",
+    "sigmoid": "value * (1 - value)",
     "relu": "step(u)",
     "sin": "cos(u)",
     "cos": "-sin(u)",
-    "tanh": "1 - own ** 2",
-    "exp": "own",
+    "tanh": "1 - value ** 2",
+    "exp": "value",
     "log": "1 / u",
-    "sqrt": "1 / (2 * own)",
+    "sqrt": "1 / (2 * value)",
 }
-"""Of each function by its argument u; own is the function's value."""
+"""The derivative of each function by its argument u; ``value`` is the function's value."""
 NUMERIC: dict[Name, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in FUNCTIONS},
-    "relu": lambda u: torch.where(u >= 0, u, torch.zeros_like(u)),  # with derivative 1 at 0; torch.relu has 0
+    "relu": lambda u: torch.where(u >= 0, u, torch.zeros_like(u)),  # its derivative at 0 is 1, torch.relu's is 0
 }
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -71,9 +71,9 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Rounded:
-    """A float and how far off rounding may have put it: the bound that every operation passes on and adds to.
+    """A float and a bound on its rounding error, which every operation propagates.
 
-    Operations raise ArithmeticError or ValueError where their result is not a finite real number.
+    Operations raise ArithmeticError or ValueError if their result is not a finite real number.
     """
 
     value: float
@@ -81,7 +81,7 @@ class Rounded:
 
     @staticmethod
     def result(value: float, error: float) -> Rounded:
-        """Of an operation whose operands' errors move it by ``error``."""
+        """Return the result of an operation whose operands' errors change it by at most ``error``."""
         if math.isinf(value):
             raise OverflowError
         error = error + ULPS * abs(value) + (TINY if value else 0.0)
@@ -89,11 +89,11 @@ class Rounded:
 
     @staticmethod
     def of(function: Callable[..., float], *arguments: Rounded) -> Rounded:
-        """A function's value, its error by moving each argument by its own."""
-        at = [each.value for each in arguments]
+        """Return a function's value; its error is found by moving each argument by its error."""
+        at = [argument.value for argument in arguments]
         value, error = function(*at), 0.0
-        for index, each in enumerate(arguments):
-            for moved in {each.value - each.error, each.value + each.error} - {each.value}:
+        for index, argument in enumerate(arguments):
+            for moved in {argument.value - argument.error, argument.value + argument.error} - {argument.value}:
                 try:
                     error = max(error, abs(function(*at[:index], moved, *at[index + 1 :]) - value))
                 except (ArithmeticError, ValueError):
@@ -125,77 +125,77 @@ class Rounded:
         return self
 
     def off(self, other: float) -> float:
-        """How far another way to the same number is from it, over the bound; nan if it is no number."""
+        """Return the distance to another result for the same number, relative to the bound; nan if either is nan."""
         apart = abs(self.value - other)
         return apart / (self.error or TINY) if apart else 0.0
 
 
 @dataclass(frozen=True)
 class Algebra:
-    """What an expression is made of: numbers with a bound on their rounding, or torch's tensors, and functions."""
+    """The objects that an expression is evaluated with: values of names, functions, and the conversion of numbers."""
 
     names: Mapping[Name, Any]
     functions: Mapping[str, Callable[..., Any]]
     number: Callable[[float], Any]
 
 
-def in_floats(values: Mapping[Name, Rounded]) -> Algebra:
-    """Our own arithmetic, in the order in which an expression is written."""
-    functions = {name: functools.partial(Rounded.of, each) for name, each in (FUNCTIONS | STEP).items()}
+def float_algebra(values: Mapping[Name, Rounded]) -> Algebra:
+    """Return the algebra of floats with a bound on their rounding."""
+    functions = {name: functools.partial(Rounded.of, function) for name, function in (FUNCTIONS | STEP).items()}
     return Algebra(values, functions, lambda value: Rounded(float(value)))
 
 
-def nothing(names: Iterable[Name]) -> Algebra:
-    """Where nothing is computed: for a trial that finds names and functions that are not there."""
+def dry_run(names: Iterable[Name]) -> Algebra:
+    """Return an algebra that computes nothing, to find unknown names and functions."""
     nan = Rounded(math.nan)
     return Algebra(dict.fromkeys(names, nan), dict.fromkeys(FUNCTIONS, operator.pos), lambda value: nan)
 
 
 def parse(text: str) -> ast.expr:
-    """The expression's syntax tree; nothing is evaluated. Raises UsageError."""
+    """Return the syntax tree of an expression, without evaluating it. Raise UsageError if it is invalid."""
     if len(text) > LONGEST:
-        raise UsageError(f"has {len(text)} characters, at most {LONGEST}; make nodes of its parts")
+        raise UsageError(f"has {len(text)} characters; must have at most {LONGEST}; split it into several nodes")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UsageError("not an expression of numbers, names, + - * / ** ( ) and functions") from error
+        raise UsageError("must be an expression of numbers, names, + - * / ** ( ) and functions") from error
     level: list[ast.AST] = [tree]
-    for _ in range(DEEPEST + 2):  # one more for names and numbers, one for what names and operations are made of
-        level = [child for each in level for child in ast.iter_child_nodes(each)]
+    for _ in range(DEEPEST + 2):  # one level more for names and numbers, one for the nodes inside these
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
     if level:
-        raise UsageError(f"more than {DEEPEST} operations inside each other; make nodes of its parts")
+        raise UsageError(f"must have at most {DEEPEST} nested operations; split it into several nodes")
     return tree
 
 
-def build(tree: ast.AST, algebra: Algebra) -> Any:
-    """The expression in an algebra. Raises UsageError for whatever is not on the list."""
+def evaluate_tree(tree: ast.AST, algebra: Algebra) -> Any:
+    """Return the value of an expression in an algebra. Raise UsageError for anything else than an expression."""
     match tree:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return algebra.number(value)
         case ast.Name(id=name):
             if name not in algebra.names:
-                raise UsageError(f"{name} is no input and no node; there are {', '.join(algebra.names)}")
+                raise UsageError(f"unknown name {name}; expected one of {', '.join(algebra.names)}")
             return algebra.names[name]
         case ast.UnaryOp(op=sign, operand=operand) if type(sign) in OPERATORS:
-            return OPERATORS[type(sign)](build(operand, algebra))
+            return OPERATORS[type(sign)](evaluate_tree(operand, algebra))
         case ast.BinOp(left=left, op=kind, right=right) if type(kind) in OPERATORS:
-            return OPERATORS[type(kind)](build(left, algebra), build(right, algebra))
+            return OPERATORS[type(kind)](evaluate_tree(left, algebra), evaluate_tree(right, algebra))
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in algebra.functions:
-            return algebra.functions[name](build(argument, algebra))
+            return algebra.functions[name](evaluate_tree(argument, algebra))
         case ast.Call(func=ast.Name(id=name)):
-            known = name in algebra.functions
-            wrong = f"{name} takes one argument" if known else f"{name} is no function"
-            raise UsageError(wrong if known else f"{wrong}; there are {', '.join(algebra.functions)}")
-    raise UsageError(f"{ast.unparse(tree)}: not a number, name, + - * / ** or function")
+            if name in algebra.functions:
+                raise UsageError(f"{name} takes exactly one argument")
+            raise UsageError(f"unknown function {name}; expected one of {', '.join(algebra.functions)}")
+    raise UsageError(f"{ast.unparse(tree)}: must be a number, name, + - * / ** or function")
 
 
 def number_of(tree: ast.expr) -> float | None:
-    """Of a tree that is a number."""
+    """Return the number if the tree is one, else None."""
     return tree.value if isinstance(tree, ast.Constant) else None  # type: ignore[return-value]  # parsed as a number
 
 
-def negative(tree: ast.expr) -> ast.expr:
-    """Minus a tree."""
+def negated(tree: ast.expr) -> ast.expr:
+    """Return the tree of minus a tree."""
     match tree:
         case ast.Constant(value=int() | float() as value):
             return ast.Constant(-value)
@@ -204,63 +204,65 @@ def negative(tree: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.USub(), tree)
 
 
-def joined(left: ast.expr, kind: ast.operator, right: ast.expr) -> ast.expr:
-    """An operation on two trees, without zeros and ones that make no difference."""
-    found: ast.expr = ast.BinOp(left, kind, right)
+def simplified(left: ast.expr, kind: ast.operator, right: ast.expr) -> ast.expr:
+    """Return an operation on two trees, without redundant zeros and ones."""
+    result: ast.expr = ast.BinOp(left, kind, right)
     match number_of(left), kind, number_of(right):
         case (0, ast.Mult() | ast.Div(), _) | (_, ast.Mult(), 0):
-            found = ast.Constant(0)
+            result = ast.Constant(0)
         case (0, ast.Add(), _) | (1, ast.Mult(), _):
-            found = right
+            result = right
         case (_, ast.Add() | ast.Sub(), 0) | (_, ast.Mult() | ast.Div() | ast.Pow(), 1):
-            found = left
+            result = left
         case (0, ast.Sub(), _) | (-1, ast.Mult(), _):
-            found = negative(right)
+            result = negated(right)
         case _, ast.Mult(), -1:
-            found = negative(left)
+            result = negated(left)
         case _, ast.Add(), _ if isinstance(right, ast.UnaryOp) and isinstance(right.op, ast.USub):
-            found = ast.BinOp(left, ast.Sub(), right.operand)
-    return found
+            result = ast.BinOp(left, ast.Sub(), right.operand)
+    return result
 
 
-class Filled(ast.NodeTransformer):
-    """A formula with trees in the places of its names."""
+class Substitution(ast.NodeTransformer):
+    """Replace names in a formula by trees."""
 
     def __init__(self, trees: Mapping[Name, ast.expr]) -> None:
         self.trees = trees
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        """The tree, if it is one of these names."""
+        """Return the tree for a name, if there is one."""
         return self.trees.get(node.id, node)
 
 
-def derivative(tree: ast.expr, by: Name, own: ast.expr | None = None) -> ast.expr:
-    """The tree's derivative by a name, rule by rule; ``own`` stands for the tree's value where a rule has it."""
+def derivative(tree: ast.expr, by: Name, value: ast.expr | None = None) -> ast.expr:
+    """Return the derivative of a tree by a name; ``value`` replaces the tree's value where a rule contains it."""
     plus, minus, times, over, power = ast.Add(), ast.Sub(), ast.Mult(), ast.Div(), ast.Pow()
-    found: ast.expr = ast.Constant(0)
+    result: ast.expr = ast.Constant(0)
     match tree:
         case ast.Name(id=name):
-            found = ast.Constant(int(name == by))
+            result = ast.Constant(int(name == by))
         case ast.UnaryOp(op=sign, operand=u):
             slope = derivative(u, by)
-            found = negative(slope) if isinstance(sign, ast.USub) else slope
+            result = negated(slope) if isinstance(sign, ast.USub) else slope
         case ast.Call(func=ast.Name(id=name), args=[u]):
-            rule = Filled({"u": u, "own": own or tree}).visit(parse(DERIVATIVES[name]))
-            found = joined(rule, times, derivative(u, by))
+            rule = Substitution({"u": u, "value": value or tree}).visit(parse(DERIVATIVES[name]))
+            result = simplified(rule, times, derivative(u, by))
         case ast.BinOp(left=u, op=kind, right=v):
-            of_u, of_v = derivative(u, by), derivative(v, by)
+            du, dv = derivative(u, by), derivative(v, by)
             match kind:
                 case ast.Add() | ast.Sub():
-                    found = joined(of_u, kind, of_v)
+                    result = simplified(du, kind, dv)
                 case ast.Mult():
-                    found = joined(joined(of_u, times, v), plus, joined(u, times, of_v))
+                    result = simplified(simplified(du, times, v), plus, simplified(u, times, dv))
                 case ast.Div():
-                    square = joined(v, power, ast.Constant(2))
-                    found = joined(joined(of_u, over, v), minus, joined(joined(u, times, of_v), over, square))
+                    square = simplified(v, power, ast.Constant(2))
+                    result = simplified(
+                        simplified(du, over, v), minus, simplified(simplified(u, times, dv), over, square)
+                    )
                 case ast.Pow():
                     number = number_of(v)
-                    less = joined(v, minus, ast.Constant(1)) if number is None else ast.Constant(number - 1)
-                    outer = joined(v, times, joined(u, power, less)) if number != 0 else ast.Constant(0)
-                    growth = joined(tree, times, ast.Call(ast.Name("log"), [u], []))
-                    found = joined(joined(outer, times, of_u), plus, joined(growth, times, of_v))
-    return found
+                    less = simplified(v, minus, ast.Constant(1)) if number is None else ast.Constant(number - 1)
+                    outer = simplified(v, times, simplified(u, power, less)) if number != 0 else ast.Constant(0)
+                    growth = simplified(tree, times, ast.Call(ast.Name("log"), [u], []))
+                    result = simplified(simplified(outer, times, du), plus, simplified(growth, times, dv))
+    return result

@@ -1,4 +1,4 @@
-"""One-hidden-layer ReLU nets whose weights are found by thought, exact everywhere (B3)."""
+"""One-hidden-layer ReLU networks with weights chosen by hand, which represent functions exactly (B3)."""
 
 from __future__ import annotations
 
@@ -22,66 +22,66 @@ CORNERS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class Network:
-    """sum_j out_j relu(w_j' x + b_j): weights (H, D), biases (H,), out (H,)."""
+class HandBuiltNetwork:
+    """The function sum_j out_j relu(w_j^T x + b_j): weights (H, D), biases (H,), out (H,)."""
 
     weights: Tensor
     biases: Tensor
     out: Tensor
 
     def units(self, x: Tensor) -> Tensor:
-        """What each hidden unit adds to the output: (N, D) to (N, H)."""
+        """Return the contribution of each hidden unit to the output: (N, D) to (N, H)."""
         return self.out * torch.relu(torch.nn.functional.linear(x, self.weights, self.biases))
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.units(x).sum(1)
 
 
-def network(weights: list[list[float]], biases: list[float], out: list[float]) -> Network:
-    """A network in float64."""
-    return Network(*(torch.tensor(each, dtype=torch.float64) for each in (weights, biases, out)))
+def network(weights: list[list[float]], biases: list[float], out: list[float]) -> HandBuiltNetwork:
+    """Return a network in float64."""
+    return HandBuiltNetwork(*(torch.tensor(values, dtype=torch.float64) for values in (weights, biases, out)))
 
 
-def xnor_network() -> Network:
-    """relu(a + b - 1) + relu(1 - a - b), B3.1.
+def xnor_network() -> HandBuiltNetwork:
+    """Return relu(a + b - 1) + relu(1 - a - b), B3.1.
 
-    XNOR depends on the sum a + b alone, and is 1, 0, 1 where that is 0, 1, 2: the distance |a + b - 1|. An absolute
-    value is relu(u) + relu(-u), one unit for each of its sides.
+    XNOR depends only on the sum a + b: it is 1, 0, 1 for a sum of 0, 1, 2, which is the distance |a + b - 1|. An
+    absolute value is relu(u) + relu(-u), one unit for each sign.
     """
     return network([[1, 1], [-1, -1]], [-1, 1], [1, 1])
 
 
-def tent_network() -> Network:
-    """2 relu(x) - 4 relu(x - 1/2) + 2 relu(x - 1), B3.2.
+def tent_network() -> HandBuiltNetwork:
+    """Return 2 relu(x) - 4 relu(x - 1/2) + 2 relu(x - 1), B3.2.
 
-    A continuous function of straight pieces is a sum of units, one at each kink, whose weight is the change of slope
+    A continuous piecewise linear function is a sum of units, one at each kink, whose weight is the change of slope
     there. The tent's slopes are 0, 2, -2, 0, so they change by 2, -4, 2 at 0, 1/2, 1.
     """
     return network([[1], [1], [1]], [0, -0.5, -1], [2, -4, 2])
 
 
-def shrink_network(s: float) -> Network:
-    """relu(x - s) - relu(-x - s), B3.3.
+def shrink_network(s: float) -> HandBuiltNetwork:
+    """Return relu(x - s) - relu(-x - s), B3.3.
 
-    For x > s the function is x - s, for x < -s it is x + s = -(-x - s), else 0: each side is a unit that is off on the
-    other side and between, because s is not negative.
+    For x > s the function is x - s, for x < -s it is x + s = -(-x - s), otherwise 0. Each side is one unit, which is
+    zero on the other side and between the two, because s is not negative.
     """
     return network([[1], [-1]], [-s, -s], [1, -1])
 
 
 def tent(x: Tensor) -> Tensor:
-    """2 x on [0, 1/2], 2 (1 - x) on [1/2, 1], 0 elsewhere (B3.2)."""
+    """Return 2 x on [0, 1/2], 2 (1 - x) on [1/2, 1], 0 elsewhere (B3.2)."""
     rising, falling = (x >= 0) & (x <= 0.5), (x > 0.5) & (x <= 1)
     return torch.where(rising, 2 * x, torch.where(falling, 2 * (1 - x), torch.zeros_like(x)))
 
 
 def shrink(x: Tensor, s: float) -> Tensor:
-    """sign(x) max(|x| - s, 0) (B3.3)."""
+    """Return sign(x) max(|x| - s, 0) (B3.3)."""
     return torch.sign(x) * torch.clamp(x.abs() - s, min=0)
 
 
 def with_neighbours(x: Tensor, kinks: list[float]) -> Tensor:
-    """The points, the kinks, and the numbers next to the kinks on either side, in order."""
+    """Return the points, the kinks, and the floats next to each kink on either side, sorted."""
     at = torch.tensor(kinks, dtype=x.dtype)
     infinity = torch.tensor(torch.inf, dtype=x.dtype)
     beside = [torch.nextafter(at, infinity), torch.nextafter(at, -infinity)]
@@ -94,9 +94,9 @@ def hand_built_networks(
     limit: Annotated[float, Field(ge=1, le=1e12)],
     points: Annotated[int, Field(ge=11)],
 ) -> Answer:
-    """Each network against its function on a grid from -limit to limit, at the kinks and right beside them."""
+    """Compare each network with its function on a grid from -limit to limit, at the kinks and right beside them."""
     if s >= limit:
-        raise UsageError(f"study.s={s:g}: must be less than study.limit={limit:g}, up to which the grid goes")
+        raise UsageError(f"study.s={s:g}: must be less than study.limit={limit:g}, the end of the grid")
     tolerance = 16 * torch.finfo(torch.float64).eps * limit  # a few roundings of values of up to 4 limit
     grid = torch.linspace(-limit, limit, points, dtype=torch.float64)
     networks = {"XNOR": xnor_network(), "tent": tent_network(), "shrink": shrink_network(s)}
@@ -105,75 +105,75 @@ def hand_built_networks(
     distance = (pairs.sum(1) - 1).abs()
 
     checks: list[Check] = [
-        equal(f"XNOR of {a:g} and {b:g} (B3.1)", found, float(a == b))
-        for (a, b), found in zip(CORNERS.tolist(), at_corners.tolist(), strict=True)
+        equal(f"XNOR of {a:g} and {b:g} (B3.1)", output, float(a == b))
+        for (a, b), output in zip(CORNERS.tolist(), at_corners.tolist(), strict=True)
     ]
-    apart = {"XNOR": float((networks["XNOR"](pairs) - distance).abs().max())}
-    checks.append(at_most("XNOR net against |a + b - 1| on the plane", apart["XNOR"], tolerance))
+    differences = {"XNOR": float((networks["XNOR"](pairs) - distance).abs().max())}
+    checks.append(at_most("XNOR net against |a + b - 1| on the plane", differences["XNOR"], tolerance))
     curves: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], list[float]]] = {
         "tent": (grid, tent, [0.0, 0.5, 1.0]),
         "shrink": (grid, lambda x: shrink(x, s), [-s, s]),
     }
     values: list[dict[str, object]] = []
-    for name, (points_of, function, kinks) in curves.items():
-        x = with_neighbours(points_of, kinks)
-        expected, found = function(x), networks[name](x[:, None])
-        apart[name] = float((found - expected).abs().max())
-        checks.append(at_most(f"{name} net on {len(x)} points, kinks included", apart[name], tolerance))
+    for name, (inputs, function, kinks) in curves.items():
+        x = with_neighbours(inputs, kinks)
+        expected, outputs = function(x), networks[name](x[:, None])
+        differences[name] = float((outputs - expected).abs().max())
+        checks.append(at_most(f"{name} net on {len(x)} points, kinks included", differences[name], tolerance))
         values += [
-            {"function": name, "x": each, "value": value, "network": net}
-            for each, value, net in zip(x.tolist(), expected.tolist(), found.tolist(), strict=True)
+            {"function": name, "x": point, "value": value, "network": output}
+            for point, value, output in zip(x.tolist(), expected.tolist(), outputs.tolist(), strict=True)
         ]
     return Answer(
-        numbers={f"largest_difference_{name}": each for name, each in apart.items()},
+        numbers={f"largest_difference_{name}": difference for name, difference in differences.items()},
         checks=checks,
         tables={"weights": weights_table(networks), "values": values},
-        figures={"functions": draw(networks, s=s)},
-        told=[f"{name}(x) = {spoken(each)}" for name, each in networks.items()],
+        figures={"functions": plot_networks(networks, s=s)},
+        told=[f"{name}(x) = {formula(net)}" for name, net in networks.items()],
     )
 
 
-def weights_table(networks: dict[str, Network]) -> list[dict[str, object]]:
-    """A row for each hidden unit."""
+def weights_table(networks: dict[str, HandBuiltNetwork]) -> list[dict[str, object]]:
+    """Return a table row for each hidden unit."""
     return [
         {"network": name, "unit": unit + 1, "weights": " ".join(f"{w:g}" for w in weights), "bias": bias, "out": out}
-        for name, each in networks.items()
+        for name, net in networks.items()
         for unit, (weights, bias, out) in enumerate(
-            zip(each.weights.tolist(), each.biases.tolist(), each.out.tolist(), strict=True)
+            zip(net.weights.tolist(), net.biases.tolist(), net.out.tolist(), strict=True)
         )
     ]
 
 
-def spoken(each: Network) -> str:
-    """The network as a formula: ``2 relu(x) - 4 relu(x - 0.5)``, with x1 and x2 where it has two inputs."""
-    inputs = ["x"] if each.weights.shape[1] == 1 else ["x1", "x2"]
+def formula(net: HandBuiltNetwork) -> str:
+    """Return the network as a formula: ``2 relu(x) - 4 relu(x - 0.5)``, with x1 and x2 for two inputs."""
+    inputs = ["x"] if net.weights.shape[1] == 1 else ["x1", "x2"]
 
     def total(factors: list[float], names: list[str]) -> str:
-        """Factor times name, added up; a name may be empty, a factor of 0 is left out."""
-        found = ""
+        """Return the sum of factor times name; an empty name means a constant, a factor of 0 is left out."""
+        result = ""
         for factor, name in zip(factors, names, strict=True):
             if factor:
-                sign = ("-" if factor < 0 else "") if not found else (" - " if factor < 0 else " + ")
+                sign = ("-" if factor < 0 else "") if not result else (" - " if factor < 0 else " + ")
                 size = "" if abs(factor) == 1 and name else f"{abs(factor):g}"
-                found += sign + " ".join(filter(None, (size, name)))
-        return found
+                result += sign + " ".join(filter(None, (size, name)))
+        return result
 
     units = [
         f"relu({total([*weights, bias], [*inputs, ''])})"
-        for weights, bias in zip(each.weights.tolist(), each.biases.tolist(), strict=True)
+        for weights, bias in zip(net.weights.tolist(), net.biases.tolist(), strict=True)
     ]
-    return total(each.out.tolist(), units)
+    return total(net.out.tolist(), units)
 
 
-def draw(networks: dict[str, Network], *, s: float) -> Figure:
-    """Each function with its network on top, and the hidden units that add up to it.
+def plot_networks(networks: dict[str, HandBuiltNetwork], *, s: float) -> Figure:
+    """Plot each function with its network on top, and the hidden units that add up to it.
 
-    XNOR's net depends on x1 + x2 alone, along which it is drawn.
+    XNOR's network depends on x1 + x2 alone, so it is plotted along this sum.
     """
     figure, panels = new_figure(
         len(networks),
         title="hand_built_networks: functions, networks and their hidden units",
-        subtitle="thin lines: what each ReLU unit adds to the output; XNOR against the sum of its inputs",
+        subtitle="thin lines: contribution of each ReLU unit to the output; XNOR: against the sum of its inputs",
         foot_inches=0.35,
     )
     along = torch.tensor([0.5, 0.5], dtype=torch.float64)

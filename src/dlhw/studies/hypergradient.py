@@ -1,4 +1,4 @@
-"""Gradient descent on hyper-parameters: what the gradients are, what they cost, how rough they are (D1.1)."""
+"""Gradients by hyperparameters: their values, their cost, and how rough they are as functions (D1.1)."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 HYPER = ("lambda", "learning_rate")
 STEP = 1e-6  # of the central differences
-DIVERGED = 100.0  # times the validation error before training: who ends above it, or at nan, has diverged
-CHUNK = 50  # learning rates of the sweep whose unrolled training is held at a time
+DIVERGED = 100.0  # training has diverged if the validation error is nan or above this multiple of the initial one
+CHUNK = 50  # learning rates of the sweep whose unrolled training is in memory at a time
 
 Data = tuple[Tensor, Tensor]
 """Inputs (N,) and targets (N,)."""
 
 
 def prediction(w: Tensor, x: Tensor) -> Tensor:
-    """u . tanh(v x + b) + c for each x (N,): one hidden layer, w = (v, b, u, c) in one vector of 3 hidden + 1."""
+    """Return u . tanh(v x + b) + c for each x (N,): one hidden layer, with w = (v, b, u, c) in one vector."""
     v, b, u = w[:-1].reshape(3, -1)
     y: Tensor = (x[:, None] * v + b).tanh() @ u + w[-1]
     return y
 
 
 def error(w: Tensor, data: Data) -> Tensor:
-    """Mean squared error, without the penalty: what validation measures."""
+    """Return the mean squared error, without the penalty: the validation loss."""
     return (prediction(w, data[0]) - data[1]).square().mean()
 
 
 def training_loss(w: Tensor, penalty: Tensor, data: Data) -> Tensor:
-    """error + lambda |w|^2. Its derivative by lambda is |w|^2, never negative: descending it only lowers lambda."""
+    """Return error + lambda |w|^2. Its derivative by lambda is |w|^2 >= 0, so descent on it can only lower lambda."""
     return error(w, data) + penalty * w.square().sum()
 
 
 def descend_jointly(
     w: Tensor, penalty: float, rates: tuple[float, float], steps: int, data: Data
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient descent on (w, lambda) of the training loss by ``rates``, lambda kept at 0 or above.
+    """Run gradient descent on (w, lambda) of the training loss by ``rates``, with lambda clamped to 0 or above.
 
-    Returns (steps + 1,) lambdas, and of each step autograd's derivative by lambda and |w|^2, (steps,) both.
+    Return the lambdas (steps + 1,) and, for each step, autograd's derivative by lambda and |w|^2, both (steps,).
     """
     now, lambdas, derivatives, norms = torch.tensor(penalty, dtype=w.dtype), [penalty], [], []
     both = grad(training_loss, argnums=(0, 1))
@@ -64,10 +64,10 @@ def descend_jointly(
 
 
 def after_training(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
-    """Validation error after ``steps`` of gradient descent with hyper = (lambda, learning rate); a function of both.
+    """Return the validation error after ``steps`` of gradient descent as a function of hyper = (lambda, learning rate).
 
-    Each step is w <- w - learning rate * gradient(w, lambda), so the derivative by a hyper-parameter runs back through
-    all of the steps, and through the gradient in each of them: it needs the second derivatives of the loss.
+    Each step is w <- w - learning rate * gradient(w, lambda). The derivative by a hyperparameter therefore propagates
+    back through all steps, and through the gradient in each of them, which takes second derivatives of the loss.
     """
     for _ in range(steps):
         w = w - hyper[1] * grad(training_loss)(w, hyper[0], training)
@@ -77,36 +77,36 @@ def after_training(w: Tensor, hyper: Tensor, steps: int, training: Data, validat
 def hypergradient_with_cost(
     w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data
 ) -> tuple[Tensor, int, float]:
-    """The gradient (2,) of :func:`after_training` by torch.autograd, the bytes that its graph held, the seconds.
+    """Return the gradient (2,) of :func:`after_training` by autograd, the bytes that it saves, and its seconds.
 
-    Every storage saved for the backward pass counts once; those of one element, such as factors, count as well.
+    Every storage that is saved for the backward pass counts once, also if it has a single element.
     """
-    held: dict[int, Tensor] = {}  # tensors are kept, so that no address is used twice
+    held: dict[int, Tensor] = {}  # keeps the tensors alive, so that no address is used twice
 
-    def note(saved: Tensor) -> Tensor:
+    def remember(saved: Tensor) -> Tensor:
         held[saved.untyped_storage().data_ptr()] = saved
         return saved
 
     start = time.perf_counter()
     hyper = hyper.detach().requires_grad_()
     w = w.detach().requires_grad_()
-    with saved_tensors_hooks(note, lambda saved: saved):
+    with saved_tensors_hooks(remember, lambda saved: saved):
         now = w
         for _ in range(steps):
             (gradient,) = torch.autograd.grad(training_loss(now, hyper[0], training), now, create_graph=True)
             now = now - hyper[1] * gradient
-        (found,) = torch.autograd.grad(error(now, validation), hyper, allow_unused=False)
+        (result,) = torch.autograd.grad(error(now, validation), hyper, allow_unused=False)
     seconds = time.perf_counter() - start
-    return found, sum(tensor.untyped_storage().nbytes() for tensor in held.values()), seconds
+    return result, sum(tensor.untyped_storage().nbytes() for tensor in held.values()), seconds
 
 
 def central_differences(
     w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data
 ) -> tuple[Tensor, Tensor]:
-    """(V(hyper + d) - V(hyper - d)) / 2 d for each hyper-parameter, d = ``STEP``, and how far off they may be.
+    """Return (V(hyper + d) - V(hyper - d)) / 2 d for each hyperparameter, with d = ``STEP``, and a bound on its error.
 
-    What is left out is d^2 V''' / 6 at first; with 2 d it is four times as much, so the two are apart by three times
-    the error of the first. Rounding, :func:`rounding` of V, is divided by d.
+    The leading truncation error is d^2 V''' / 6. With 2 d it is four times as large, so the two differences differ by
+    three times the error of the first. The rounding error, :func:`rounding` of V, is divided by d.
     """
 
     def slope(shift: Tensor) -> Tensor:
@@ -119,15 +119,15 @@ def central_differences(
 
 
 def rounding(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: Data) -> Tensor:
-    """How far rounding may move V, to first order: epsilon (V + sum over steps and weights of |w dV/dw|).
+    """Return the first-order effect of rounding on V: epsilon (V + sum over steps and weights of |w dV/dw|).
 
-    Each step leaves each weight off by some epsilon of it, which the steps after it may amplify a millionfold.
+    Each step rounds each weight by a part of epsilon, which later steps may amplify a millionfold.
     """
 
-    def rounded(off: Tensor) -> tuple[Tensor, Tensor]:
+    def rounded(relative_errors: Tensor) -> tuple[Tensor, Tensor]:
         now = w
-        for each in off:
-            now = now * (1 + each) - hyper[1] * grad(training_loss)(now, hyper[0], training)
+        for relative_error in relative_errors:
+            now = now * (1 + relative_error) - hyper[1] * grad(training_loss)(now, hyper[0], training)
         end = error(now, validation)
         return end, end
 
@@ -138,25 +138,25 @@ def rounding(w: Tensor, hyper: Tensor, steps: int, training: Data, validation: D
 
 @dataclass(frozen=True)
 class Sweep:
-    """Validation error after training, over the learning rates."""
+    """The validation error after training as a function of the learning rate."""
 
     rates: Tensor
     losses: Tensor
     slopes: Tensor
-    """Derivatives of the losses by the rates."""
+    """Derivatives of the losses by the learning rates."""
     start: float
     """Validation error before training."""
     steps: int
 
     @property
     def trained(self) -> int:
-        """How many of the rates, from the smallest on, come before the first at which training diverges."""
+        """The number of learning rates, from the smallest on, before the first at which training diverges."""
         diverged = (~(self.losses <= DIVERGED * self.start)).nonzero().flatten()
         return int(diverged[0]) if len(diverged) else len(self.rates)
 
     @property
     def numbers(self) -> dict[str, float | str]:
-        """Where training diverges, and how uneven the derivative is below."""
+        """The rate at which training diverges, and how uneven the derivative is below it."""
         end, below = self.trained, self.slopes[: self.trained]
         return {
             "rate_where_training_diverges": float(self.rates[end]) if end < len(self.rates) else "none of the sweep",
@@ -167,21 +167,21 @@ class Sweep:
 
     @property
     def rows(self) -> list[dict[str, object]]:
-        """One for each rate."""
+        """One table row for each learning rate."""
         columns = zip(self.rates.tolist(), self.losses.tolist(), self.slopes.tolist(), strict=True)
         return [{"learning_rate": rate, "validation_loss": loss, "derivative": slope} for rate, loss, slope in columns]
 
 
 def problem(*, hidden: int, samples: int, noise: float, seed: int) -> tuple[Tensor, Data, Data]:
-    """The weights before training, the data to train on and ten times as many to validate."""
-    drawn = generator(seed, "hypergradient")
+    """Draw the initial weights, the training data, and ten times as many validation data."""
+    source = generator(seed, "hypergradient")
 
     def sample(count: int) -> Data:
-        x = 4 * torch.rand(count, generator=drawn, dtype=torch.float64) - 2
-        return x, (3 * x).sin() + noise * torch.randn(count, generator=drawn, dtype=torch.float64)
+        x = 4 * torch.rand(count, generator=source, dtype=torch.float64) - 2
+        return x, (3 * x).sin() + noise * torch.randn(count, generator=source, dtype=torch.float64)
 
     training, validation = sample(samples), sample(10 * samples)
-    w = torch.randn(3 * hidden + 1, generator=drawn, dtype=torch.float64)
+    w = torch.randn(3 * hidden + 1, generator=source, dtype=torch.float64)
     w[2 * hidden :] /= hidden**0.5
     return w, training, validation
 
@@ -189,10 +189,12 @@ def problem(*, hidden: int, samples: int, noise: float, seed: int) -> tuple[Tens
 def _with_gradient(
     w: Tensor, penalty: float, rate: Tensor, steps: int, *, training: Data, validation: Data
 ) -> tuple[Tensor, Tensor]:
-    def loss(each: Tensor) -> tuple[Tensor, Tensor]:
-        hyper = torch.stack([torch.full_like(each, penalty), each])
-        found = after_training(w, hyper, steps, training, validation)
-        return found, found
+    """Return the validation error after training with one learning rate, and its derivative by the rate."""
+
+    def loss(rate_: Tensor) -> tuple[Tensor, Tensor]:
+        hyper = torch.stack([torch.full_like(rate_, penalty), rate_])
+        result = after_training(w, hyper, steps, training, validation)
+        return result, result
 
     slope, value = grad(loss, has_aux=True)(rate)
     return value, slope
@@ -201,36 +203,38 @@ def _with_gradient(
 def _costs(
     w: Tensor, hyper: Tensor, steps: list[int], repeats: int, *, training: Data, validation: Data
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """Per number of steps the median and quartiles of the seconds, after one run to warm up, and the bytes held.
+    """Measure time and memory for each number of steps, and compare autograd with differences.
 
-    With them (steps, 2) how far autograd and differences are apart, in units of how far off differences may be.
+    Return rows with the median and quartiles of the seconds, after one warm-up run, and the saved bytes; and (steps, 2)
+    differences of the derivatives, in units of the differences' error bound.
     """
     rows: list[dict[str, Any]] = []
-    apart = []
+    deviations = []
     for count in steps:
         runs = [hypergradient_with_cost(w, hyper, count, training, validation) for _ in range(repeats + 1)]
         quartiles = torch.tensor([seconds for _, _, seconds in runs[1:]]).quantile(torch.tensor([0.25, 0.5, 0.75]))
         low, median, high = quartiles.tolist()
-        found, (differences, allowed) = runs[0][0], central_differences(w, hyper, count, training, validation)
-        apart.append((found - differences).abs() / allowed)
-        (by, by_rate), (other, other_rate) = found.tolist(), differences.tolist()
+        gradient, (differences, allowed) = runs[0][0], central_differences(w, hyper, count, training, validation)
+        deviations.append((gradient - differences).abs() / allowed)
+        (by, by_rate), (other, other_rate) = gradient.tolist(), differences.tolist()
         rows.append(
             {"steps": count, "held_bytes": runs[0][1], "seconds": median, "seconds_low": low, "seconds_high": high}
             | {"by_lambda": by, "by_learning_rate": by_rate, "differences": other, "differences_rate": other_rate}
         )
-    return rows, torch.stack(apart)
+    return rows, torch.stack(deviations)
 
 
-def _swept(w: Tensor, penalty: float, rates: Tensor, steps: int, **data: Data) -> Sweep:
-    """``steps`` of training with each of the rates."""
-    each = vmap(lambda rate: _with_gradient(w, penalty, rate, steps, **data), chunk_size=CHUNK)
-    return Sweep(rates, *each(rates), float(error(w, data["validation"])), steps)
+def _sweep(w: Tensor, penalty: float, rates: Tensor, steps: int, **data: Data) -> Sweep:
+    """Train ``steps`` with each of the learning rates."""
+    train = vmap(lambda rate: _with_gradient(w, penalty, rate, steps, **data), chunk_size=CHUNK)
+    return Sweep(rates, *train(rates), float(error(w, data["validation"])), steps)
 
 
 def _sweep_less_unrolled(sweep: Sweep, w: Tensor, penalty: float, **data: Data) -> float:
-    """Half way to where training diverges, near which rounding grows a millionfold: swept derivative less unrolled.
+    """Return the difference of the derivative in the sweep and that of an unrolled run, at half the rate of divergence.
 
-    It is relative to the derivative's size plus loss / rate, which is not 0 where the derivative is.
+    Near divergence, rounding is amplified a millionfold. The difference is relative to the derivative's size plus loss
+    / rate, which is not 0 where the derivative is.
     """
     at = sweep.trained // 2
     rate, slope = sweep.rates[at], sweep.slopes[at]
@@ -239,8 +243,10 @@ def _sweep_less_unrolled(sweep: Sweep, w: Tensor, penalty: float, **data: Data) 
     return float((slope - expected).abs() / (expected.abs() + sweep.losses[at] / rate))
 
 
-def _checks(joint: tuple[Tensor, Tensor, Tensor], apart: Tensor, swept: float, per_step: list[float]) -> list[Check]:
-    """Of descending jointly, of the gradient in two ways and, by the rate alone, a third, and of the bytes."""
+def _checks(
+    joint: tuple[Tensor, Tensor, Tensor], deviations: Tensor, sweep_difference: float, per_step: list[float]
+) -> list[Check]:
+    """Check the joint descent, the gradient against differences, the sweep against one run, and the saved bytes."""
     lambdas, derivatives, norms = joint
     off = ((derivatives - norms) / norms).abs().max()
     return [
@@ -248,18 +254,18 @@ def _checks(joint: tuple[Tensor, Tensor, Tensor], apart: Tensor, swept: float, p
         at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
         *(
             at_most(f"validation loss by {name}: autograd less central differences, over these' error", value, 1.0)
-            for name, value in zip(HYPER, apart.amax(0).tolist(), strict=True)
+            for name, value in zip(HYPER, deviations.amax(0).tolist(), strict=True)
         ),
-        at_most("derivative in the sweep less that through the unrolled run, relative", swept, 1e-8),
+        at_most("derivative in the sweep less that through the unrolled run, relative", sweep_difference, 1e-8),
         at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
     ]
 
 
-def _draw_joint(lambdas: Tensor, norms: Tensor) -> Figure:
+def _plot_joint(lambdas: Tensor, norms: Tensor) -> Figure:
     figure, (left, right) = new_figure(
         2,
-        title="hypergradient: descending the training loss drives lambda to 0",
-        subtitle="gradient descent on the weights and on lambda together; lambda is kept from going below 0",
+        title="hypergradient: descent on the training loss drives lambda to 0",
+        subtitle="joint gradient descent on the weights and lambda; lambda is clamped to 0 or above",
     )
     left.plot(lambdas, color=PALETTE[0], linewidth=1.8)
     label(left, x="step", y="lambda")
@@ -269,12 +275,12 @@ def _draw_joint(lambdas: Tensor, norms: Tensor) -> Figure:
     return figure
 
 
-def _draw_cost(rows: list[dict[str, Any]]) -> Figure:
+def _plot_cost(rows: list[dict[str, Any]]) -> Figure:
     figure, (left, right) = new_figure(
         2,
-        title="hypergradient: cost of the derivative through the training",
+        title="hypergradient: cost of the derivative through training",
         subtitle=f"both derivatives by autograd, on the CPU, threads: {torch.get_num_threads()}; "
-        "lines: a fixed amount for each step",
+        "lines: linear in the number of steps",
     )
     steps = [row["steps"] for row in rows]
     for axes, key, factor, name, color in (
@@ -297,12 +303,12 @@ def _draw_cost(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_sweep(sweep: Sweep) -> Figure:
-    """Up to the first rate at which training diverges; what the loss is beyond says nothing of the training."""
+def _plot_sweep(sweep: Sweep) -> Figure:
+    """Plot the sweep up to the first rate at which training diverges; values beyond it are meaningless."""
     end = sweep.trained
     figure, (upper, lower) = new_figure(
         2,
-        title="hypergradient: rough before training diverges",
+        title="hypergradient: the validation error is rough before training diverges",
         subtitle=f"validation error after {sweep.steps} steps, and its derivative; {len(sweep.rates)} learning rates",
         columns=1,
         panel_inches=2.3,
@@ -310,7 +316,7 @@ def _draw_sweep(sweep: Sweep) -> Figure:
     upper.semilogy(sweep.rates[:end], sweep.losses[:end], color=PALETTE[0], linewidth=1.0)
     lower.plot(sweep.rates[:end], sweep.slopes[:end], color=PALETTE[1], linewidth=1.0)
     lower.set_yscale("symlog", linthresh=1.0)
-    for axes, name in ((upper, "validation error"), (lower, "derivative by the rate")):
+    for axes, name in ((upper, "validation error"), (lower, "derivative by the learning rate")):
         axes.set_xlim(0, float(sweep.rates[-1]))
         if end < len(sweep.rates):
             axes.axvspan(
@@ -339,28 +345,30 @@ def hypergradient(
     rates: Annotated[int, Field(ge=10)],
     seed: int,
 ) -> Answer:
-    """Descending the training loss by lambda; the validation loss's gradient by both; the sweep of learning rates."""
+    """Descend the training loss by lambda; differentiate the validation loss by both; sweep the learning rate."""
     if sorted(set(steps)) != steps:
-        raise UsageError(f"study.steps={steps}: must rise")
+        raise UsageError(f"study.steps={steps}: must be in increasing order, without duplicates")
     w, training, validation = problem(hidden=hidden, samples=samples, noise=noise, seed=seed)
     data = {"training": training, "validation": validation}
     hyper = torch.tensor([penalty, rate], dtype=torch.float64)
 
     start, end = error(w, validation), after_training(w, hyper, steps[-1], **data)
     if not end <= DIVERGED * start:
-        raise UsageError(f"study.rate={rate:g}: training diverges within {steps[-1]} steps; give a smaller one")
+        raise UsageError(f"study.rate={rate:g}: training diverges within {steps[-1]} steps; use a smaller rate")
     joint = descend_jointly(w, penalty, (rate, penalty_rate), joint_steps, training)
     lambdas, _, norms = joint
     if not torch.isfinite(norms).all():
         raise UsageError(
-            f"study.joint_steps={joint_steps}: the descent with lambda diverges; give a smaller study.rate"
+            f"study.joint_steps={joint_steps}: the joint descent with lambda diverges; use a smaller study.rate"
         )
     reached = (lambdas == 0).nonzero().flatten()
     swept = torch.linspace(largest_rate / rates, largest_rate, rates, dtype=torch.float64)
-    sweep = _swept(w, penalty, swept, steps[-1], **data)
+    sweep = _sweep(w, penalty, swept, steps[-1], **data)
     if sweep.trained == 0:
-        raise UsageError(f"study.largest_rate={largest_rate:g}: training diverges at all of the {rates} rates up to it")
-    rows, apart = _costs(w, hyper, steps, repeats, **data)
+        raise UsageError(
+            f"study.largest_rate={largest_rate:g}: training diverges at all {rates} rates; use a smaller one"
+        )
+    rows, deviations = _costs(w, hyper, steps, repeats, **data)
     held = [(row["steps"], row["held_bytes"]) for row in rows]
     per_step = [(more - less) / (late - early) for (early, less), (late, more) in itertools.pairwise(held)]
     return Answer(
@@ -371,11 +379,11 @@ def hypergradient(
             "seconds_at_most_steps": rows[-1]["seconds"],
             **sweep.numbers,
         },
-        checks=_checks(joint, apart, _sweep_less_unrolled(sweep, w, penalty, **data), per_step),
+        checks=_checks(joint, deviations, _sweep_less_unrolled(sweep, w, penalty, **data), per_step),
         tables={"cost": rows, "sweep": sweep.rows},
         figures={
-            "training_loss": _draw_joint(lambdas, norms),
-            "cost": _draw_cost(rows),
-            "roughness": _draw_sweep(sweep),
+            "training_loss": _plot_joint(lambdas, norms),
+            "cost": _plot_cost(rows),
+            "roughness": _plot_sweep(sweep),
         },
     )

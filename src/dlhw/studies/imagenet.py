@@ -1,4 +1,4 @@
-"""Pictures for a network with ImageNet's classes: found, opened, disturbed, drawn, and its answers in words."""
+"""Pictures for networks with ImageNet's classes: read, disturb and plot them, and name the predicted classes."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ from dlhw.models.pretrained import Network, misfit
 from dlhw.views.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's training pictures, red, green and blue in 0..1: what all of torchvision's weights want."""
+"""Mean and standard deviation of red, green and blue in ImageNet's training pictures, in 0..1, as in torchvision."""
 MEAN_COLOR = 255 * torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)
 SAMPLES = ("china.jpg", "flower.jpg")
 BATCH = 32
 
 
-def located(picture: str) -> Path:
-    """Where a picture is, or a folder of pictures; scikit-learn's two samples are found by their names alone."""
+def picture_path(picture: str) -> Path:
+    """Return the path of a picture or a folder of pictures; the names of scikit-learn's two samples are valid, too."""
     path = Path(picture).expanduser()
     if path.exists():
         return path
     if picture not in SAMPLES:
-        raise UsageError(f"study.picture={picture}: no such file or folder; {' and '.join(SAMPLES)} are always there")
+        raise UsageError(
+            f"study.picture={picture}: no such file or folder; {' and '.join(SAMPLES)} are always available"
+        )
     import sklearn
 
     return Path(sklearn.__file__).parent / "datasets" / "images" / picture
 
 
 def check_crop(network: Network, *, resize: int, crop: int) -> None:
-    """Raises UsageError where no such pictures can be made, or the network cannot take them."""
+    """Raise UsageError if the crop is larger than the picture, or if its size is invalid for the network."""
     if crop > resize:
         raise UsageError(f"study.crop={crop}: must not be larger than study.resize={resize}")
     reason = misfit(network, (3, crop, crop))
     if reason is not None:
-        raise UsageError(f"study.crop={crop}: {network.architecture} cannot take such pictures ({reason})")
+        raise UsageError(f"study.crop={crop}: {network.architecture} cannot process pictures of this size ({reason})")
 
 
-def opened(path: Path, *, resize: int, crop: int) -> Tensor:
-    """The pixels of a picture, (1, 3, crop, crop) in 0..255, in float64. Raises UsageError if it cannot be read."""
+def read_picture(path: Path, *, resize: int, crop: int) -> Tensor:
+    """Return a picture's pixels, (1, 3, crop, crop) in 0..255, in float64. Raise UsageError if it cannot be read."""
     if path.is_dir():
-        raise UsageError(f"study.picture={path}: is a folder; name one picture")
+        raise UsageError(f"study.picture={path}: is a folder; must be a picture")
     try:
         return read(path, resize=resize, crop=crop)[None].to(torch.float64)
     except Unreadable as error:
@@ -57,23 +59,23 @@ def opened(path: Path, *, resize: int, crop: int) -> Tensor:
 
 
 def logits(network: Network, pixels: Tensor) -> Tensor:
-    """Of pixels (N, 3, H, W) in 0..255, differentiable; in the network's precision, on its device."""
+    """Return the logits for pixels (N, 3, H, W) in 0..255, differentiable, in the network's precision on its device."""
     weight = next(network.parameters())
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
     x = (pixels / 255 - mean.to(pixels)) / std.to(pixels)
-    found: Tensor = network(x.to(weight.device, weight.dtype))
-    return found
+    result: Tensor = network(x.to(weight.device, weight.dtype))
+    return result
 
 
 @torch.no_grad()
 def probabilities(network: Network, pixels: Tensor) -> Tensor:
-    """Of each class, (N, classes) in float64 on the CPU."""
-    found = [logits(network, part).cpu() for part in pixels.split(BATCH)]
-    return torch.cat(found).double().softmax(1)
+    """Return the class probabilities for pixels (N, 3, H, W), (N, classes) in float64 on the CPU."""
+    batches = [logits(network, part).cpu() for part in pixels.split(BATCH)]
+    return torch.cat(batches).double().softmax(1)
 
 
-def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
-    """The most probable classes of one picture (classes,), best first."""
+def top_classes(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
+    """Return the most probable classes of one picture from its probabilities (classes,), best first."""
     values, indices = probability.topk(min(count, len(probability)))
     return [
         {"rank": rank, "index": index, "class": network.categories[index], "probability": value}
@@ -82,7 +84,10 @@ def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str,
 
 
 def class_index(network: Network, key: str, label: int | str) -> int:
-    """The number of a class that is given by it or by its name. Raises UsageError with the nearest names."""
+    """Return the index of a class that is given as its index or its name.
+
+    Raise UsageError with the nearest names if there is no such class.
+    """
     names = network.categories
     if isinstance(label, int):
         if not 0 <= label < len(names):
@@ -92,18 +97,18 @@ def class_index(network: Network, key: str, label: int | str) -> int:
     if label.lower() not in by_name:
         near = difflib.get_close_matches(label.lower(), by_name, 3, cutoff=0.4)
         hint = "; did you mean " + " or ".join(names[by_name[name]] for name in near) + "?" if near else ""
-        raise UsageError(f"{key}={label}: no class of ImageNet{hint}")
+        raise UsageError(f"{key}={label}: not a class of ImageNet{hint}")
     return by_name[label.lower()]
 
 
 def noisy(pixels: Tensor, sigma: float, source: torch.Generator) -> Tensor:
-    """With Gaussian noise of standard deviation ``sigma`` on each pixel and colour, kept within 0..255."""
+    """Add Gaussian noise of standard deviation ``sigma`` to each pixel and colour, and clamp to 0..255."""
     noise = torch.randn(pixels.shape, generator=source, dtype=pixels.dtype)
     return (pixels + sigma * noise).clamp(0, 255)
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """Smoothed by a Gaussian of standard deviation ``sigma`` pixels, cut off beyond three of them."""
+    """Smooth with a Gaussian of standard deviation ``sigma`` pixels, cut off at three standard deviations."""
     from torchvision.transforms.v2.functional import gaussian_blur
 
     if sigma == 0:
@@ -114,7 +119,7 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def rotated(pixels: Tensor, degrees: float, *, fill: Tensor | float) -> Tensor:
-    """Turned counter-clockwise about the middle; the corners that nothing falls into get ``fill``."""
+    """Rotate counter-clockwise about the centre; the corners outside the original picture get ``fill``."""
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import rotate
 
@@ -123,7 +128,7 @@ def rotated(pixels: Tensor, degrees: float, *, fill: Tensor | float) -> Tensor:
 
 
 def cropped(pixels: Tensor, share: float) -> Tensor:
-    """The middle, ``share`` of the height and width, enlarged to the size of before."""
+    """Crop the middle, ``share`` of the height and width, and enlarge it to the original size."""
     from torchvision.transforms.v2.functional import center_crop, resize
 
     size = list(pixels.shape[-2:])
@@ -131,11 +136,12 @@ def cropped(pixels: Tensor, share: float) -> Tensor:
     return enlarged
 
 
-def smallest(holds: Callable[[float], bool], sizes: Sequence[float], *, within: float) -> float:
-    """The smallest size found at which something holds, nan if at none of ``sizes``.
+def smallest_size(holds: Callable[[float], bool], sizes: Sequence[float], *, within: float) -> float:
+    """Return the smallest size at which a condition holds, nan if it holds at none of ``sizes``.
 
-    The first of them at which it holds, then bisection between it and the one before, to a relative ``within``. Where
-    it holds at some sizes and not at larger ones, smaller ones between those tried may be overlooked.
+    Find the first of ``sizes`` at which it holds, then bisect between it and the one before, to a relative precision of
+    ``within``. If the condition is not monotonic in the size, a smaller solution between two of ``sizes`` may be
+    missed.
     """
     below = 0.0
     for size in sorted(sizes):
@@ -150,24 +156,29 @@ def smallest(holds: Callable[[float], bool], sizes: Sequence[float], *, within: 
     return size
 
 
-def draw_picture(axes: Axes, pixels: Tensor, title: str) -> None:
-    """Pixels (3, H, W) in 0..255 under a title that is broken into lines."""
+def plot_picture(axes: Axes, pixels: Tensor, title: str) -> None:
+    """Plot pixels (3, H, W) in 0..255 under a title that is wrapped into lines."""
     axes.imshow(pixels.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
     axes.set_axis_off()
     axes.set_title("\n".join(textwrap.wrap(title, 27)), fontsize=TEXT_POINTS - 1, parse_math=False)
 
 
-def draw_answers(axes: Axes, answers: Sequence[dict[str, Any]], *, right: int | None = None) -> None:
-    """Bars of :func:`top`, each with its class; that of the ``right`` one in another colour."""
+def plot_answers(axes: Axes, answers: Sequence[dict[str, Any]], *, true_class: int | None = None) -> None:
+    """Plot the rows of :func:`top_classes` as bars, ``true_class`` in another colour."""
     axes.grid(visible=False)
     axes.spines[["left"]].set_visible(False)
     places = list(range(len(answers)))
-    colors = [PALETTE[2] if each["index"] == right else PALETTE[5] for each in answers]
-    axes.barh(places, [each["probability"] for each in answers], color=colors, height=0.8)
-    for place, each in zip(places, answers, strict=True):
-        name = textwrap.shorten(each["class"], 26, placeholder="...")
+    colors = [PALETTE[2] if answer["index"] == true_class else PALETTE[5] for answer in answers]
+    axes.barh(places, [answer["probability"] for answer in answers], color=colors, height=0.8)
+    for place, answer in zip(places, answers, strict=True):
+        name = textwrap.shorten(answer["class"], 26, placeholder="...")
         axes.text(
-            0.02, place, f"{name} {each['probability']:.2f}", va="center", fontsize=TEXT_POINTS - 1.5, parse_math=False
+            0.02,
+            place,
+            f"{name} {answer['probability']:.2f}",
+            va="center",
+            fontsize=TEXT_POINTS - 1.5,
+            parse_math=False,
         )
     axes.set_yticks([])
     axes.set_xlim(0, 1)

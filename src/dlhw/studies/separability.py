@@ -1,4 +1,4 @@
-"""Two sets of points: their convex hulls meet exactly when no hyperplane separates them (C2.2)."""
+"""Two sets of points: their convex hulls intersect exactly when no hyperplane separates the sets (C2.2)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scipy.optimize import linprog
 from scipy.spatial import ConvexHull
 
 from dlhw.errors import UsageError
+from dlhw.intervals import score_interval
 from dlhw.runs.answer import Answer, at_most, equal
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
@@ -24,32 +25,34 @@ from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-8
-"""Hulls this near to each other are said to meet. The solver works to 1e-10 and the points are of size 1 to 100, so
-what is zero comes out below it; the study tells how far from it, on either side, the values that occurred are."""
+"""Two hulls intersect if their distance is at most this. The solver works to 1e-10 and the points have size 1 to 100,
+so that a distance of zero is computed as less than this. The study reports the nearest values on either side of it."""
 
 _SOLVER = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 SHIFT = 2.0**-16
-"""How far touching pairs are moved apart: exact in float64, and far above TOLERANCE."""
+"""The distance by which touching pairs are moved apart: exact in float64, and far above TOLERANCE."""
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """The nearest points of two hulls: their convex coefficients, and their distance as the largest coordinate's."""
+class NearestPoints:
+    """The nearest points of two hulls, as convex combinations, and their distance in the maximum norm."""
 
-    of_x: Array
-    of_y: Array
+    weights_x: Array
+    """Convex coefficients (n,) of the points x."""
+    weights_y: Array
+    """Convex coefficients (k,) of the points y."""
     gap: float
 
     @property
-    def meets(self) -> bool:
-        """Whether there is a common point."""
+    def intersect(self) -> bool:
+        """Whether the hulls have a common point."""
         return self.gap <= TOLERANCE
 
 
 @dataclass(frozen=True)
 class Hyperplane:
-    """w and w0 with the sum of |w_i| at most 1, and the least of w.x + w0 over x and -(w.y + w0) over y."""
+    """A hyperplane w.x + w0 = 0 with sum |w_i| <= 1; its margin is min(w.x + w0, -(w.y + w0)) over all points."""
 
     w: Array
     w0: float
@@ -61,46 +64,48 @@ class Hyperplane:
         return 2 * self.margin > TOLERANCE
 
 
-def _solved(cost: Array, **program: Any) -> Array:
-    """The solution of a linear program that has one."""
-    found = linprog(cost, options=_SOLVER, **program)
-    if not found.success:
-        raise UsageError(f"study.distances: the solver fails, {found.message.splitlines()[0]}; take smaller ones")
-    solution: Array = found.x
+def _solve(cost: Array, **program: Any) -> Array:
+    """Return the solution of a linear program that has one."""
+    result = linprog(cost, options=_SOLVER, **program)
+    if not result.success:
+        raise UsageError(f"study.distances: the solver failed, {result.message.splitlines()[0]}; use smaller distances")
+    solution: Array = result.x
     return solution
 
 
-def meeting(x: Array, y: Array) -> Meeting:
-    """Nearest points of the hulls of x (n, D) and y (k, D): min over convex a, b of max_i |(X'a - Y'b)_i|.
+def nearest_points(x: Array, y: Array) -> NearestPoints:
+    """Return nearest points of the hulls of x (n, D) and y (k, D): min over convex a, b of max_i |(X^T a - Y^T b)_i|.
 
-    A linear program in (a, b, t): t is least such that -t <= X'a - Y'b <= t in each coordinate. The gap is
-    computed again from a and b, made convex coefficients exactly, so that no claim of the solver is taken on trust.
+    This is a linear program in (a, b, t): minimize t subject to -t <= X^T a - Y^T b <= t in each coordinate. The gap is
+    recomputed from a and b after they are made exact convex coefficients, so that it does not rely on the solver.
     """
     n, (k, dimension) = len(x), y.shape
     difference, slack = np.hstack((x.T, -y.T)), np.full((dimension, 1), -1.0)
-    found = _solved(
+    solution = _solve(
         np.r_[np.zeros(n + k), 1.0],
         A_ub=np.block([[difference, slack], [-difference, slack]]),
         b_ub=np.zeros(2 * dimension),
         A_eq=np.array([[1.0] * n + [0.0] * (k + 1), [0.0] * n + [1.0] * k + [0.0]]),
         b_eq=np.ones(2),
     )
-    of_x, of_y = (np.clip(part, 0, None) for part in (found[:n], found[n : n + k]))
-    of_x, of_y = of_x / of_x.sum(), of_y / of_y.sum()
-    return Meeting(of_x, of_y, float(np.abs(of_x @ x - of_y @ y).max()))
+    weights_x, weights_y = (np.clip(part, 0, None) for part in (solution[:n], solution[n : n + k]))
+    weights_x, weights_y = weights_x / weights_x.sum(), weights_y / weights_y.sum()
+    return NearestPoints(weights_x, weights_y, float(np.abs(weights_x @ x - weights_y @ y).max()))
 
 
 def hyperplane(x: Array, y: Array) -> Hyperplane:
-    """The widest margin: max of m with w.x + w0 >= m for all x, w.y + w0 <= -m for all y, and sum |w_i| <= 1.
+    """Return the hyperplane with the widest margin between the points x and the points y.
 
-    A linear program in (w, u, w0, m), u bounding |w|. With w = 0 it has m = 0, so m > 0 says that a separating
-    hyperplane exists. For convex p of x and q of y, w.p + w0 >= m and w.q + w0 <= -m give
-    2 m <= w.(p - q) <= max_i |p_i - q_i|: hulls that meet leave no margin (C2.2). The two linear programs are each
-    other's duals, so the largest 2 m is the least distance: hulls that do not meet leave one.
+    Maximize m subject to w.x + w0 >= m for all x, w.y + w0 <= -m for all y, and sum |w_i| <= 1. This is a linear
+    program in (w, u, w0, m), where u bounds |w|. It always has the solution w = 0, m = 0, so m > 0 means that a
+    separating hyperplane exists. For convex combinations p of x and q of y, w.p + w0 >= m and w.q + w0 <= -m give 2 m
+    <= w.(p - q) <= max_i |p_i - q_i|: if the hulls intersect, the margin is zero (C2.2). The two linear programs are
+    duals of each other, so the maximum of 2 m is the minimum distance: if the hulls are disjoint, the margin is
+    positive.
     """
     dimension = x.shape[1]
     eye, none = np.eye(dimension), np.zeros((dimension, 2))
-    found = _solved(
+    solution = _solve(
         np.r_[np.zeros(2 * dimension + 1), -1.0],
         A_ub=np.block(
             [
@@ -114,21 +119,22 @@ def hyperplane(x: Array, y: Array) -> Hyperplane:
         b_ub=np.r_[np.zeros(len(x) + len(y) + 2 * dimension), 1.0],
         bounds=[(None, None)] * dimension + [(0, None)] * dimension + [(None, None)] * 2,
     )
-    w, w0 = found[:dimension], float(found[2 * dimension])
+    w, w0 = solution[:dimension], float(solution[2 * dimension])
     w = w / max(1.0, np.abs(w).sum())
     return Hyperplane(w, w0, float(min((x @ w + w0).min(), -(y @ w + w0).max())))
 
 
 def touching(kind: str, points: int, dimension: int, source: torch.Generator) -> tuple[Array, Array]:
-    """A pair on either side of a tilted wall, x in front, that meets in the wall and nowhere else.
+    """Draw a pair of point sets on either side of a tilted wall, x in front, that intersect only in the wall.
 
-    All coordinates are small multiples of 1/16, which float64 adds and doubles without rounding: they touch exactly.
-    ``kind`` is "vertex on vertex", "vertex on edge" or "edge on edge". Moved along the first axis, x leaves the wall.
+    All coordinates are small multiples of 1/16, which float64 adds and doubles without rounding, so the sets touch
+    exactly. ``kind`` is "vertex on vertex", "vertex on edge" or "edge on edge". Adding to the first coordinate moves x
+    away from the wall.
     """
 
     def eighths(count: int) -> Array:
-        drawn: Array = (torch.randint(-16, 17, (count, dimension), generator=source) / 8).to(torch.float64).numpy()
-        return drawn
+        numbers: Array = (torch.randint(-16, 17, (count, dimension), generator=source) / 8).to(torch.float64).numpy()
+        return numbers
 
     x, y, edge = eighths(points), eighths(points), eighths(2)
     x[:, 0], y[:, 0], edge[:, 0] = 1 + np.abs(x[:, 0]), -1 - np.abs(y[:, 0]), 0
@@ -147,13 +153,6 @@ def touching(kind: str, points: int, dimension: int, source: torch.Generator) ->
 KINDS = ("vertex on vertex", "vertex on edge", "edge on edge")
 
 
-def wilson(successes: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a probability: all p with |successes / trials - p| <= z sqrt(p (1 - p) / trials)."""
-    share, spread = successes / trials, z**2 / trials
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
-    return (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
-
-
 def separability(
     *,
     dimension: Annotated[int, Field(ge=2)],
@@ -163,35 +162,37 @@ def separability(
     touching_draws: Annotated[int, Field(ge=1)],
     seed: int,
 ) -> Answer:
-    """Both linear programs on many pairs, far apart, overlapping and touching."""
+    """Solve both linear programs on many pairs of sets: separated, overlapping and touching."""
     rows: list[dict[str, Any]] = []
-    found: list[tuple[Meeting, Hyperplane]] = []
+    drawn: list[tuple[NearestPoints, Hyperplane]] = []
     for count in dict.fromkeys(points):
         for distance in dict.fromkeys(distances):
             source = generator(seed, "separability", count, repr(distance))
             clouds = torch.randn(draws, 2, count, dimension, dtype=torch.float64, generator=source)
             clouds[:, 0, :, 0] += distance
-            pairs = [(meeting(x, y), hyperplane(x, y)) for x, y in clouds.numpy()]
-            found += pairs
+            pairs = [(nearest_points(x, y), hyperplane(x, y)) for x, y in clouds.numpy()]
+            drawn += pairs
             separable = sum(plane.separates for _, plane in pairs)
-            low, high = wilson(separable, draws)
+            low, high = score_interval(separable, draws)
             share = {"separable": separable / draws, "low": low, "high": high}
             rows.append({"points": count, "distance": distance, "draws": draws, **share})
-    cases = {"drawn": found}
+    cases = {"drawn": drawn}
     for kind in KINDS:
         source = generator(seed, "separability", kind)
-        touched = [touching(kind, max(3, points[0]), dimension, source) for _ in range(touching_draws)]
-        away = np.eye(dimension)[0] * SHIFT
-        cases[f"{kind}, touching"] = [(meeting(x, y), hyperplane(x, y)) for x, y in touched]
-        cases[f"{kind}, moved apart"] = [(meeting(x + away, y), hyperplane(x + away, y)) for x, y in touched]
-    table = [_counted(name, pairs) for name, pairs in cases.items()]
-    everything = [pair for pairs in cases.values() for pair in pairs]
-    agreed = sum(near.meets != plane.separates for near, plane in everything)
-    gaps = np.array([near.gap for near, _ in everything])
+        touching_pairs = [touching(kind, max(3, points[0]), dimension, source) for _ in range(touching_draws)]
+        shift = np.eye(dimension)[0] * SHIFT
+        cases[f"{kind}, touching"] = [(nearest_points(x, y), hyperplane(x, y)) for x, y in touching_pairs]
+        cases[f"{kind}, moved apart"] = [
+            (nearest_points(x + shift, y), hyperplane(x + shift, y)) for x, y in touching_pairs
+        ]
+    table = [_outcomes(name, pairs) for name, pairs in cases.items()]
+    all_pairs = [pair for pairs in cases.values() for pair in pairs]
+    agreed = sum(near.intersect != plane.separates for near, plane in all_pairs)
+    gaps = np.array([near.gap for near, _ in all_pairs])
     return Answer(
         numbers={
-            "pairs": len(everything),
-            "separable_of_drawn": table[0]["separable"] / len(found),
+            "pairs": len(all_pairs),
+            "separable_of_drawn": table[0]["separable"] / len(drawn),
             "largest_gap_called_zero": float(max(gaps[gaps <= TOLERANCE], default=0.0)),
             "smallest_gap_called_positive": float(min(gaps[gaps > TOLERANCE], default=math.inf)),
         },
@@ -199,7 +200,7 @@ def separability(
             equal("pairs of which either the hulls meet or a hyperplane separates, not both (C2.2)", agreed, len(gaps)),
             at_most(
                 "largest difference of the gap and twice the margin (duality)",
-                max(abs(near.gap - 2 * plane.margin) for near, plane in everything),
+                max(abs(near.gap - 2 * plane.margin) for near, plane in all_pairs),
                 TOLERANCE,
             ),
             equal("touching pairs that a hyperplane separates", _separated(cases, "touching"), 0),
@@ -210,15 +211,15 @@ def separability(
     )
 
 
-def _separated(cases: dict[str, list[tuple[Meeting, Hyperplane]]], ending: str) -> int:
+def _separated(cases: dict[str, list[tuple[NearestPoints, Hyperplane]]], ending: str) -> int:
     return sum(plane.separates for name, pairs in cases.items() if name.endswith(ending) for _, plane in pairs)
 
 
-def _counted(name: str, pairs: Sequence[tuple[Meeting, Hyperplane]]) -> dict[str, Any]:
+def _outcomes(name: str, pairs: Sequence[tuple[NearestPoints, Hyperplane]]) -> dict[str, Any]:
     return {
         "pairs": name,
         "count": len(pairs),
-        "hulls_meet": sum(near.meets for near, _ in pairs),
+        "hulls_meet": sum(near.intersect for near, _ in pairs),
         "separable": sum(plane.separates for _, plane in pairs),
         "largest_difference": max(abs(near.gap - 2 * plane.margin) for near, plane in pairs),
     }
@@ -228,15 +229,15 @@ def _fractions(rows: list[dict[str, Any]], dimension: int) -> Figure:
     figure, (axes,) = new_figure(
         1,
         title="separability: how often a hyperplane separates two normal point sets",
-        subtitle=f"{dimension} dimensions, {rows[0]['draws']} pairs per point; bars: Wilson's 95 % intervals",
+        subtitle=f"{dimension} dimensions, {rows[0]['draws']} pairs per point; bars: 95 % Wilson intervals",
     )
     counts = list(dict.fromkeys(row["points"] for row in rows))
     for i, count in enumerate(counts):
-        mine = sorted((row for row in rows if row["points"] == count), key=lambda row: row["distance"])
-        shares = np.array([row["separable"] for row in mine])
-        bars = np.stack((shares - [row["low"] for row in mine], [row["high"] for row in mine] - shares))
+        selected = sorted((row for row in rows if row["points"] == count), key=lambda row: row["distance"])
+        shares = np.array([row["separable"] for row in selected])
+        bars = np.stack((shares - [row["low"] for row in selected], [row["high"] for row in selected] - shares))
         axes.errorbar(
-            [row["distance"] for row in mine],
+            [row["distance"] for row in selected],
             shares,
             yerr=bars.clip(min=0),
             color=PALETTE[i % len(PALETTE)],
@@ -252,7 +253,7 @@ def _fractions(rows: list[dict[str, Any]], dimension: int) -> Figure:
 
 
 def _pairs(source: torch.Generator) -> Figure:
-    """A separable, a touching and an intersecting pair in the plane, with what proves it."""
+    """Plot a separable, a touching and an intersecting pair in the plane, with the proof of each."""
     x = torch.randn(8, 2, dtype=torch.float64, generator=source).clamp(-1.8, 1.8).numpy()
     y = torch.randn(8, 2, dtype=torch.float64, generator=source).clamp(-1.8, 1.8).numpy()
     apart, near = np.array([2.4, 1.2]), np.array([0.2, 0.1])
@@ -265,21 +266,21 @@ def _pairs(source: torch.Generator) -> Figure:
     figure, all_axes = new_figure(
         3,
         title="separability: a margin, or a common point of the hulls",
-        subtitle="line: the hyperplane of the widest margin (|w1| + |w2| = 1); star: the common point, beside points "
-        "the convex coefficients that make it of either set; in the middle the sets touch",
+        subtitle="line: the hyperplane of the widest margin (|w1| + |w2| = 1); star: a common point; numbers: its "
+        "convex coefficients in either set; middle panel: the sets touch",
         panel_inches=2.6,
     )
     for axes, (first, second) in zip(all_axes, shown, strict=True):
-        nearest, plane = meeting(first, second), hyperplane(first, second)
+        nearest, plane = nearest_points(first, second), hyperplane(first, second)
         for cloud, weights, color, marker in (
-            (first, nearest.of_x, PALETTE[0], "o"),
-            (second, nearest.of_y, PALETTE[1], "s"),
+            (first, nearest.weights_x, PALETTE[0], "o"),
+            (second, nearest.weights_y, PALETTE[1], "s"),
         ):
             corners = cloud[ConvexHull(cloud).vertices]
             axes.fill(*corners.T, color=color, alpha=0.18, linewidth=0)
             axes.plot(*cloud.T, marker, color=color, markersize=4)
             for point, weight in zip(cloud, weights, strict=True):
-                if nearest.meets and weight > 1e-9:
+                if nearest.intersect and weight > 1e-9:
                     side: dict[str, Any] = (
                         {"ha": "left", "xytext": (4, 3)} if marker == "o" else {"ha": "right", "xytext": (-5, -9)}
                     )
@@ -291,7 +292,7 @@ def _pairs(source: torch.Generator) -> Figure:
         if plane.separates:
             _line(axes, plane)
         else:
-            axes.plot(*(nearest.of_x @ first), "*", color="black", markersize=10, zorder=4)
+            axes.plot(*(nearest.weights_x @ first), "*", color="black", markersize=10, zorder=4)
         axes.set_title(title, fontsize=TEXT_POINTS)
         label(axes, x="first coordinate", y="second coordinate" if axes is all_axes[0] else "")
     return figure

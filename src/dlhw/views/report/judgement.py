@@ -5,34 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset, Split
+from dlhw.intervals import wilson
 
 PARTS = {"val": "validation", "test": "test"}
 WIDE = 0.05  # an interval from 86 to 95 % tells few models apart
-
-
-def wilson(right: int, count: int, confidence: float) -> tuple[float, float]:
-    """The score interval of a share of which ``right`` of ``count`` were seen (Wilson 1927).
-
-    All shares p that lie within z standard errors, their own, of the share seen, q = right / count: the p with
-    (q - p)^2 <= z^2 p (1 - p) / count. Its ends are
-
-        (q + z^2 / (2 count) -+ z sqrt(q (1 - q) / count + z^2 / (4 count^2))) / (1 + z^2 / count)
-
-    with z the (1 + confidence) / 2 quantile of the normal distribution. Of nothing seen it is 0 to 1, the limit.
-    """
-    if count == 0:
-        return 0.0, 1.0
-    share, z = right / count, NormalDist().inv_cdf((1 + confidence) / 2)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    middle, whole = share + z**2 / (2 * count), 1 + z**2 / count
-    low, high = (middle - half) / whole, (middle + half) / whole
-    return (0.0 if right == 0 else low, 1.0 if right == count else high)
 
 
 @dataclass(frozen=True)
