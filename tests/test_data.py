@@ -578,7 +578,7 @@ def test_each_channel_has_its_mean_and_std() -> None:
         1,
     )
     torch.testing.assert_close(data.normalize(x), expected)
-    assert data.shift.shape == data.scale.shape == (3, 1, 1)
+    assert data.normalize.shift.shape == data.normalize.scale.shape == (3, 1, 1)
     torch.testing.assert_close(coloured(mean=0.5, std=0.5).normalize(x), x.double() / 127.5 - 1)
 
 
@@ -595,7 +595,8 @@ def test_a_size_is_that_of_the_inputs_and_the_pool_keeps_its_own() -> None:
     assert data.train.pool_x.shape[1:] == (3, 6, 6)
     x = data.val.x
     resized = torch.nn.functional.interpolate(x.double(), (10, 10), mode="bilinear", antialias=True)
-    torch.testing.assert_close(data.normalize(x), resized * data.scale + data.shift)
+    torch.testing.assert_close(data.normalize(x), resized * data.normalize.scale + data.normalize.shift)
+    torch.testing.assert_close(data.normalize.inverse(data.normalize(x)), resized)
     assert x.dtype == torch.uint8
     assert torch.equal(coloured(size=6).normalize(x), coloured().normalize(x))
 
@@ -610,12 +611,12 @@ def test_without_a_test_part_there_is_no_word_of_one() -> None:
 
 def test_having_other_parts_leaves_the_rest() -> None:
     data = coloured()
-    other = data.having({"val": data.train}, size=9)
+    other = data.having({"val": data.train}, name="other")
     assert other.val is data.train
     assert other.train is data.train
     assert other.test is data.test
-    assert (other.size, other.classes, other.sha256) == (9, data.classes, data.sha256)
-    assert data.size is None
+    assert (other.name, other.classes, other.sha256) == ("other", data.classes, data.sha256)
+    assert data.name == "coloured"
 
 
 def test_epochs_take_views_in_turn() -> None:

@@ -191,19 +191,17 @@ def prepared(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], 
     """
     import torch
 
+    from dlhw.data.normalization import Normalization
     from dlhw.data.pictures import read
-    from dlhw.data.tensors import Dataset, Split, normalization
 
-    side = shape[-1] if options.get("size") is None else ENLARGED_SIDE
+    size = options.get("size")
+    side = shape[-1] if size is None else ENLARGED_SIDE
     pixels = read(path, resize=options.get("resize", side), crop=options.get("crop", side))
     if shape[0] == 1:
         weights = torch.tensor(GREY_OF_65536).view(3, 1, 1)
         pixels = ((pixels * weights).sum(0, keepdim=True) + 2**15 >> 16).to(torch.uint8)
-    alone = Split(pixels[None], torch.zeros(1, dtype=torch.long))
-    shift, scale = (each.to(dtype) for each in normalization(options["mean"], options["std"], 255, shape=shape))
-    size = options.get("size")
-    data = Dataset(path.name, alone, alone, None, shift, scale, classes=(), sha256="", size=size)
-    return data.normalize(alone.pool_x)[0]
+    normalize = Normalization.of_pixels(options["mean"], options["std"], largest=255, shape=shape, size=size)
+    return normalize.to("cpu", dtype)(pixels[None])[0]
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:

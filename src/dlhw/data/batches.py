@@ -48,7 +48,7 @@ class Batches:
         for step, (x, y) in enumerate(batches):
             of_each = [
                 augmentation.mixed(*own, classes=classes, seed=seed, epoch=epoch, step=step)
-                for seed, *own in zip(self._seeds, x.to(self._data.scale.dtype), y, strict=False)
+                for seed, *own in zip(self._seeds, x.to(self._data.normalize.dtype), y, strict=False)
             ]
             mixed_x, mixed_y = zip(*of_each, strict=True)
             yield torch.stack(mixed_x), torch.stack(mixed_y)

@@ -19,9 +19,10 @@ from pydantic import Field, FiniteFloat, PositiveInt
 
 from dlhw.data import groups as grouping
 from dlhw.data.groups import FARTHEST, Ints
+from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import File, Pictures, load
 from dlhw.data.pictures import files_below, is_picture, printable
-from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -120,14 +121,12 @@ def _factory(source: Source) -> Callable[..., Dataset]:
             part: Split(content.pictures.pixels, content.targets, torch.from_numpy(np.flatnonzero(divided == number)))
             for number, part in enumerate(PARTS)
         }
-        shift, scale = normalization(mean, std, 255, shape=(3, crop, crop))
         return Dataset(
             source.name,
             train=parts["train"],
             val=parts["val"],
             test=parts["test"] if len(parts["test"]) else None,
-            shift=shift,
-            scale=scale,
+            normalize=Normalization.of_pixels(mean, std, largest=255, shape=(3, crop, crop)),
             classes=content.listing.classes,
             sha256=content.sha256,
             names=content.names,

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dlhw.data.augmentation import Augmentation
+from dlhw.data.normalization import Normalization
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import free_memory
 from dlhw.runtime.randomness import generator
@@ -77,29 +77,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and, where there is one, test part, with what turns pixels into inputs.
-
-    ``scale`` = 1 / (largest pixel value * std) and ``shift`` = -mean / std, both (C, 1, 1), so that
-    x * scale + shift = (x / largest - mean) / std. Without ``classes`` the targets are numbers to predict (regression).
-    ``sha256`` is that of the content before the split: training x and y, test x and y, as raw bytes.
+    """A training and a validation part, perhaps a test part, and the normalization of their samples.
 
     Args:
-        size: pictures are resized to so many rows and columns when they are normalized; None: they stay.
-        names: of the samples in the pool that all parts share, where they are files.
-        about: what else a summary says of the data.
-        augmentation: what is done to training pictures; None: nothing.
-        views: what epochs take in turn instead of ``train``, the same samples in another form each.
+        test: the test part; None: there is none.
+        normalize: turns pixels (N, C, H, W) into inputs, in the dtype given to :meth:`to` (float64 before).
+        classes: their names; empty: the targets are numbers to predict (regression).
+        sha256: digest of the data before the split: training x and y, test x and y, as raw bytes.
+        names: file names of the samples in the pool that all parts share; empty: the samples are not files.
+        about: further entries for the summary of a run.
+        augmentation: random changes of training pictures; None: there are none.
+        views: replace ``train`` in turn, one per epoch: the same samples, augmented differently.
     """
 
     name: str
     train: Split
     val: Split
     test: Split | None
-    shift: Tensor
-    scale: Tensor
+    normalize: Normalization
     classes: tuple[str, ...]
     sha256: str
-    size: int | None = None
     names: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
@@ -118,7 +115,7 @@ class Dataset:
     @property
     def device(self) -> torch.device:
         """Where the inputs will be."""
-        return self.scale.device
+        return self.normalize.device
 
     @property
     def evaluated_at_once(self) -> int:
@@ -128,8 +125,8 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample as a model sees it: (C, H, W)."""
-        shape = tuple(self.train.pool_x.shape[1:])
-        return shape if self.size is None else (shape[0], self.size, self.size)
+        shape, size = tuple(self.train.pool_x.shape[1:]), self.normalize.size
+        return shape if size is None else (shape[0], size, size)
 
     @property
     def outputs(self) -> int:
@@ -158,7 +155,7 @@ class Dataset:
             return Split(pool, _on(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
-        return self.having(parts, shift=self.shift.to(device, dtype), scale=self.scale.to(device, dtype))
+        return self.having(parts, normalize=self.normalize.to(device, dtype))
 
     def having(self, parts: Mapping[str, Split], **others: Any) -> Dataset:
         """The same data with other ``parts``, by name, and ``others`` replaced."""
@@ -168,13 +165,6 @@ class Dataset:
     def of(self, variant: int) -> Dataset:
         """The data of one variant, where the parts have rows for each (:func:`together`)."""
         return self.having({name: _rows_of(part, variant) for name, part in self.parts.items()})
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) -> inputs in the dtype given to :meth:`to` (float64 before), resized to ``size``."""
-        x = x.to(self.scale.dtype, copy=True)
-        if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        return x.mul_(self.scale).add_(self.shift)
 
 
 def _is_too_large(pool: Tensor, device: torch.device | str) -> bool:
@@ -203,34 +193,15 @@ def assemble(
     """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``, per channel
     where there are several of them."""
     rest, val = split_off(train, validation_fraction, seed=seed)
-    shift, scale = normalization(mean, std, largest, shape=tuple(train.pool_x.shape[1:]))
     return Dataset(
         name=name,
         train=rest,
         val=val,
         test=test,
-        shift=shift,
-        scale=scale,
+        normalize=Normalization.of_pixels(mean, std, largest=largest, shape=tuple(train.pool_x.shape[1:]), size=size),
         classes=classes,
         sha256=fingerprint(train, test),
-        size=size,
     )
-
-
-def normalization(
-    mean: float | Sequence[float], std: float | Sequence[float], largest: int, *, shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """``shift`` and ``scale`` of a :class:`Dataset` whose samples have this shape (C, ...)."""
-    channels = (shape[0], *[1] * (len(shape) - 1))
-
-    def constant(name: str, values: float | Sequence[float]) -> Tensor:
-        of_each = torch.tensor(values, dtype=torch.float64).view(-1, *channels[1:])
-        if len(of_each) not in (1, shape[0]):
-            raise UsageError(f"dataset.{name}={values}: must be one number, or one for each of {shape[0]} channels")
-        return of_each.expand(channels)
-
-    means, stds = constant("mean", mean), constant("std", std)
-    return -means / stds, 1 / (largest * stds)
 
 
 def split_off(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dlhw.data.batches import Source
+from dlhw.data.normalization import Normalization
 from dlhw.data.tensors import Dataset, Split
 from dlhw.models.dropout import Dropout
 from dlhw.runtime import devices, processes
@@ -173,14 +174,11 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     parts = {name: replace(part, pool_x=features[id(part.pool_x)]) for name, part in data.parts.items()}
     if views is not None:
         source = Source(data, [seed])
-    unchanged = torch.zeros((), device=one.device, dtype=one.dtype)
     return data.having(
         parts,
         views=tuple(of_view(epoch) for epoch in range(1, (views or 0) + 1)),
         augmentation=None,
-        size=None,
-        shift=unchanged,
-        scale=unchanged + 1,
+        normalize=Normalization.identity(one.device, one.dtype),
     )
 
 
@@ -208,7 +206,7 @@ def _features(
 def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
     """Of everything but the pictures that features follow from."""
     assert isinstance(frozen, fx.GraphModule)
-    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.size}".encode())
-    for tensor in (*frozen.state_dict().values(), data.shift, data.scale):
+    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.normalize.size}".encode())
+    for tensor in (*frozen.state_dict().values(), data.normalize.shift, data.normalize.scale):
         digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

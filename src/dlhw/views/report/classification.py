@@ -127,7 +127,7 @@ def as_seen(data: Dataset, x: Tensor) -> Tensor:
 
     Colours where there are three channels, else grey, the channels' mean.
     """
-    pixels = ((x - data.shift) / data.scale).clamp(min=0).cpu()
+    pixels = data.normalize.inverse(x).clamp(min=0).cpu()
     colours = pixels if x.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return (colours / pixels.max().clamp(min=1e-12)).movedim(1, -1)
 
