@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from dlhw.models.modes import evaluating
 from dlhw.training.init import LAYERS
 
 SATURATED: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -46,10 +47,8 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     ``weight_gradient_norm`` are those of the layer's weights. Where a layer is frozen, or all before it, there are no
     gradients by it. ``name`` is the layer's in the model.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     x, y = data.train[:samples]
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with evaluating(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         logits, watched = _forward(model, data.normalize(x))
         if not watched:
             raise UsageError(f"probe=layers: sees no layers in {type(model).__name__}, which computes them by itself")
@@ -57,8 +56,6 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
         sources = [each.output for each in watched] + [_weight(each.layer) for each in watched]
         found = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
         gradients = [next(found) if source.requires_grad else None for source in sources]
-    for module, training in modes.items():
-        module.training = training
     by_output, by_weight = gradients[: len(watched)], gradients[len(watched) :]
     return [
         {

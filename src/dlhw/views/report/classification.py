@@ -6,8 +6,7 @@ part alone: whoever has seen the mistakes in the test part chooses with them in 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from dlhw.models.modes import evaluating
 from dlhw.runs.answer import Answer, Number
 from dlhw.views.report.filters import Filters
 from dlhw.views.report.judgement import Judged, judge
@@ -102,18 +102,6 @@ def classifier(
         figures=drawn,
         told=told,
     )
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def inputs(data: Dataset, judged: Judged, positions: list[int]) -> Tensor:
