@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlhw.data.pictures import SUFFIXES
 from dlhw.errors import UsageError
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
@@ -72,7 +72,7 @@ def gathered(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tensor], 
     return pictures, refused
 
 
-def labelled(labels: str | None, folder: Path, network: Network) -> dict[str, int]:
+def labelled(labels: str | None, folder: Path, network: TorchvisionNetwork) -> dict[str, int]:
     """The right class by file name, from a CSV file with the columns ``file`` and ``imagenet_index`` or ``label``.
 
     Rows without either are of pictures that show none of the classes. None: ``labels.csv`` beside the pictures, if any.
@@ -110,7 +110,7 @@ def alexnet_classify(
     crops: Annotated[list[Share], Field(min_length=1)],
     draws: Count,
     shown: Annotated[int, Field(ge=1, le=12)],
-    network: Network,
+    network: TorchvisionNetwork,
     seed: int,
 ) -> Answer:
     """The five most probable classes of each picture, how many are right, and what is left of the first answers."""
@@ -162,7 +162,7 @@ def alexnet_classify(
 
 
 def robustness(
-    network: Network,
+    network: TorchvisionNetwork,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
     right: Mapping[str, int],
@@ -236,14 +236,14 @@ def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check
     ]
 
 
-def _verdict(network: Network, row: Row, right: Mapping[str, int]) -> str:
+def _verdict(network: TorchvisionNetwork, row: Row, right: Mapping[str, int]) -> str:
     if row["file"] not in right:
         return ""
     return ", right" if row["right"] else f", wrong: it is {network.categories[right[row['file']]]}"
 
 
 def _top5(
-    network: Network,
+    network: TorchvisionNetwork,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
     right: Mapping[str, int],

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
@@ -25,14 +25,14 @@ Row = dict[str, Any]
 Change = Callable[[Tensor], Tensor]
 
 
-def first_convolution(network: Network) -> nn.Conv2d:
+def first_convolution(network: TorchvisionNetwork) -> nn.Conv2d:
     """The layer that sees the picture itself."""
     found: nn.Conv2d = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     return found
 
 
 @torch.no_grad()
-def seen(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def seen(network: TorchvisionNetwork, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Input (3, H, W) and output maps (M, h, w) of the first convolution for one picture (1, 3, H, W), in float64."""
     kept: list[Tensor] = []
 
@@ -126,7 +126,7 @@ def alexnet_features(
     rotation: Annotated[float, Field(ge=-180, le=180)],
     noise: Annotated[float, Field(ge=0)],
     shown: Annotated[int, Field(ge=1, le=6)],
-    network: Network,
+    network: TorchvisionNetwork,
     seed: int,
 ) -> Answer:
     """Maps and filters of the first convolution, and the maps of the picture cropped, blurred, turned and noisy."""

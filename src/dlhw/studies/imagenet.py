@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
-from dlhw.models.pretrained import Network, misfit
+from dlhw.models.pretrained import TorchvisionNetwork, misfit
 from dlhw.views.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,7 +37,7 @@ def located(picture: str) -> Path:
     return Path(sklearn.__file__).parent / "datasets" / "images" / picture
 
 
-def check_crop(network: Network, *, resize: int, crop: int) -> None:
+def check_crop(network: TorchvisionNetwork, *, resize: int, crop: int) -> None:
     """Raises UsageError where no such pictures can be made, or the network cannot take them."""
     if crop > resize:
         raise UsageError(f"study.crop={crop}: must not be larger than study.resize={resize}")
@@ -56,7 +56,7 @@ def opened(path: Path, *, resize: int, crop: int) -> Tensor:
         raise UsageError(f"study.picture={path}: {error}") from error
 
 
-def logits(network: Network, pixels: Tensor) -> Tensor:
+def logits(network: TorchvisionNetwork, pixels: Tensor) -> Tensor:
     """Of pixels (N, 3, H, W) in 0..255, differentiable; in the network's precision, on its device."""
     weight = next(network.parameters())
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
@@ -66,13 +66,13 @@ def logits(network: Network, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def probabilities(network: Network, pixels: Tensor) -> Tensor:
+def probabilities(network: TorchvisionNetwork, pixels: Tensor) -> Tensor:
     """Of each class, (N, classes) in float64 on the CPU."""
     found = [logits(network, part).cpu() for part in pixels.split(BATCH)]
     return torch.cat(found).double().softmax(1)
 
 
-def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
+def top(network: TorchvisionNetwork, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
     """The most probable classes of one picture (classes,), best first."""
     values, indices = probability.topk(min(count, len(probability)))
     return [
@@ -81,7 +81,7 @@ def top(network: Network, probability: Tensor, count: int = 5) -> list[dict[str,
     ]
 
 
-def class_index(network: Network, key: str, label: int | str) -> int:
+def class_index(network: TorchvisionNetwork, key: str, label: int | str) -> int:
     """The number of a class that is given by it or by its name. Raises UsageError with the nearest names."""
     names = network.categories
     if isinstance(label, int):

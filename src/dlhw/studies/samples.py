@@ -218,7 +218,7 @@ def _augmented(data: Dataset, row: int, largest: int, *, seed: int, epoch: int) 
     """A training picture (C, H, W) as an epoch of the run with this seed would see it, in 0..1."""
     assert data.augmentation is not None
     with torch.random.fork_rng(devices=[]):
-        changed = data.augmentation.changed(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
+        changed = data.augmentation.augment(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
     return _seen(data, data.train, torch.tensor([row]), largest, changed[None])[0]
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from dlhw.data.batches import Source
+from dlhw.data.batches import AugmentedPictures
 from dlhw.data.normalization import Normalization
 from dlhw.data.tensors import Dataset, Split
 from dlhw.models.dropout import Dropout
+from dlhw.models.modes import evaluating
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import tracked
@@ -48,23 +49,20 @@ class Cut:
 
 def cut(model: nn.Module) -> Cut | None:
     """The model where what trains begins; None when that is at once, or when more than one tensor crosses there."""
-    modes = {module: module.training for module in model.modules()}
     try:
-        in_evaluation = _Tracer().trace(model.eval())
-        model.train()
-        for module in standing_still(model):
-            module.eval()
-        graph = _Tracer().trace(model)
-        if str(graph) != str(in_evaluation):  # it asks for its mode, and a graph has the answer for good
-            raise ValueError("it computes something else in training")
-        changing = _changing(graph, model)
+        with evaluating(model):
+            in_evaluation = _Tracer().trace(model)
+            model.train()
+            for module in standing_still(model):
+                module.eval()
+            graph = _Tracer().trace(model)
+            if str(graph) != str(in_evaluation):  # it asks for its mode, and a graph has the answer for good
+                raise ValueError("it computes something else in training")
+            changing = _changing(graph, model)
     except Exception as error:  # whatever the model's own code says to tensors that have no values
         reason = " ".join(str(error).split())
         log.info("%s cannot be cut (%s); its frozen part is computed in every epoch", type(model).__name__, reason)
         return None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     crossing = {
         source: None for node in graph.nodes if node in changing for source in node.all_input_nodes
         if source not in changing and source.op != "get_attr"
@@ -173,8 +171,8 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     features = {id(pool.pool_x): of_pool(number, pool) for number, pool in enumerate(pools)}
     parts = {name: replace(part, pool_x=features[id(part.pool_x)]) for name, part in data.parts.items()}
     if views is not None:
-        source = Source(data, [seed])
-    return data.having(
+        source = AugmentedPictures(data, [seed])
+    return data.with_parts(
         parts,
         views=tuple(of_view(epoch) for epoch in range(1, (views or 0) + 1)),
         augmentation=None,
