@@ -80,7 +80,7 @@ def changed(x: Tensor, count: int = 1, **changes: Any) -> list[Tensor]:
     made = augmentation(**changes)
     assert made.changes_pictures
     with torch.random.fork_rng():
-        return [made.changed(x, seed=0, epoch=epoch, row=0) for epoch in range(count)]
+        return [made.augment(x, seed=0, epoch=epoch, row=0) for epoch in range(count)]
 
 
 def test_flips_are_the_picture_in_a_mirror() -> None:
@@ -159,7 +159,7 @@ def test_erasing_blacks_one_rectangle() -> None:
 def test_grey_pictures_are_augmented_without_their_colours() -> None:
     cfg = compose("augmentation=strong", "augmentation.workers=0")
     x = pictures(channels=1)[0]
-    one = build(cfg, "augmentation").changed(x, seed=0, epoch=1, row=3)
+    one = build(cfg, "augmentation").augment(x, seed=0, epoch=1, row=3)
     assert one.shape == x.shape
     assert not torch.equal(one, x)
 
@@ -181,9 +181,9 @@ def test_a_picture_looks_the_same_in_whatever_batch_it_is() -> None:
 def test_every_epoch_seed_and_picture_has_its_own() -> None:
     made, x = augmentation(**STRONG), pictures()[0]
     with torch.random.fork_rng():
-        base = made.changed(x, seed=0, epoch=1, row=0)
+        base = made.augment(x, seed=0, epoch=1, row=0)
         for place in ({"seed": 1}, {"epoch": 2}, {"row": 1}):
-            assert not torch.equal(made.changed(x, **({"seed": 0, "epoch": 1, "row": 0} | place)), base), place
+            assert not torch.equal(made.augment(x, **({"seed": 0, "epoch": 1, "row": 0} | place)), base), place
 
 
 def test_workers_make_the_same_pictures() -> None:
@@ -221,13 +221,13 @@ def test_no_other_randomness_is_touched(changes: dict[str, Any]) -> None:
 
 def test_pictures_are_changed_for_training_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows: list[int] = []
-    real = Augmentation.changed
+    real = Augmentation.augment
 
     def noted(self: Augmentation, x: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
         rows.append(row)
         return real(self, x, seed=seed, epoch=epoch, row=row)
 
-    monkeypatch.setattr(Augmentation, "changed", noted)
+    monkeypatch.setattr(Augmentation, "augment", noted)
     program.run(compose(*NOISE, "augmentation=strong", "augmentation.workers=0", "trainer.train_metrics=evaluated"),
                 Record(tmp_path))  # fmt: skip
     train = dataset(None).train.rows
@@ -242,7 +242,7 @@ def test_pictures_are_changed_for_training_alone(monkeypatch: pytest.MonkeyPatch
 def test_mixed_labels_are_the_shares_of_what_is_seen(kind: str) -> None:
     made = augmentation(**{kind: 1.0})
     shades = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    x, y = made.mixed(
+    x, y = made.mix(
         shades.view(4, 1, 1, 1).expand(4, 1, 16, 16).double(), shades.long(), classes=4, seed=0, epoch=1, step=0
     )
     torch.testing.assert_close(y.sum(1), torch.ones(4, dtype=torch.float64))
@@ -251,8 +251,8 @@ def test_mixed_labels_are_the_shares_of_what_is_seen(kind: str) -> None:
     assert (y > 0).sum() == 8  # two classes each
     values = [len(picture.unique()) for picture in x]
     assert values == ([1] * 4 if kind == "mixup" else [2] * 4)
-    again = made.mixed(x, shades.long(), classes=4, seed=0, epoch=1, step=0)[1]
-    other = made.mixed(x, shades.long(), classes=4, seed=0, epoch=1, step=1)[1]
+    again = made.mix(x, shades.long(), classes=4, seed=0, epoch=1, step=0)[1]
+    other = made.mix(x, shades.long(), classes=4, seed=0, epoch=1, step=1)[1]
     assert torch.equal(again, y)
     assert not torch.equal(other, y)
 
@@ -261,7 +261,7 @@ def test_both_mixtures_come_by_turns() -> None:
     made, x = augmentation(mixup=1.0, cutmix=1.0), pictures(4).double()
     x[:] = torch.arange(4.0).view(4, 1, 1, 1)
     kinds = {
-        len(made.mixed(x, torch.arange(4), classes=4, seed=0, epoch=1, step=step)[0][0].unique()) for step in range(20)
+        len(made.mix(x, torch.arange(4), classes=4, seed=0, epoch=1, step=step)[0][0].unique()) for step in range(20)
     }
     assert kinds == {1, 2}
 
@@ -321,7 +321,7 @@ REFUSED = {
     "augmentation.hue=0.6": "augmentation.hue=0.6: must be less than or equal to 0.5",
     "augmentation.brightness=-1": "augmentation.brightness=-1: must be greater than or equal to 0",
     "augmentation.rotation_degrees=181": "augmentation.rotation_degrees=181: must be less than or equal to 180",
-    "augmentation.crop_scale=[0.9,0.1]": "augmentation.crop_scale=[0.9, 0.1]: the smaller share comes first",
+    "augmentation.crop_scale=[0.9,0.1]": "augmentation.crop_scale=[0.9, 0.1]: must be [smallest, largest]",
     "augmentation.crop_scale=[0.9]": "augmentation.crop_scale=[0.9]: too few values",
     "augmentation.crop_scale=[0,1]": "augmentation.crop_scale=[0, 1]: must be greater than 0",
     "augmentation.workers=-1": "augmentation.workers=-1: must be greater than or equal to 0",

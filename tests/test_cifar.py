@@ -62,7 +62,7 @@ def test_some_are_drawn_as_many_of_each_class_by_the_seed(published: Path) -> No
 def test_an_altered_file_is_refused(published: Path, name: str) -> None:
     path = published / cifar.FOLDER / name
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UsageError, match=rf"{name}: truncated or altered: its md5 is \w+ instead of \w+; delete it"):
+    with pytest.raises(UsageError, match=rf"{name}: truncated or altered: its md5 is \w+, expected \w+; delete it"):
         loaded(published)
 
 

@@ -60,19 +60,19 @@ def md5(content: bytes) -> str:
 
 @dataclass
 class Published:
-    """A small set in MNIST's form: its values, its files by name, and the Source that describes them."""
+    """A small set in MNIST's form: its values, its files by name, and the IdxDataset that describes them."""
 
     arrays: list[np.ndarray[Any, Any]]
     plain: dict[str, bytes]
     packed: dict[str, bytes]
-    source: idx.Source
+    source: idx.IdxDataset
 
     def place(self, folder: Path, names: dict[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in names.items():
             (folder / name).write_bytes(content)
 
-    def without_plain_checksums(self) -> idx.Source:
+    def without_plain_checksums(self) -> idx.IdxDataset:
         return replace(self.source, files=tuple(replace(file, md5=None) for file in self.source.files))
 
 
@@ -119,10 +119,10 @@ def bad_plain(good: bytes) -> dict[str, tuple[bytes, str]]:
         "empty": (b"", "truncated: 0 of"),
         "header only": (good[:7], "truncated: 7 of"),
         "truncated": (good[:-1], f"truncated: {len(good) - 1} of {len(good)} bytes"),
-        "trailing bytes": (good + b"\0", f"goes on after its {len(good)} bytes"),
-        "magic": (b"\0\0\x0d" + good[3:], "starts with 0x00000d03 instead of 0x00000803"),
+        "trailing bytes": (good + b"\0", f"too long: more than {len(good)} bytes"),
+        "magic": (b"\0\0\x0d" + good[3:], "invalid header: starts with 0x00000d03, expected 0x00000803"),
         "a web page": (b"<!DOCTYPE html>" + good[15:], "starts with 0x3c21444f"),
-        "count": (good[:7] + b"\x29" + good[8:], "has the shape (41, 5, 3) instead of (40, 5, 3)"),
+        "count": (good[:7] + b"\x29" + good[8:], "has the shape (41, 5, 3), expected (40, 5, 3)"),
         "one bit": (good[:-1] + bytes([good[-1] ^ 1]), "altered: its md5 is"),
     }
 
@@ -141,7 +141,7 @@ def test_a_bad_plain_file_is_named_and_refused_though_a_good_gz_lies_beside_it(
         idx.load(published.source, tmp_path, download=True)
     assert str(refused.value).startswith(f"{bad}: ")
     assert message in str(refused.value)
-    assert "delete it so that it is downloaded again, or replace it" in str(refused.value)
+    assert "delete it to download it again, or replace it" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -149,7 +149,7 @@ def test_labels_outside_the_classes_are_refused(published: Published, tmp_path: 
     labels = published.arrays[1].copy()
     labels[3] = 10
     published.place(tmp_path / "MNIST", published.plain | {"train-labels-idx1-ubyte": idx_bytes(labels)})
-    with pytest.raises(UsageError, match=r"train-labels-idx1-ubyte: holds the label 10, legal are 0 to 9"):
+    with pytest.raises(UsageError, match=r"train-labels-idx1-ubyte: contains the label 10, expected 0 to 9"):
         idx.load(published.without_plain_checksums(), tmp_path, download=False)
 
 
@@ -167,7 +167,7 @@ def bad_gz(good: bytes) -> dict[str, tuple[bytes, str]]:
         "cut": (packed[:-9], "ended before the end-of-stream marker"),
         "broken stream": (packed[:12] + b"\xff" * 20 + packed[32:], "invalid"),
         "wrong crc": (packed[:-8] + b"\0\0\0\0" + packed[-4:], "CRC check failed"),
-        "too much inside": (gzip.compress(good + bytes(1_000_000)), "goes on after its"),
+        "too much inside": (gzip.compress(good + bytes(1_000_000)), "too long"),
         "too little inside": (gzip.compress(good[:-1]), "truncated"),
     }
 
@@ -206,7 +206,7 @@ def test_parse_returns_what_was_written_and_takes_no_other_length(array: np.ndar
     assert file.size == len(content)
     np.testing.assert_array_equal(idx.parse(content, file), array)
     for other in (content[:-1], np.append(content, np.uint8(0))):
-        with pytest.raises(ValueError, match=r"truncated|goes on"):
+        with pytest.raises(ValueError, match=r"truncated|too long"):
             idx.parse(other, file)
 
 
@@ -292,7 +292,7 @@ def test_no_network_or_no_place_to_write_gives_one_line(
 
 
 @pytest.mark.parametrize("source", [idx.MNIST, idx.FASHION_MNIST, idx.KMNIST], ids=lambda source: source.name)
-def test_names_and_checksums_are_those_of_torchvision(source: idx.Source) -> None:
+def test_names_and_checksums_are_those_of_torchvision(source: idx.IdxDataset) -> None:
     import torchvision
 
     theirs = getattr(torchvision.datasets, source.folder)
@@ -312,7 +312,7 @@ def numbered(count: int) -> Split:
 def test_split_is_disjoint_complete_and_keyed_by_the_seed(count: int, fraction: float, seed: int) -> None:
     split, wanted = numbered(count), round(fraction * count)
     if wanted in {0, count}:
-        with pytest.raises(UsageError, match="leaves nothing"):
+        with pytest.raises(UsageError, match="leaves no samples"):
             split_off(split, fraction, seed=seed)
         return
     rest, picked = split_off(split, fraction, seed=seed)
@@ -335,7 +335,7 @@ def test_another_seed_gives_another_split() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, math.nan])
 def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
-    with pytest.raises(UsageError, match=r"dataset\.validation_fraction=.*between 0 and 1"):
+    with pytest.raises(UsageError, match=r"dataset\.validation_fraction=.*greater than 0 and less than 1"):
         split_off(numbered(10), fraction, seed=0)
 
 
@@ -412,7 +412,7 @@ def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     _parts.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    with pytest.raises(UsageError, match=r"digits\.csv\.gz: cannot be read .*install scikit-learn again"):
+    with pytest.raises(UsageError, match=r"digits\.csv\.gz: cannot be read .*reinstall scikit-learn"):
         digits(data_dir="", seed=0, **options("digits"))
 
 
@@ -553,7 +553,7 @@ def test_clusters_follow_from_the_seed_and_have_classes_of_equal_size() -> None:
 
 def test_more_clusters_than_corners_are_refused() -> None:
     options = CLUSTERS | {"features": 2, "classes": 5}
-    with pytest.raises(UsageError, match=r"dataset\.classes=5: a cube of dataset\.features=2 has 4 corners"):
+    with pytest.raises(UsageError, match=r"dataset\.classes=5: must be at most 4 for dataset\.features=2"):
         clusters(data_dir="", seed=0, n=100, validation_fraction=0.2, **options)
 
 
@@ -578,7 +578,7 @@ def test_each_channel_has_its_mean_and_std() -> None:
         1,
     )
     torch.testing.assert_close(data.normalize(x), expected)
-    assert data.shift.shape == data.scale.shape == (3, 1, 1)
+    assert data.normalize.shift.shape == data.normalize.scale.shape == (3, 1, 1)
     torch.testing.assert_close(coloured(mean=0.5, std=0.5).normalize(x), x.double() / 127.5 - 1)
 
 
@@ -595,7 +595,8 @@ def test_a_size_is_that_of_the_inputs_and_the_pool_keeps_its_own() -> None:
     assert data.train.pool_x.shape[1:] == (3, 6, 6)
     x = data.val.x
     resized = torch.nn.functional.interpolate(x.double(), (10, 10), mode="bilinear", antialias=True)
-    torch.testing.assert_close(data.normalize(x), resized * data.scale + data.shift)
+    torch.testing.assert_close(data.normalize(x), resized * data.normalize.scale + data.normalize.shift)
+    torch.testing.assert_close(data.normalize.inverse(data.normalize(x)), resized)
     assert x.dtype == torch.uint8
     assert torch.equal(coloured(size=6).normalize(x), coloured().normalize(x))
 
@@ -608,20 +609,20 @@ def test_without_a_test_part_there_is_no_word_of_one() -> None:
     assert list(coloured().description)[:5] == ["name", "sha256", "train", "val", "test"]
 
 
-def test_having_other_parts_leaves_the_rest() -> None:
+def test_other_parts_leave_the_rest() -> None:
     data = coloured()
-    other = data.having({"val": data.train}, size=9)
+    other = data.with_parts({"val": data.train}, name="other")
     assert other.val is data.train
     assert other.train is data.train
     assert other.test is data.test
-    assert (other.size, other.classes, other.sha256) == (9, data.classes, data.sha256)
-    assert data.size is None
+    assert (other.name, other.classes, other.sha256) == ("other", data.classes, data.sha256)
+    assert data.name == "coloured"
 
 
 def test_epochs_take_views_in_turn() -> None:
     data = coloured()
     views = tuple(Split(data.train.x + number, data.train.y) for number in range(3))
-    turned = data.having({}, views=views)
+    turned = data.with_parts({}, views=views)
     assert [views.index(turned.view(epoch)) for epoch in (1, 2, 3, 4, 8)] == [0, 1, 2, 0, 1]
     assert data.view(5) is data.train
 

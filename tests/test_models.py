@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from dlhw.errors import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import ActivationName, mlp
 from dlhw.models.dropout import Dropout, hashed
+from dlhw.models.modes import evaluating
 
 DIGITS, MNIST = (1, 8, 8), (1, 28, 28)
 PLAIN: dict[str, Any] = {"activation": "ReLU", "dropout": 0.0, "batch_norm": False}
@@ -197,7 +199,7 @@ def test_cnn_refuses_even_kernels(kernel: int) -> None:
 @pytest.mark.parametrize(("shape", "most"), [(DIGITS, 3), (MNIST, 4), ((1, 28, 5), 2)], ids=str)
 def test_cnn_refuses_more_poolings_than_the_image_has(shape: tuple[int, ...], most: int) -> None:
     assert logits_shape(cnn(shape, 10, channels=[2] * most, kernel=3, **PLAIN), shape) == (3, 10)
-    with pytest.raises(UsageError, match=rf"poolings leave nothing of {shape[1]}x{shape[2]}"):
+    with pytest.raises(UsageError, match=rf"too many poolings for {shape[1]}x{shape[2]}"):
         cnn(shape, 10, channels=[2] * (most + 1), kernel=3, **PLAIN)
 
 
@@ -231,3 +233,21 @@ def test_the_net_of_a5_ii_has_3_309_090_parameters() -> None:
     expected = convolutions + (128 * 14 * 14 * 128 + 128) + (128 * 2 + 2)
     model = cnn((3, 224, 224), 2, channels=[16, 32, 64, 128], kernel=3, hidden=[128], **PLAIN)
     assert parameters(model) == expected == 3_309_090
+
+
+# Modes
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    model = mlp(DIGITS, 10, hidden=[5, 4], **FULL).train()
+    model[2].eval()  # a frozen batch norm
+    before = modes(model)
+    assert len(set(before)) == 2
+    with contextlib.suppress(RuntimeError), evaluating(model):
+        assert not any(modes(model))
+        raise RuntimeError
+    assert modes(model) == before

@@ -28,7 +28,7 @@ import sys
 import time
 from pathlib import Path
 from dlhw.data import picture_cache
-from dlhw.data.picture_cache import File
+from dlhw.data.picture_cache import PictureFile
 
 def slowly(content, decode=picture_cache.decode, **rest):
     os.write(1, b"decoding" + bytes([10]))
@@ -37,7 +37,7 @@ def slowly(content, decode=picture_cache.decode, **rest):
 
 picture_cache.decode = slowly
 root = Path(sys.argv[1])
-files = [File(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
+files = [PictureFile(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
 picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent / ".pictures")
 """
 """Another process that opens the folder in its first argument and takes so many seconds for a picture."""
@@ -46,8 +46,8 @@ picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent /
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
     """What a process remembers of earlier data sets is not to answer for a start."""
-    picture_cache._opened.cache_clear()
-    folders._tell.cache_clear()
+    picture_cache._open_cache.cache_clear()
+    folders._log_once.cache_clear()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the files that are decoded."""
     lengths: list[int] = []
 
-    def counting(content: bytes, **rest: int) -> pictures.Decoded:
+    def counting(content: bytes, **rest: int) -> pictures.DecodedPicture:
         lengths.append(len(content))
         return pictures.decode(content, **rest)
 
@@ -70,7 +70,7 @@ def root(tmp_path: Path) -> Path:
 
 def opened(root: Path, **changed: Any) -> Dataset:
     """The data set of a new start."""
-    picture_cache._opened.cache_clear()
+    picture_cache._open_cache.cache_clear()
     small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root), **changed}
     return folders.image_folder(**options("image_folder", **small))
 
@@ -89,7 +89,7 @@ def test_the_second_start_reads_no_picture(root: Path, decoded: list[int], monke
         return Path.read_text(path).encode()
 
     monkeypatch.setattr(Path, "read_bytes", no_reading)
-    monkeypatch.setattr(picture_cache, "_hashed", no_reading)
+    monkeypatch.setattr(picture_cache, "_hash_files", no_reading)
     again = opened(root, seed=1)
     assert len(decoded) == 12
     assert torch.equal(first.train.pool_x, again.train.pool_x)
@@ -193,7 +193,7 @@ def test_a_damaged_cache_is_made_again(
     assert torch.equal(opened(root).train.pool_x, pool)
     assert len(decoded) == 24
     warned = {record.message for record in caplog.records if record.levelno == logging.WARNING}
-    assert any("damaged" in line and "decoded again" in line for line in warned)
+    assert any("damaged" in line and "decoding the pictures again" in line for line in warned)
     opened(root)
     assert len(decoded) == 24
 
@@ -244,7 +244,7 @@ def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_key(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"dataset.cache_dir=.*file/here: .*cannot be kept there .*choose a folder"):
+    with pytest.raises(UsageError, match=r"dataset.cache_dir=.*file/here: .*cannot be saved there .*choose a"):
         opened(root, cache_dir=str(tmp_path / "file" / "here"))
 
 
@@ -259,7 +259,7 @@ def test_a_full_disk_is_named_with_the_key(root: Path, monkeypatch: pytest.Monke
     assert not list((root.parent / ".pictures").glob(".*.partial"))
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
-    with pytest.raises(UsageError, match=r"0.0 GB are needed and 0.0 GB free"):
+    with pytest.raises(UsageError, match=r"0.0 GB are needed, 0.0 GB are free"):
         opened(root)
 
 
@@ -271,7 +271,7 @@ def test_pictures_that_are_written_to_meanwhile_stop_the_start(root: Path, monke
         write(*args, **rest)
 
     monkeypatch.setattr(picture_cache, "_write", meddled)
-    with pytest.raises(UsageError, match=r"dogs/2\.png: was written to while it was read"):
+    with pytest.raises(UsageError, match=r"dogs/2\.png: changed while it was read"):
         opened(root)
     settle(root)
 

@@ -25,8 +25,8 @@ from support.pictures import dataset, folder_of, options, photo
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
     """What a process remembers of earlier data sets is not to answer for a start."""
-    picture_cache._opened.cache_clear()
-    folders._tell.cache_clear()
+    picture_cache._open_cache.cache_clear()
+    folders._log_once.cache_clear()
 
 
 # One picture
@@ -53,11 +53,11 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_with_nearly_the_same_pixe
     path = tmp_path / "a.jpg"
     photo(1, 1600, 1200).save(path, quality=92)
     theirs = v2.Compose([v2.Resize(64), v2.CenterCrop(60), v2.PILToTensor()])(Image.open(path))
-    with pictures.unwarned():
+    with pictures.without_warnings():
         found = pictures.decode(path.read_bytes(), resize=64, crop=60)
     assert found.size == (1600, 1200)
     assert (found.pixels.int() - theirs.int()).abs().max() <= 3
-    assert pictures._opened(path.read_bytes(), least=128)[0].size == (200, 150)
+    assert pictures._open_upright(path.read_bytes(), least=128)[0].size == (200, 150)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -71,7 +71,7 @@ def test_a_turned_picture_stands_upright(tmp_path: Path, orientation: int, suffi
     photo(2, 48, 32).save(path, exif=tags, lossless=True, quality=95)
     upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     assert np.array_equal(np.asarray(pictures.whole(path)), np.asarray(upright))
-    with pictures.unwarned():
+    with pictures.without_warnings():
         assert pictures.decode(path.read_bytes(), resize=32, crop=32).size == upright.size
 
 
@@ -125,7 +125,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     floats = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(floats, "TIFF")
     return {
-        "empty.jpg": (b"", "empty"),
+        "empty.jpg": (b"", "empty file"),
         "text.jpg": (b"no picture at all\n" * 20, "not a picture"),
         "html.png": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
         "truncated.jpg": (whole.getvalue()[:-3000], "truncated"),
@@ -133,7 +133,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "bomb.png": (png_start(50_000, 50_000), "too large"),
         "large.png": (png_start(12_000, 12_000), "too large"),
         "narrow.png": (strip.getvalue(), "too narrow"),
-        "floats.tif": (floats.getvalue(), "white is not known"),
+        "floats.tif": (floats.getvalue(), "has no defined white"),
     }
 
 
@@ -154,7 +154,7 @@ def test_random_damage_gives_a_picture_or_a_reason(tmp_path: Path) -> None:
         for _ in range(40):
             content = np.frombuffer(whole.getvalue(), np.uint8).copy()
             content[draw.integers(0, len(content), 8)] = draw.integers(0, 256, 8)
-            with pictures.unwarned():
+            with pictures.without_warnings():
                 try:
                     found = pictures.decode(content[: draw.integers(1, len(content) + 1)].tobytes(), resize=16, crop=16)
                 except Unreadable:
@@ -297,9 +297,9 @@ def layout(tmp_path: Path, *folders: str) -> Path:
     ("there", "message"),
     [
         (["train/cats", "train/dogs", "val/cats"], "val and train must have the same classes.* dogs"),
-        (["train/cats", "train/dogs", "valid/cats"], "holds valid beside train; legal is"),
-        (["val/cats", "val/dogs"], "has no train beside the other parts"),
-        (["cats"], "only the class cats, two classes are needed"),
+        (["train/cats", "train/dogs", "valid/cats"], "has valid beside train; expected"),
+        (["val/cats", "val/dogs"], "has no train beside val"),
+        (["cats"], "only the class cats; at least two classes are needed"),
         (["."], "no folders with pictures"),
         (["train/cats", "val/cats"], "only the class cats"),
     ],
@@ -316,19 +316,22 @@ def test_a_class_without_a_usable_picture_is_refused(tmp_path: Path, bad: bytes 
     os.unlink(root / "dogs" / "0.png")
     if bad is not None:
         (root / "dogs" / "0.png").write_bytes(bad)
-    with pytest.raises(UsageError, match=r"dogs: holds no picture that can be used.*every class needs some"):
+    with pytest.raises(UsageError, match=r"dogs: has no usable picture.*every class needs at least one"):
         dataset(root)
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"crop": 17}, "dataset.crop=17: must be dataset.resize=16 at most"),
-        ({"test_fraction": 0.8}, "dataset.test_fraction=0.8: leaves nothing to train on"),
-        ({"validation_fraction": 0.01}, "dataset.validation_fraction=0.01: leaves no cats for val, of 3 pictures"),
-        ({"exclude": ["*.bmp"]}, "dataset.exclude: \\*.bmp fits no picture"),
+        ({"crop": 17}, "dataset.crop=17: must be at most dataset.resize=16"),
+        ({"test_fraction": 0.8}, "dataset.test_fraction=0.8: leaves nothing for training"),
+        (
+            {"validation_fraction": 0.01},
+            "dataset.validation_fraction=0.01: leaves no cats for val; .* 3 pictures",
+        ),
+        ({"exclude": ["*.bmp"]}, "dataset.exclude: \\*.bmp matches no picture"),
         ({"root": None}, "dataset.root=null: must be the path"),
-        ({"root": "nowhere"}, "dataset=image_folder: no folder nowhere or .*/nowhere; legal is"),
+        ({"root": "nowhere"}, "dataset=image_folder: no folder nowhere or .*/nowhere; expected one folder per class"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:

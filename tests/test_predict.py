@@ -20,7 +20,7 @@ from dlhw.cli.build import build
 from dlhw.data.pictures import Unreadable
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
-from dlhw.predict import Network, class_names, expanded, main, opened, predict, prepared
+from dlhw.predict import PictureClassifier, class_names, main, open_classifier, picture_files, predict, prepare
 from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
 from dlhw.train import run as train
@@ -80,10 +80,10 @@ def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_files_are_prepared_as_the_data_set_prepared_them(run: Path, pictures: Path) -> None:
-    data, network = data_of(run), opened(run, "best", torch.device("cpu"))
+    data, network = data_of(run), open_classifier(run, "best", torch.device("cpu"))
     assert len(data.names) == 13
     for row, name in enumerate(data.names):
-        x = prepared(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
+        x = prepare(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
         assert x.equal(data.normalize(data.val.pool_x[row : row + 1])[0])
 
 
@@ -105,18 +105,18 @@ def test_pictures_without_files_are_prepared_as_theirs(
     ).to("cpu", dtype)
     for row, array in enumerate(arrays):
         Image.fromarray(array.squeeze()).save(tmp_path / f"{row}.png")
-        found = prepared(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
+        found = prepare(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
         assert found.equal(data.normalize(x[row : row + 1])[0])
         assert found.dtype == dtype
 
 
 def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
     """The digits have pixels of 0 to 16; in a file, white is 255: rounding costs half a level."""
-    data, network = data_of(grey_run), opened(grey_run, "best", torch.device("cpu"))
+    data, network = data_of(grey_run), open_classifier(grey_run, "best", torch.device("cpu"))
     for row in range(5):
         pixels = data.val.pool_x[row]
         Image.fromarray((pixels[0].double() * 255 / 16).round().byte().numpy()).save(tmp_path / "x.png")
-        found = prepared(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
+        found = prepare(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
         difference = (found - data.normalize(pixels[None])[0]).abs().max()
         assert float(difference) <= 0.501 / 255 / network.options["std"]
 
@@ -124,16 +124,14 @@ def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: P
 def test_colours_are_made_grey_as_pillow_does(tmp_path: Path) -> None:
     picture = drawn(3, (28, 28))
     picture.save(tmp_path / "x.png")
-    found = prepared(
-        tmp_path / "x.png", shape=(1, 28, 28), options={"mean": 0.0, "std": 1.0 / 255}, dtype=torch.float64
-    )
+    found = prepare(tmp_path / "x.png", shape=(1, 28, 28), options={"mean": 0.0, "std": 1.0 / 255}, dtype=torch.float64)
     assert found.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(Unreadable, match="not a picture"):
-        prepared(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
+        prepare(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
 
 
 def test_predictions_are_the_networks(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,13 +200,13 @@ def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) ->
         (tmp_path / "in" / folder).mkdir(parents=True)
     for name in (".thumbnails/a.png", "b.JPG", "a.png", "notes.txt", ".hidden.png", "deeper/c.webp"):
         (tmp_path / "in" / name).touch()
-    found = expanded([tmp_path / "in" / "notes.txt", tmp_path / "in"])
+    found = picture_files([tmp_path / "in" / "notes.txt", tmp_path / "in"])
     names = [path.relative_to(tmp_path / "in").as_posix() for path in found]
     assert names == ["notes.txt", "a.png", "b.JPG", "deeper/c.webp"]
-    assert len(expanded([pictures])) == 13
+    assert len(picture_files([pictures])) == 13
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"empty: a folder without pictures$"):
-        expanded([tmp_path / "empty"])
+        picture_files([tmp_path / "empty"])
 
 
 def test_names_that_are_no_text_are_printed_escaped(
@@ -230,7 +228,7 @@ def test_classes_without_names_are_numbers(grey_run: Path, caplog: pytest.LogCap
     interrupted = load_run(grey_run)
     interrupted.summary = {}
     assert class_names(interrupted, 3) == ("0", "1", "2")
-    assert caplog.messages == [f"{grey_run}: its summary does not name the classes; they are shown by number"]
+    assert caplog.messages == [f"{grey_run}: no class names in summary.json; showing class numbers"]
 
 
 def changed(run: Path, to: Path, **config: Any) -> Path:
@@ -258,11 +256,11 @@ def test_what_is_no_run_of_a_classifier_of_pictures_is_refused_in_one_line(
     points = trained(compose, tmp_path / "points", *small, "dataset=clusters")
     lines = {
         empty: "not a run directory (it has no config.yaml)",
-        sweep: f"a sweep's directory; name one of its runs, such as {sweep / 'b=1'}",
+        sweep: f"the directory of a sweep; expected one of its runs, such as {sweep / 'b=1'}",
         unfinished: "has no best.pt (unfinished)",
-        study: "the run of a study, which leaves no network; name one that was trained",
-        numbers: "predicts a number (dataset=diabetes); name a run on pictures with classes",
-        points: "its samples are no pictures (dataset=clusters); name a run on pictures with classes",
+        study: "a run of a study, which saves no network; expected a training run",
+        numbers: "a regression run (dataset=diabetes); expected a run on pictures with classes",
+        points: "its samples are not pictures (dataset=clusters); expected a run on pictures with classes",
     }
     for path, line in lines.items():
         assert said(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")
@@ -272,7 +270,7 @@ def test_what_is_no_run_of_a_classifier_of_pictures_is_refused_in_one_line(
 def test_missing_device_is_named_as_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(grey_run, "x.png", "--device", "cuda", capsys=capsys)
     assert (code, out) == (1, "")
-    assert err.startswith("--device cuda: not available here; available: ")
+    assert err.startswith("--device cuda: not available; expected one of auto, ")
     assert len(err.splitlines()) == 1
 
 
@@ -294,7 +292,7 @@ def test_a_run_is_asked_in_its_own_precision() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     x = torch.full((1, 3, 2, 2), 1.001)  # which bfloat16 cannot tell from 1
     plain, lower = (
-        Network(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).likeliest(x, 1)
+        PictureClassifier(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).top_classes(x, 1)
         for name in ("fp32", "bf16")
     )
     with torch.autocast("cpu", torch.bfloat16):

@@ -148,9 +148,9 @@ def test_a_run_gives_its_weights_and_its_head_where_the_classes_are_as_many(
     assert caplog.messages == []
     other = classifier(SHAPE, 2, architecture="squeezenet1_1", weights=str(path))
     assert other.fresh == ["classifier.1"]
-    assert "is for 5 classes: left out" in caplog.text
+    assert "has 5 classes: not loaded" in caplog.text
     assert_holds(other, {name: value for name, value in state.items() if not name.startswith("classifier.1.")})
-    with pytest.raises(UsageError, match="is for 5 classes; the 1000 of ImageNet are asked for"):
+    with pytest.raises(UsageError, match="has 5 classes; must have the 1000 of ImageNet"):
         classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(path))
 
 
@@ -231,14 +231,18 @@ def test_stochastic_depth_drops_samples_whole_and_keeps_the_mean() -> None:
     ("shape", "options", "told"),
     [
         (SHAPE, {"architecture": "resnet17"}, "did you mean resnet18"),
-        (SHAPE, {"architecture": "fasterrcnn_resnet50_fpn"}, "no classifier of torchvision"),
+        (SHAPE, {"architecture": "fasterrcnn_resnet50_fpn"}, "not a classifier of torchvision"),
         ((1, 28, 28), {"architecture": "resnet18"}, r"3 channels.*dataset are \(1, 28, 28\)"),
         ((4,), {"architecture": "resnet18"}, "3 channels"),
         ((3, 32, 32), {"architecture": "alexnet"}, "32x32.*dataset.size or dataset.crop must be larger, such as 224"),
         ((3, 32, 32), {"architecture": "inception_v3"}, "must be larger, such as 299"),
-        (SHAPE, {"architecture": "resnet18", "weights": "IMAGENET"}, "null, IMAGENET1K_V1, DEFAULT, and files"),
+        (
+            SHAPE,
+            {"architecture": "resnet18", "weights": "IMAGENET"},
+            "one of null, IMAGENET1K_V1, DEFAULT, or a file",
+        ),
         (SHAPE, {"architecture": "resnet18", "weights": "."}, "is a folder"),
-        (SHAPE, {"architecture": "resnet18", "weights": "FILE"}, "conv1.weight is nothing there, must be 64x3x7x7"),
+        (SHAPE, {"architecture": "resnet18", "weights": "FILE"}, "conv1.weight is missing there, must be 64x3x7x7"),
         (SHAPE, {"architecture": "squeezenet1_0", "weights": "FILE"}, "features.0.weight is 64x3x3x3.*be 96x3x7x7"),
     ],
 )

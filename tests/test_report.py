@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from dlhw import load_run
 from dlhw.cli.assembly import assemble
 from dlhw.cli.build import build
-from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.data.normalization import Normalization
+from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.models.by_hand import cnn_by_hand
 from dlhw.models.convolutional import cnn
@@ -54,15 +55,18 @@ OPTIONS: dict[str, Any] = {
 CLASSES = ("ant", "bee", "true_class")
 
 
-def drawn_pictures(count: int = 40, channels: int = 3, side: int = 8, **others: Any) -> Dataset:
+def drawn_pictures(
+    count: int = 40, channels: int = 3, side: int = 8, size: int | None = None, **others: Any
+) -> Dataset:
     """Random pictures in three classes: 16 to train, the others for validation and, in two halves, a test part."""
     pixels = torch.randint(0, 256, (count, channels, side, side), generator=torch.Generator().manual_seed(1))
     x, y = pixels.to(torch.uint8), torch.arange(count) % 3
     order = torch.randperm(count, generator=torch.Generator().manual_seed(2))
     train, val, test = (Split(x, y, rows) for rows in order.tensor_split([16, 16 + (count - 16) // 2]))
-    shift, scale = normalization([0.4] * channels, [0.2] * channels, 255, shape=(channels, side, side))
+    shape = (channels, side, side)
+    normalize = Normalization.of_pixels([0.4] * channels, [0.2] * channels, largest=255, shape=shape, size=size)
     names = tuple(f"folder/{row}.jpg" for row in range(count))
-    data = Dataset("drawn", train, val, test, shift, scale, CLASSES, "", names=names)
+    data = Dataset("drawn", train, val, test, normalize, CLASSES, "", names=names)
     return replace(data, **others).to("cpu", torch.float64)
 
 
@@ -500,7 +504,7 @@ def test_pictures_are_shown_as_the_network_sees_them(channels: int, size: int | 
     x = x if channels == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     assert shown.shape == (2, size or 8, size or 8, 3)
     brightest = data.normalize(data.val.x[[2, 0]])
-    white = ((brightest - data.shift) / data.scale).max()
+    white = data.normalize.inverse(brightest).max()
     assert float((shown - x.movedim(1, -1) / white).abs().max()) < 1e-12
 
 

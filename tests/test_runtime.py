@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ import dlhw
 from dlhw.errors import UsageError
 from dlhw.runtime import provenance as module
 from dlhw.runtime.devices import Precision, pick_device, settle
+from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
+from dlhw.runtime.files import locked, printable
 from dlhw.runtime.provenance import provenance
 from dlhw.runtime.randomness import generator, key
 
@@ -134,7 +138,7 @@ def test_cpu_is_always_there() -> None:
 def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=rf"^trainer\.device={name}: not available here; available: cpu \(or auto\)$"):
+    with pytest.raises(UsageError, match=rf"^trainer\.device={name}: not available; expected one of auto, cpu$"):
         pick_device(name)
 
 
@@ -193,6 +197,44 @@ def test_products_on_cuda_have_the_precision_asked_for(name: str, least: float, 
         product = a @ b
     exact = a.double() @ b.double()
     assert least <= ((product.double() - exact).norm() / exact.norm()).item() < most
+
+
+# Files
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.parametrize("name", [".", "new"])
+def test_a_lock_is_exclusive_and_ends_with_its_block(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with contextlib.suppress(RuntimeError), locked(path, wait=False, busy="busy"):
+        with pytest.raises(UsageError, match=r"^busy$"), locked(path, wait=False, busy="busy"):
+            pytest.fail("two locks on one path")
+        raise RuntimeError
+    with locked(path, wait=True, busy="busy"):
+        pass
+
+
+def test_printable_escapes_what_is_not_utf8() -> None:
+    assert printable("caf\u00e9/\u732b.jpg") == "caf\u00e9/\u732b.jpg"
+    escaped = printable(Path("caf\udce9.jpg"))
+    assert escaped == "caf\\xe9.jpg"
+    assert escaped.encode()
+
+
+# Downloads
+
+
+@pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no route"), TimeoutError()], ids=repr)
+def test_a_failed_download_has_one_line_and_gives_the_timeout_back(error: Exception) -> None:
+    before = socket.getdefaulttimeout()
+
+    def fail() -> None:
+        assert socket.getdefaulttimeout() == TIMEOUT_SECONDS
+        raise error
+
+    with pytest.raises(DownloadFailed, match=r"^(no route|TimeoutError)$"), downloading():
+        fail()
+    assert socket.getdefaulttimeout() == before
 
 
 # Provenance

@@ -74,7 +74,7 @@ def test_a_cell_that_is_no_finite_number_is_named(cell: str, tmp_path: Path) -> 
     lines = path.read_text().splitlines()
     lines[7] = ",".join([*lines[7].split(",")[:4], cell, *lines[7].split(",")[5:]])
     path.write_text("\n".join(lines))
-    with pytest.raises(UsageError, match=r"boston\.csv: row 7, column NOX: -?(nan|inf) is no finite number"):
+    with pytest.raises(UsageError, match=r"boston\.csv: row 7, column NOX: -?(nan|inf) is not a finite number"):
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
 
 
@@ -139,7 +139,7 @@ def test_without_a_network_a_table_says_what_to_do(name: str, tmp_path: Path, mo
 
 
 def test_asking_for_no_download_of_boston_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"boston\.csv is not there, and dataset\.download=false; put it there"):
+    with pytest.raises(UsageError, match=r"no file .*boston\.csv, and dataset\.download=false; put it there"):
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
 
 

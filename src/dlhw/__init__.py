@@ -1,4 +1,4 @@
-"""Deep-learning coursework as experiments: configs describe them, one loop trains them, runs keep the answers."""
+"""Deep-learning coursework as experiments, described by configs, trained by one loop, saved in run directories."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from dlhw.reading import Run
 
 __version__ = "0.1.0"
-__all__ = ["UsageError", "load_run", "load_sweep"]
+__all__ = ["UsageError", "__version__", "load_run", "load_sweep"]
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory for reading: config, metrics, summary, model. See :class:`dlhw.reading.Run`."""
-    from dlhw.reading import Run  # pandas and torch are paid for only by those who read runs
+    """Open a run directory, to read its config, metrics, summary and model; see :class:`dlhw.reading.Run`."""
+    from dlhw.reading import Run  # imports pandas and torch, which takes seconds
 
     return Run(Path(path).expanduser())
 
 
 def load_sweep(path: str | Path) -> DataFrame:
-    """A sweep's jobs as a table with numbers where they are numbers, indexed by job."""
+    """Read the table of a sweep, indexed by job; columns of numbers are numeric."""
     from dlhw.reading import read_sweep
 
     return read_sweep(Path(path).expanduser())

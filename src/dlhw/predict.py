@@ -1,4 +1,4 @@
-"""What a finished run says of pictures: ``python -m dlhw.predict RUN PICTURE...``."""
+"""Classify pictures with a finished run: ``python -m dlhw.predict RUN PICTURE...``."""
 
 from __future__ import annotations
 
@@ -25,47 +25,52 @@ if TYPE_CHECKING:
 Prediction = dict[str, Any]
 
 BATCH_SIZE = 64
-ENLARGED_SIDE = 32
-"""Of CIFAR-10's pictures, the only ones that are no files and may be resized."""
+CIFAR_SIDE = 32
+"""Side of CIFAR-10's pictures. No other dataset has both fixed pictures and an option ``size``."""
 GREY_OF_65536 = (19595, 38470, 7471)
-"""What red, green and blue count for in grey, as in Pillow's mode L (ITU-R 601-2)."""
+"""Weights of red, green and blue in grey, as in Pillow's mode L (ITU-R 601-2)."""
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classify the pictures that the command line names.
 
-    A picture that cannot be read is named on stderr, the others are classified, and the exit code is 1. A mistake ends
-    the program with one line and exit code 1.
+    Pictures that cannot be read are reported on stderr; the others are classified, and the exit code is 1. A wrong
+    argument ends the program with a one-line message and exit code 1.
     """
     parser = argparse.ArgumentParser(
         prog="python -m dlhw.predict",
-        description="Classify pictures with the network of a finished run: the most probable classes of each. Pictures "
-        "are prepared as the run's own were.",
+        description="Classify pictures with the network of a finished run, and print the most probable classes. "
+        "Pictures are prepared as in training.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run on pictures with classes")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run that classifies pictures")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a file, or a folder with pictures")
+    parser.add_argument("--top", type=_count, default=5, metavar="K", help="number of classes per picture (default: 5)")
     parser.add_argument(
-        "pictures", nargs="+", type=Path, metavar="PICTURE", help="a file, or a folder for all below it"
+        "--weights",
+        choices=("best", "last"),
+        default="best",
+        help="epoch of the weights (default: best)",
     )
-    parser.add_argument("--top", type=_count, default=5, metavar="K", help="so many classes of each (default: 5)")
-    parser.add_argument("--weights", choices=("best", "last"), default="best", help="of which epoch (default: best)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
-    parser.add_argument("--json", action="store_true", help="one JSON document: a list with an entry for each picture")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--json", action="store_true", help="print JSON: a list with one entry per picture")
+    options = parser.parse_args(arguments)
     try:
-        found = predict(given.run, given.pictures, top=given.top, weights=given.weights, device=given.device)
+        results = predict(
+            options.run, options.pictures, top=options.top, weights=options.weights, device=options.device
+        )
     except (UsageError, OSError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
         sys.exit(1)
-    failed = [each for each in found if "error" in each]
-    for each in failed:
-        print(f"{each['picture']}: {each['error']}", file=sys.stderr)
-    if given.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-    elif len(failed) < len(found):
-        print(table(found))
+    failed = [result for result in results if "error" in result]
+    for result in failed:
+        print(f"{result['picture']}: {result['error']}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    elif len(failed) < len(results):
+        print(table(results))
     sys.exit(1 if failed else 0)
 
 
@@ -77,47 +82,48 @@ def predict(
     weights: Literal["best", "last"],
     device: Literal["auto", "cpu", "cuda", "mps"],
 ) -> list[Prediction]:
-    """What the run at ``path`` says of each picture, in order; a folder stands for the pictures below it.
+    """Classify pictures with the run at ``path``; a folder means the pictures in it and its subfolders.
 
-    Of each ``picture`` the ``predictions``, the most probable class first, or the ``error``. Raises UsageError.
+    Each result has the ``picture`` and either its ``predictions``, the most probable class first, or an ``error``.
+    Raises UsageError.
     """
     import torch
 
     from dlhw.data.pictures import Unreadable
     from dlhw.runtime.devices import pick_device
+    from dlhw.runtime.files import printable
 
     try:
         place = pick_device(device)
-    except UsageError as error:  # it speaks of the config's key
+    except UsageError as error:  # names the config key
         raise UsageError(str(error).replace("trainer.device=", "--device ")) from error
-    network = opened(path, weights, place)
-    files = expanded(pictures)
-    # Names on disks are bytes; those that are no text are shown escaped.
-    found: list[Prediction] = [{"picture": os.fsencode(file).decode("utf-8", "backslashreplace")} for file in files]
+    classifier = open_classifier(path, weights, place)
+    files = picture_files(pictures)
+    results: list[Prediction] = [{"picture": printable(file)} for file in files]
     for start in range(0, len(files), BATCH_SIZE):
         inputs: dict[int, Tensor] = {}
         for at, file in enumerate(files[start : start + BATCH_SIZE], start):
             try:
-                inputs[at] = prepared(file, shape=network.shape, options=network.options, dtype=network.dtype)
-            except Unreadable as reason:
-                found[at]["error"] = str(reason)
+                inputs[at] = prepare(file, shape=classifier.shape, options=classifier.options, dtype=classifier.dtype)
+            except Unreadable as error:
+                results[at]["error"] = str(error)
         if inputs:
-            likeliest = network.likeliest(torch.stack(list(inputs.values())).to(place), top)
-            for at, predictions in zip(inputs, likeliest, strict=True):
-                found[at]["predictions"] = predictions
-    return found
+            batch = torch.stack(list(inputs.values())).to(place)
+            for at, predictions in zip(inputs, classifier.top_classes(batch, top), strict=True):
+                results[at]["predictions"] = predictions
+    return results
 
 
 @dataclass(frozen=True)
-class Network:
-    """A run's network in evaluation mode, with what its inputs and outputs are.
+class PictureClassifier:
+    """The network of a run, in evaluation mode, with facts about its inputs and outputs.
 
     Args:
-        model: normalized pictures (N, *shape) to logits.
-        shape: of one picture, (C, H, W).
-        options: the run's data set, as its config has it.
-        classes: names of the outputs.
-        precision: the run's, in which it was evaluated.
+        model: maps normalized pictures (N, *shape) to logits.
+        shape: the shape of a picture, (C, H, W).
+        options: the dataset options of the run's config.
+        classes: the names of the classes.
+        precision: the precision of the run.
     """
 
     model: nn.Module
@@ -128,23 +134,23 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and inputs."""
+        """The dtype of weights and inputs."""
         return next(self.model.parameters()).dtype
 
-    def likeliest(self, x: Tensor, top: int) -> list[list[Prediction]]:
-        """Of each input the most probable classes, ``top`` of them if there are as many, with their probabilities."""
+    def top_classes(self, x: Tensor, top: int) -> list[list[Prediction]]:
+        """Return the ``top`` most probable classes of each input, with their probabilities."""
         import torch
 
         with torch.inference_mode(), self.precision.autocast():
-            found = self.model(x).cpu().double().softmax(1).topk(min(top, len(self.classes)))
+            best = self.model(x).cpu().double().softmax(1).topk(min(top, len(self.classes)))
         return [
-            [{"class": self.classes[index], "probability": value} for value, index in zip(*each, strict=True)]
-            for each in zip(found.values.tolist(), found.indices.tolist(), strict=True)
+            [{"class": self.classes[index], "probability": value} for value, index in zip(values, indices, strict=True)]
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
 
-def opened(path: Path, weights: Literal["best", "last"], place: torch.device) -> Network:
-    """The network of the run at ``path``. Raises UsageError where there is none that classifies pictures."""
+def open_classifier(path: Path, weights: Literal["best", "last"], place: torch.device) -> PictureClassifier:
+    """Open the network of the run at ``path``. Raise UsageError if the run does not classify pictures."""
     from omegaconf import OmegaConf
 
     from dlhw.cli.build import choice
@@ -155,59 +161,59 @@ def opened(path: Path, weights: Literal["best", "last"], place: torch.device) ->
     if sweep and not (path / "config.yaml").is_file():
         jobs = sorted(job.parent for job in path.rglob("best.pt"))
         raise UsageError(
-            f"{path}: a sweep's directory; name one of its runs" + (f", such as {jobs[0]}" if jobs else "")
+            f"{path}: the directory of a sweep; expected one of its runs" + (f", such as {jobs[0]}" if jobs else "")
         )
     run = load_run(path)
     if run.config.study.get("_target_") is not None:
-        raise UsageError(f"{path}: the run of a study, which leaves no network; name one that was trained")
+        raise UsageError(f"{path}: a run of a study, which saves no network; expected a training run")
     model = run.model(weights)
     state = checkpoint.load(path / f"{weights}.pt")
     shape, name = tuple(state["shape"]), choice(run.config, "dataset")
     if state["outputs"] == 1:
-        raise UsageError(f"{path}: predicts a number (dataset={name}); name a run on pictures with classes")
+        raise UsageError(f"{path}: a regression run (dataset={name}); expected a run on pictures with classes")
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UsageError(f"{path}: its samples are no pictures (dataset={name}); name a run on pictures with classes")
+        raise UsageError(
+            f"{path}: its samples are not pictures (dataset={name}); expected a run on pictures with classes"
+        )
     options: Any = OmegaConf.to_container(run.config.dataset, resolve=True)
-    named = run.config.trainer.precision
-    precision = Precision("fp32" if named == "tf32" and place.type != "cuda" else named, place)
-    return Network(model.to(place), shape, options, class_names(run, state["outputs"]), precision)
+    trained = run.config.trainer.precision
+    precision = Precision("fp32" if trained == "tf32" and place.type != "cuda" else trained, place)
+    return PictureClassifier(model.to(place), shape, options, class_names(run, state["outputs"]), precision)
 
 
 def class_names(run: Run, outputs: int) -> tuple[str, ...]:
-    """What the run's summary calls its classes; where it does not, because training was interrupted, their numbers."""
+    """Return the class names in the run's summary, or numbers if training was interrupted before it was written."""
     names = run.summary.get("data", {}).get("classes", [])
     if len(names) == outputs:
         return tuple(names)
-    log.warning("%s: its summary does not name the classes; they are shown by number", run.path)
+    log.warning("%s: no class names in summary.json; showing class numbers", run.path)
     return tuple(map(str, range(outputs)))
 
 
-def prepared(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
-    """The picture in a file as it would be given to a network for pictures of this ``shape`` (C, H, W) in training.
+def prepare(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """Read the picture in a file as the input of a network for pictures of ``shape`` (C, H, W), as in training.
 
-    ``options`` are the data set's. The short side becomes ``resize`` and of that the middle ``crop`` is taken; where
-    the data set has no files, both are as large as its pictures. One channel is grey. Then comes the data set's own
-    normalization. Raises Unreadable.
+    ``options`` are those of the dataset. The short side is resized to ``resize``, followed by a center crop of size
+    ``crop``; for datasets that are not files, both equal the size of their pictures. A picture with one channel is
+    converted to grey. The normalization is that of the dataset. Raises Unreadable.
     """
     import torch
 
+    from dlhw.data.normalization import Normalization
     from dlhw.data.pictures import read
-    from dlhw.data.tensors import Dataset, Split, normalization
 
-    side = shape[-1] if options.get("size") is None else ENLARGED_SIDE
+    size = options.get("size")
+    side = shape[-1] if size is None else CIFAR_SIDE
     pixels = read(path, resize=options.get("resize", side), crop=options.get("crop", side))
     if shape[0] == 1:
         weights = torch.tensor(GREY_OF_65536).view(3, 1, 1)
         pixels = ((pixels * weights).sum(0, keepdim=True) + 2**15 >> 16).to(torch.uint8)
-    alone = Split(pixels[None], torch.zeros(1, dtype=torch.long))
-    shift, scale = (each.to(dtype) for each in normalization(options["mean"], options["std"], 255, shape=shape))
-    size = options.get("size")
-    data = Dataset(path.name, alone, alone, None, shift, scale, classes=(), sha256="", size=size)
-    return data.normalize(alone.pool_x)[0]
+    normalize = Normalization.of_pixels(options["mean"], options["std"], largest=255, shape=shape, size=size)
+    return normalize.to("cpu", dtype)(pixels[None])[0]
 
 
-def expanded(paths: Sequence[Path]) -> list[Path]:
-    """The files that are meant: of a folder all pictures below it, by name. Raises UsageError for one without any."""
+def picture_files(paths: Sequence[Path]) -> list[Path]:
+    """Replace each folder by the pictures in it, sorted by name. Raise UsageError for a folder without pictures."""
     from dlhw.data.pictures import files_below, is_picture
 
     files: list[Path] = []
@@ -219,15 +225,15 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def table(found: Sequence[Prediction]) -> str:
-    """The predictions for a reader: a line for each class, the picture in the first of its lines."""
-    shown = [each for each in found if "predictions" in each]
-    width = max(len(each["picture"]) for each in shown)
+def table(results: Sequence[Prediction]) -> str:
+    """Format the predictions: a line per class, with the picture in the first of its lines."""
+    classified = [result for result in results if "predictions" in result]
+    width = max(len(result["picture"]) for result in classified)
     lines = [f"{'picture':{width}}  probability  class"]
-    for each in shown:
-        for place, likely in enumerate(each["predictions"]):
-            name = "" if place else each["picture"]
-            lines.append(f"{name:{width}}  {100 * likely['probability']:9.2f} %  {likely['class']}")
+    for result in classified:
+        for rank, prediction in enumerate(result["predictions"]):
+            name = "" if rank else result["picture"]
+            lines.append(f"{name:{width}}  {100 * prediction['probability']:9.2f} %  {prediction['class']}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Reading what runs left behind: config, metrics, summary and model of a run, the table of a sweep."""
+"""Reading runs and sweeps: the config, metrics, summary and model of a run, the table of a sweep."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dlhw.runs.record import read_summary
 
 
 class Run:
-    """A run directory, finished or not; each part is read when it is first asked for.
+    """A run directory, finished or not; each part is read on first access.
 
-    Raises UsageError when ``path`` is not a run directory.
+    Raises UsageError if ``path`` is not a run directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,45 +32,46 @@ class Run:
 
     @cached_property
     def config(self) -> DictConfig:
+        """The resolved config of the run."""
         config = OmegaConf.load(self.path / "config.yaml")
         assert isinstance(config, DictConfig)
         return config
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """One row per epoch, indexed by epoch. Raises UsageError when no epoch was finished."""
-        self._need("metrics.csv")
+        """One row per epoch, indexed by epoch. Raises UsageError if no epoch was finished."""
+        self._require("metrics.csv")
         return pd.read_csv(self.path / "metrics.csv", index_col="epoch")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """``summary.json``; empty while the run has not ended."""
+        """The content of ``summary.json``; empty until the run has ended."""
         return read_summary(self.path)
 
     def model(self, weights: str = "best") -> nn.Module:
-        """A fresh copy of the model on the CPU in evaluation mode, with the ``best`` or the ``last`` weights.
+        """Build the model on the CPU in evaluation mode, with the ``best`` or the ``last`` weights.
 
-        It takes normalized inputs. The config names the class to build: open only runs that you trust. Raises
-        UsageError when the run left no such weights.
+        It takes normalized inputs. The config names the class to build, so open only runs that you trust. Raises
+        UsageError if the run has no such weights.
         """
-        self._need(f"{weights}.pt")
+        self._require(f"{weights}.pt")
         state = checkpoint.load(self.path / f"{weights}.pt")
         config = self.config.copy()
-        if "weights" in config.model:  # the run's own are loaded below
+        if "weights" in config.model:  # the weights of the run are loaded below
             config.model.weights = None
         model: nn.Module = build(config, "model", shape=tuple(state["shape"]), outputs=state["outputs"])
         model.to(next(value.dtype for value in state["model"].values() if value.is_floating_point()))
         model.load_state_dict(state["model"])
         return model.eval()
 
-    def _need(self, name: str) -> None:
+    def _require(self, name: str) -> None:
         if not (self.path / name).is_file():
-            status = ": ".join(str(self.summary[word]) for word in ("status", "reason") if word in self.summary)
+            status = ": ".join(str(self.summary[key]) for key in ("status", "reason") if key in self.summary)
             raise UsageError(f"{self.path}: has no {name} ({status or 'unfinished'})")
 
 
 def read_sweep(path: Path) -> pd.DataFrame:
-    """``sweep.csv``: a row per job, with what varied, the results and why a job failed. Raises UsageError."""
+    """Read ``sweep.csv``: per job its settings, results and, if it failed, the reason. Raises UsageError."""
     if not (path / "sweep.csv").is_file():
         raise UsageError(f"{path}: not a sweep directory (it has no sweep.csv)")
     return pd.read_csv(path / "sweep.csv", index_col="job")

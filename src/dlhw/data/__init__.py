@@ -1,1 +1,1 @@
-"""Data sets as tensors: read from files, checked, split, normalized."""
+"""Datasets as tensors: reading and checking files, splitting, normalizing, augmenting, batching."""

@@ -1,7 +1,7 @@
-"""Pictures changed at random for training, each by numbers of its own.
+"""Random augmentation of training pictures.
 
-What happens to a picture is keyed by (seed, epoch, its place in the pool): not by the batch that it is in, the process
-that does it, or what was drawn before. So a resumed run sees the same pictures, whatever the number of workers.
+The randomness of a picture is keyed by (seed, epoch, its row in the pool), not by its batch, the process that computes
+it, or earlier draws. So a resumed run sees the same pictures, with any number of workers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Transforms of torchvision's ``transforms.v2``, in this order; see ``conf/augmentation/none.yaml``.
+    """Transforms of ``torchvision.transforms.v2``, in this order; ``conf/augmentation/none.yaml`` explains each one.
 
-    Raises UsageError for values that do not go together.
+    Raises UsageError for values that contradict each other.
     """
 
     crop_scale: tuple[Share, Share] | None
@@ -49,28 +49,28 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
-            raise UsageError(f"augmentation.crop_scale={list(self.crop_scale)}: the smaller share comes first")
+            raise UsageError(f"augmentation.crop_scale={list(self.crop_scale)}: must be [smallest, largest]")
 
     @property
     def changes_pictures(self) -> bool:
-        """Whether anything happens to a picture by itself."""
+        """Whether single pictures are changed."""
         sizes = (self.crop_padding, self.flip, self.vertical_flip, self.rotation_degrees, self.erase)
         colours = (self.brightness, self.contrast, self.saturation, self.hue)
         return self.crop_scale is not None or any((*sizes, *colours))
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures of a batch are mixed, and their labels with them."""
+        """Whether the pictures of a batch are mixed, and so are their labels."""
         return bool(self.mixup or self.cutmix)
 
-    def changed(self, x: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
-        """A picture (C, H, W) uint8 as the run with ``seed`` sees it in an epoch."""
+    def augment(self, x: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
+        """Augment the picture (C, H, W) uint8 at ``row`` of the pool. This seeds torch's default generator."""
         torch.default_generator.manual_seed(key(seed, "augmentation", epoch, row))
-        changed: Tensor = _transforms(self, tuple(x.shape[-2:]), x.shape[0])(x)
-        return changed
+        augmented: Tensor = _transforms(self, tuple(x.shape[-2:]), x.shape[0])(x)
+        return augmented
 
-    def mixed(self, x: Tensor, y: Tensor, *, classes: int, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """A batch (B, C, H, W) of a float type and labels (B,), mixed: labels become shares of classes (B, classes)."""
+    def mix(self, x: Tensor, y: Tensor, *, classes: int, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mix a batch (B, C, H, W) of floats and its labels (B,), which become probabilities (B, classes)."""
         from torchvision.transforms import v2
 
         kinds = {v2.MixUp: self.mixup, v2.CutMix: self.cutmix}
@@ -81,7 +81,7 @@ class Augmentation:
         return x, y.to(x.dtype)
 
     def processes(self, device: torch.device) -> int:
-        """How many worker processes do it for training on this device."""
+        """The number of worker processes for training on this device."""
         if self.workers is not None:
             return self.workers
         return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
@@ -91,15 +91,15 @@ class Augmentation:
 def _transforms(augmentation: Augmentation, size: tuple[int, ...], channels: int) -> v2.Compose:
     from torchvision.transforms import v2
 
-    own = augmentation
-    jitter = (own.brightness, own.contrast, *((own.saturation, own.hue) if channels == 3 else ()))
-    chosen = {
-        v2.RandomResizedCrop(list(size), scale=own.crop_scale or (1, 1), antialias=True): own.crop_scale is not None,
-        v2.RandomCrop(list(size), padding=own.crop_padding): own.crop_padding,
-        v2.RandomHorizontalFlip(own.flip): own.flip,
-        v2.RandomVerticalFlip(own.vertical_flip): own.vertical_flip,
-        v2.RandomRotation(own.rotation_degrees, v2.InterpolationMode.BILINEAR): own.rotation_degrees,
+    a = augmentation
+    jitter = (a.brightness, a.contrast, *((a.saturation, a.hue) if channels == 3 else ()))
+    enabled = {
+        v2.RandomResizedCrop(list(size), scale=a.crop_scale or (1, 1), antialias=True): a.crop_scale is not None,
+        v2.RandomCrop(list(size), padding=a.crop_padding): a.crop_padding,
+        v2.RandomHorizontalFlip(a.flip): a.flip,
+        v2.RandomVerticalFlip(a.vertical_flip): a.vertical_flip,
+        v2.RandomRotation(a.rotation_degrees, v2.InterpolationMode.BILINEAR): a.rotation_degrees,
         v2.ColorJitter(*jitter): any(jitter),
-        v2.RandomErasing(own.erase): own.erase,
+        v2.RandomErasing(a.erase): a.erase,
     }
-    return v2.Compose([transform for transform, on in chosen.items() if on])
+    return v2.Compose([transform for transform, on in enabled.items() if on])

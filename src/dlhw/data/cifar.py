@@ -1,4 +1,4 @@
-"""CIFAR-10 in the files that its authors publish, which are pickles: read only with the published checksums."""
+"""CIFAR-10, from the pickle files that its authors publish; only files with the published checksums are read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from pydantic import Field, FiniteFloat, PositiveInt
 
-from dlhw.data.downloads import Unavailable, fetch
+from dlhw.data.downloads import fetch
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
+from dlhw.runtime.downloads import DownloadFailed
 from dlhw.runtime.randomness import generator
 
 FOLDER = "cifar-10-batches-py"
@@ -45,17 +46,19 @@ def cifar10(
     validation_fraction: Annotated[float, Field(gt=0, lt=1)],
     download: bool,
 ) -> Dataset:
-    """50,000 + 10,000 pictures (3, 32, 32) of 0..255 in ten classes; ``mean``, ``std`` of pixel / 255.
+    """50,000 + 10,000 pictures (3, 32, 32) of 0..255 in ten classes; ``mean`` and ``std`` are those of pixel / 255.
 
-    They are resized to ``size`` batch by batch. ``samples`` of the training pictures are drawn by the seed, as many
-    of each class, and a fifth as many of the test pictures.
+    Args:
+        size: pictures are resized to this many rows and columns, batch by batch; None: they are not.
+        samples: size of a random subset of the training pictures, balanced over the classes; a subset of the test
+            pictures has a fifth of that. None: all pictures.
     """
     folder = Path(data_dir).expanduser() / FOLDER
-    _find(folder, download=download)
+    _ensure(folder, download=download)
     train, test = _read_all(folder, tuple(os.stat(folder / name).st_mtime_ns for name in MD5))
     if samples is not None:
-        train = _drawn(train, samples // 10, seed=seed, part_name="train")
-        test = _drawn(test, max(1, samples // 50), seed=seed, part_name="test")
+        train = _subset(train, samples // 10, seed=seed, part_name="train")
+        test = _subset(test, max(1, samples // 50), seed=seed, part_name="test")
     return assemble(
         "cifar10",
         train,
@@ -70,8 +73,8 @@ def cifar10(
     )
 
 
-def _find(folder: Path, *, download: bool) -> None:
-    """See that all files are there, after downloading those that are not if asked to. Raises UsageError."""
+def _ensure(folder: Path, *, download: bool) -> None:
+    """Raise UsageError if a file is missing. With ``download``, missing files are downloaded first."""
     missing = [name for name in MD5 if not os.path.isfile(folder / name)]
     if not missing:
         return
@@ -80,17 +83,17 @@ def _find(folder: Path, *, download: bool) -> None:
         try:
             fetch("CIFAR10", Path(FOLDER), missing, to=folder)
             return
-        except Unavailable as error:
-            reason, cause = str(error), error
+        except DownloadFailed as error:
+            reason, cause = f"the download failed: {error}", error
     raise UsageError(
         f"dataset=cifar10: {', '.join(missing)} not in {folder}, and {reason}; unpack "
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or use dataset=digits, which needs no download"
     ) from cause
 
 
-@functools.lru_cache(maxsize=1)  # every job of a sweep asks for the same files
+@functools.lru_cache(maxsize=1)  # the jobs of a sweep read the same files
 def _read_all(folder: Path, mtimes_ns: tuple[int, ...]) -> tuple[Split, Split]:
-    """The training and test part in the files, which were last written at these times."""
+    """Read the training and test part from the files, given with their modification times."""
     batches = [read(folder / name, md5) for name, md5 in MD5.items()]
     train, test = (
         Split(torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (batches[:-1], batches[-1:])
@@ -99,34 +102,34 @@ def _read_all(folder: Path, mtimes_ns: tuple[int, ...]) -> tuple[Split, Split]:
 
 
 def read(path: Path, md5: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 3, 32, 32) and labels (N,) in a file with this checksum. Raises UsageError for any other."""
+    """Read pictures (N, 3, 32, 32) and labels (N,). Raise UsageError if the file has another checksum."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
+    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if actual != md5:
         raise UsageError(
-            f"{path}: truncated or altered: its md5 is {found} instead of {md5}; delete it so that it is downloaded "
-            "again, or replace it by the published file"
+            f"{path}: truncated or altered: its md5 is {actual}, expected {md5}; delete it to download it again, or "
+            "replace it with the published file"
         )
-    batch = _ArraysAlone(io.BytesIO(content), encoding="latin1").load()
+    batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     return torch.from_numpy(batch["data"].copy()).view(-1, 3, 32, 32), torch.tensor(batch["labels"])
 
 
-class _ArraysAlone(pickle.Unpickler):
-    """Makes arrays and plain values, and calls nothing else, whatever the pickle names."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds only arrays and plain values; a pickle that names any other class or function is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         makers = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
         if module.partition(".")[0] == "numpy" and name in makers:
             return makers[name]
-        raise pickle.UnpicklingError(f"names {module}.{name}")
+        raise pickle.UnpicklingError(f"{module}.{name}: not allowed in a data file")
 
 
-def _drawn(part: Split, of_each: int, *, seed: int, part_name: str) -> Split:
-    """So many pictures of each class, in a pool of their own: what is computed of a pool leaves out the others."""
+def _subset(part: Split, per_class: int, *, seed: int, part_name: str) -> Split:
+    """Return a random subset with a pool of its own, so that nothing is computed for the other pictures."""
     order = torch.randperm(len(part), generator=generator(seed, "samples", part_name))
     labels = part.y[order]
-    rows = torch.cat([order[labels == label][:of_each] for label in range(len(CLASSES))])
+    rows = torch.cat([order[labels == label][:per_class] for label in range(len(CLASSES))])
     return Split(*part[rows.sort().values])

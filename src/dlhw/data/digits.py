@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: real data without a download."""
+"""The handwritten digits that come with scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 
 TEST_FROM = 1415
-"""The first test sample. The file is in order of writers, who all copied the same sequence of labels; it
-starts again here, so that the last three writers (382 samples) are seen in the test only."""
+"""The first test sample. The file is ordered by writer, and all writers copied the same sequence of labels. It starts
+again here, so the last three writers (382 samples) are in the test part only."""
 
 
 def digits(
@@ -28,10 +28,10 @@ def digits(
     std: Annotated[float, Field(gt=0, allow_inf_nan=False)],
     validation_fraction: Annotated[float, Field(gt=0, lt=1)],
 ) -> Dataset:
-    """1797 images (1, 8, 8) of 0..16; ``data_dir`` is not used, the file comes with scikit-learn.
+    """1797 images (1, 8, 8) of 0..16. ``data_dir`` is not used: the file comes with scikit-learn.
 
-    The test part is the same for every seed. Its writers are not those of training and validation, so
-    that its error is some percent higher than the validation error.
+    The test part is the same for every seed. Its writers are not in the training and validation parts, so the test
+    error is a few percent higher than the validation error.
     """
     return assemble(
         "digits",
@@ -45,7 +45,7 @@ def digits(
     )
 
 
-@functools.cache  # every job of a sweep asks for them
+@functools.cache  # the jobs of a sweep share them
 def _parts() -> tuple[Split, Split]:
     table = torch.from_numpy(_read())
     x, y = table[:, :64].reshape(-1, 1, 8, 8).contiguous(), table[:, 64].long()
@@ -53,8 +53,8 @@ def _parts() -> tuple[Split, Split]:
 
 
 def _read() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    """Rows of 64 pixels and the label, as ``sklearn.datasets.load_digits`` reads them."""
-    package = importlib.util.find_spec("sklearn")  # found, not imported: the import takes 3 s, this 10 ms
+    """Return rows of 64 pixels and the label, as ``sklearn.datasets.load_digits`` reads them."""
+    package = importlib.util.find_spec("sklearn")  # importing it takes 3 s, finding it 10 ms
     assert package is not None
     assert package.origin is not None
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
@@ -62,4 +62,4 @@ def _read() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
         with gzip.open(path, "rt") as file:
             return np.loadtxt(file, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); install scikit-learn again") from error
+        raise UsageError(f"{path}: cannot be read ({error}); reinstall scikit-learn") from error

@@ -1,15 +1,13 @@
-"""Folders of pictures as data sets: found, sorted into parts that share no photo, and what is told of them."""
+"""Data sets from folders of pictures: read, divided into parts that share no group of pictures, and described."""
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import hashlib
 import itertools
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,141 +16,191 @@ import torch
 from pydantic import Field, FiniteFloat, PositiveInt
 
 from dlhw.data import groups as grouping
+from dlhw.data.folder_listing import PARTS, FolderListing, PictureFolder, list_pictures
 from dlhw.data.groups import FARTHEST, Ints
-from dlhw.data.picture_cache import File, Pictures, load
-from dlhw.data.pictures import files_below, is_picture, printable
-from dlhw.data.tensors import Dataset, Split, normalization
+from dlhw.data.normalization import Normalization
+from dlhw.data.picture_cache import DecodedPictures, load
+from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
-LEGAL = (
-    "legal is a folder for each class (ROOT/cats/1.jpg), or train and perhaps val and test with such folders "
-    "(ROOT/train/cats/1.jpg)"
+MOST_LINES = 20  # on the console, about skipped pictures
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PerChannel = Field(min_length=3, max_length=3)
+NonEmpty = Annotated[str, Field(min_length=1)]
+ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
+TestFraction = Annotated[float, Field(ge=0, lt=1)]
+Distance = Annotated[int, Field(ge=0, le=FARTHEST)]
+SplitBy = Literal["groups", "files"]
+
+IMAGE_FOLDER = PictureFolder("image_folder")
+FACE_MASK = PictureFolder(
+    "face_mask",
+    ("face_mask",),
+    "put the folders with_mask and without_mask there, from experiements/data of "
+    "https://github.com/prajnasb/observations",
 )
-TOLD = 20  # pictures, of those that are skipped, have a line each on the console
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Channels = Field(min_length=3, max_length=3)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Pictures known by a name: their folder in ``data_dir``, under the names it may have, and where they come from."""
-
-    name: str
-    folders: tuple[str, ...] = ()
-    origin: str = ""
+HYMENOPTERA = PictureFolder(
+    "hymenoptera",
+    ("hymenoptera", "hymenoptera_data"),
+    "unpack https://download.pytorch.org/tutorial/hymenoptera_data.zip there",
+)
 
 
-@dataclass
-class Listing:
-    """The picture files in a folder, in order of part, class and name."""
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """The options of these data sets; ``conf/dataset/image_folder.yaml`` says what each one means.
 
-    files: list[File] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    """As the folders have them; train for all where these have no parts."""
-    classes: tuple[str, ...] = ()
-    published: tuple[str, ...] = ("train",)
-    excluded: list[str] = field(default_factory=list)
-    others: int = 0
-    """Files that are no pictures by their names or kinds."""
+    Raises UsageError for values that contradict each other.
+    """
 
-    @property
-    def names(self) -> list[str]:
-        """Of all pictures that are there, the excluded ones too."""
-        return [*(file.name for file in self.files), *self.excluded]
+    data_dir: str
+    seed: int
+    root: str | None
+    resize: int
+    crop: int
+    mean: list[float]
+    std: list[float]
+    validation_fraction: float
+    test_fraction: float
+    split: SplitBy
+    groups: str | None
+    near_duplicates: int | None
+    exclude: list[str]
+    cache_dir: str | None
 
-
-def _factory(source: Source) -> Callable[..., Dataset]:
-    def factory(
-        *,
-        data_dir: str,
-        seed: int,
-        root: Annotated[str, Field(min_length=1)] | None,
-        resize: PositiveInt,
-        crop: PositiveInt,
-        mean: Annotated[list[FiniteFloat], Channels],
-        std: Annotated[list[Positive], Channels],
-        validation_fraction: Annotated[float, Field(gt=0, lt=1)],
-        test_fraction: Annotated[float, Field(ge=0, lt=1)],
-        split: Literal["groups", "files"],
-        groups: Annotated[str, Field(min_length=1)] | None,
-        near_duplicates: Annotated[int, Field(ge=0, le=FARTHEST)] | None,
-        exclude: list[str],
-        cache_dir: Annotated[str, Field(min_length=1)] | None,
-    ) -> Dataset:
-        """The pictures (3, crop, crop) of 0..255 in a folder's classes; ``mean``, ``std`` of pixel / 255.
-
-        Parts that the folder does not have are split off its training part, classes alike, so that no group is in two
-        of them: pictures with the same name by ``groups``, identical ones, and those with a perceptual distance up to
-        ``near_duplicates``. ``split="files"`` tears them apart, to show what that does.
-        """
-        if crop > resize:
-            raise UsageError(f"dataset.crop={crop}: must be dataset.resize={resize} at most")
-        if validation_fraction + test_fraction >= 1:
+    def __post_init__(self) -> None:
+        if self.crop > self.resize:
+            raise UsageError(f"dataset.crop={self.crop}: must be at most dataset.resize={self.resize}")
+        if self.validation_fraction + self.test_fraction >= 1:
             raise UsageError(
-                f"dataset.test_fraction={test_fraction}: leaves nothing to train on beside "
-                f"dataset.validation_fraction={validation_fraction}"
+                f"dataset.test_fraction={self.test_fraction}: leaves nothing for training beside "
+                f"dataset.validation_fraction={self.validation_fraction}"
             )
-        home = Path(data_dir).expanduser()
-        folder = _folder(source, root, home)
-        content = _content(
-            folder, exclude, resize=resize, crop=crop, cache_dir=Path(cache_dir or home / ".pictures").expanduser()
-        )
-        labels = grouping.labels(content.names, groups, known=content.listing.names)
-        near = content.near[content.near[:, 2] <= (-1 if near_duplicates is None else near_duplicates)]
-        together = grouping.united(len(content.y), grouping.links_of(labels), content.identical, near[:, :2])
-        shares = {"val": validation_fraction, "test": test_fraction}
-        by_file = _divided(content, np.arange(len(content.y)), shares, seed=seed)
-        divided = by_file if split == "files" else _divided(content, together, shares, seed=seed)
-        related = grouping.united(len(content.y), grouping.links_of(together.tolist()), content.near[:, :2])
-        about = {
-            **_about(content, divided, by_file),
-            "groups": int(together.max()) + 1,
-            "leaked_percent": grouping.leaked_percent(related, divided),
-            "leaked_percent_by_file": grouping.leaked_percent(related, by_file),
-        }
-        _tell(source.name, tuple(_lines(about)), tuple(_warnings(about)))
-        parts = {
-            part: Split(content.pictures.pixels, content.targets, torch.from_numpy(np.flatnonzero(divided == number)))
-            for number, part in enumerate(PARTS)
-        }
-        shift, scale = normalization(mean, std, 255, shape=(3, crop, crop))
-        return Dataset(
-            source.name,
-            train=parts["train"],
-            val=parts["val"],
-            test=parts["test"] if len(parts["test"]) else None,
-            shift=shift,
-            scale=scale,
-            classes=content.listing.classes,
-            sha256=content.sha256,
-            names=content.names,
-            about=about,
-        )
 
-    factory.__name__ = factory.__qualname__ = source.name
-    return factory
+
+def image_folder(
+    *,
+    data_dir: str,
+    seed: int,
+    root: NonEmpty | None,
+    resize: PositiveInt,
+    crop: PositiveInt,
+    mean: Annotated[list[FiniteFloat], PerChannel],
+    std: Annotated[list[PositiveFloat], PerChannel],
+    validation_fraction: ValidationFraction,
+    test_fraction: TestFraction,
+    split: SplitBy,
+    groups: NonEmpty | None,
+    near_duplicates: Distance | None,
+    exclude: list[str],
+    cache_dir: NonEmpty | None,
+) -> Dataset:
+    """The pictures in the folder ``root``, with one subfolder per class; see :func:`load_folder`."""
+    return load_folder(IMAGE_FOLDER, FolderOptions(**locals()))
+
+
+def face_mask(
+    *,
+    data_dir: str,
+    seed: int,
+    root: NonEmpty | None,
+    resize: PositiveInt,
+    crop: PositiveInt,
+    mean: Annotated[list[FiniteFloat], PerChannel],
+    std: Annotated[list[PositiveFloat], PerChannel],
+    validation_fraction: ValidationFraction,
+    test_fraction: TestFraction,
+    split: SplitBy,
+    groups: NonEmpty | None,
+    near_duplicates: Distance | None,
+    exclude: list[str],
+    cache_dir: NonEmpty | None,
+) -> Dataset:
+    """Faces with and without a mask drawn onto the photo; see :func:`load_folder`."""
+    return load_folder(FACE_MASK, FolderOptions(**locals()))
+
+
+def hymenoptera(
+    *,
+    data_dir: str,
+    seed: int,
+    root: NonEmpty | None,
+    resize: PositiveInt,
+    crop: PositiveInt,
+    mean: Annotated[list[FiniteFloat], PerChannel],
+    std: Annotated[list[PositiveFloat], PerChannel],
+    validation_fraction: ValidationFraction,
+    test_fraction: TestFraction,
+    split: SplitBy,
+    groups: NonEmpty | None,
+    near_duplicates: Distance | None,
+    exclude: list[str],
+    cache_dir: NonEmpty | None,
+) -> Dataset:
+    """Ants and bees, from PyTorch's tutorial on transfer learning; see :func:`load_folder`."""
+    return load_folder(HYMENOPTERA, FolderOptions(**locals()))
+
+
+def load_folder(folder: PictureFolder, options: FolderOptions) -> Dataset:
+    """The pictures (3, crop, crop) of 0..255 in a folder's classes; ``mean`` and ``std`` are those of pixel / 255.
+
+    Parts that the folder lacks are split off its training part, stratified by class and without splitting a group.
+    A group consists of the pictures with the same label by ``groups``, of identical ones, and of those with a
+    perceptual distance of at most ``near_duplicates``. ``split="files"`` ignores groups, to show the effect.
+    """
+    home = Path(options.data_dir).expanduser()
+    content = _read(folder.locate(options.root, home), options, home=home)
+    labels = grouping.labels(content.names, options.groups, known=content.listing.names)
+    farthest = -1 if options.near_duplicates is None else options.near_duplicates
+    near = content.near[content.near[:, 2] <= farthest]
+    groups = grouping.united(len(content.y), grouping.links_of(labels), content.identical, near[:, :2])
+    by_file = _assign_parts(content, np.arange(len(content.y)), options)
+    parts = by_file if options.split == "files" else _assign_parts(content, groups, options)
+    related = grouping.united(len(content.y), grouping.links_of(groups.tolist()), content.near[:, :2])
+    about = {
+        **_about(content, parts, by_file),
+        "groups": int(groups.max()) + 1,
+        "leaked_percent": grouping.leaked_percent(related, parts),
+        "leaked_percent_by_file": grouping.leaked_percent(related, by_file),
+    }
+    _log_once(folder.name, tuple(_description(about)), tuple(_warnings(about)))
+    splits = {
+        part: Split(content.pictures.pixels, content.targets, torch.from_numpy(np.flatnonzero(parts == number)))
+        for number, part in enumerate(PARTS)
+    }
+    return Dataset(
+        folder.name,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"] if len(splits["test"]) else None,
+        normalize=Normalization.of_pixels(
+            options.mean, options.std, largest=255, shape=(3, options.crop, options.crop)
+        ),
+        classes=content.listing.classes,
+        sha256=content.sha256,
+        names=content.names,
+        about=about,
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Content:
-    """What a folder holds, before it is split."""
+class FolderContent:
+    """The pictures of a folder, decoded, before they are divided into parts."""
 
     folder: Path
-    listing: Listing
-    pictures: Pictures
+    listing: FolderListing
+    pictures: DecodedPictures
     names: tuple[str, ...]
     y: Ints
     parts: Ints
-    """Of PARTS, where the folders have parts."""
+    """Indices into PARTS, as the folder gives them."""
     identical: Ints
-    """Links (i, j) between identical pictures, each to the first of them."""
+    """Links (i, j) from the first of some identical pictures to each of the others."""
     near: Ints
-    """Rows (i, j, distance) of near-identical pairs."""
+    """Rows (i, j, distance) for pairs of nearly identical pictures."""
 
     @functools.cached_property
     def targets(self) -> torch.Tensor:
@@ -160,126 +208,64 @@ class Content:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of classes, pixels, labels and published parts; the pixels by their digests."""
+        """Digest of the classes, the pixels (by their own digests), the labels and the published parts."""
         digest = hashlib.sha256(repr((self.listing.classes, self.listing.published)).encode())
         for array in (self.pictures.digests, self.y, self.parts):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def _content(folder: Path, exclude: Sequence[str], *, resize: int, crop: int, cache_dir: Path) -> Content:
-    """The folder's pictures, decoded. Raises UsageError for a class of which there are none."""
-    found = listing(folder, exclude)
-    pictures = load(found.files, root=folder.absolute(), resize=resize, crop=crop, cache_dir=cache_dir)
-    y = np.array(found.labels, np.int64)[pictures.kept]
-    parts = np.array([PARTS.index(part) for part in found.parts], np.int64)[pictures.kept]
-    for part in found.published:
-        for label, name in enumerate(found.classes):
+def _read(folder: Path, options: FolderOptions, *, home: Path) -> FolderContent:
+    """Decode the folder's pictures. Raise UsageError for a class without pictures."""
+    listing = list_pictures(folder, options.exclude)
+    cache_dir = Path(options.cache_dir or home / ".pictures").expanduser()
+    pictures = load(
+        listing.files, root=folder.absolute(), resize=options.resize, crop=options.crop, cache_dir=cache_dir
+    )
+    y = np.array(listing.labels, np.int64)[pictures.kept]
+    parts = np.array([PARTS.index(part) for part in listing.parts], np.int64)[pictures.kept]
+    for part in listing.published:
+        for label, name in enumerate(listing.classes):
             if not ((y == label) & (parts == PARTS.index(part))).any():
-                where = folder / part / name if len(found.published) > 1 else folder / name
+                where = folder / part / name if len(listing.published) > 1 else folder / name
                 bad = next((f", {file}: {why}" for file, why in pictures.skipped.items() if f"{name}/" in file), "")
-                raise UsageError(f"{where}: holds no picture that can be used{bad}; every class needs some")
+                raise UsageError(f"{where}: has no usable picture{bad}; every class needs at least one")
     first = grouping.identical(pictures.digests)
     links = np.column_stack((first, np.arange(len(first))))[first != np.arange(len(first))]
     near = pictures.near[first[pictures.near[:, 0]] != first[pictures.near[:, 1]]]
-    names = tuple(found.files[number].name for number in pictures.kept)
-    return Content(folder, found, pictures, names, y, parts, links, near)
+    names = tuple(listing.files[number].name for number in pictures.kept)
+    return FolderContent(folder, listing, pictures, names, y, parts, links, near)
 
 
-def _divided(content: Content, groups: Ints, shares: Mapping[str, float], *, seed: int) -> Ints:
-    """Which of PARTS each picture is in: as published, and what is not is split off the training part by groups."""
-    divided = content.parts.copy()
-    missing = {part: share for part, share in shares.items() if share > 0 and part not in content.listing.published}
+def _assign_parts(content: FolderContent, groups: Ints, options: FolderOptions) -> Ints:
+    """Return the part of each picture: the published one, and missing parts are split off train by groups."""
+    assigned = content.parts.copy()
+    fractions = {"val": options.validation_fraction, "test": options.test_fraction}
+    published = content.listing.published
+    missing = {part: share for part, share in fractions.items() if share > 0 and part not in published}
     if not missing:
-        return divided
+        return assigned
     rows = np.flatnonzero(content.parts == 0)
     y = content.y[rows]
-    positions = grouping.split(y, groups[rows], {"train": 1 - sum(missing.values()), **missing}, seed=seed)
+    shares = {"train": 1 - sum(missing.values()), **missing}
+    positions = grouping.split(y, groups[rows], shares, seed=options.seed)
     for part, chosen in positions.items():
-        divided[rows[chosen]] = PARTS.index(part)
-    for part, label in itertools.product(("train", *missing), range(len(content.listing.classes))):
+        assigned[rows[chosen]] = PARTS.index(part)
+    for part, label in itertools.product(shares, range(len(content.listing.classes))):
         if not (y[positions[part]] == label).any():
-            wanting = part if part in missing else next(iter(missing))
-            count, kept = (y == label).sum(), len(np.unique(groups[rows][y == label]))
-            key = {"val": "validation_fraction", "test": "test_fraction"}[wanting]
+            reduced = part if part in missing else next(iter(missing))
+            pictures, group_count = (y == label).sum(), len(np.unique(groups[rows][y == label]))
+            key = {"val": "validation_fraction", "test": "test_fraction"}[reduced]
             raise UsageError(
-                f"dataset.{key}={shares[wanting]}: leaves no {content.listing.classes[label]} for {part}, of {count} "
-                f"pictures in {kept} groups that stay together; choose another, or other dataset.groups"
+                f"dataset.{key}={fractions[reduced]}: leaves no {content.listing.classes[label]} for {part}; the class "
+                f"has {_count(pictures, 'picture')} in {_count(group_count, 'group')}, and groups stay together; "
+                f"change dataset.{key} or dataset.groups"
             )
-    return divided
+    return assigned
 
 
-def _folder(source: Source, root: str | None, data_dir: Path) -> Path:
-    """The folder that holds the classes or parts. Raises UsageError with one line on where it was looked for."""
-    if root is not None:
-        try:
-            path = Path(root).expanduser()
-        except RuntimeError as error:
-            raise UsageError(f"dataset.root={root}: no such user's folder") from error
-        looked = [path] if path.is_absolute() else [path, data_dir / path]
-    else:
-        looked = [data_dir / name for name in source.folders]
-    for path in looked:
-        if path.is_dir():
-            return path
-    if not looked:
-        raise UsageError(f"dataset.root=null: must be the path of a folder; {LEGAL}")
-    places = " or ".join(map(str, looked))
-    raise UsageError(f"dataset={source.name}: no folder {places}; {source.origin or LEGAL}")
-
-
-def listing(root: Path, exclude: Sequence[str]) -> Listing:
-    """The picture files in a folder's classes and parts. Raises UsageError for another layout, naming what is legal."""
-    folders = _subfolders(root)
-    published = [part for part in PARTS if part in folders and _subfolders(root / part)]
-    extra = sorted(set(folders) - set(published))
-    if published and (extra or "train" not in published):
-        wrong = f"{', '.join(extra)} beside {', '.join(published)}" if extra else "no train beside the other parts"
-        raise UsageError(f"{root}: holds {wrong}; {LEGAL}".replace("holds no train", "has no train"))
-    found = Listing(published=tuple(published or ["train"]))
-    tops = {part: root / part for part in published} or {"train": root}
-    classes = {part: _subfolders(top) for part, top in tops.items()}
-    for part, names in classes.items():
-        if names != classes["train"]:
-            other = ", ".join(sorted(set(names) ^ set(classes["train"])))
-            raise UsageError(f"{root}: {part} and train must have the same classes; only one of them has {other}")
-    found.classes = tuple(map(printable, classes["train"]))
-    if len(found.classes) < 2:
-        there = f"only the class {found.classes[0]}" if found.classes else "no folders with pictures"
-        raise UsageError(f"{tops['train']}: holds {there}, two classes are needed; {LEGAL}")
-    used = dict.fromkeys(exclude, False)
-    for part, top in tops.items():
-        for label, name in enumerate(classes["train"]):
-            for path in files_below(top / name):
-                relative = path.relative_to(root).as_posix()
-                if not is_picture(path):
-                    found.others += 1
-                    continue
-                shown = printable(relative)
-                matching = [glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)]
-                used.update(dict.fromkeys(matching, True))
-                if matching:
-                    found.excluded.append(shown)
-                    continue
-                found.files.append(File(path, shown))
-                found.labels.append(label)
-                found.parts.append(part)
-    for glob in [glob for glob, matched in used.items() if not matched]:
-        raise UsageError(f"dataset.exclude: {glob} fits no picture in {root}; legal are patterns such as copy_*.jpg")
-    return found
-
-
-def _subfolders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
-    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-
-
-def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
-    """What a summary says of the pictures: counts, sizes, what was left out, and which are copies of each other."""
+def _about(content: FolderContent, parts: Ints, by_file: Ints) -> dict[str, Any]:
+    """Return the summary's entries about the pictures: counts, sizes, omitted files, and copies of each other."""
     sizes = content.pictures.sizes[np.argsort(content.pictures.sizes.prod(1), kind="stable")]
     places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
     pairs = np.unique(np.concatenate((content.identical, content.pictures.near[:, :2])), axis=0)
@@ -289,12 +275,12 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
             part: dict(
                 zip(
                     content.listing.classes,
-                    np.bincount(content.y[divided == number], minlength=len(content.listing.classes)).tolist(),
+                    np.bincount(content.y[parts == number], minlength=len(content.listing.classes)).tolist(),
                     strict=True,
                 )
             )
             for number, part in enumerate(PARTS)
-            if (divided == number).any()
+            if (parts == number).any()
         },
         "pixels": {name: sizes[place].tolist() for name, place in places.items()},
         "skipped": content.pictures.skipped,
@@ -304,71 +290,57 @@ def _about(content: Content, divided: Ints, by_file: Ints) -> dict[str, Any]:
         "identical_groups": len(np.unique(content.identical[:, 0])),
         "identical_files": len(np.unique(content.identical)),
         "near_pairs": len(content.near),
-        "torn_pairs": len(grouping.torn(pairs, divided)),
+        "torn_pairs": len(grouping.torn(pairs, parts)),
         "torn_pairs_by_file": len(grouping.torn(pairs, by_file)),
     }
 
 
-def _lines(about: Mapping[str, Any]) -> Iterator[str]:
+def _description(about: Mapping[str, Any]) -> Iterator[str]:
+    """Log lines about the pictures and the split."""
     parts = ", ".join(
         f"{part} {sum(counts.values())} ({', '.join(f'{name} {count}' for name, count in counts.items())})"
         for part, counts in about["counts"].items()
     )
     sizes = ", ".join(f"{name} {width} x {height}" for name, (width, height) in about["pixels"].items())
     yield f"pictures in {about['root']}: {parts}"
-    left = {"skipped": len(about["skipped"]), "excluded": about["excluded"], "no pictures": about["not_pictures"]}
-    yield f"their sizes: {sizes}; files left out: " + (
-        ", ".join(f"{n} {why}" for why, n in left.items() if n) or "none"
-    )
+    omitted = {"skipped": len(about["skipped"]), "excluded": about["excluded"], "not pictures": about["not_pictures"]}
+    yield f"sizes: {sizes}; omitted files: " + (", ".join(f"{n} {why}" for why, n in omitted.items() if n) or "none")
     if about["identical_groups"] or about["near_pairs"]:
         yield (
-            f"copies: {about['identical_groups']} groups of identical pictures with {about['identical_files']} files, "
-            f"{about['near_pairs']} near-identical pairs; this split tears {about['torn_pairs']} of these pairs, "
-            f"one by file {about['torn_pairs_by_file']}"
+            f"copies: {_count(about['identical_groups'], 'group')} of identical pictures "
+            f"({_count(about['identical_files'], 'file')}), {_count(about['near_pairs'], 'nearly identical pair')}; "
+            f"pairs divided between parts: {about['torn_pairs']}, with a split by file {about['torn_pairs_by_file']}"
         )
     if about["leaked_percent_by_file"]:
         yield (
-            f"{about['leaked_percent']:.1f} % of what is not for training has a copy, or one of its group, in it; "
-            f"with a split by file {about['leaked_percent_by_file']:.1f} %"
+            f"leakage: {about['leaked_percent']:.1f} % of the validation and test pictures have a copy, or a picture "
+            f"of the same group, in training; with a split by file {about['leaked_percent_by_file']:.1f} %"
         )
-    yield from _capped([f"{name}: {note} is used" for name, note in about["shortened"].items()])
+    yield from _shortened([f"{name}: uses {note}" for name, note in about["shortened"].items()])
 
 
 def _warnings(about: Mapping[str, Any]) -> Iterator[str]:
-    yield from _capped([f"{name}: skipped, {reason}" for name, reason in about["skipped"].items()])
+    yield from _shortened([f"{name}: skipped, {reason}" for name, reason in about["skipped"].items()])
     if about["leaked_percent"]:
         yield (
-            "pictures in training are copies of others that are not, so that results look better than they are; "
-            f"dataset.split=groups dataset.near_duplicates={FARTHEST} keeps together what the folders do not part"
+            "some validation or test pictures are copies of training pictures, so results look better than they are; "
+            f"dataset.split=groups dataset.near_duplicates={FARTHEST} keeps copies in one part, except where the "
+            "folder itself divides them"
         )
 
 
-def _capped(lines: Sequence[str]) -> list[str]:
-    rest = len(lines) - TOLD
-    return [*lines[:TOLD], *([f"... and {rest} more, all of them in the summary"] if rest > 0 else [])]
+def _shortened(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MOST_LINES
+    return [*lines[:MOST_LINES], *([f"... and {rest} more; the summary lists all of them"] if rest > 0 else [])]
 
 
-@functools.lru_cache(maxsize=8)  # jobs of a sweep have the same to tell
-def _tell(name: str, lines: tuple[str, ...], warnings: tuple[str, ...]) -> None:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@functools.lru_cache(maxsize=8)  # the jobs of a sweep have the same lines
+def _log_once(name: str, lines: tuple[str, ...], warnings: tuple[str, ...]) -> None:
     for line in lines:
         log.info("%s: %s", name, line)
     for line in warnings:
         log.warning("%s: %s", name, line)
-
-
-image_folder = _factory(Source("image_folder"))
-face_mask = _factory(
-    Source(
-        "face_mask",
-        ("face_mask",),
-        "put the folders with_mask and without_mask there, which are in experiements/data of "
-        "https://github.com/prajnasb/observations",
-    )
-)
-hymenoptera = _factory(
-    Source(
-        "hymenoptera",
-        ("hymenoptera", "hymenoptera_data"),
-        "unpack https://download.pytorch.org/tutorial/hymenoptera_data.zip there",
-    )
-)

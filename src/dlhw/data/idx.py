@@ -1,7 +1,7 @@
-"""MNIST and the sets published in its format: IDX files found, downloaded, checked, read.
+"""MNIST and the datasets published in its format (IDX): finding, downloading, checking and reading the files.
 
-No file is believed: it has the published checksum or, where there is none (unpacked Fashion-MNIST, KMNIST),
-the exact length and form. A bad file is named and refused; no other copy silently takes its place.
+Every file is checked against its published checksum or, where there is none (unpacked Fashion-MNIST and KMNIST),
+against its exact length and header. An invalid file is an error, even if a valid copy lies beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,36 +24,44 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, FiniteFloat
 
-from dlhw.data.downloads import Unavailable, fetch
+from dlhw.data.downloads import fetch
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
+from dlhw.runtime.downloads import DownloadFailed
 
 Bytes = npt.NDArray[np.uint8]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """What one file must be. ``md5_gz`` is of the compressed file, ``md5`` of the plain one where known."""
+    """The expected content of one file."""
 
     name: str
     shape: tuple[int, ...]
-    below: int  # every value is
+    below: int
+    """Upper bound of the values, exclusive."""
     md5_gz: str
+    """Checksum of the compressed file."""
     md5: str | None = None
+    """Checksum of the uncompressed file, if published."""
 
     @property
     def size(self) -> int:
-        """Bytes of the plain file: magic number, one word for each dimension, values."""
+        """Bytes of the uncompressed file: magic number, one word per dimension, values."""
         return 4 + 4 * len(self.shape) + math.prod(self.shape)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A published set. ``folder`` under ``data_dir`` is also its class in ``torchvision.datasets``."""
+class IdxDataset:
+    """A published dataset."""
 
     name: str
     folder: str
-    files: tuple[IdxFile, ...]  # training images and labels, test images and labels
+    """Its folder in ``data_dir``, and its class in ``torchvision.datasets``."""
+    files: tuple[IdxFile, ...]
+    """Training images, training labels, test images, test labels."""
     classes: tuple[str, ...]
 
 
@@ -67,47 +74,47 @@ def _files(md5_gz: tuple[str, str, str, str], md5: tuple[str | None, ...] = (Non
     )
 
 
-def load(source: Source, data_dir: Path, *, download: bool) -> tuple[Split, Split]:
-    """The published training and test part, after downloading what is missing if asked to."""
-    paths = find(source, data_dir)
-    missing = [file for file in source.files if file not in paths]
+def load(published: IdxDataset, data_dir: Path, *, download: bool) -> tuple[Split, Split]:
+    """Return the published training and test part. With ``download``, missing files are downloaded first."""
+    paths = find(published, data_dir)
+    missing = [file for file in published.files if file not in paths]
     if missing:
         if not download:
-            raise _not_found(source, data_dir, missing, "dataset.download=false")
+            raise _not_found(published, data_dir, missing, "dataset.download=false")
         try:
             names = [name for file in missing for name in (f"{file.name}.gz", file.name)]
-            fetch(source.folder, Path(source.folder, "raw"), names, to=_folders(source, data_dir)[0])
-        except Unavailable as error:
-            raise _not_found(source, data_dir, missing, str(error)) from error
-        paths = find(source, data_dir)
-    return _read_all(tuple((file, paths[file], os.stat(paths[file]).st_mtime_ns) for file in source.files))
+            fetch(published.folder, Path(published.folder, "raw"), names, to=_folders(published, data_dir)[0])
+        except DownloadFailed as error:
+            raise _not_found(published, data_dir, missing, f"the download failed: {error}") from error
+        paths = find(published, data_dir)
+    return _read_all(tuple((file, paths[file], os.stat(paths[file]).st_mtime_ns) for file in published.files))
 
 
-@functools.lru_cache(maxsize=2)  # every job of a sweep asks for the same files
+@functools.lru_cache(maxsize=2)  # the jobs of a sweep read the same files
 def _read_all(files: tuple[tuple[IdxFile, Path, int], ...]) -> tuple[Split, Split]:
-    """The training and test part in the files, each with its path and the time when it was last written."""
-    with ThreadPoolExecutor(2) as pool:  # md5 lets other threads run
+    """Read the training and test part from files, each given with its path and modification time."""
+    with ThreadPoolExecutor(2) as pool:  # md5 releases the GIL
         arrays = pool.map(lambda file: torch.from_numpy(read(*file[:2])), files)
         x_train, y_train, x_test, y_test = arrays
     return Split(x_train.unsqueeze(1), y_train.long()), Split(x_test.unsqueeze(1), y_test.long())
 
 
-def find(source: Source, data_dir: Path) -> dict[IdxFile, Path]:
-    """Where the files lie: plain before .gz, unless the .gz alone has a published checksum."""
-    found: dict[IdxFile, Path] = {}
-    for folder, file in itertools.product(_folders(source, data_dir), source.files):
+def find(published: IdxDataset, data_dir: Path) -> dict[IdxFile, Path]:
+    """Return the path of each file that exists: uncompressed before .gz, unless only the .gz has a checksum."""
+    paths: dict[IdxFile, Path] = {}
+    for folder, file in itertools.product(_folders(published, data_dir), published.files):
         plain, packed = folder / file.name, folder / f"{file.name}.gz"
         for path in (plain, packed) if file.md5 else (packed, plain):
             if os.path.isfile(path):
-                found.setdefault(file, path)
-    return found
+                paths.setdefault(file, path)
+    return paths
 
 
 def read(file: IdxFile, path: Path) -> Bytes:
-    """The checked values in ``path``, plain or .gz. UsageError says what is wrong with which path."""
+    """Read and check the values in ``path``, uncompressed or .gz. Raise UsageError if the file is invalid."""
     try:
         if path.suffix == ".gz":
-            packed = np.fromfile(path, np.uint8, count=2 * file.size + 1024)  # more could not be this file
+            packed = np.fromfile(path, np.uint8, count=2 * file.size + 1024)  # a longer file is invalid anyway
             _check_md5(packed, file.md5_gz)
             with gzip.open(io.BytesIO(packed.data)) as stream:
                 content = np.frombuffer(bytearray(stream.read(file.size + 1)), np.uint8)
@@ -119,50 +126,50 @@ def read(file: IdxFile, path: Path) -> Bytes:
         return array
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UsageError(
-            f"{path}: {error}; delete it so that it is downloaded again, or replace it by the published file"
+            f"{path}: {error}; delete it to download it again, or replace it with the published file"
         ) from error
 
 
 def parse(content: Bytes, file: IdxFile) -> Bytes:
-    """The values of an IDX file: big-endian words 0x0800 + dimensions and each size, then unsigned bytes."""
+    """Return the values of an IDX file: big-endian words 0x0800 + dimensions and each size, then unsigned bytes."""
     start = file.size - math.prod(file.shape)
     if len(content) < start:
         raise ValueError(f"truncated: {len(content)} of {file.size} bytes")
     magic, *shape = content[:start].view(">u4").tolist()
     if magic != 0x0800 + len(file.shape):
-        raise ValueError(f"starts with {magic:#010x} instead of {0x0800 + len(file.shape):#010x}")
+        raise ValueError(f"invalid header: starts with {magic:#010x}, expected {0x0800 + len(file.shape):#010x}")
     if tuple(shape) != file.shape:
-        raise ValueError(f"has the shape {tuple(shape)} instead of {file.shape}")
+        raise ValueError(f"has the shape {tuple(shape)}, expected {file.shape}")
     if len(content) < file.size:
         raise ValueError(f"truncated: {len(content)} of {file.size} bytes")
     if len(content) > file.size:
-        raise ValueError(f"goes on after its {file.size} bytes")
+        raise ValueError(f"too long: more than {file.size} bytes")
     array = content[start:].reshape(file.shape)
     if file.below < 256 and array.max(initial=0) >= file.below:
-        raise ValueError(f"holds the label {array.max()}, legal are 0 to {file.below - 1}")
+        raise ValueError(f"contains the label {array.max()}, expected 0 to {file.below - 1}")
     return array
 
 
 def _check_md5(content: Bytes, expected: str) -> None:
-    found = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise ValueError(f"truncated or altered: its md5 is {found} instead of {expected}")
+    md5 = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
+    if md5 != expected:
+        raise ValueError(f"truncated or altered: its md5 is {md5}, expected {expected}")
 
 
-def _folders(source: Source, data_dir: Path) -> tuple[Path, Path]:
-    return data_dir / source.folder / "raw", data_dir / source.folder
+def _folders(published: IdxDataset, data_dir: Path) -> tuple[Path, Path]:
+    return data_dir / published.folder / "raw", data_dir / published.folder
 
 
-def _not_found(source: Source, data_dir: Path, missing: list[IdxFile], reason: str) -> UsageError:
+def _not_found(published: IdxDataset, data_dir: Path, missing: list[IdxFile], reason: str) -> UsageError:
     names = ", ".join(file.name for file in missing)
-    looked = " or ".join(map(str, _folders(source, data_dir)))
+    places = " or ".join(map(str, _folders(published, data_dir)))
     return UsageError(
-        f"dataset={source.name}: {names} not in {looked}, and {reason}; "
-        "place these files there, plain or as .gz, or use dataset=digits, which needs no download"
+        f"dataset={published.name}: {names} not in {places}, and {reason}; "
+        "put these files there, uncompressed or as .gz, or use dataset=digits, which needs no download"
     )
 
 
-MNIST = Source(
+MNIST = IdxDataset(
     "mnist",
     "MNIST",
     _files(
@@ -181,7 +188,7 @@ MNIST = Source(
     ),
     tuple("0123456789"),
 )
-FASHION_MNIST = Source(
+FASHION_MNIST = IdxDataset(
     "fashion_mnist",
     "FashionMNIST",
     _files(
@@ -205,7 +212,7 @@ FASHION_MNIST = Source(
         "Ankle boot",
     ),
 )
-KMNIST = Source(
+KMNIST = IdxDataset(
     "kmnist",
     "KMNIST",
     _files(
@@ -220,34 +227,65 @@ KMNIST = Source(
 )
 
 
-def _factory(source: Source) -> Callable[..., Dataset]:
-    def factory(
-        *,
-        data_dir: str,
-        seed: int,
-        mean: FiniteFloat,
-        std: Annotated[float, Field(gt=0, allow_inf_nan=False)],
-        validation_fraction: Annotated[float, Field(gt=0, lt=1)],
-        download: bool,
-    ) -> Dataset:
-        """60,000 + 10,000 images (1, 28, 28) of 0..255 in ten classes; ``mean``, ``std`` of pixel / 255."""
-        train, test = load(source, Path(data_dir).expanduser(), download=download)
-        return assemble(
-            source.name,
-            train,
-            test,
-            seed=seed,
-            validation_fraction=validation_fraction,
-            mean=mean,
-            std=std,
-            largest=255,
-            classes=source.classes,
-        )
-
-    factory.__name__ = factory.__qualname__ = source.name
-    return factory
+def mnist(
+    *,
+    data_dir: str,
+    seed: int,
+    mean: FiniteFloat,
+    std: PositiveFloat,
+    validation_fraction: Fraction,
+    download: bool,
+) -> Dataset:
+    """Handwritten digits; see :func:`load_dataset`."""
+    return load_dataset(MNIST, **locals())
 
 
-mnist = _factory(MNIST)
-fashion_mnist = _factory(FASHION_MNIST)
-kmnist = _factory(KMNIST)
+def fashion_mnist(
+    *,
+    data_dir: str,
+    seed: int,
+    mean: FiniteFloat,
+    std: PositiveFloat,
+    validation_fraction: Fraction,
+    download: bool,
+) -> Dataset:
+    """Articles of clothing; see :func:`load_dataset`."""
+    return load_dataset(FASHION_MNIST, **locals())
+
+
+def kmnist(
+    *,
+    data_dir: str,
+    seed: int,
+    mean: FiniteFloat,
+    std: PositiveFloat,
+    validation_fraction: Fraction,
+    download: bool,
+) -> Dataset:
+    """Handwritten Japanese characters (Kuzushiji); see :func:`load_dataset`."""
+    return load_dataset(KMNIST, **locals())
+
+
+def load_dataset(
+    published: IdxDataset,
+    *,
+    data_dir: str,
+    seed: int,
+    mean: float,
+    std: float,
+    validation_fraction: float,
+    download: bool,
+) -> Dataset:
+    """60,000 + 10,000 images (1, 28, 28) of 0..255 in ten classes; ``mean`` and ``std`` are those of pixel / 255."""
+    train, test = load(published, Path(data_dir).expanduser(), download=download)
+    return assemble(
+        published.name,
+        train,
+        test,
+        seed=seed,
+        validation_fraction=validation_fraction,
+        mean=mean,
+        std=std,
+        largest=255,
+        classes=published.classes,
+    )

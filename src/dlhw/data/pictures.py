@@ -1,4 +1,4 @@
-"""One picture file as pixels: whatever its format, mode and orientation, or in a few words why not."""
+"""Decode one picture file, of any format, mode and orientation, to RGB pixels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SUFFIXES = frozenset((
     ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
-"""Of files that are taken for pictures; what they hold is found out from their content."""
+"""File name endings of pictures; the format itself is recognized from the content."""
 LARGEST = 2**26
-"""Pixels that may be decoded, of a picture or of its resized form; a JPEG is decoded at a fraction of its size."""
-_LARGE = 2**23  # pixels; such pictures are decoded one at a time, or many threads would fill the memory
+"""Most pixels to decode, in a picture or its resized form; a large JPEG is decoded at a fraction of its size."""
+_LARGE = 2**23  # pixels; such pictures are decoded one at a time, to save memory
 _one_large = threading.Lock()
 _UPRIGHT = dict(
     enumerate(
@@ -42,88 +42,83 @@ _UPRIGHT = dict(
         start=2,
     )
 )
-"""What turns a picture upright, by the number of its orientation in EXIF."""
+"""The transpose that turns a picture upright, by its EXIF orientation."""
 
 
 class Unreadable(ValueError):
-    """A file that gives no picture; the text is the reason, in a few words."""
+    """A file cannot be decoded; the message is a short reason."""
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture as it will be used, and what a reader may want to know of its file."""
+class DecodedPicture:
+    """A resized and cropped picture, with facts about its file."""
 
     pixels: Tensor
     """uint8 (3, crop, crop)"""
     size: tuple[int, int]
-    """Width and height of the picture in the file, upright."""
+    """Width and height before resizing, upright."""
     note: str | None
-    """What was left out of it."""
+    """Which part of the file was used, if not all of it."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and those in it, in order of their paths; hidden folders are left out."""
+    """Yield all files in a folder and its subfolders, sorted by path; hidden folders are omitted."""
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where, name) for name in sorted(files))
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is to be taken for a picture, by its name, and because it is no pipe, socket or device."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not _endless(path)
-
-
-def printable(path: str | Path) -> str:
-    """A path as text. Names on disks are bytes; those that are no text are shown escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return whether a file is a picture by its name, and not a pipe, socket or device."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not _not_regular(path)
 
 
 def read(path: Path, *, resize: int, crop: int) -> Tensor:
-    """The picture in a file, uint8 (3, crop, crop), as :func:`decode` makes it. Raises Unreadable."""
+    """Return the picture in a file, uint8 (3, crop, crop); see :func:`decode`. Raise Unreadable."""
     content = _content(path)
-    with unwarned():
+    with without_warnings():
         return decode(content, resize=resize, crop=crop).pixels
 
 
-def decode(content: bytes, *, resize: int, crop: int) -> Decoded:
-    """The picture in a file's bytes: upright, RGB, its short side ``resize``, of that the middle. Raises Unreadable.
+def decode(content: bytes, *, resize: int, crop: int) -> DecodedPicture:
+    """Decode a picture from the bytes of a file: upright, RGB, short side ``resize``, center crop. Raise Unreadable.
 
-    Resized as torchvision's ``Resize`` and ``CenterCrop`` do with PIL's pictures (bilinear, antialiased), but that
-    JPEGs of at least four times the size are decoded at 1/2, 1/4 or 1/8 of theirs, which changes pixels by a level
-    or two. What is transparent shows white; 16-bit grey is scaled to 8 bits; of several frames the first is taken.
-    Call within :func:`unwarned`.
+    The result equals torchvision's ``Resize`` (bilinear, antialiased) and ``CenterCrop`` on a PIL image, with one
+    exception: a JPEG at least four times as large is decoded at 1/2, 1/4 or 1/8 of its size, which changes pixels by
+    a level or two. Transparent pixels become white, 16-bit grey is scaled to 8 bits, and an animation gives its first
+    frame. Call within :func:`without_warnings`.
     """
-    picture, size, note = _opened(content, least=2 * resize)
+    picture, size, note = _open_upright(content, least=2 * resize)
     width, height = picture.size
     short, long = sorted(picture.size)
     if short != resize:
         length = int(resize * long / short)
         if length * resize > LARGEST:
-            raise Unreadable(f"{width} x {height} pixels are too narrow for a short side of {resize}")
+            raise Unreadable(f"{width} x {height} pixels: too narrow for a short side of {resize}")
         shape = (resize, length) if width <= height else (length, resize)
         picture = picture.resize(shape, Image.Resampling.BILINEAR)
     left, top = (round((side - crop) / 2) for side in picture.size)
     array = np.array(picture.crop((left, top, left + crop, top + crop)))
-    return Decoded(torch.from_numpy(array).permute(2, 0, 1).contiguous(), size, note)
+    return DecodedPicture(torch.from_numpy(array).permute(2, 0, 1).contiguous(), size, note)
 
 
 def whole(path: Path) -> Image.Image:
-    """The picture in a file at its own size, upright, RGB. Raises Unreadable."""
+    """Return the picture in a file at its full size, upright, RGB. Raise Unreadable."""
     content = _content(path)
-    with unwarned():
-        return _opened(content)[0]
+    with without_warnings():
+        return _open_upright(content)[0]
 
 
 @contextlib.contextmanager
-def unwarned() -> Iterator[None]:
-    """Without PIL's warnings, of damaged tags and the like, in the whole process while threads decode."""
+def without_warnings() -> Iterator[None]:
+    """Suppress PIL's warnings about damaged tags, in the whole process, because threads decode."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _content(path: Path) -> bytes:
-    if _endless(path):
+    if _not_regular(path):
         raise Unreadable("not a regular file")
     try:
         return path.read_bytes()
@@ -131,29 +126,29 @@ def _content(path: Path) -> bytes:
         raise Unreadable(error.strerror or str(error)) from error
 
 
-def _endless(path: Path) -> bool:
-    """Whether reading may wait forever, or never end: of a pipe, a socket, a device."""
+def _not_regular(path: Path) -> bool:
+    """Return whether a path is a pipe, socket or device; reading one may never end."""
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # reading it gives the reason
+    except OSError:  # reading the file reports the reason
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _opened(content: bytes, least: int | None = None) -> tuple[Image.Image, tuple[int, int], str | None]:
-    """The picture upright in RGB, its full size, and what was left out; a JPEG's sides may be reduced to ``least``."""
+def _open_upright(content: bytes, least: int | None = None) -> tuple[Image.Image, tuple[int, int], str | None]:
+    """Return the picture upright in RGB, its full size and a note; a JPEG may be decoded smaller, down to ``least``."""
     if not content:
-        raise Unreadable("an empty file")
+        raise Unreadable("empty file")
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return _upright(picture, least)
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable("not a picture, or in a format that is not known here") from error
+        raise Unreadable("not a picture, or in an unknown format") from error
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from error
-    except Exception as error:  # decoders of two dozen formats, given any bytes, raise anything
+    except Exception as error:  # two dozen decoders raise any exception on invalid bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Unreadable(reason[:120]) from error
 
@@ -166,7 +161,7 @@ def _upright(picture: Image.Image, least: int | None) -> tuple[Image.Image, tupl
     pixels = picture.width * picture.height
     if pixels > LARGEST:
         raise Unreadable(f"too large: {size[0]} x {size[1]} pixels")
-    # An MPO is a photo with others beside it that cameras add, not an animation.
+    # The further frames of an MPO are versions of the same photo, not an animation.
     frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     with _one_large if pixels > _LARGE else contextlib.nullcontext():
         picture.seek(0)
@@ -181,10 +176,10 @@ def _upright(picture: Image.Image, least: int | None) -> tuple[Image.Image, tupl
 
 
 def _orientation(picture: Image.Image) -> int:
-    """How the camera was held, 1 to 8; 1 where the picture does not say so."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the picture has none."""
     try:
         return int(picture.getexif().get(0x0112, 1))
-    except Exception:  # damaged tags are no reason to do without the picture
+    except Exception:  # a picture with damaged tags can still be used
         return 1
 
 
@@ -199,8 +194,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which may come in 32, with 65,535 as white. Raises Unreadable for other numbers."""
+    """Convert 16-bit grey, stored in 16 or 32 bits, to 8 bits. Raise Unreadable for values out of range."""
     values = np.asarray(picture)
     if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise Unreadable(f"pixels in the format {picture.mode}, of which white is not known")
+        raise Unreadable(f"pixel format {picture.mode} has no defined white")
     return Image.fromarray(((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))

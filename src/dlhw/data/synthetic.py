@@ -1,4 +1,4 @@
-"""Data sets that are drawn instead of read."""
+"""Datasets that are drawn at random instead of read from files."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def clusters(
     noise_percent: Annotated[float, Field(ge=0, le=100)],
     validation_fraction: Annotated[float, Field(gt=0, lt=1)],
 ) -> Dataset:
-    """``n`` points (features,) of equally frequent classes, each one normal cluster, as many again to test.
+    """``n`` points (features,) of equally frequent classes, one normal cluster per class, and ``n`` test points.
 
-    Drawn by scikit-learn's ``make_classification`` (Guyon 2003): clusters at corners of a cube of half side
-    ``separation``, with correlations of their own. ``data_dir`` is not used.
+    Drawn by scikit-learn's ``make_classification`` (Guyon 2003): the clusters are at corners of a cube with half side
+    ``separation``, and each has its own correlations. ``data_dir`` is not used.
     """
     from sklearn.datasets import make_classification
 
     if classes > 2**features:
-        raise UsageError(f"dataset.classes={classes}: a cube of dataset.features={features} has {2**features} corners")
+        raise UsageError(f"dataset.classes={classes}: must be at most {2**features} for dataset.features={features}")
     x, y = make_classification(
         2 * n,
         features,
@@ -69,11 +69,11 @@ def separable(
     angle_degrees: FiniteFloat,
     validation_fraction: Annotated[float, Field(gt=0, lt=1)],
 ) -> Dataset:
-    """``n`` points (2,) of two classes on the two sides of a line through 0, none nearer to it than ``margin``.
+    """``n`` points (2,) of two classes on the two sides of a line through 0, at least ``margin`` away from it.
 
-    The line is perpendicular to the direction at ``angle_degrees``. Along it the points are normal with deviation
-    ``noise``, across it they lie ``margin`` plus the absolute value of such a number away. Half of the points,
-    rounded up, are of class 0; as many points again are the test part. ``data_dir`` is not used.
+    The line is perpendicular to the direction at ``angle_degrees``. Along the line, the points are normal with standard
+    deviation ``noise``; their distance from it is ``margin`` plus the absolute value of another such number. Half of
+    the points, rounded up, are of class 0. The test part has ``n`` points, too. ``data_dir`` is not used.
     """
     draw = generator(seed, "points")
     angle = math.radians(angle_degrees)

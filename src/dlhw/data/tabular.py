@@ -1,4 +1,4 @@
-"""Tables of numbers with a number to predict: found or fetched, split, standardized by what training may know."""
+"""Regression datasets: tables of numbers, read or downloaded, split, and standardized by the training part."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def boston(
 ) -> Dataset:
     """506 census tracts (13,) and the median value of their homes in 1000 $ (Harrison & Rubinfeld 1978; B1.d).
 
-    Read from ``boston.csv`` in ``data_dir``, with a header, or else from OpenML, where it is number 531. Raises
-    UsageError when it is in neither.
+    Read from ``boston.csv`` in ``data_dir``, with a header, or downloaded from OpenML (number 531). Raises UsageError
+    if neither is available.
     """
     path = Path(data_dir).expanduser() / "boston.csv"
     table = _read_boston(path) if path.is_file() else _fetch_boston(path, download=download)
@@ -40,7 +40,7 @@ def boston(
 
 
 def diabetes(*, data_dir: str | Path, seed: int, test_fraction: Fraction, validation_fraction: Fraction) -> Dataset:
-    """442 patients (10,) and the progression of their disease a year later; comes with scikit-learn."""
+    """442 patients (10,) and the progression of their disease after a year; comes with scikit-learn."""
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
@@ -56,10 +56,10 @@ def diabetes(*, data_dir: str | Path, seed: int, test_fraction: Fraction, valida
 def california_housing(
     *, data_dir: str | Path, seed: int, test_fraction: Fraction, validation_fraction: Fraction, download: bool
 ) -> Dataset:
-    """20,640 block groups (8,) and the median value of their homes in 100,000 $, fetched by scikit-learn once.
+    """20,640 block groups (8,) and the median value of their homes in 100,000 $, downloaded by scikit-learn once.
 
-    It keeps them as a pickle, which may hold code: take no such file from strangers.
-    Raises UsageError when the file is neither in ``data_dir`` nor to be had.
+    scikit-learn stores them as a pickle, which can contain code: use no such file from an untrusted source. Raises
+    UsageError if the file is not in ``data_dir`` and cannot be downloaded.
     """
     from sklearn.datasets import fetch_california_housing
 
@@ -69,8 +69,9 @@ def california_housing(
         )
     except OSError as error:
         raise UsageError(
-            f"dataset=california_housing: not in {data_dir} and not to be had ({_reason(error)}); copy "
-            "cal_housing_py3.pkz there from a computer of yours that fetched it, or take the bundled dataset=diabetes"
+            f"dataset=california_housing: not in {data_dir}, and the download failed: {_reason(error)}; copy "
+            "cal_housing_py3.pkz there from a computer that downloaded it, or use dataset=diabetes, which needs no "
+            "download"
         ) from error
     return _regression(
         "california_housing",
@@ -95,12 +96,12 @@ def _read_boston(path: Path) -> Tensor:
 
 
 def _checked_boston(table: Tensor, where: str) -> Tensor:
-    """The table, if it is Boston's in form and holds numbers. Raises UsageError."""
+    """Return the table. Raise UsageError if its shape is wrong or a cell is not finite."""
     if table.shape != (BOSTON_ROWS, len(BOSTON)):
         raise UsageError(f"{where}: must have the columns {','.join(BOSTON)} and {BOSTON_ROWS} rows of numbers")
     for row, column in (~table.isfinite()).nonzero().tolist():
         value = table[row, column].item()
-        raise UsageError(f"{where}: row {row + 1}, column {BOSTON[column]}: {value} is no finite number")
+        raise UsageError(f"{where}: row {row + 1}, column {BOSTON[column]}: {value} is not a finite number")
     return table
 
 
@@ -117,8 +118,8 @@ def _fetch_boston(path: Path, *, download: bool) -> Tensor:
         else:
             return _checked_boston(table, "dataset=boston from OpenML")
     raise UsageError(
-        f"dataset=boston: {path} is not there, and {reason}; put it there (columns {','.join(BOSTON)}), or take "
-        "dataset=diabetes, which comes along"
+        f"dataset=boston: no file {path}, and {reason}; put it there (columns {','.join(BOSTON)}), or use "
+        "dataset=diabetes, which needs no download"
     )
 
 
@@ -127,7 +128,7 @@ def _reason(error: Exception) -> str:
 
 
 def _regression(name: str, whole: Split, *, seed: int, test_fraction: float, validation_fraction: float) -> Dataset:
-    """The table split by the seed, each column with mean 0 and variance 1 over the training part."""
+    """Split the table by the seed, and give each column mean 0 and variance 1 over the training part."""
     rest, test = split_off(whole, test_fraction, seed=seed, part="test")
     data = assemble(
         name,
@@ -140,8 +141,8 @@ def _regression(name: str, whole: Split, *, seed: int, test_fraction: float, val
         largest=1,
         classes=(),
     )
-    known = data.train.x
-    deviation = known.std(0, correction=0)
-    pool = (whole.pool_x - known.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
+    train = data.train.x
+    deviation = train.std(0, correction=0)
+    pool = (whole.pool_x - train.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
     parts = {name: replace(part, pool_x=pool) for name, part in data.parts.items()}
-    return data.having(parts, sha256=fingerprint(whole))
+    return data.with_parts(parts, sha256=fingerprint(whole))

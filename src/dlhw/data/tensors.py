@@ -1,4 +1,4 @@
-"""A data set held as tensors: its three parts, its normalization, its fingerprint."""
+"""A dataset held as tensors: its parts, its normalization, its fingerprint."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dlhw.data.augmentation import Augmentation
+from dlhw.data.normalization import Normalization
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import free_memory
 from dlhw.runtime.randomness import generator
 
-AT_ONCE = 2**24
-"""Numbers in a batch that is not trained on."""
+EVALUATION_VALUES = 2**24
+"""Values in a batch for evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Some samples of a pool: those at ``rows``, in that order; all of them when ``rows`` is None.
+    """Some samples of a pool, in some order. The parts of a dataset share their pool.
 
-    The pool, samples (P, *shape) and their labels (P,) int64, or the numbers (P,) to predict, is shared by the parts
-    that were split off it. Its samples may lie on another device than its labels; what is taken of them goes to theirs.
-    ``rows`` is (n,), or (K, n) for K variants that are trained together and have n samples each.
+    Labels and targets are both called y. The samples may be on another device than the labels: batches are moved to
+    the device of the labels.
     """
 
     pool_x: Tensor
+    """All samples (P, *shape)."""
     pool_y: Tensor
+    """Their labels (P,) int64, or the targets (P,) of a regression."""
     rows: Tensor | None = None
+    """Rows of the pool (n,), or (K, n) for K variants that are trained together; None: the whole pool."""
 
     def __len__(self) -> int:
         return len(self.pool_y) if self.rows is None else self.rows.shape[-1]
 
     def __getitem__(self, index: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Samples and labels at some positions of this part."""
+        """Return samples and labels at some positions of this part."""
         x, y = self.gather(self.all_rows()[:1, index])
         return x[0], y[0]
 
@@ -55,51 +57,48 @@ class Split:
         return self.pool_y if self.rows is None else self.pool_y.index_select(0, self.rows)
 
     def all_rows(self) -> Tensor:
-        """Where in the pool the samples lie, (1, n) or (K, n)."""
+        """Return the rows of the pool, (1, n) or (K, n)."""
         rows = torch.arange(len(self), device=self.pool_y.device) if self.rows is None else self.rows
         return rows.view(-1, len(self))
 
     def rows_at(self, order: Tensor) -> Tensor:
-        """Where in the pool the samples at the positions ``order`` (K, n) lie, (K, n)."""
+        """Return the rows of the pool (K, n) for the positions ``order`` (K, n) in this part."""
         if self.rows is None:
             return order
         return self.rows.expand(len(order), -1).gather(1, order)
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
+        """Return samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
         x = self.pool_x.index_select(0, rows.flatten().to(self.pool_x.device)).to(self.pool_y.device)
         return x.unflatten(0, rows.shape), self.targets(rows)
 
     def targets(self, rows: Tensor) -> Tensor:
-        """Labels (K, B) at ``rows`` (K, B) of the pool."""
+        """Return labels (K, B) at ``rows`` (K, B) of the pool."""
         return self.pool_y.index_select(0, rows.flatten()).view(rows.shape)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and, where there is one, test part, with what turns pixels into inputs.
-
-    ``scale`` = 1 / (largest pixel value * std) and ``shift`` = -mean / std, both (C, 1, 1), so that
-    x * scale + shift = (x / largest - mean) / std. Without ``classes`` the targets are numbers to predict (regression).
-    ``sha256`` is that of the content before the split: training x and y, test x and y, as raw bytes.
+    """A training and a validation part, perhaps a test part, and the normalization of their samples.
 
     Args:
-        size: pictures are resized to so many rows and columns when they are normalized; None: they stay.
-        names: of the samples in the pool that all parts share, where they are files.
-        about: what else a summary says of the data.
-        augmentation: what is done to training pictures; None: nothing.
-        views: what epochs take in turn instead of ``train``, the same samples in another form each.
+        test: the test part; None: there is none.
+        normalize: turns pixels (N, C, H, W) into inputs, in the dtype given to :meth:`to` (float64 before).
+        classes: their names; empty: the targets are numbers to predict (regression).
+        sha256: digest of the data before the split: training x and y, test x and y, as raw bytes.
+        names: file names of the samples in the pool that all parts share; empty: the samples are not files.
+        about: further entries for the summary of a run.
+        augmentation: random changes of training pictures; None: there are none.
+        views: replace ``train`` in turn, one per epoch: the same samples, augmented differently.
     """
 
     name: str
     train: Split
     val: Split
     test: Split | None
-    shift: Tensor
-    scale: Tensor
+    normalize: Normalization
     classes: tuple[str, ...]
     sha256: str
-    size: int | None = None
     names: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
@@ -107,74 +106,74 @@ class Dataset:
 
     @property
     def parts(self) -> dict[str, Split]:
-        """The parts by the names that their metrics begin with: train, val and, if there is one, test."""
+        """The parts by the prefix of their metrics: train, val and, if there is one, test."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
 
     def view(self, epoch: int) -> Split:
-        """What an epoch, counted from 1, trains on."""
+        """Return the training part of an epoch, counted from 1."""
         return self.views[(epoch - 1) % len(self.views)] if self.views else self.train
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs will be."""
-        return self.scale.device
+        """The device of the inputs."""
+        return self.normalize.device
 
     @property
     def evaluated_at_once(self) -> int:
-        """How many samples are no more than a few million numbers: larger batches take memory and no less time."""
-        return max(1, AT_ONCE // math.prod(self.shape))
+        """The largest useful batch for evaluation: larger ones take more memory but no less time."""
+        return max(1, EVALUATION_VALUES // math.prod(self.shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample as a model sees it: (C, H, W)."""
-        shape = tuple(self.train.pool_x.shape[1:])
-        return shape if self.size is None else (shape[0], self.size, self.size)
+        """The shape of one input, such as (C, H, W)."""
+        shape, size = tuple(self.train.pool_x.shape[1:]), self.normalize.size
+        return shape if size is None else (shape[0], size, size)
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model gives for a sample: a logit for each class, or the prediction."""
+        """The number of outputs of a model: one logit per class, or 1 for regression."""
         return len(self.classes) or 1
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name, fingerprint, sizes of the parts and classes, as a run's summary states them."""
+        """Name, fingerprint, sizes of the parts and classes, for the summary of a run."""
         sizes = {name: len(part) for name, part in self.parts.items()}
         classes = {"classes": list(self.classes)} if self.classes else {}
         return {"name": self.name, "sha256": self.sha256, **sizes, **classes, **self.about}
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """The same data on ``device``; inputs and numbers to predict will have ``dtype``. Pixels stay uint8.
+    @property
+    def augments_pictures(self) -> bool:
+        return self.augmentation is not None and self.augmentation.changes_pictures
 
-        Pictures that are augmented, which is done on the CPU, and those that the device has no room for stay where they
-        are, and go to it batch by batch.
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
+        """Return the data on ``device``, with inputs and regression targets of ``dtype``. Pixels stay uint8.
+
+        Some pictures stay where they are, and are moved batch by batch: those to augment, which is done on the CPU, and
+        those that do not fit into the device's memory.
         """
-        augmented = self.augmentation is not None and self.augmentation.changes_pictures
 
         def part(split: Split) -> Split:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
-            pool = split.pool_x if augmented or _is_too_large(split.pool_x, device) else _on(device, split.pool_x)
+            pool = (
+                split.pool_x
+                if self.augments_pictures or _is_too_large(split.pool_x, device)
+                else _on(device, split.pool_x)
+            )
             return Split(pool, _on(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
-        return self.having(parts, shift=self.shift.to(device, dtype), scale=self.scale.to(device, dtype))
+        return self.with_parts(parts, normalize=self.normalize.to(device, dtype))
 
-    def having(self, parts: Mapping[str, Split], **others: Any) -> Dataset:
-        """The same data with other ``parts``, by name, and ``others`` replaced."""
-        changed: dict[str, Any] = {**parts, **others}
-        return replace(self, **changed)
+    def with_parts(self, parts: Mapping[str, Split], **fields: Any) -> Dataset:
+        """Return the data with some ``parts`` replaced, by name, and other ``fields``."""
+        changes: dict[str, Any] = {**parts, **fields}
+        return replace(self, **changes)
 
     def of(self, variant: int) -> Dataset:
-        """The data of one variant, where the parts have rows for each (:func:`together`)."""
-        return self.having({name: _rows_of(part, variant) for name, part in self.parts.items()})
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) -> inputs in the dtype given to :meth:`to` (float64 before), resized to ``size``."""
-        x = x.to(self.scale.dtype, copy=True)
-        if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        return x.mul_(self.scale).add_(self.shift)
+        """Return the data of one variant, if the parts have rows for each variant (:func:`together`)."""
+        return self.with_parts({name: _rows_of(part, variant) for name, part in self.parts.items()})
 
 
 def _is_too_large(pool: Tensor, device: torch.device | str) -> bool:
@@ -182,7 +181,7 @@ def _is_too_large(pool: Tensor, device: torch.device | str) -> bool:
     return device.type == "cuda" and pool.device != device and pool.nbytes > free_memory(device) / 2
 
 
-@functools.lru_cache(maxsize=8)  # parts, and jobs of a sweep, that share a pool go on sharing it
+@functools.lru_cache(maxsize=8)  # parts and jobs that share a pool on the CPU share it on the device, too
 def _on(device: torch.device | str, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return tensor.to(device, dtype)
 
@@ -200,49 +199,32 @@ def assemble(
     classes: tuple[str, ...],
     size: int | None = None,
 ) -> Dataset:
-    """The data set with validation split off ``train``; ``mean`` and ``std`` are of pixel / ``largest``, per channel
-    where there are several of them."""
+    """Build a dataset whose validation part is split off ``train``.
+
+    ``mean`` and ``std`` are those of pixel / ``largest``: one number, or one per channel.
+    """
     rest, val = split_off(train, validation_fraction, seed=seed)
-    shift, scale = normalization(mean, std, largest, shape=tuple(train.pool_x.shape[1:]))
     return Dataset(
         name=name,
         train=rest,
         val=val,
         test=test,
-        shift=shift,
-        scale=scale,
+        normalize=Normalization.of_pixels(mean, std, largest=largest, shape=tuple(train.pool_x.shape[1:]), size=size),
         classes=classes,
         sha256=fingerprint(train, test),
-        size=size,
     )
-
-
-def normalization(
-    mean: float | Sequence[float], std: float | Sequence[float], largest: int, *, shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    """``shift`` and ``scale`` of a :class:`Dataset` whose samples have this shape (C, ...)."""
-    channels = (shape[0], *[1] * (len(shape) - 1))
-
-    def constant(name: str, values: float | Sequence[float]) -> Tensor:
-        of_each = torch.tensor(values, dtype=torch.float64).view(-1, *channels[1:])
-        if len(of_each) not in (1, shape[0]):
-            raise UsageError(f"dataset.{name}={values}: must be one number, or one for each of {shape[0]} channels")
-        return of_each.expand(channels)
-
-    means, stds = constant("mean", mean), constant("std", std)
-    return -means / stds, 1 / (largest * stds)
 
 
 def split_off(
     split: Split, fraction: float, *, seed: int, part: Literal["validation", "test"] = "validation"
 ) -> tuple[Split, Split]:
-    """The rest and ``fraction`` of ``split``, at random by ``seed``; UsageError if one would be empty."""
+    """Split off a random ``fraction``; return the rest and the part. Raise UsageError if one would be empty."""
     if not 0 < fraction < 1:
-        raise UsageError(f"dataset.{part}_fraction={fraction}: must lie between 0 and 1")
+        raise UsageError(f"dataset.{part}_fraction={fraction}: must be greater than 0 and less than 1")
     count = round(fraction * len(split))
     if not 0 < count < len(split):
         raise UsageError(
-            f"dataset.{part}_fraction={fraction}: leaves nothing for training or {part} of {len(split)} samples"
+            f"dataset.{part}_fraction={fraction}: leaves no samples for training or {part}, of {len(split)} in all"
         )
     purpose = "split" if part == "validation" else f"split {part}"
     order = torch.randperm(len(split), generator=generator(seed, purpose)).to(split.pool_y.device)
@@ -250,14 +232,14 @@ def split_off(
 
 
 def split_at(split: Split, index: Tensor) -> Split:
-    """The samples of ``split`` at the positions ``index`` (n,), sharing its pool."""
+    """Return the samples at the positions ``index`` (n,) of ``split``; they share its pool."""
     return Split(split.pool_x, split.pool_y, index if split.rows is None else split.rows[index])
 
 
 def together(parts: Sequence[Split]) -> Split:
-    """One part that stands for K, equally long: with rows of each, or of all when they are the same.
+    """Combine K parts of equal length: rows (K, n), or the first part if all are equal.
 
-    Parts of different pools get one that holds all of those.
+    Different pools are concatenated.
     """
     first = parts[0]
     pools = {id(part.pool_x): part for part in parts}
@@ -274,13 +256,14 @@ def together(parts: Sequence[Split]) -> Split:
 
 
 def _rows_of(part: Split, variant: int) -> Split:
-    own = part.rows is not None and part.rows.ndim == 2
-    return Split(part.pool_x, part.pool_y, part.rows[variant]) if own else part  # type: ignore[index]
+    if part.rows is None or part.rows.ndim == 1:
+        return part
+    return Split(part.pool_x, part.pool_y, part.rows[variant])
 
 
-@functools.lru_cache(maxsize=2)  # every job of a sweep asks for that of the same data
+@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same data
 def fingerprint(*splits: Split) -> str:
-    """The SHA-256 of the samples and targets of these parts, as raw bytes."""
+    """Return the SHA-256 of the samples and targets of these parts, as raw bytes."""
     digest = hashlib.sha256()
     for split in splits:
         for tensor in (split.x, split.y):

@@ -1,1 +1,1 @@
-"""Model factories: a data set's sample shape and number of outputs in, an ``nn.Module`` out."""
+"""Model factories: from the shape of a sample and the number of outputs to an ``nn.Module``."""

@@ -1,8 +1,11 @@
-"""Nets whose derivatives are written out: each layer a formula forward and a formula backward, no autograd between.
+"""Networks with hand-written gradients: every layer has a formula forward and a formula backward, without autograd.
 
-A layer is a pair of pure functions, ``y = forward(x, *weights)`` and ``dx, *dweights = backward(dy, x, y, *weights)``;
-``d`` before a name is the gradient of the loss by it. :func:`activations` and :func:`gradients` are backpropagation
-itself. :class:`ByHand` gives a net of torch's layers these formulas, so that it trains like any other.
+A layer is a pair of pure functions, ``y = forward(x, *weights)`` and ``dx, *dweights = backward(dy, x, y, *weights)``.
+A ``d`` before a name means the gradient of the loss L with respect to it: dx = dL/dx. :func:`activations` and
+:func:`gradients` are backpropagation. :class:`ByHand` applies these formulas to a network of torch's layers, so that it
+trains like any other model.
+
+Notation in the derivations: A^T is a transpose, f' the derivative of a function of one number.
 """
 
 from __future__ import annotations
@@ -20,75 +23,76 @@ from torch.autograd.function import once_differentiable
 from dlhw.models import convolutional, dense
 
 ALPHA = 1.0
-"""Of ELU, as A2 has it."""
+"""The parameter alpha of ELU, as in A2."""
 
 
 class Layer(NamedTuple):
-    """A layer's two formulas."""
+    """The two formulas of a layer."""
 
     forward: Callable[..., Tensor]
     backward: Callable[..., tuple[Tensor, ...]]
 
 
 Weights = Sequence[Sequence[Tensor]]
-"""Of each layer its weights; none for an activation."""
+"""The weights of each layer; empty for an activation."""
 
 
 def activations(layers: Sequence[Layer], weights: Weights, x: Tensor) -> list[Tensor]:
-    """The forward pass: x and the output of every layer, the net's last."""
-    passed = [x]
-    for layer, own in zip(layers, weights, strict=True):
-        passed.append(layer.forward(passed[-1], *own))
-    return passed
+    """The forward pass: return x and the output of every layer; the last one is the output of the network."""
+    outputs = [x]
+    for layer, layer_weights in zip(layers, weights, strict=True):
+        outputs.append(layer.forward(outputs[-1], *layer_weights))
+    return outputs
 
 
 def gradients(
-    layers: Sequence[Layer], weights: Weights, passed: Sequence[Tensor], dy: Tensor
+    layers: Sequence[Layer], weights: Weights, outputs: Sequence[Tensor], dy: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-    """The backward pass: from ``dy``, the gradient by the net's output, those by its input and by all weights.
+    """The backward pass: from ``dy``, for the output of the network, return dx and the gradients of all weights.
 
-    The chain rule from the last layer to the first: each turns the gradient by its output into that by its input,
-    which is the output of the layer before. ``passed`` is what :func:`activations` returned.
+    This is the chain rule, from the last layer to the first: each layer turns the gradient of its output into that of
+    its input, which is the output of the layer before. ``outputs`` is the result of :func:`activations`.
     """
-    found: list[tuple[Tensor, ...]] = []
-    for layer, own, (x, y) in reversed(list(zip(layers, weights, itertools.pairwise(passed), strict=True))):
-        dy, *of_weights = layer.backward(dy, x, y, *own)
-        found.append(tuple(of_weights))
-    return dy, found[::-1]
+    by_layer: list[tuple[Tensor, ...]] = []
+    for layer, layer_weights, (x, y) in reversed(list(zip(layers, weights, itertools.pairwise(outputs), strict=True))):
+        dy, *dweights = layer.backward(dy, x, y, *layer_weights)
+        by_layer.append(tuple(dweights))
+    return dy, by_layer[::-1]
 
 
 # y_ni = sum_j W_ij x_nj + b_i. So dL/dx_nj = sum_i dy_ni W_ij, which is dy W; dL/dW_ij = sum_n dy_ni x_nj, which is
-# dy' x; and dL/db_i = sum_n dy_ni, for b_i adds to every sample.
+# dy^T x; and dL/db_i = sum_n dy_ni, because b_i is added to every sample.
 
 
 def dense_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(N, in), weight (out, in), bias (out,) to (N, out)."""
+    """x W^T + b: from x (N, in), weight (out, in) and bias (out,) to (N, out)."""
     return x @ weight.T + bias
 
 
 def dense_backward(dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by x, weight and bias."""
+    """dx = dy W, dW = dy^T x, db = sum of dy over the samples."""
     return dy @ weight, dy.T @ x, dy.sum(0)
 
 
-# Activations act on each number alone, so dx = dy f'(x). From y = f(x): tanh' = 1 - y^2, and s(x) = 1 / (1 + e^-x) has
-# s' = e^-x s^2 = y (1 - y). ELU is x above 0, with slope 1, and alpha (e^x - 1) below, with slope alpha e^x; written
-# y + alpha that would lose its digits where e^x is small. ReLU has slope 1 above 0 and 0 below; at 0 it is 0 here.
+# An activation f acts on each number alone, so dx = dy f'(x). With y = f(x): tanh' = 1 - y^2, and the sigmoid
+# s(x) = 1 / (1 + e^-x) has s' = e^-x s^2 = y (1 - y). ELU is x above 0, with derivative 1, and alpha (e^x - 1) below,
+# with derivative alpha e^x; computed as y + alpha, this would lose precision where e^x is small. ReLU has derivative 1
+# above 0 and 0 below; at 0, it is 0 here.
 
 
 def tanh_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """dy (1 - y^2)."""
+    """dx = dy (1 - y^2)."""
     return (dy * (1 - y * y),)
 
 
 def sigmoid_forward(x: Tensor) -> Tensor:
-    """1 / (1 + e^-x), from e^-|x|, which cannot overflow."""
+    """1 / (1 + e^-x), computed with e^-|x|, which cannot overflow."""
     small = torch.exp(-x.abs())
     return torch.where(x >= 0, 1.0, small) / (1 + small)
 
 
 def sigmoid_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """dy y (1 - y)."""
+    """dx = dy y (1 - y)."""
     return (dy * y * (1 - y),)
 
 
@@ -98,7 +102,7 @@ def relu_forward(x: Tensor) -> Tensor:
 
 
 def relu_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """dy where x > 0."""
+    """dx = dy where x > 0, and 0 elsewhere."""
     return (torch.where(x > 0, dy, 0.0),)
 
 
@@ -108,34 +112,37 @@ def elu_forward(x: Tensor) -> Tensor:
 
 
 def elu_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """dy above 0, dy alpha e^x below."""
+    """dx = dy where x > 0, and dy alpha e^x elsewhere."""
     return (torch.where(x > 0, dy, dy * ALPHA * torch.exp(x.clamp(max=0))),)
 
 
 def flatten_forward(x: Tensor) -> Tensor:
-    """(N, ...) to (N, features)."""
+    """From (N, ...) to (N, features)."""
     return x.flatten(1).clone()
 
 
 def flatten_backward(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    """The same numbers in x's shape."""
+    """dx: the values of dy in the shape of x."""
     return (dy.view(x.shape),)
 
 
-# y[n,o,i,j] = b[o] + sum_{c,k,l} W[o,c,k,l] x[n,c,i+k,j+l], with x padded by p zeros on each side. For the output
-# (i, j) W[o,c,k,l] meets x at (i+k, j+l): dW[o,c,k,l] = sum_{n,i,j} dy[n,o,i,j] x[n,c,i+k,j+l]. Padded x at (u, v)
-# adds to the outputs (u-k, v-l): dx[n,c,u,v] = sum_{o,k,l} dy[n,o,u-k,v-l] W[o,c,k,l], a convolution of dy with W
-# turned by 180 degrees. dy must be padded by K-1 to meet all of padded x, so by K-1-p to meet x itself.
+# y[n,o,i,j] = b[o] + sum_{c,k,l} W[o,c,k,l] x[n,c,i+k,j+l], with x padded by p zeros on each side. In the output at
+# (i, j), W[o,c,k,l] multiplies x at (i+k, j+l): dW[o,c,k,l] = sum_{n,i,j} dy[n,o,i,j] x[n,c,i+k,j+l]. Padded x at
+# (u, v) contributes to the outputs at (u-k, v-l): dx[n,c,u,v] = sum_{o,k,l} dy[n,o,u-k,v-l] W[o,c,k,l], a convolution
+# of dy with W rotated by 180 degrees. For all of padded x, dy is padded by K-1; for x itself, by K-1-p.
 
 
 def windows(x: Tensor, size: int, *, padding: int) -> Tensor:
-    """All square patches (N, C, H', W', size, size) of (N, C, H, W)."""
+    """Return all square patches (N, C, rows, columns, size, size) of the padded x (N, C, H, W)."""
     x = nn.functional.pad(x, [padding] * 4)
     return x.unfold(2, size, 1).unfold(3, size, 1)
 
 
 def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int) -> Tensor:
-    """(N, C, H, W), weight (out, C, K, K), bias (out,) to (N, out, H', W') with H' = H + 2 padding - K + 1."""
+    """From x (N, C, H, W), weight (out, C, K, K) and bias (out,) to (N, out, rows, columns).
+
+    There are H + 2 padding - K + 1 rows, and columns likewise.
+    """
     patches = windows(x, weight.shape[2], padding=padding)
     return torch.einsum("ncijkl,ockl->noij", patches, weight) + bias[:, None, None]
 
@@ -143,34 +150,34 @@ def convolution_forward(x: Tensor, weight: Tensor, bias: Tensor, *, padding: int
 def convolution_backward(
     dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, *, padding: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by x, weight and bias."""
+    """dx, dW and db, as derived above."""
     size = weight.shape[2]
     dweight = torch.einsum("ncijkl,noij->ockl", windows(x, size, padding=padding), dy)
-    turned = windows(dy, size, padding=size - 1 - padding)
-    dx = torch.einsum("noijkl,ockl->ncij", turned, weight.flip(2, 3))
+    rotated = windows(dy, size, padding=size - 1 - padding)
+    dx = torch.einsum("noijkl,ockl->ncij", rotated, weight.flip(2, 3))
     return dx, dweight, dy.sum((0, 2, 3))
 
 
-# The largest of a patch is the only one that moves y, at rate 1; the first of equal ones counts. Rows and columns that
-# fill no patch are left out.
+# Only the largest value of a patch changes y, with derivative 1; of equal ones, the first. Rows and columns at the end
+# that do not fill a patch are ignored.
 
 
 def pooling_patches(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) in patches (N, C, H // size, W // size, size * size) side by side."""
+    """Return the adjacent patches (N, C, H // size, W // size, size * size) of (N, C, H, W)."""
     return x.unfold(2, size, size).unfold(3, size, size).flatten(4)
 
 
 def max_pooling_forward(x: Tensor, *, size: int) -> Tensor:
-    """The largest number of every patch."""
+    """The largest value of every patch."""
     return pooling_patches(x, size).amax(4)
 
 
 def max_pooling_backward(dy: Tensor, x: Tensor, y: Tensor, *, size: int) -> tuple[Tensor]:
-    """dy at the largest number of every patch, 0 elsewhere."""
+    """dx = dy at the largest value of every patch, and 0 elsewhere."""
     largest = pooling_patches(x, size).argmax(4, keepdim=True)
-    chosen = largest == torch.arange(size * size, device=x.device)
+    is_largest = largest == torch.arange(size * size, device=x.device)
     (count, channels, rows, columns), (height, width) = dy.shape, x.shape[2:]
-    patches = (dy.unsqueeze(4) * chosen).view(count, channels, rows, columns, size, size)
+    patches = (dy.unsqueeze(4) * is_largest).view(count, channels, rows, columns, size, size)
     whole = patches.transpose(3, 4).reshape(count, channels, rows * size, columns * size)
     return (nn.functional.pad(whole, [0, width - columns * size, 0, height - rows * size]),)
 
@@ -184,35 +191,38 @@ FLATTEN = Layer(flatten_forward, flatten_backward)
 
 
 def convolution(padding: int) -> Layer:
-    """A convolution of stride 1 whose input is padded by so many zeros on each side."""
-    given: dict[str, Any] = {"padding": padding}
-    return Layer(functools.partial(convolution_forward, **given), functools.partial(convolution_backward, **given))
+    """A convolution of stride 1 whose input is padded by ``padding`` zeros on each side."""
+    options: dict[str, Any] = {"padding": padding}
+    return Layer(functools.partial(convolution_forward, **options), functools.partial(convolution_backward, **options))
 
 
 def max_pooling(size: int) -> Layer:
-    """The largest number of every ``size`` x ``size`` patch."""
-    given: dict[str, Any] = {"size": size}
-    return Layer(functools.partial(max_pooling_forward, **given), functools.partial(max_pooling_backward, **given))
+    """Max pooling over adjacent patches of ``size`` x ``size``."""
+    options: dict[str, Any] = {"size": size}
+    return Layer(functools.partial(max_pooling_forward, **options), functools.partial(max_pooling_backward, **options))
 
 
-# L = mean_n (log sum_c e^z_nc - z_ny). Its derivative by z_nc: e^z_nc / sum_k e^z_nk, the probability p_nc that softmax
-# gives, minus 1 where c is the true class; all divided by N.
+# L = mean_n (log sum_c e^z_nc - z_ny). So dL/dz_nc = (p_nc - 1{c = y}) / N, where p_nc = e^z_nc / sum_k e^z_nk is the
+# softmax probability and y the true class of sample n.
 
 
 def cross_entropy_forward(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean over N of -log softmax(logits)[y], from logits (N, C) and classes (N,); the largest is subtracted first."""
+    """Mean of -log softmax(logits)[y] over N, from logits (N, C) and classes (N,).
+
+    The largest logit is subtracted first, to prevent overflow.
+    """
     logits = logits - logits.amax(1, keepdim=True)
     return (logits.exp().sum(1).log() - logits.gather(1, y.unsqueeze(1)).squeeze(1)).mean()
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """e^z_c / sum_k e^z_k of (N, C)."""
+    """e^z_c / sum_k e^z_k, for logits z (N, C)."""
     powers = (logits - logits.amax(1, keepdim=True)).exp()
     return powers / powers.sum(1, keepdim=True)
 
 
 def cross_entropy_backward(logits: Tensor, y: Tensor) -> Tensor:
-    """(softmax(logits) - onehot(y)) / N, the gradient by the logits (N, C)."""
+    """The gradient of the logits (N, C): (softmax(logits) - onehot(y)) / N."""
     onehot = y.unsqueeze(1) == torch.arange(logits.shape[1], device=y.device)
     return (softmax(logits) - onehot.to(logits.dtype)) / len(logits)
 
@@ -241,7 +251,7 @@ def cross_entropy_by_hand(input: Tensor, target: Tensor) -> Tensor:
 
 
 class _Net(torch.autograd.Function):
-    """All of a net as one function to autograd, which so sees none of its layers."""
+    """A whole network as one function, so that autograd sees none of its layers."""
 
     generate_vmap_rule = True
 
@@ -261,18 +271,19 @@ class _Net(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *ignored: Tensor) -> tuple[Any, ...]:
         count = sum(ctx.counts)
-        weights, passed = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        dx, by_layer = gradients(ctx.layers, _grouped(weights, ctx.counts), passed, dy)
+        weights, outputs = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        dx, by_layer = gradients(ctx.layers, _grouped(weights, ctx.counts), outputs, dy)
         return None, None, dx, *itertools.chain.from_iterable(by_layer)
 
 
 def _grouped(weights: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """Divide the weights by layer; ``counts`` is the number of weights of each layer."""
     remaining = iter(weights)
     return [tuple(itertools.islice(remaining, count)) for count in counts]
 
 
 class ByHand(nn.Module):
-    """A net of torch's layers computed by the formulas here: torch's layers only hold the weights, under its names."""
+    """A network of torch's layers, computed by the formulas here; torch's layers only hold the weights."""
 
     def __init__(self, net: nn.Sequential) -> None:
         super().__init__()
@@ -281,7 +292,7 @@ class ByHand(nn.Module):
         self.counts = [len(list(layer.parameters())) for layer in net]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *shape) to logits (N, outputs)."""
+        """From x (N, *shape) to logits (N, outputs)."""
         logits: Tensor = _Net.apply(self.layers, self.counts, x, *self.net.parameters())[0]
         return logits
 
@@ -308,7 +319,7 @@ ActivationName = Literal["ELU", "ReLU", "Tanh", "Sigmoid"]
 def mlp_by_hand(
     shape: tuple[int, ...], outputs: int, *, hidden: list[dense.Width], activation: ActivationName
 ) -> ByHand:
-    """:func:`dlhw.models.dense.mlp` by hand (A2)."""
+    """:func:`dlhw.models.dense.mlp` with hand-written gradients (A2)."""
     return ByHand(dense.mlp(shape, outputs, hidden=hidden, activation=activation, dropout=0.0, batch_norm=False))
 
 
@@ -320,7 +331,7 @@ def cnn_by_hand(
     kernel: Annotated[int, Field(gt=0)],
     activation: ActivationName,
 ) -> ByHand:
-    """:func:`dlhw.models.convolutional.cnn` by hand."""
+    """:func:`dlhw.models.convolutional.cnn` with hand-written gradients."""
     return ByHand(
         convolutional.cnn(
             shape, outputs, channels=channels, kernel=kernel, activation=activation, dropout=0.0, batch_norm=False

@@ -25,24 +25,22 @@ def cnn(
     hidden: Sequence[Width] = (),
     width: Annotated[int, Field(gt=0)] = 1,
 ) -> nn.Sequential:
-    """Per entry of ``channels``: convolution that keeps the size, batch norm, activation, 2x2 max pooling; then
-    a dense layer with activation per entry of ``hidden``, dropout, and a dense layer to logits (C5.5 with channels
-    [16, 32], kernel 5; A5.ii with four channels and one hidden width).
+    """A convolutional network from (N, C, H, W) to logits (N, outputs).
 
-    Every entry of ``channels`` is multiplied by ``width``. Maps (N, C, H, W) to (N, outputs).
+    For each entry of ``channels``, times ``width``: a convolution that keeps the size, batch norm, activation and 2x2
+    max pooling. Then a dense layer with activation for each entry of ``hidden``, dropout, and a dense layer to the
+    logits. Source: C5.5 (channels [16, 32], kernel 5) and A5.ii (four channels, one hidden layer).
     """
     if len(shape) != 3:
-        raise UsageError(f"model=cnn: needs images (C, H, W), the data set's samples are {shape}; use model=mlp")
+        raise UsageError(f"model=cnn: needs images (C, H, W), but the dataset's samples are {shape}; use model=mlp")
     if kernel % 2 == 0:
-        raise UsageError(f"model.kernel={kernel}: must be odd, so that padding keeps the size")
+        raise UsageError(f"model.kernel={kernel}: must be odd, because padding must keep the size")
     blocks = [width * count for count in channels]
     depth, rows, columns = shape
     layers: list[nn.Module] = []
     for block in blocks:
         if min(rows, columns) < 2:
-            raise UsageError(
-                f"model.channels={list(channels)}: as many poolings leave nothing of {shape[1]}x{shape[2]} images"
-            )
+            raise UsageError(f"model.channels={list(channels)}: too many poolings for {shape[1]}x{shape[2]} images")
         layers.append(nn.Conv2d(depth, block, kernel, padding=kernel // 2))
         if batch_norm:
             layers.append(nn.BatchNorm2d(block))

@@ -24,9 +24,10 @@ def mlp(
     dropout: DropoutRate,
     batch_norm: bool,
 ) -> nn.Sequential:
-    """Flatten, then a dense layer, batch norm, activation and dropout per entry of ``hidden``, then logits.
+    """A multilayer perceptron from (N, *shape) to logits (N, outputs).
 
-    Maps (N, *shape) to (N, outputs). An empty ``hidden`` is multinomial logistic regression.
+    For each entry of ``hidden``: a dense layer, batch norm, activation and dropout. Then a dense layer to the logits.
+    With an empty ``hidden``, this is multinomial logistic regression.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     features = math.prod(shape)

@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on a key alone: not on the device, the batch of variants, or what was drawn before."""
+"""Dropout with keyed masks, which do not depend on the device, the batch of variants, or earlier draws."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NEXT_PASS = 0x5851F42D4C957F2D
 
 
 class Dropout(nn.Module):
-    """Sets each value to zero with probability ``rate`` and divides the others by 1 - rate, in training only.
+    """In training, set each value to zero with probability ``rate`` and divide the others by 1 - rate.
 
-    Value i of a pass is dropped when a hash of (key, i) is among the lowest ``rate`` of all 64-bit numbers. The buffer
-    ``key`` is set at the start of every epoch (:func:`rekey`) and moves on with every pass, so that variants with
-    other keys and rates can be computed by one ``torch.func.vmap`` and get the masks that each gets alone.
+    Value i of a pass is dropped if a hash of (key, i) is in the lowest fraction ``rate`` of all 64-bit numbers. The
+    buffer ``key`` is set at the start of every epoch and changes with every pass. So variants with different keys and
+    rates can be computed by one ``torch.func.vmap``, with the same masks as when computed separately.
     """
 
     rate: Tensor
@@ -39,8 +39,8 @@ class Dropout(nn.Module):
 
 
 def hashed(count: int, key: Tensor) -> Tensor:
-    """``count`` numbers, each uniform over all int64, from a key (scalar int64): SplitMix64 from there on."""
+    """Return ``count`` numbers, uniform over all int64: the SplitMix64 sequence from ``key``, a scalar int64."""
     z = (torch.arange(count, device=key.device) + key) * _GOLDEN
-    z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST  # the masks make the shifts those of unsigned numbers
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST  # the mask makes the shift unsigned
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND
     return z ^ ((z >> 31) & (2**33 - 1))

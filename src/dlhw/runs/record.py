@@ -15,7 +15,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import write_atomically
+from dlhw.runtime.files import locked, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,25 +83,9 @@ class Record:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process alone; the lock ends with the process, however that ends.
-
-        Raises UsageError when another process holds it.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
+        """Lock the directory until the block or the process ends. Raise UsageError if another process holds it."""
+        with locked(self.path, wait=False, busy=f"{self.path}: another process is training this run"):
             yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise UsageError(f"{self.path}: another process is training this run") from error
-        try:
-            yield
-        finally:
-            os.close(descriptor)
 
     def keep_config(self, text: str, *, new: bool) -> None:
         """Write ``config.yaml``. Raises UsageError when the run is ``new`` and the directory holds one already."""

@@ -1,1 +1,1 @@
-"""What every run stands on: randomness, devices, processes, files, the console."""
+"""The basis of every run: randomness, devices, processes, files, downloads, the console."""

@@ -1,4 +1,4 @@
-"""The device and number format of a run, and the settings of torch that follow from them."""
+"""The device and precision of a run, and the settings of torch for them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _DEFAULT_THREADS = torch.get_num_threads()
 
 
 def pick_device(name: DeviceName) -> torch.device:
-    """``auto`` is CUDA, else MPS, else CPU. Asking for a device that is not there is an error."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the named device; ``auto`` means CUDA, else MPS, else CPU. Raise UsageError if it is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
-    if not present[name]:
-        here = ", ".join(kind for kind, there in present.items() if there)
-        raise UsageError(f"trainer.device={name}: not available here; available: {here} (or auto)")
+        return torch.device(next(kind for kind, is_available in available.items() if is_available))
+    if not available[name]:
+        names = ", ".join(kind for kind, is_available in available.items() if is_available)
+        raise UsageError(f"trainer.device={name}: not available; expected one of auto, {names}")
     return torch.device(name)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Number format of a run: ``fp32``, ``tf32`` (CUDA matrix products), ``bf16`` (autocast), ``fp64``."""
+    """The precision of a run: ``fp32``, ``tf32`` (matrix products on CUDA), ``bf16`` (autocast) or ``fp64``."""
 
     name: PrecisionName
     device: torch.device
@@ -41,15 +41,14 @@ class Precision:
     def __post_init__(self) -> None:
         if self.name == "tf32" and self.device.type != "cuda":
             raise UsageError(
-                f"trainer.precision=tf32: is a CUDA format, the device is {self.device.type}; "
-                "use fp32, or bf16 for speed"
+                f"trainer.precision=tf32: needs CUDA, but the device is {self.device.type}; use fp32, or bf16 for speed"
             )
         if self.name == "fp64" and self.device.type == "mps":
             raise UsageError("trainer.precision=fp64: MPS has no float64; use trainer.device=cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters and inputs; autocast lowers products only."""
+        """The dtype of parameters and inputs; autocast only affects operations."""
         return torch.float64 if self.name == "fp64" else torch.float32
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -59,7 +58,7 @@ class Precision:
 
 
 def settle(device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool) -> None:
-    """Set the process-wide switches of torch that a run depends on, all of them, every time."""
+    """Set all process-wide settings of torch that a run depends on."""
     if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
         torch.set_num_threads(threads or _DEFAULT_THREADS)
     torch.backends.cuda.matmul.allow_tf32 = precision.name == "tf32"
@@ -73,7 +72,7 @@ def settle(device: torch.device, precision: Precision, *, threads: int | None = 
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken: of the GPU, or of the machine or the container that the process is in."""
+    """Return the free memory in bytes: of the GPU, or of the machine or container of the process."""
     if device.type == "cuda":
         return (
             torch.cuda.mem_get_info(device)[0]
@@ -81,14 +80,14 @@ def free_memory(device: torch.device) -> int:
             - torch.cuda.memory_allocated(device)
         )
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or no limit
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,19 +1,26 @@
-"""Files that survive any interruption: whole, on the disk, and only then under their name."""
+"""Files: atomic writes, locks between processes, names as text."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from dlhw.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write so that after a crash or power cut ``path`` holds the old content or the new, never a part."""
+    """Write a file so that a crash or power cut leaves the old content or the new one, never a part."""
     written_beside(path, content).replace(path)
     sync_directory(path.parent)
 
 
 def written_beside(path: Path, content: bytes | memoryview) -> Path:
-    """A file with the content, synchronized to disk, that has only to be renamed to ``path``."""
+    """Write the content to a temporary file next to ``path``, flush it to disk, and return it, ready for renaming."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -21,13 +28,13 @@ def written_beside(path: Path, content: bytes | memoryview) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk it would hold the room that a last word needs
+        partial.unlink(missing_ok=True)  # on a full disk, the summary of the failure needs its space
         raise
     return partial
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in the directory last through a power cut."""
+    """Make renames in the directory survive a power cut."""
     if os.name == "nt":
         return  # Windows cannot open directories; its renames are journaled
     descriptor = os.open(directory, os.O_RDONLY)
@@ -35,3 +42,38 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a directory or a file; a missing file is created.
+
+    The lock ends with the process, even if the process is killed. Windows has no such locks: there, this does nothing.
+
+    Args:
+        wait: if another process holds the lock, log ``busy`` and wait for it; otherwise raise UsageError.
+        busy: the message for that case.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not wait:
+                raise UsageError(busy) from error
+            log.info(busy)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def printable(path: str | Path) -> str:
+    """Return a path as text that can be printed and written; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

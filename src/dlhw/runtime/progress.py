@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on, whether or not anybody sits at a terminal.
+"""The progress of a run on the console.
 
-At a terminal, log lines stand above a live bar. Elsewhere (a Slurm log, a pipe) there is no bar, and a log
-line now and then takes its place.
+At a terminal, there is a live progress bar below the log lines. Elsewhere, such as in a Slurm log or a pipe, occasional
+log lines replace it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "b
 
 @functools.cache
 def console() -> Console:
-    """The one console of the process, on stderr, so that stdout stays free for results."""
-    # FORCE_COLOR makes rich take any stream for a terminal; a bar in a log file is noise nevertheless.
+    """Return the console of the process. It writes to stderr: stdout is for results."""
+    # With FORCE_COLOR, rich treats any stream as a terminal; a bar in a log file is noise all the same.
     at_terminal = sys.stderr is not None and sys.stderr.isatty()
     return Console(stderr=True, force_interactive=None if at_terminal else False)
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log records above the live bar: the text as formatted, neither marked up, wrapped nor cut."""
+    """Writes log records above the progress bar, without markup, wrapping or truncation."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; an error in doing so is reported as :mod:`logging` reports it, and does not stop a run."""
+        """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
         try:
             text = self.format(record)
             shared = console()
@@ -49,7 +49,7 @@ class ConsoleHandler(logging.Handler):
                 style = _STYLES.get(record.levelno, "")
                 shared.print(Text(text, style=style), soft_wrap=True)
             else:
-                # Not through rich, which ends the process on a broken pipe and keeps what it cannot encode.
+                # Not with rich, which ends the process on a broken pipe and retains text that it cannot encode.
                 shared.file.write(text + "\n")
                 shared.file.flush()
         except RecursionError:
@@ -59,9 +59,9 @@ class ConsoleHandler(logging.Handler):
 
 
 class Progress:
-    """A live bar over the epochs of a run, and a log line per epoch, at most one in ``log_every_seconds``.
+    """A progress bar for the epochs of a run, and a log line for the first, the last and some other epochs.
 
-    The first and the last epoch always have their line. Use as a context manager; ``clock`` counts seconds.
+    There is at most one line per ``log_every_seconds``. Use it as a context manager; ``clock`` returns seconds.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Progress:
                 get_renderable=self._render,
                 refresh_per_second=4,
                 transient=True,
-                # A redirected stdout holds results: those must not end up on the console.
+                # A redirected stdout contains results, which must not appear on the console.
                 redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             )
             self._live.start(refresh=True)
@@ -109,20 +109,20 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._unlogged is not None:  # stopped early: the last epoch is known only now
+            if self._unlogged is not None:  # the run stopped early, so this was the last epoch
                 _log.info(self._unlogged)
         finally:
             if self._live is not None:
-                with contextlib.suppress(OSError):  # the terminal is gone; the run need not be
+                with contextlib.suppress(OSError):  # a closed terminal does not end the run
                     self._live.stop()
                 self._live = None
 
     def step(self) -> None:
-        """Count one optimizer step; the bar's own thread reads the count, so this is one addition."""
+        """Count one optimizer step. This is only an addition: the thread of the bar reads the count."""
         self._steps += 1
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Show the results of the epoch just finished: train and validation loss and error, where present."""
+        """Show the results of a finished epoch: training and validation loss and error, as far as present."""
         self._epoch += 1
         self._steps = self._epoch * self._steps_per_epoch
         self._results = _results(row)
@@ -151,7 +151,7 @@ class Progress:
 
     @property
     def _left(self) -> float:
-        """Seconds left at the mean pace since the start, nan before the first step."""
+        """Seconds left at the mean speed since the start; nan before the first step."""
         done = self._steps - self._first_step
         remaining = self._epochs * self._steps_per_epoch - self._steps
         return self._elapsed / done * max(0, remaining) if done else math.nan
@@ -170,19 +170,19 @@ class Progress:
 
 
 def tracked(items: Iterable[T], *, total: int, what: str, log_every_seconds: float = 10.0) -> Iterator[T]:
-    """The same items, counted on a bar at a terminal and by a log line now and then elsewhere."""
+    """Yield the items, with a progress bar at a terminal and occasional log lines elsewhere."""
     if console().is_interactive:
         from rich.progress import Progress as Bars
 
         with Bars(console=console(), transient=True) as bars:
             yield from bars.track(items, total=total, description=what)
         return
-    told = time.monotonic()
+    logged = time.monotonic()
     for count, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - told > log_every_seconds:
+        if time.monotonic() - logged > log_every_seconds:
             _log.info("%s: %d of %d", what, count, total)
-            told = time.monotonic()
+            logged = time.monotonic()
 
 
 def _results(row: Mapping[str, float]) -> str:

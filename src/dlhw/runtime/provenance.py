@@ -1,4 +1,4 @@
-"""Where the numbers of a run came from: versions, machine, command line and git revision."""
+"""The provenance of a run: versions, machine, command line and git revision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import dlhw
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, command line and git revision: what another person needs to get the same numbers."""
+    """Return versions, machine, command line and git revision, for the summary of a run."""
     return {
         "command": shlex.join(["python", "-m", "dlhw.train", *sys.argv[1:]]),
         "versions": {
@@ -33,7 +33,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 @functools.cache
 def _git_revision() -> str | None:
-    """Revision of the checkout this package runs from, ``+`` when it has changes; None outside of one."""
+    """Return the revision of the checkout of this package, with ``+`` if it has changes; None without a checkout."""
     try:
         revision = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from dlhw.data.pictures import SUFFIXES
 from dlhw.errors import UsageError
 from dlhw.intervals import score_interval
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
@@ -73,7 +73,7 @@ def read_pictures(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tens
     return pictures, messages
 
 
-def read_labels(labels: str | None, folder: Path, network: Network) -> dict[str, int]:
+def read_labels(labels: str | None, folder: Path, network: TorchvisionNetwork) -> dict[str, int]:
     """Return the true classes by file name, from a CSV file with columns ``file`` and ``imagenet_index`` or ``label``.
 
     Rows with an empty value are for pictures that show none of the classes. None means ``labels.csv`` beside the
@@ -112,7 +112,7 @@ def alexnet_classify(
     crops: Annotated[list[Share], Field(min_length=1)],
     draws: Count,
     shown: Annotated[int, Field(ge=1, le=12)],
-    network: Network,
+    network: TorchvisionNetwork,
     seed: int,
 ) -> Answer:
     """Predict the five most probable classes of each picture, and measure how disturbances change the first one."""
@@ -164,7 +164,7 @@ def alexnet_classify(
 
 
 def robustness(
-    network: Network,
+    network: TorchvisionNetwork,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
     true_classes: Mapping[str, int],
@@ -239,14 +239,14 @@ def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check
     ]
 
 
-def _verdict(network: Network, row: Row, true_classes: Mapping[str, int]) -> str:
+def _verdict(network: TorchvisionNetwork, row: Row, true_classes: Mapping[str, int]) -> str:
     if row["file"] not in true_classes:
         return ""
     return ", right" if row["right"] else f", wrong: the true class is {network.categories[true_classes[row['file']]]}"
 
 
 def _top5(
-    network: Network,
+    network: TorchvisionNetwork,
     pictures: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
     true_classes: Mapping[str, int],

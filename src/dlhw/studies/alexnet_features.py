@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
@@ -25,14 +25,14 @@ Row = dict[str, Any]
 Change = Callable[[Tensor], Tensor]
 
 
-def first_convolution(network: Network) -> nn.Conv2d:
+def first_convolution(network: TorchvisionNetwork) -> nn.Conv2d:
     """Return the convolution that processes the picture itself."""
     first: nn.Conv2d = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     return first
 
 
 @torch.no_grad()
-def input_and_maps(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def input_and_maps(network: TorchvisionNetwork, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input (3, H, W) and the output maps (M, h, w) of the first convolution for one picture, in float64.
 
     ``pixels`` are (1, 3, H, W) in 0..255.
@@ -130,7 +130,7 @@ def alexnet_features(
     rotation: Annotated[float, Field(ge=-180, le=180)],
     noise: Annotated[float, Field(ge=0)],
     shown: Annotated[int, Field(ge=1, le=6)],
-    network: Network,
+    network: TorchvisionNetwork,
     seed: int,
 ) -> Answer:
     """Compute the first convolution's filters and maps, also for the cropped, blurred, rotated and noisy picture."""

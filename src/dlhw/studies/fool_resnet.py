@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dlhw.models.pretrained import Network
+from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
 from dlhw.runtime.randomness import generator
 from dlhw.studies.imagenet import (
@@ -47,7 +47,7 @@ class Noise:
     name: str
     directions: Tensor  # (K, 3, H, W)
     watched: int  # the class that the noise is meant to avoid or, with ``targeted``, to reach
-    network: Network
+    network: TorchvisionNetwork
     pixels: Tensor
     targeted: bool = False
 
@@ -80,7 +80,7 @@ def random_noise(shape: torch.Size, source: torch.Generator, kind: Kind) -> Tens
     return values * math.sqrt(3) if kind == "uniform" else values.sign()
 
 
-def gradient(network: Network, pixels: Tensor, index: int) -> tuple[Tensor, Check]:
+def gradient(network: TorchvisionNetwork, pixels: Tensor, index: int) -> tuple[Tensor, Check]:
     """Return the gradient of the cross-entropy of class ``index`` by the pixels, and a check of its size.
 
     To first order loss(x + h sign(g)) - loss(x) = h |g|_1, which no other change of at most h per pixel exceeds
@@ -113,7 +113,7 @@ def fool_resnet(
     noise: Kind,
     sizes: Annotated[list[Size], Field(min_length=2)],
     draws: Count,
-    network: Network,
+    network: TorchvisionNetwork,
     seed: int,
 ) -> Answer:
     """Find the network's answer for a picture, and the smallest noise of each kind that changes this answer."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
-from dlhw.models.pretrained import Network, misfit
+from dlhw.models.pretrained import TorchvisionNetwork, misfit
 from dlhw.views.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,7 +39,7 @@ def picture_path(picture: str) -> Path:
     return Path(sklearn.__file__).parent / "datasets" / "images" / picture
 
 
-def check_crop(network: Network, *, resize: int, crop: int) -> None:
+def check_crop(network: TorchvisionNetwork, *, resize: int, crop: int) -> None:
     """Raise UsageError if the crop is larger than the picture, or if its size is invalid for the network."""
     if crop > resize:
         raise UsageError(f"study.crop={crop}: must not be larger than study.resize={resize}")
@@ -58,7 +58,7 @@ def read_picture(path: Path, *, resize: int, crop: int) -> Tensor:
         raise UsageError(f"study.picture={path}: {error}") from error
 
 
-def logits(network: Network, pixels: Tensor) -> Tensor:
+def logits(network: TorchvisionNetwork, pixels: Tensor) -> Tensor:
     """Return the logits for pixels (N, 3, H, W) in 0..255, differentiable, in the network's precision on its device."""
     weight = next(network.parameters())
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
@@ -68,13 +68,13 @@ def logits(network: Network, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def probabilities(network: Network, pixels: Tensor) -> Tensor:
+def probabilities(network: TorchvisionNetwork, pixels: Tensor) -> Tensor:
     """Return the class probabilities for pixels (N, 3, H, W), (N, classes) in float64 on the CPU."""
     batches = [logits(network, part).cpu() for part in pixels.split(BATCH)]
     return torch.cat(batches).double().softmax(1)
 
 
-def top_classes(network: Network, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
+def top_classes(network: TorchvisionNetwork, probability: Tensor, count: int = 5) -> list[dict[str, Any]]:
     """Return the most probable classes of one picture from its probabilities (classes,), best first."""
     values, indices = probability.topk(min(count, len(probability)))
     return [
@@ -83,7 +83,7 @@ def top_classes(network: Network, probability: Tensor, count: int = 5) -> list[d
     ]
 
 
-def class_index(network: Network, key: str, label: int | str) -> int:
+def class_index(network: TorchvisionNetwork, key: str, label: int | str) -> int:
     """Return the index of a class that is given as its index or its name.
 
     Raise UsageError with the nearest names if there is no such class.

@@ -88,7 +88,7 @@ def channel_table(data: Dataset) -> tuple[list[Row], int]:
         sums += torch.stack((x.sum((0, 2, 3)), x.square().sum((0, 2, 3))))
     mean, square = sums / (len(data.train) * data.train.pool_x[0, 0].numel())
     std = (square - mean.square()).clamp(min=0).sqrt()
-    scale, shift = data.scale.double().cpu().flatten(), data.shift.double().cpu().flatten()
+    scale, shift = (t.double().cpu().flatten() for t in (data.normalize.scale, data.normalize.shift))
     columns = {
         "mean": mean / largest,
         "std": std / largest,
@@ -155,8 +155,8 @@ def _disjoint(data: Dataset) -> list[Check]:
 def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> Check:
     """What the network sees, turned back, is the picture, resized as torch does it where the data say so."""
     x = data.train.pool_x[torch.cat(chosen).to(data.train.pool_x.device)].cpu().double()
-    if data.size is not None:
-        x = torch.nn.functional.interpolate(x, (data.size, data.size), mode="bilinear", antialias=True)
+    if (size := data.normalize.size) is not None:
+        x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     rows = torch.cat(chosen)
     difference = float((_seen(data, data.train, rows, largest) - x / largest).abs().max())
     return at_most("what the network sees, turned back, against the picture", difference, 1e-5)
@@ -165,7 +165,7 @@ def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> C
 def _seen(data: Dataset, part: Split, rows: Tensor, largest: int, changed: Tensor | None = None) -> Tensor:
     """Pictures (N, C, H, W), or ``changed`` ones, as the network sees them, turned back to 0..1."""
     x = part.pool_x[rows.to(part.pool_x.device)] if changed is None else changed
-    seen = (data.normalize(x.to(data.scale.device)) - data.shift) / data.scale
+    seen = data.normalize.inverse(data.normalize(x.to(data.device)))
     return (seen / largest).double().cpu()
 
 
@@ -218,7 +218,7 @@ def _augmented(data: Dataset, row: int, largest: int, *, seed: int, epoch: int) 
     """A training picture (C, H, W) as an epoch of the run with this seed would see it, in 0..1."""
     assert data.augmentation is not None
     with torch.random.fork_rng(devices=[]):
-        changed = data.augmentation.changed(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
+        changed = data.augmentation.augment(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
     return _seen(data, data.train, torch.tensor([row]), largest, changed[None])[0]
 
 

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from dlhw.data.batches import Source
+from dlhw.data.batches import AugmentedPictures
+from dlhw.data.normalization import Normalization
 from dlhw.data.tensors import Dataset, Split
 from dlhw.models.dropout import Dropout
+from dlhw.models.modes import evaluating
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import tracked
@@ -51,25 +53,22 @@ def cut(model: nn.Module) -> Cut | None:
     Return None when that is the first node, when more than one tensor crosses the cut, or when the model cannot be
     traced.
     """
-    modes = {module: module.training for module in model.modules()}
     try:
-        in_evaluation = _Tracer().trace(model.eval())
-        model.train()
-        for module in frozen_modules(model):
-            module.eval()
-        graph = _Tracer().trace(model)
-        if str(graph) != str(in_evaluation):  # a traced graph would fix the mode
-            raise ValueError("its graph in training differs from its graph in evaluation")
-        changing = _changing(graph, model)
+        with evaluating(model):
+            in_evaluation = _Tracer().trace(model)
+            model.train()
+            for module in frozen_modules(model):
+                module.eval()
+            graph = _Tracer().trace(model)
+            if str(graph) != str(in_evaluation):  # a traced graph would fix the mode
+                raise ValueError("its graph in training differs from its graph in evaluation")
+            changing = _changing(graph, model)
     except Exception as error:  # the model's own code may raise anything while it is traced
         reason = " ".join(str(error).split())
         log.info(
             "cannot separate the frozen part of %s (%s); it is computed in every epoch", type(model).__name__, reason
         )
         return None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     crossing = {
         source: None for node in graph.nodes if node in changing for source in node.all_input_nodes
         if source not in changing and source.op != "get_attr"
@@ -177,15 +176,12 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     features = {id(pool.pool_x): of_pool(number, pool) for number, pool in enumerate(pools)}
     parts = {name: replace(part, pool_x=features[id(part.pool_x)]) for name, part in data.parts.items()}
     if views is not None:
-        source = Source(data, [seed])
-    unchanged = torch.zeros((), device=one.device, dtype=one.dtype)
-    return data.having(
+        source = AugmentedPictures(data, [seed])
+    return data.with_parts(
         parts,
         views=tuple(of_view(epoch) for epoch in range(1, (views or 0) + 1)),
         augmentation=None,
-        size=None,
-        shift=unchanged,
-        scale=unchanged + 1,
+        normalize=Normalization.identity(one.device, one.dtype),
     )
 
 
@@ -213,7 +209,7 @@ def _features(
 def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
     """A digest of everything except the pictures that determines the features."""
     assert isinstance(frozen, fx.GraphModule)
-    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.size}".encode())
-    for tensor in (*frozen.state_dict().values(), data.shift, data.scale):
+    digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.normalize.size}".encode())
+    for tensor in (*frozen.state_dict().values(), data.normalize.shift, data.normalize.scale):
         digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

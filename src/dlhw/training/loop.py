@@ -62,7 +62,7 @@ class Training:
         self.trainer, self.precision, self.probe = trainer, precision, probe
         self.seeds = [run.seed for run in runs]
         self.data_loss = variants.vectorized(processes.of_whole_batches(data_loss))
-        strengths = stacked([run.regularization for run in runs], like=data.scale)
+        strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
         objective = Objective(self.data_loss, strengths)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from dlhw.models.modes import evaluating
 from dlhw.training.init import LAYERS
 
 SATURATED: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -50,10 +51,8 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
 
     Gradients are empty where the layer is frozen or nothing before it trains.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     x, y = data.train[:samples]
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with evaluating(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         logits, watched = _forward(model, data.normalize(x))
         if not watched:
             raise UsageError(
@@ -63,8 +62,6 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
         sources = [layer.output for layer in watched] + [_weight(layer.layer) for layer in watched]
         computed = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
         gradients = [next(computed) if source.requires_grad else None for source in sources]
-    for module, training in modes.items():
-        module.training = training
     by_output, by_weight = gradients[: len(watched)], gradients[len(watched) :]
     return [
         {

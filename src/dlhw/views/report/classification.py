@@ -6,8 +6,7 @@ part alone: whoever has seen the mistakes in the test part chooses with them in 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from dlhw.models.modes import evaluating
 from dlhw.runs.answer import Answer, Number
 from dlhw.views.report.filters import Filters
 from dlhw.views.report.judgement import Judged, judge
@@ -104,18 +104,6 @@ def classifier(
     )
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def inputs(data: Dataset, judged: Judged, positions: list[int]) -> Tensor:
     """What the network is given for these samples of the part."""
     rows = judged.rows[positions].to(data.val.pool_y.device)
@@ -127,7 +115,7 @@ def as_seen(data: Dataset, x: Tensor) -> Tensor:
 
     Colours where there are three channels, else grey, the channels' mean.
     """
-    pixels = ((x - data.shift) / data.scale).clamp(min=0).cpu()
+    pixels = data.normalize.inverse(x).clamp(min=0).cpu()
     colours = pixels if x.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return (colours / pixels.max().clamp(min=1e-12)).movedim(1, -1)
 

@@ -1,0 +1,129 @@
+"""The picture files in a folder, with their classes and parts, as the layout of its subfolders gives them."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlhw.data.picture_cache import PictureFile
+from dlhw.data.pictures import files_below, is_picture
+from dlhw.errors import UsageError
+from dlhw.runtime.files import printable
+
+PARTS = ("train", "val", "test")
+LAYOUT = (
+    "expected one folder per class (ROOT/cats/1.jpg), or train and optionally val and test with such folders "
+    "(ROOT/train/cats/1.jpg)"
+)
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A data set of picture files: its name, where in ``data_dir`` to look for it, and where to get it."""
+
+    name: str
+    folders: tuple[str, ...] = ()
+    """Names that its folder may have."""
+    instructions: str = ""
+    """How to get the files, for the error message."""
+
+    def locate(self, root: str | None, data_dir: Path) -> Path:
+        """Return the folder with the classes or parts. Raise UsageError if it is missing."""
+        if root is not None:
+            try:
+                path = Path(root).expanduser()
+            except RuntimeError as error:
+                raise UsageError(f"dataset.root={root}: this user has no home folder") from error
+            candidates = [path] if path.is_absolute() else [path, data_dir / path]
+        else:
+            candidates = [data_dir / name for name in self.folders]
+        for path in candidates:
+            if path.is_dir():
+                return path
+        if not candidates:
+            raise UsageError(f"dataset.root=null: must be the path of a folder; {LAYOUT}")
+        places = " or ".join(map(str, candidates))
+        raise UsageError(f"dataset={self.name}: no folder {places}; {self.instructions or LAYOUT}")
+
+
+@dataclass
+class FolderListing:
+    """The picture files in a folder, ordered by part, class and name."""
+
+    files: list[PictureFile] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    """The part of each file; train for all files of a folder without parts."""
+    classes: tuple[str, ...] = ()
+    published: tuple[str, ...] = ("train",)
+    """The parts that the folder has."""
+    excluded: list[str] = field(default_factory=list)
+    others: int = 0
+    """The number of files that are not pictures, by their names or kinds."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all pictures in the folder, including the excluded ones."""
+        return [*(file.name for file in self.files), *self.excluded]
+
+
+def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
+    """List the picture files in a folder, except those that match a pattern of ``exclude``.
+
+    Raises UsageError for an unknown layout, and for a pattern that matches no picture.
+    """
+    folders = _subfolders(root)
+    published = [part for part in PARTS if part in folders and _subfolders(root / part)]
+    extra = sorted(set(folders) - set(published))
+    if published and extra:
+        raise UsageError(f"{root}: has {', '.join(extra)} beside {', '.join(published)}; {LAYOUT}")
+    if published and "train" not in published:
+        raise UsageError(f"{root}: has no train beside {', '.join(published)}; {LAYOUT}")
+    tops = {part: root / part for part in published} or {"train": root}
+    names = _class_folders(root, tops)
+    classes = tuple(map(printable, names))
+    if len(classes) < 2:
+        present = f"only the class {classes[0]}" if classes else "no folders with pictures"
+        raise UsageError(f"{tops['train']}: has {present}; at least two classes are needed; {LAYOUT}")
+    listing = FolderListing(classes=classes, published=tuple(published or ["train"]))
+    unmatched = set(exclude)
+    for part, top in tops.items():
+        for label, name in enumerate(names):
+            for path in files_below(top / name):
+                relative = path.relative_to(root).as_posix()
+                if not is_picture(path):
+                    listing.others += 1
+                    continue
+                matches = {glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)}
+                unmatched -= matches
+                if matches:
+                    listing.excluded.append(printable(relative))
+                    continue
+                listing.files.append(PictureFile(path, printable(relative)))
+                listing.labels.append(label)
+                listing.parts.append(part)
+    for glob in [glob for glob in exclude if glob in unmatched]:
+        raise UsageError(f"dataset.exclude: {glob} matches no picture in {root}; expected patterns such as copy_*.jpg")
+    return listing
+
+
+def _class_folders(root: Path, tops: dict[str, Path]) -> list[str]:
+    """Return the names of the class folders, which must be the same in all parts."""
+    classes = {part: _subfolders(top) for part, top in tops.items()}
+    for part, names in classes.items():
+        if names != classes["train"]:
+            different = ", ".join(sorted(set(names) ^ set(classes["train"])))
+            raise UsageError(f"{root}: {part} and train must have the same classes; only one of them has {different}")
+    return classes["train"]
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+    return sorted(name for name in names if not name.startswith((".", "__MACOSX")))
