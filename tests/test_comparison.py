@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from dlhw.compare import compare, main
 from dlhw.errors import UsageError
-from dlhw.views.comparison import Comparison, conclude, figures
-from dlhw.views.comparison.ranking import grouped, spread
+from dlhw.views.comparison import Comparison, compare_runs, figures
+from dlhw.views.comparison.ranking import group_by_setting, spread
 from dlhw.views.comparison.results import canonical, read
 
 PLAIN = Comparison(
@@ -107,7 +107,7 @@ def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) ->
     results = read(runs)
     assert [result.settings for result in results] == [{"b": "0"}, {"b": "0"}, {"b": "0.05"}, {"b": "0.05"}]
     assert [result.seed for result in results] == [0, 1, 0, 1]
-    assert [setting.label for setting in grouped(results)] == ["b = 0", "b = 0.05"]
+    assert [setting.label for setting in group_by_setting(results)] == ["b = 0", "b = 0.05"]
 
 
 def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_key_that_a_config_has_not_is_one_more_value(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{seed}", f"seed={seed}", config={"optimizer": {"lr": 1}}) for seed in (0, 1)]
     node = {"optimizer": {"lr": 1, "momentum_decay": 0.9}}
     runs.append(make_run(tmp_path / "d", "+optimizer.momentum_decay=0.9", "seed=2", config=node))
-    settings = grouped(read(runs))
+    settings = group_by_setting(read(runs))
     assert [setting.label for setting in settings] == ["without momentum_decay", "momentum_decay = 0.9"]
     assert [len(setting.runs) for setting in settings] == [2, 1]
 
@@ -172,7 +172,7 @@ def test_a_job_without_a_config_keeps_the_setting_that_its_overrides_agree_with_
         make_run(tmp_path / f"{b},{epochs}", f"b={b}", val=val, config={"b": b, "epochs": epochs})
         for b, epochs, val in ((0, 2, 5.0), (0, 6, 4.0), (1, 2, 3.0))
     ]
-    conclusion = conclude(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
+    conclusion = compare_runs(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0", "epochs": "6"}
     assert [run.path.name for run in conclusion.settings[-1].runs] == ["never", "1,2"]
@@ -184,7 +184,7 @@ def test_many_differences_take_few_columns_that_tell_the_runs_apart(tmp_path: Pa
     runs = [make_run(tmp_path / f"{i}", config=config) for i, config in enumerate(configs)]
     results = read(runs)
     assert list(results[0].settings) == ["key0", "key1", "key2", "key3", "key4", "late.key.x"]
-    assert len(grouped(results)) == 4
+    assert len(group_by_setting(results)) == 4
 
 
 def test_an_override_that_follows_the_seed_is_no_setting(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_override_that_follows_the_seed_is_no_setting(tmp_path: Path) -> None
 def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0], "b=1": [9.0]})
     runs.append(make_run(tmp_path / "again", "b=0", "seed=1", val=4.0))
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert [run.path.name for run in conclusion.winner.runs] == ["b=0,seed=0", "b=0,seed=1"]
     assert "b = 0    3.00 ± 1.41" in str(conclusion)
@@ -212,7 +212,7 @@ def test_many_runs_are_read_in_about_a_second(tmp_path: Path) -> None:
     for i, run in enumerate(runs):
         (run / "config.yaml").write_text(f"seed: {i % 3}\n{text}optimizer:\n  lr: {i // 3}\n")
     began = time.process_time()
-    assert len(grouped(read(runs))) == 100
+    assert len(group_by_setting(read(runs))) == 100
     assert time.process_time() - began < 1.5  # 0.3 as measured
 
 
@@ -222,7 +222,7 @@ def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
         make_run(tmp_path / "b", "experiment=flooding", "b=0.2", config={"b": 0.2}),
         make_run(tmp_path / "c", "experiment=mnist_mlp"),
     ]
-    labels = [setting.label for setting in grouped(read(runs))]
+    labels = [setting.label for setting in group_by_setting(read(runs))]
     assert labels == ["experiment = flooding, b = 0.1", "experiment = flooding, b = 0.2", "experiment = mnist_mlp"]
 
 
@@ -259,7 +259,7 @@ def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_pat
         make_run(tmp_path / "a", "optimizer.lr=1", "model.width=3", "init.width=1"),
         make_run(tmp_path / "b", "optimizer.lr=2", "model.width=4", "init.width=2"),
     ]
-    assert grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
+    assert group_by_setting(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
 
 
 # --- numbers and the winner -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_pat
 
 def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0, 6.0], "b=0.1": [1.0, 2.0, 6.0], "b=0.2": [5.0, 5.0, 5.0]})
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0.1"}
     assert [row["b"] for row in table(tmp_path / "tables" / "settings.csv")] == ["0.1", "0", "0.2"]
@@ -290,7 +290,7 @@ def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
 
 
 def test_a_single_run_has_no_standard_deviation(tmp_path: Path) -> None:
-    conclusion = conclude(tmp_path, make_sweep(tmp_path, {"b=0": [2.0], "b=1": [3.0]}), comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, make_sweep(tmp_path, {"b=0": [2.0], "b=1": [3.0]}), comparison=NOTHING)
     assert table(tmp_path / "tables" / "settings.csv")[0]["best_val_error_percent_std"] == ""
     assert json.loads((tmp_path / "summary.json").read_text())["winner"]["val_error_percent"]["sd"] is None
     assert "±" not in str(conclusion)
@@ -318,7 +318,7 @@ def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
                 for b, seeds in enumerate(results)
                 for seed, val in enumerate(seeds)
             ]
-            conclusion = conclude(Path(name), runs, comparison=NOTHING)
+            conclusion = compare_runs(Path(name), runs, comparison=NOTHING)
             assert conclusion.winner is not None
             winners.append(int(conclusion.winner.values["b"]))
     assert winners[0] == winners[1]
@@ -330,7 +330,7 @@ def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
 def test_a_setting_with_a_run_that_did_not_finish_cannot_win(tmp_path: Path, status: str) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0, 5.0], "b=1": [1.0]})
     runs.append(make_run(tmp_path / "late", "b=1", "seed=1", status=status))
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0"}
     assert "b = 1    1                     9               1 of 2" in str(conclusion).splitlines()
@@ -340,7 +340,7 @@ def test_a_setting_with_a_run_that_did_not_finish_cannot_win(tmp_path: Path, sta
 def test_no_winner_when_no_setting_is_complete_and_it_says_so(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
     runs += [make_run(tmp_path / b, f"b={b}", "seed=1", status="failed") for b in "01"]
-    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    conclusion = compare_runs(tmp_path, runs, comparison=PLAIN)
     assert conclusion.winner is None
     lines = str(conclusion).splitlines()
     assert "no winner: no setting has all its runs finished" in lines
@@ -352,7 +352,7 @@ def test_runs_that_go_by_different_metrics_have_no_winner(tmp_path: Path) -> Non
     runs = [make_run(tmp_path / m, f"trainer.monitor={m}", monitor=m) for m in ("val_loss", "val_error_percent")]
     assert (
         "no winner: runs that go by different trainer.monitor (val_error_percent, val_loss) cannot be ranked"
-        in str(conclude(tmp_path, runs, comparison=PLAIN)).splitlines()
+        in str(compare_runs(tmp_path, runs, comparison=PLAIN)).splitlines()
     )
 
 
@@ -363,7 +363,7 @@ def test_studies_are_compared_by_the_numbers_they_found(tmp_path: Path) -> None:
         for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
             del content[name]
         (run / "summary.json").write_text(json.dumps(content))
-    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    conclusion = compare_runs(tmp_path, runs, comparison=PLAIN)
     assert [row["multiply_adds"] for row in table(tmp_path / "sweep.csv")] == ["10", "20"]
     assert [row["multiply_adds_mean"] for row in table(tmp_path / "tables" / "settings.csv")] == ["10", "20"]
     assert "width = 2  20" in str(conclusion)
@@ -378,7 +378,7 @@ def test_studies_are_drawn_against_a_number(tmp_path: Path) -> None:
         for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
             del content[name]
         (run / "summary.json").write_text(json.dumps(content))
-    assert conclude(tmp_path, runs, comparison=PLAIN).notes == ()
+    assert compare_runs(tmp_path, runs, comparison=PLAIN).notes == ()
     assert (tmp_path / "figures" / "against_model.hidden.png").is_file()
 
 
@@ -389,7 +389,7 @@ def test_a_number_that_is_not_finite_has_no_standard_deviation(tmp_path: Path) -
         for epoch in (0, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,saturated_percent\n1,in,3\n2,out,nan\n")
     asked = Comparison(curves=[], x="epoch", log_x=False, overlay=None, against=[], probes=["saturated_percent"])
-    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    assert compare_runs(tmp_path, runs, comparison=asked).notes == ()
     assert str(spread([1.0, math.inf])) == "inf"
 
 
@@ -398,13 +398,13 @@ def test_figures_of_an_earlier_declaration_are_removed(tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     for name in ("comparison", "figures/against_lr", "figures/probe_norm", "figures/filters"):
         (tmp_path / f"{name}.png").write_text("old")
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     assert sorted(path.stem for path in tmp_path.glob("**/*.png")) == ["against_b", "filters"]
 
 
 def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(33)})
-    lines = str(conclude(tmp_path, runs, comparison=NOTHING)).splitlines()
+    lines = str(compare_runs(tmp_path, runs, comparison=NOTHING)).splitlines()
     assert len(lines) == 1 + 30 + 2
     assert lines[31] == "and 3 more in tables/settings.csv"
     assert len(table(tmp_path / "tables" / "settings.csv")) == 33
@@ -418,7 +418,7 @@ def test_equal_sweeps_have_equal_files(tmp_path: Path) -> None:
     for place, seconds in (("here", 1.0), ("there", 2.0)):
         runs = make_sweep(tmp_path / place, {"b=0": [2.0, 3.0], "b=0.5": [1.0]}, seconds=seconds)
         runs.append(make_run(tmp_path / place / "bad", "b=9", "seed=0", status="failed"))
-        conclude(tmp_path / place, runs, comparison=NOTHING, about={"seconds": seconds})
+        compare_runs(tmp_path / place, runs, comparison=NOTHING, about={"seconds": seconds})
         texts.append((tmp_path / place / "sweep.csv").read_bytes())
     assert texts[0] == texts[1]
     rows = table(tmp_path / "here" / "sweep.csv")
@@ -433,7 +433,7 @@ def test_equal_sweeps_have_equal_files(tmp_path: Path) -> None:
 def test_jobs_without_a_directory_have_their_row(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
     never = tmp_path / "b=1,seed=1"
-    conclusion = conclude(
+    conclusion = compare_runs(
         tmp_path,
         [*runs, never],
         comparison=NOTHING,
@@ -451,7 +451,7 @@ def test_jobs_without_a_directory_have_their_row(tmp_path: Path) -> None:
 
 
 def test_no_run_at_all_leaves_files_still(tmp_path: Path) -> None:
-    conclusion = conclude(tmp_path, [], comparison=PLAIN)
+    conclusion = compare_runs(tmp_path, [], comparison=PLAIN)
     assert (tmp_path / "sweep.csv").exists()
     assert "no winner: no run finished" in str(conclusion)
 
@@ -465,7 +465,7 @@ def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
     asked = Comparison(
         curves=["train_loss"], x="epoch", log_x=False, overlay="lr", against=["c"], probes=["weight_norm"]
     )
-    conclusion = conclude(tmp_path, runs, comparison=asked)
+    conclusion = compare_runs(tmp_path, runs, comparison=asked)
     assert conclusion.notes == (
         "comparison.overlay=lr: does not vary (b does)",
         "comparison.png: not drawn (ValueError: out of ink)",
@@ -483,7 +483,7 @@ def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
         for epoch in (0, 1, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,weight_norm\n1,in,3\n2,out,40\n")
     asked = Comparison(curves=["val_loss"], x="epoch", log_x=False, overlay="lr", against=["b"], probes=["weight_norm"])
-    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    assert compare_runs(tmp_path, runs, comparison=asked).notes == ()
     for name in ("comparison", "figures/against_b", "figures/probe_weight_norm"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -500,7 +500,7 @@ def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
 def test_the_key_to_draw_against_is_the_only_one_with_three_numbers(
     tmp_path: Path, results: dict[str, list[float]], drawn: list[str]
 ) -> None:
-    conclude(tmp_path, make_sweep(tmp_path, results), comparison=PLAIN)
+    compare_runs(tmp_path, make_sweep(tmp_path, results), comparison=PLAIN)
     assert [path.name for path in (tmp_path / "figures").glob("*.png")] == drawn
 
 
@@ -510,7 +510,7 @@ def test_the_key_to_draw_against_is_the_only_one_with_three_numbers(
 def test_a_sweep_is_compared_in_place_in_its_own_order(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=10": [2.0], "b=9": [1.0]})
     never = tmp_path / "b=11,seed=0"
-    conclude(
+    compare_runs(
         tmp_path,
         [*runs, never],
         comparison=NOTHING,
@@ -530,7 +530,7 @@ def test_jobs_that_left_nothing_stay_jobs_of_their_sweep(tmp_path: Path) -> None
     refused.mkdir()
     (refused / "summary.json").write_text('{"status": "failed", "reason": "UsageError: b=3: no"}')
     told = {never: ["b=1", "seed=1"], refused: ["b=3", "seed=0"]}
-    conclude(tmp_path, [*runs[:2], never, refused, runs[2]], comparison=NOTHING, overrides=told)
+    compare_runs(tmp_path, [*runs[:2], never, refused, runs[2]], comparison=NOTHING, overrides=told)
     before = (tmp_path / "sweep.csv").read_bytes()
     assert "lowest mean validation error: b = 2" in compare([tmp_path])
     assert (tmp_path / "sweep.csv").read_bytes() == before
@@ -553,7 +553,7 @@ def test_jobs_that_left_nothing_stay_jobs_of_their_sweep(tmp_path: Path) -> None
 def test_a_summary_without_sense_is_that_of_an_unfinished_run(tmp_path: Path, content: bytes) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
     (runs[1] / "summary.json").write_bytes(content)
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     compare([tmp_path])
     assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
 
@@ -566,14 +566,14 @@ def test_numbers_without_sense_are_no_results(tmp_path: Path) -> None:
     (runs[2] / "summary.json").write_text(json.dumps(odd | {"best": {"val_error_percent": math.inf}}))
     (runs[2] / "config.yaml").write_text("b: 2001-99-99\n")
     (runs[2] / ".hydra" / "hydra.yaml").write_text("hydra: null")
-    conclusion = conclude(tmp_path, [*runs, tmp_path / "\udcff"], comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, [*runs, tmp_path / "\udcff"], comparison=NOTHING)
     assert conclusion.winner is None
     assert len(table(tmp_path / "sweep.csv")) == 4
 
 
 def test_a_file_where_a_job_should_be(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     shutil.rmtree(runs[1])
     runs[1].write_text("a file")
     assert "lowest mean validation error: b = 0" in compare([tmp_path])
@@ -659,7 +659,7 @@ def test_curves_are_drawn_against_the_step_and_on_a_log_axis(tmp_path: Path, mon
         steps = ["step", *(str(7 * epoch) for epoch in range(1, len(text)))]
         (run / "metrics.csv").write_text("".join(f"{line},{step}\n" for line, step in zip(text, steps, strict=True)))
     asked = Comparison(curves=["train_loss"], x="step", log_x=True, overlay=None, against=[], probes=[])
-    conclude(tmp_path, runs, comparison=asked)
+    compare_runs(tmp_path, runs, comparison=asked)
     ((panels, figure),) = drawn
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_xscale()) == ("step", "log")

@@ -31,10 +31,10 @@ from dlhw.runs.record import Record
 from dlhw.train import run as train
 from dlhw.views import report
 from dlhw.views.report import figures
-from dlhw.views.report.classification import as_seen, chosen, inputs
-from dlhw.views.report.filters import Filters, convolution
-from dlhw.views.report.judgement import Judged, judge, wilson
-from dlhw.views.report.saliency import NotSeen, grad_cam, gradient
+from dlhw.views.report.classification import network_inputs, select_examples, to_pictures
+from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part, wilson
+from dlhw.views.report.filters import LayerFilters, convolution
+from dlhw.views.report.saliency import SaliencyUnavailable, grad_cam, gradient
 
 
 def not_asked_for() -> nn.Module:
@@ -119,12 +119,15 @@ def test_interval_ends_at_all_and_at_nothing() -> None:
 
 def test_few_pictures_are_called_few(data: Dataset) -> None:
     model = knowing(data, wrong=1)
-    judged = judge(model, data, "val", data.val, batch_size=100)
+    evaluated = evaluate_part(model, data, "val", data.val, batch_size=100)
     assert (
-        judged.told(0.95) == "validation, 12 pictures: 91.7 % right, 95 % interval 64.6 to 98.5 % (wide: few pictures)"
+        evaluated.summary(0.95)
+        == "validation, 12 pictures: 91.7 % right, 95 % interval 64.6 to 98.5 % (wide: few pictures)"
     )
-    many = Judged("test", ("a",), *(torch.zeros(9999, dtype=torch.long) for _ in range(3)), *(torch.ones(2, 9999)))
-    assert many.told(0.9) == "test, 9,999 pictures: 100.00 % right, 90 % interval 99.97 to 100.00 %"
+    many = EvaluatedPart(
+        "test", ("a",), *(torch.zeros(9999, dtype=torch.long) for _ in range(3)), *(torch.ones(2, 9999))
+    )
+    assert many.summary(0.9) == "test, 9,999 pictures: 100.00 % right, 90 % interval 99.97 to 100.00 %"
 
 
 # --- what is right and wrong ------------------------------------------------------------------------------
@@ -135,29 +138,29 @@ def test_judgement_is_that_of_the_plain_computation(data: Dataset, batch_size: i
     model = network(data).eval()
     assert data.test is not None
     for part, split in (("val", data.val), ("test", data.test)):
-        judged = judge(model, data, part, split, batch_size=batch_size)
+        evaluated = evaluate_part(model, data, part, split, batch_size=batch_size)
         probabilities = model(data.normalize(split.x)).detach().softmax(1)
         expected = torch.zeros(3, 3, dtype=torch.long)
         for at, (true, row) in enumerate(zip(split.y.tolist(), probabilities, strict=True)):
             expected[true, int(row.argmax())] += 1
-            assert float(judged.probability[at]) == pytest.approx(float(row.max()), rel=1e-9)
-            assert float(judged.probability_of_true[at]) == pytest.approx(float(row[true]), rel=1e-9)
-        assert judged.confusion.equal(expected)
-        assert judged.rows.equal(split.all_rows()[0])
+            assert float(evaluated.probability[at]) == pytest.approx(float(row.max()), rel=1e-9)
+            assert float(evaluated.probability_of_true[at]) == pytest.approx(float(row[true]), rel=1e-9)
+        assert evaluated.confusion.equal(expected)
+        assert evaluated.rows.equal(split.all_rows()[0])
 
 
 def test_mistakes_come_the_most_confident_first(data: Dataset) -> None:
-    judged = judge(knowing(data, wrong=5), data, "val", data.val, batch_size=100)
-    assert judged.mistakes == [4, 3, 2, 1, 0]
-    assert judged.accuracy(0.95).right == len(data.val) - 5
+    evaluated = evaluate_part(knowing(data, wrong=5), data, "val", data.val, batch_size=100)
+    assert evaluated.mistakes == [4, 3, 2, 1, 0]
+    assert evaluated.accuracy(0.95).right == len(data.val) - 5
 
 
 def test_surest_right_answers_are_of_all_classes(data: Dataset) -> None:
-    judged = judge(knowing(data, wrong=2), data, "val", data.val, batch_size=100)
-    first, second = judged.surest(3), judged.surest(6)[3:]
-    assert sorted(int(judged.labels[at]) for at in first) == [0, 1, 2]
+    evaluated = evaluate_part(knowing(data, wrong=2), data, "val", data.val, batch_size=100)
+    first, second = evaluated.most_confident_correct(3), evaluated.most_confident_correct(6)[3:]
+    assert sorted(int(evaluated.labels[at]) for at in first) == [0, 1, 2]
     for at in first:
-        same = [other for other in range(2, len(data.val)) if judged.labels[other] == judged.labels[at]]
+        same = [other for other in range(2, len(data.val)) if evaluated.labels[other] == evaluated.labels[at]]
         assert at == max(same)
     assert not set(first) & set(second)
 
@@ -166,8 +169,8 @@ def test_surest_right_answers_are_of_all_classes(data: Dataset) -> None:
 def test_half_of_the_views_are_mistakes_where_there_are_enough_of_both(
     data: Dataset, wrong: int, right_shown: int, wrong_shown: int
 ) -> None:
-    judged = judge(knowing(data, wrong=wrong), data, "val", data.val, batch_size=100)
-    right = [bool(judged.predicted[at] == judged.labels[at]) for at in chosen(judged, 5)]
+    evaluated = evaluate_part(knowing(data, wrong=wrong), data, "val", data.val, batch_size=100)
+    right = [bool(evaluated.predicted[at] == evaluated.labels[at]) for at in select_examples(evaluated, 5)]
     assert right == [True] * right_shown + [False] * wrong_shown
 
 
@@ -270,7 +273,7 @@ def test_network_that_no_method_sees_into_is_told_and_left_out(data: Dataset) ->
         def forward(self, x: Tensor) -> Tensor:
             return torch.ones(len(x), 3, dtype=x.dtype).requires_grad_() * x.detach().mean()
 
-    with pytest.raises(NotSeen):
+    with pytest.raises(SaliencyUnavailable):
         gradient(Blind(), data.normalize(data.val.x), data.val.y)
     answer = report.classifier(Blind(), data, **OPTIONS)
     assert answer.told[-1] == "saliency: no maps, because Blind gives no gradient by its input"
@@ -435,7 +438,7 @@ def tiles(axes: Any, count: int) -> Tensor:
 def test_filters_and_their_change_are_drawn_about_middle_grey() -> None:
     before = torch.randn(5, 3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     change = 0.1 * before.flip(0)
-    drawn = figures.filters(Filters("conv1", before, before + change), name="x").axes
+    drawn = figures.filters(LayerFilters("conv1", before, before + change), name="x").axes
     largest = torch.maximum(before.abs(), (before + change).abs()).amax((1, 2, 3), keepdim=True)
     expected = [before / largest, (before + change) / largest, change / change.abs().max()]
     for axes, each in zip(drawn, expected, strict=True):
@@ -445,7 +448,7 @@ def test_filters_and_their_change_are_drawn_about_middle_grey() -> None:
 def test_of_many_filters_those_are_drawn_that_changed_most() -> None:
     before = torch.zeros(100, 7, 3, 3, dtype=torch.float64)
     after = before + torch.arange(100).view(-1, 1, 1, 1)
-    figure = figures.filters(Filters("conv1", before, after), name="x")
+    figure = figures.filters(LayerFilters("conv1", before, after), name="x")
     subtitle = " ".join(text.get_text() for text in figure.texts)
     assert "The 64 of 100 filters that changed most, the most first on the first of 7 channels" in subtitle
     shown = tiles(figure.axes[2], 64)[:, 0, 0]
@@ -492,8 +495,8 @@ def test_wrong_filters_are_refused_before_training(compose: Compose) -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, None), (3, None), (3, 12), (2, None)])
 def test_pictures_are_shown_as_the_network_sees_them(channels: int, size: int | None) -> None:
     data = drawn_pictures(channels=channels, size=size)
-    judged = judge(network(data).eval(), data, "val", data.val, batch_size=100)
-    shown = as_seen(data, inputs(data, judged, [2, 0]))
+    evaluated = evaluate_part(network(data).eval(), data, "val", data.val, batch_size=100)
+    shown = to_pictures(data, network_inputs(data, evaluated, [2, 0]))
     x = data.val.x[[2, 0]].double()
     if size is not None:
         x = nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
@@ -504,22 +507,22 @@ def test_pictures_are_shown_as_the_network_sees_them(channels: int, size: int | 
     assert float((shown - x.movedim(1, -1) / white).abs().max()) < 1e-12
 
 
-def made_up(part: str, classes: int, count: int = 500) -> Judged:
+def made_up(part: str, classes: int, count: int = 500) -> EvaluatedPart:
     labels = torch.arange(count) % max(classes - 1, 1)  # none of the last class
     predicted = torch.where(torch.arange(count) % 5 == 0, (labels + 1) % classes, labels)
     probability = torch.linspace(0.3, 1, count, dtype=torch.float64)
     names = tuple(f"$class_{i}$ of a rather long name" for i in range(classes))
-    return Judged(part, names, torch.arange(count), labels, predicted, probability, probability)
+    return EvaluatedPart(part, names, torch.arange(count), labels, predicted, probability, probability)
 
 
 @pytest.mark.parametrize("parts", [("val",), ("val", "test")])
 @pytest.mark.parametrize("classes", [2, 10, 101])
 def test_figures_are_drawn_for_few_and_many_classes(classes: int, parts: tuple[str, ...]) -> None:
-    judged = [made_up(part, classes) for part in parts]
-    matrix, accuracies = figures.confusion(judged, name="x"), figures.per_class(judged, 0.95, name="x")
+    evaluated = [made_up(part, classes) for part in parts]
+    matrix, accuracies = figures.confusion(evaluated, name="x"), figures.per_class(evaluated, 0.95, name="x")
     matrix.canvas.draw()
     cells = [text.get_text() for axes in matrix.axes for text in axes.texts]
-    counts = torch.cat([each.confusion.flatten() for each in judged])
+    counts = torch.cat([each.confusion.flatten() for each in evaluated])
     assert len(cells) == (int((counts > 0).sum()) if classes <= 12 else 0)
     if classes <= 12:
         assert sum(int(cell.splitlines()[1]) for cell in cells) == 500 * len(parts)
@@ -529,10 +532,10 @@ def test_figures_are_drawn_for_few_and_many_classes(classes: int, parts: tuple[s
 
 
 def test_captions_tell_class_probability_and_file() -> None:
-    judged = made_up("val", 3)
+    evaluated = made_up("val", 3)
     pictures = torch.zeros(2, 4, 4, 3)
     names = [f"val/a/{row}_and_more_words_than_there_is_room.jpg" for row in range(500)]
-    figure = figures.mistakes(judged, judged.mistakes[:2], pictures, names=names, name="x")
+    figure = figures.mistakes(evaluated, evaluated.mistakes[:2], pictures, names=names, name="x")
     assert figure.axes[0].get_title() == (
         "is $class_1$…ong name\ntaken for $class_2$…ong name, 99.4 %\n495_and_more_…_is_room.jpg"
     )

@@ -16,7 +16,7 @@ from dlhw.views.comparison.panels import (
     compared_layers,
     setting_colors,
 )
-from dlhw.views.comparison.ranking import Conclusion, Setting, at_winner, reported, spread
+from dlhw.views.comparison.ranking import Conclusion, Setting, reported_metrics, spread, winner_text
 from dlhw.views.comparison.results import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
@@ -38,25 +38,25 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
         if key not in keys and drawn:
             notes.append(f"comparison.overlay={key}: does not vary ({', '.join(keys) or 'nothing'} does)")
     overlay = comparison.overlay if comparison.overlay in keys else None
-    lines = _best_of_each(drawn, overlay)
+    lines = _best_per_value(drawn, overlay)
     lines = lines[:DRAWN_SETTINGS]
-    lines = _in_order(lines, overlay or _main_key(drawn))
-    look = _Look(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
-    only = _only_numeric_key(drawn) if reported(drawn, conclusion.monitor) else None
+    lines = _sorted_by(lines, overlay or _main_key(drawn))
+    style = _Style(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
+    only = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
     against = comparison.against or ([only] if only else [])
     figures: list[tuple[str, Callable[[], str]]] = []
-    subtitle = _said(conclusion, lines)
+    subtitle = _subtitle(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
-        figures.append(("comparison", lambda: _draw_curves(record, look, comparison, title, subtitle)))
+        figures.append(("comparison", lambda: _draw_curves(record, style, comparison, title, subtitle)))
     for key in against:
         figures.append(
             (
                 f"figures/against_{key}",
-                functools.partial(_draw_against, record, drawn, key, conclusion, look=look, title=title),
+                functools.partial(_draw_against, record, drawn, key, conclusion, style=style, title=title),
             )
         )
     for column in comparison.probes:
-        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, look, column, title)))
+        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, style, column, title)))
     for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
         for path in record.path.glob(pattern):
             path.unlink()
@@ -71,7 +71,7 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     return notes
 
 
-class _Look:
+class _Style:
     """Which lines the figures of a comparison have, each setting with the same colour and label in all of them."""
 
     def __init__(
@@ -101,15 +101,15 @@ class _Look:
         )
 
 
-def _draw_curves(record: Record, look: _Look, comparison: Comparison, title: str, subtitle: str) -> str:
+def _draw_curves(record: Record, style: _Style, comparison: Comparison, title: str, subtitle: str) -> str:
     panels = []
     for column in comparison.curves:
         lines = []
-        for setting in look.settings:
+        for setting in style.settings:
             tables = [dict(_points(run.rows, comparison.x, column)) for run in setting.finished]
             shared = sorted(set.intersection(*(set(table) for table in tables)))  # epochs that all seeds reached
             if shared:
-                lines.append(look.series(setting, shared, [[table[x] for table in tables] for x in shared]))
+                lines.append(style.series(setting, shared, [[table[x] for table in tables] for x in shared]))
         if lines:
             panels.append(_panel(column, lines))
     if not panels:
@@ -120,30 +120,34 @@ def _draw_curves(record: Record, look: _Look, comparison: Comparison, title: str
 
 
 def _draw_against(
-    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, look: _Look, title: str
+    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, style: _Style, title: str
 ) -> str:
     monitor = conclusion.monitor
     numeric = [setting for setting in drawn if number(setting.values.get(key, "")) is not None]
     if len({number(setting.values[key]) for setting in numeric}) < 2:
         return f"{key} has not two numeric values among the finished settings"
     panels = []
-    lines = [setting for setting in look.settings if look.overlay not in (None, key)] or look.settings[:1]
-    for metric, reader in reported(drawn, monitor):
+    lines = [setting for setting in style.settings if style.overlay not in (None, key)] or style.settings[:1]
+    for metric, reader in reported_metrics(drawn, monitor):
         series = []
         for line in lines:
             same = [
                 setting
                 for setting in numeric
-                if look.overlay in (None, key)
-                or canonical(setting.values[look.overlay]) == canonical(line.values[look.overlay])
+                if style.overlay in (None, key)
+                or canonical(setting.values[style.overlay]) == canonical(line.values[style.overlay])
             ]
-            points = sorted(_best_of_each(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
+            points = sorted(_best_per_value(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
             points = [setting for setting in points if setting.spread(reader) is not None]
             if points:
                 values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
                 x = [number(setting.values[key]) or 0.0 for setting in points]
-                told = f"{_last(look.overlay)} = {line.values[look.overlay]}" if len(lines) > 1 and look.overlay else ""
-                found = look.series(line, x, values, label=told)
+                told = (
+                    f"{_last_part(style.overlay)} = {line.values[style.overlay]}"
+                    if len(lines) > 1 and style.overlay
+                    else ""
+                )
+                found = style.series(line, x, values, label=told)
                 color = found.color if len(lines) > 1 else PALETTE[0]
                 series.append(Series(told, color, found.x, found.y, found.spread))
         if series:
@@ -155,7 +159,7 @@ def _draw_against(
     if len(numeric[0].values) > (2 if len(lines) > 1 else 1):
         notes.append("each point: the best setting by validation among those with this value")
     if conclusion.winner is not None and monitor is not None and optimum is not None:
-        notes.append(f"dotted: the lowest validation mean, {at_winner(conclusion.winner, monitor)}")
+        notes.append(f"dotted: the lowest validation mean, {winner_text(conclusion.winner, monitor)}")
     figure = compared_against(
         panels, key=key, optimum=optimum, share_y=monitor is not None, title=title, subtitle="\n".join(notes)
     )
@@ -163,18 +167,18 @@ def _draw_against(
     return ""
 
 
-def _draw_probe(record: Record, look: _Look, column: str, title: str) -> str:
+def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
     moments: list[list[Series]] = [[], []]
     epochs: list[set[int]] = [set(), set()]
     layers: list[str] = []
-    for setting in look.settings:
+    for setting in style.settings:
         probed = [found for run in setting.finished if len(found := run.probes(column)) == 2]
         for moment, lines in enumerate(moments):
             values = [found[moment][1] for found in probed]
             depth = min(map(len, values), default=0)
             if depth:
                 x = range(1, depth + 1)
-                lines.append(look.series(setting, x, [[row[i - 1] for row in values] for i in x]))
+                lines.append(style.series(setting, x, [[row[i - 1] for row in values] for i in x]))
                 epochs[moment] |= {found[moment][0] for found in probed}
                 layers = layers if len(layers) > depth else probed[0][moment][2][:depth]
     if not moments[0]:
@@ -183,7 +187,9 @@ def _draw_probe(record: Record, look: _Look, column: str, title: str) -> str:
         _panel(column, lines, title="before training" if at == {0} else f"after {_epochs(at)}")
         for lines, at in zip(moments, epochs, strict=True)
     ]
-    figure = compared_layers(panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(look.settings))
+    figure = compared_layers(
+        panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(style.settings)
+    )
     record.figure(f"figures/probe_{column}", figure)
     return ""
 
@@ -202,7 +208,7 @@ def _points(rows: Sequence[Mapping[str, float]], x: str, column: str) -> list[tu
     return [(row[x], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
 
 
-def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
+def _best_per_value(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
     """The first, which is the best, of the ranked settings for each value of ``key``; all of them without a key."""
     if key is None:
         return list(ranked)
@@ -212,7 +218,7 @@ def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
     return list(best.values())
 
 
-def _in_order(settings: Sequence[Setting], key: str | None) -> list[Setting]:
+def _sorted_by(settings: Sequence[Setting], key: str | None) -> list[Setting]:
     """By the number or name that ``key`` has in each, so that legends and colours go up with it."""
     if key is None:
         return list(settings)
@@ -242,7 +248,7 @@ def _main_key(settings: Sequence[Setting]) -> str | None:
     return next(iter([*_numeric_keys(settings, values=2), *keys]), None)
 
 
-def _last(key: str | None) -> str:
+def _last_part(key: str | None) -> str:
     return (key or "").rpartition(".")[2]
 
 
@@ -254,7 +260,7 @@ def _counts(settings: Sequence[Setting]) -> str:
     return f"mean over seeds, ± one standard deviation (n = {n})"
 
 
-def _said(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
+def _subtitle(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
     shown = f"; the best {DRAWN_SETTINGS} settings" if len(lines) == DRAWN_SETTINGS < len(conclusion.settings) else ""
     first = _counts(lines) + shown
     return f"{first}\n{conclusion.verdict}"

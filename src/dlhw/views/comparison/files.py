@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlhw.runs.record import Record
-from dlhw.views.comparison.ranking import Conclusion, at_best, judged, reported
+from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
 from dlhw.views.comparison.results import Result, read
 
 
@@ -26,7 +26,7 @@ class Comparison:
     probes: list[str]
 
 
-def conclude(
+def compare_runs(
     directory: Path,
     runs: Sequence[Path],
     *,
@@ -50,7 +50,7 @@ def conclude(
     results = read(paths, failures=failures, overrides=overrides)
     jobs = _job_names(directory, results)
     record.csv("sweep", _sweep_rows(results, jobs))
-    conclusion = judged(results, jobs)
+    conclusion = rank_settings(results, jobs)
     record.table("settings", _setting_rows(conclusion))
     from dlhw.views.comparison.figures import draw  # matplotlib, which takes a second to import, is wanted only now
 
@@ -118,14 +118,14 @@ def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
         row: dict[str, object] = dict(setting.values) or {"setting": setting.label}
         row |= {"n": setting.count("finished"), "failed": setting.count("failed")}
         row["unfinished"] = setting.count("unfinished")
-        for name, reader in reported(conclusion.settings, conclusion.monitor):
+        for name, reader in reported_metrics(conclusion.settings, conclusion.monitor):
             spread = setting.spread(reader)
             told = f"best_{name}" if conclusion.monitor else name
             row[f"{told}_mean"] = "" if spread is None else spread.mean
             row[f"{told}_std"] = "" if spread is None or spread.sd is None else spread.sd
-        means: dict[str, Callable[[Result], Any]] = {"best_epoch": functools.partial(at_best, column="epoch")}
-        means |= {f"final_{name}": functools.partial(_at_end, column=name) for name in final}
-        means |= {name: functools.partial(_summed, name=name) for name in ("parameters", "seconds_per_epoch")}
+        means: dict[str, Callable[[Result], Any]] = {"best_epoch": functools.partial(best_value, column="epoch")}
+        means |= {f"final_{name}": functools.partial(_final_value, column=name) for name in final}
+        means |= {name: functools.partial(_summary_value, name=name) for name in ("parameters", "seconds_per_epoch")}
         for name, reader in means.items():
             spread = setting.spread(reader)
             row[f"{name}_mean"] = "" if spread is None else spread.mean
@@ -133,11 +133,11 @@ def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
     return rows
 
 
-def _at_end(run: Result, *, column: str) -> float | None:
+def _final_value(run: Result, *, column: str) -> float | None:
     return run.final.get(column)
 
 
-def _summed(run: Result, *, name: str) -> float | None:
+def _summary_value(run: Result, *, name: str) -> float | None:
     value = run.summary.get(name)
     return value if isinstance(value, int | float) else None
 
@@ -150,7 +150,7 @@ def _winner(conclusion: Conclusion) -> dict[str, Any] | None:
         "settings": dict(conclusion.winner.values),
         "n": len(conclusion.winner.runs),
     }
-    for name, reader in reported(conclusion.settings, conclusion.monitor):
+    for name, reader in reported_metrics(conclusion.settings, conclusion.monitor):
         spread = conclusion.winner.spread(reader)
         content[name] = None if spread is None else {"mean": spread.mean, "sd": spread.sd}
     return content

@@ -1,4 +1,4 @@
-"""The look of a comparison's figures: panels of lines, one per setting, each with its spread over the seeds."""
+"""The style of a comparison's figures: panels of lines, one per setting, each with its spread over the seeds."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def _band(series: Series) -> tuple[list[float], list[float]]:
 
 
 def _scale_panel(axes: Axes, panel: Panel) -> None:
-    values = [value for series in panel.series for value in _reached(series)]
+    values = [value for series in panel.series for value in _band_ends(series)]
     scale_values(axes, values, floor=panel.floor, linear=panel.label.endswith("accuracy"))
     for unit, whole in (("(%)", 100.0), ("accuracy", 1.0)):
         if panel.label.endswith(unit):
@@ -220,7 +220,7 @@ def _share_y(all_axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
         _scale_panel(axes, Panel(panel.label, joint.series, floor=joint.floor))
 
 
-def _reached(series: Series) -> list[float]:
+def _band_ends(series: Series) -> list[float]:
     """The ends of the bands, which the axes must hold."""
     low, high = _band(series) if series.spread else (series.y, series.y)
     return [value for value in (*low, *high) if math.isfinite(value)]
@@ -229,7 +229,7 @@ def _reached(series: Series) -> list[float]:
 def _scale_key(axes: Axes, values: Sequence[float]) -> None:
     """The scale of a swept key's axis: logarithmic where its values lie like decades, with 0 at the left end."""
     positive = [value for value in values if value > 0]
-    if values and values[0] >= 0 and _like_decades(positive):
+    if values and values[0] >= 0 and _spans_decades(positive):
         if values[0] == 0:
             axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
             axes.set_xlim(-0.25 * positive[0], positive[-1] * 1.4)
@@ -248,7 +248,7 @@ def _scale_key(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _like_decades(values: Sequence[float]) -> bool:
+def _spans_decades(values: Sequence[float]) -> bool:
     """Whether positive values, ascending, span over a decade and are spaced by factors rather than by steps."""
     if len(values) < 2 or values[-1] < 10 * values[0]:
         return False

@@ -29,7 +29,7 @@ class Spread:
 
     def __str__(self) -> str:
         if self.sd is None:
-            return _short(self.mean)
+            return _number_text(self.mean)
         digits = max(0, min(6, 2 - math.floor(math.log10(abs(self.mean))))) if self.mean else 2
         return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
 
@@ -68,7 +68,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What :func:`conclude` found; as a string, the closing table for the console."""
+    """What :func:`compare_runs` found; as a string, the closing table for the console."""
 
     status: str
     settings: tuple[Setting, ...]  # the best first, those with a run that did not finish last
@@ -84,8 +84,8 @@ class Conclusion:
         )
 
     def _table(self) -> list[str]:
-        columns = reported(self.settings, self.monitor)
-        lines = [["setting", *(_words(name) for name, _ in columns), "n"]]
+        columns = reported_metrics(self.settings, self.monitor)
+        lines = [["setting", *(_column_text(name) for name, _ in columns), "n"]]
         for setting in self.settings[:PRINTED_SETTINGS]:
             spreads = [setting.spread(number) for _, number in columns]
             missing = len(setting.runs) - len(setting.finished)
@@ -103,10 +103,10 @@ class Conclusion:
         """The winner and its numbers, or why there is none."""
         if self.winner is None or self.monitor is None:
             return f"no winner: {self.no_winner}"
-        return f"lowest mean {_words(self.monitor, unit=False)}: {at_winner(self.winner, self.monitor)}"
+        return f"lowest mean {_column_text(self.monitor, unit=False)}: {winner_text(self.winner, self.monitor)}"
 
 
-def grouped(results: Sequence[Result]) -> list[Setting]:
+def group_by_setting(results: Sequence[Result]) -> list[Setting]:
     """The settings, in the order of their first run.
 
     A run that repeats another is in none: it is no second seed. One that left no config is in the first setting that
@@ -135,15 +135,15 @@ def _agrees(partial: Sequence[Any], values: Sequence[Any]) -> bool:
     return all(one in (None, other) for one, other in zip(partial, values, strict=True))
 
 
-def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
+def rank_settings(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
     """The settings, ranked by validation, and the winner. Test metrics are not looked at."""
-    settings = grouped(results)
+    settings = group_by_setting(results)
     finished = [run for run in results if run.status == "finished"]
     monitors = sorted({str(run.summary["monitor"]) for run in finished if "monitor" in run.summary})
     monitor = monitors[0] if len(monitors) == 1 else None
 
     def mean(setting: Setting) -> float:
-        spread = None if monitor is None else setting.spread(functools.partial(at_best, column=monitor))
+        spread = None if monitor is None else setting.spread(functools.partial(best_value, column=monitor))
         return math.inf if spread is None else spread.mean
 
     ranked = sorted(settings, key=lambda setting: (not setting.complete, mean(setting)))
@@ -163,42 +163,42 @@ def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
     return Conclusion(status or "finished", tuple(ranked), monitor, winner, no_winner, failed, notes)
 
 
-def reported(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
+def reported_metrics(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
     """Name and reader of what is reported of each setting first: validation and test metric, or a study's numbers.
 
     There is no test metric where no run has a test part.
     """
     runs = [run for setting in settings for run in setting.runs]
     if monitor is not None:
-        tested = test_of(monitor) if any(test_of(monitor) in run.best for run in runs) else None
-        return [(name, functools.partial(at_best, column=name)) for name in (monitor, tested) if name is not None]
+        tested = test_metric(monitor) if any(test_metric(monitor) in run.best for run in runs) else None
+        return [(name, functools.partial(best_value, column=name)) for name in (monitor, tested) if name is not None]
     names = dict.fromkeys(name for run in runs for name in run.numbers)
-    return [(name, functools.partial(_found, name=name)) for name in names]
+    return [(name, functools.partial(_number_of, name=name)) for name in names]
 
 
-def at_best(run: Result, *, column: str) -> float | None:
+def best_value(run: Result, *, column: str) -> float | None:
     return run.best.get(column)
 
 
-def _found(run: Result, *, name: str) -> float | None:
+def _number_of(run: Result, *, name: str) -> float | None:
     return run.numbers.get(name)
 
 
-def test_of(monitor: str) -> str:
+def test_metric(monitor: str) -> str:
     return monitor.replace("val_", "test_", 1)
 
 
-def at_winner(winner: Setting, monitor: str) -> str:
+def winner_text(winner: Setting, monitor: str) -> str:
     """``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
     validation, test = (
-        winner.spread(functools.partial(at_best, column=column)) for column in (monitor, test_of(monitor))
+        winner.spread(functools.partial(best_value, column=column)) for column in (monitor, test_metric(monitor))
     )
     unit = " %" if monitor.endswith("_percent") else ""
     told = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
-    return told if test is None else f"{told}, {_words(test_of(monitor), unit=False)} there {test}{unit}"
+    return told if test is None else f"{told}, {_column_text(test_metric(monitor), unit=False)} there {test}{unit}"
 
 
-def _words(column: str, *, unit: bool = True) -> str:
+def _column_text(column: str, *, unit: bool = True) -> str:
     """``val_error_percent``: validation error (%)."""
     words = column.replace("val_", "validation ").replace("_percent", " (%)" if unit else "")
     return words.replace("_", " ")
@@ -222,5 +222,5 @@ def _label(result: Result) -> str:
     return f"without {', '.join(lasts)}" if result.known else result.path.name
 
 
-def _short(value: float) -> str:
+def _number_text(value: float) -> str:
     return f"{value:#.4g}" if not float(value).is_integer() or abs(value) >= 1e15 else f"{value:.0f}"

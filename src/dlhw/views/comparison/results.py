@@ -109,18 +109,18 @@ def read(
     def value(name: str, path: Path, line: Mapping[str, str], config: Mapping[str, str]) -> str:
         if name in config and name not in nodes:
             return config[name]
-        return line[name] if name in line else _choice(path, name) if config and "." not in name else ""
+        return line[name] if name in line else _config_group_choice(path, name) if config and "." not in name else ""
 
     def column(name: str) -> list[str]:
         return [value(name, *run) for run in zip(directories, given, configs, strict=True)]
 
     columns: dict[str, list[str]] = {}
     for name in dict.fromkeys(key for line in given for key in line):
-        if _is_setting(name) and not _interpolated({line[name] for line in given if name in line}):
+        if _is_setting(name) and not _same_interpolation({line[name] for line in given if name in line}):
             values = column(name)
             if len({canonical(text) for text, config in zip(values, configs, strict=True) if text or config}) > 1:
                 columns[name] = values
-    for name in _unexplained(columns, configs, seeds):
+    for name in _distinguishing_keys(columns, configs, seeds):
         columns[name] = column(name)
     results: list[Result] = []
     finished: dict[tuple[Any, ...], Path] = {}
@@ -139,7 +139,7 @@ def read(
     return results
 
 
-def _unexplained(
+def _distinguishing_keys(
     columns: Mapping[str, Sequence[str]], configs: Sequence[Mapping[str, str]], seeds: Sequence[int | None]
 ) -> list[str]:
     """Keys that tell apart the runs whose configs differ although ``columns`` do not; the shortest of equal ones."""
@@ -170,7 +170,7 @@ def _without_seed(text: str, seed: int | None) -> str:
     return text if seed is None else re.sub(rf"(?<!\d)(?<!\d\.){seed}(?!\.?\d)", "{seed}", text)
 
 
-def _interpolated(texts: set[str]) -> bool:
+def _same_interpolation(texts: set[str]) -> bool:
     """Whether an override follows other keys, in the same way in all runs."""
     return len(texts) == 1 and "${" in next(iter(texts))
 
@@ -183,7 +183,7 @@ def run_directories(directory: Path) -> list[Path]:
     if _is_run(directory):
         return [directory]
     below = sorted(path for path in directory.iterdir() if _is_run(path)) if directory.is_dir() else []
-    jobs = [row["job"] for row in past_jobs(directory)]
+    jobs = [row["job"] for row in read_sweep_rows(directory)]
     place = {name: i for i, name in enumerate(jobs)}
     found = sorted(below, key=lambda path: place.get(path.name, len(place)))
     if not found:
@@ -191,7 +191,7 @@ def run_directories(directory: Path) -> list[Path]:
     return found
 
 
-def past_jobs(directory: Path) -> list[dict[str, str]]:
+def read_sweep_rows(directory: Path) -> list[dict[str, str]]:
     """The rows of a sweep's ``sweep.csv``; none when there is no such file. Raises UsageError when it is no table."""
     try:
         with (directory / "sweep.csv").open(newline="", encoding="utf-8-sig") as file:
@@ -202,7 +202,7 @@ def past_jobs(directory: Path) -> list[dict[str, str]]:
         raise UsageError(f"{directory / 'sweep.csv'}: is not CSV in UTF-8; repair or delete it") from error
 
 
-def declared(runs: Iterable[Path]) -> dict[str, Any]:
+def declared_options(runs: Iterable[Path]) -> dict[str, Any]:
     """The ``comparison`` of the first run's config; empty where it has none."""
     first = next(iter(runs), None)
     node = None if first is None else _load(first / "config.yaml").get("comparison")
@@ -287,10 +287,10 @@ def _flat(node: Mapping[Any, Any], prefix: str) -> Iterable[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _written(value)
+            yield f"{prefix}{name}", _as_written(value)
 
 
-def _written(value: Any) -> str:
+def _as_written(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
@@ -306,7 +306,7 @@ def _overrides(path: Path, otherwise: Sequence[str]) -> dict[str, str]:
     return {name.removeprefix("~"): "null" if name.startswith("~") else value for name, _, value in split}
 
 
-def _choice(path: Path, group: str) -> str:
+def _config_group_choice(path: Path, group: str) -> str:
     """Which file of a config group a run had without an override of it; empty when that cannot be said."""
     node: Any = _load(path / ".hydra" / "hydra.yaml")
     for part in ("hydra", "runtime", "choices", group):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer, Number
-from dlhw.views.report.filters import Filters
-from dlhw.views.report.judgement import Judged, judge
-from dlhw.views.report.saliency import Method, NotSeen, grad_cam, gradient
+from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part
+from dlhw.views.report.filters import LayerFilters
+from dlhw.views.report.saliency import Method, SaliencyUnavailable, grad_cam, gradient
 
 Count = Annotated[int, Field(gt=0)]
 Rows = list[dict[str, object]]
@@ -61,7 +61,7 @@ def classifier(
     confidence = confidence_percent / 100
     with evaluating(model):
         parts = [
-            judge(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
+            evaluate_part(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
             for name, split in (("val", data.val), ("test", data.test))
             if split is not None
         ]
@@ -70,32 +70,34 @@ def classifier(
             "confusion": figures.confusion(parts, name=data.name),
             "per_class": figures.per_class(parts, confidence, name=data.name),
         }
-        told = [judged.told(confidence) for judged in parts]
+        told = [evaluated.summary(confidence) for evaluated in parts]
         if not shown.mistakes:
             told.append(f"mistakes: none among {len(shown.labels):,} validation pictures")
         else:
             wrong = shown.mistakes[:mistakes]
-            pictures = as_seen(data, inputs(data, shown, wrong))
+            pictures = to_pictures(data, network_inputs(data, shown, wrong))
             drawn["mistakes"] = figures.mistakes(shown, wrong, pictures, names=data.names, name=data.name)
         if saliency != "none":
-            at = chosen(shown, views)
-            x = inputs(data, shown, at)
-            maps, source = looked_at(model, x, shown.predicted[at].to(x.device), saliency)
+            at = select_examples(shown, views)
+            x = network_inputs(data, shown, at)
+            maps, source = saliency_maps(model, x, shown.predicted[at].to(x.device), saliency)
             told.append(f"saliency: {source}")
             if maps is not None:
-                drawn["saliency"] = figures.saliency(shown, at, as_seen(data, x), maps, source=source, name=data.name)
-    counted = {name: number for judged in parts for name, number in numbers(judged, confidence).items()}
+                drawn["saliency"] = figures.saliency(
+                    shown, at, to_pictures(data, x), maps, source=source, name=data.name
+                )
+    counted = {name: number for evaluated in parts for name, number in accuracy_numbers(evaluated, confidence).items()}
     listed = {
-        f"{name}_{judged.part}": rows
-        for judged in parts
-        for name, rows in tables(judged, confidence, names=data.names).items()
+        f"{name}_{evaluated.part}": rows
+        for evaluated in parts
+        for name, rows in tables(evaluated, confidence, names=data.names).items()
     }
     if filters is not None:
-        compared = Filters.of(untrained(), model, filters)
+        compared = LayerFilters.of(untrained(), model, filters)
         counted["filters_relative_change"] = compared.relative_change
         listed["filters"] = compared.rows()
         drawn["filters"] = figures.filters(compared, name=data.name)
-        told.append(compared.told())
+        told.append(compared.summary())
     return Answer(
         numbers=counted,
         tables=listed,
@@ -116,13 +118,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def inputs(data: Dataset, judged: Judged, positions: list[int]) -> Tensor:
+def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]) -> Tensor:
     """What the network is given for these samples of the part."""
-    rows = judged.rows[positions].to(data.val.pool_y.device)
+    rows = evaluated.rows[positions].to(data.val.pool_y.device)
     return data.normalize(data.val.gather(rows[None])[0][0])
 
 
-def as_seen(data: Dataset, x: Tensor) -> Tensor:
+def to_pictures(data: Dataset, x: Tensor) -> Tensor:
     """Inputs (N, C, H, W) as pictures (N, H, W, 3) of 0 to 1 on the CPU, the brightest value of all being 1.
 
     Colours where there are three channels, else grey, the channels' mean.
@@ -132,14 +134,14 @@ def as_seen(data: Dataset, x: Tensor) -> Tensor:
     return (colours / pixels.max().clamp(min=1e-12)).movedim(1, -1)
 
 
-def chosen(judged: Judged, views: int) -> list[int]:
+def select_examples(evaluated: EvaluatedPart, views: int) -> list[int]:
     """Positions of right answers of as many classes as there can be, then the most confident mistakes: half each."""
-    wrong = judged.mistakes[: views // 2]
-    right = judged.surest(views - len(wrong))
-    return right + judged.mistakes[: views - len(right)]
+    wrong = evaluated.mistakes[: views // 2]
+    right = evaluated.most_confident_correct(views - len(wrong))
+    return right + evaluated.mistakes[: views - len(right)]
 
 
-def looked_at(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> tuple[Tensor | None, str]:
+def saliency_maps(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> tuple[Tensor | None, str]:
     """The maps (N, H, W) of the logits ``classes``, None where there can be none, and a line on where they are from."""
     instead = ""
     try:
@@ -147,26 +149,26 @@ def looked_at(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> t
             try:
                 maps, layer = grad_cam(model, x, classes)
                 return maps.cpu(), f"Grad-CAM of layer {layer}"
-            except NotSeen as reason:
+            except SaliencyUnavailable as reason:
                 instead = f" instead of Grad-CAM, because {reason}"
         return gradient(model, x, classes).cpu(), f"size of the gradient by the pixels{instead}"
-    except NotSeen as reason:
+    except SaliencyUnavailable as reason:
         return None, f"no maps, because {reason}"
 
 
-def numbers(judged: Judged, confidence: float) -> dict[str, Number]:
+def accuracy_numbers(evaluated: EvaluatedPart, confidence: float) -> dict[str, Number]:
     """The part's accuracy (0 to 1) and the ends of its interval, named as in metrics.csv."""
-    accuracy = judged.accuracy(confidence)
+    accuracy = evaluated.accuracy(confidence)
     low, high = accuracy.interval
-    name = f"{judged.part}_accuracy"
+    name = f"{evaluated.part}_accuracy"
     return {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
 
 
-def tables(judged: Judged, confidence: float, *, names: tuple[str, ...]) -> dict[str, Rows]:
+def tables(evaluated: EvaluatedPart, confidence: float, *, names: tuple[str, ...]) -> dict[str, Rows]:
     """Confusion matrix, accuracy by class and all mistakes, the most confident first."""
     confusion: Rows = [
-        {"true_class": true, **{f"predicted {name}": n for name, n in zip(judged.classes, counts, strict=True)}}
-        for true, counts in zip(judged.classes, judged.confusion.tolist(), strict=True)
+        {"true_class": true, **{f"predicted {name}": n for name, n in zip(evaluated.classes, counts, strict=True)}}
+        for true, counts in zip(evaluated.classes, evaluated.confusion.tolist(), strict=True)
     ]
     per_class: Rows = [
         {
@@ -177,17 +179,17 @@ def tables(judged: Judged, confidence: float, *, names: tuple[str, ...]) -> dict
             "accuracy_low": accuracy.interval[0],
             "accuracy_high": accuracy.interval[1],
         }
-        for name, accuracy in zip(judged.classes, judged.by_class(confidence), strict=True)
+        for name, accuracy in zip(evaluated.classes, evaluated.by_class(confidence), strict=True)
     ]
     mistakes: Rows = [
         {
             "picture": names[row] if names else row,
-            "true_class": judged.classes[judged.labels[position]],
-            "predicted_class": judged.classes[judged.predicted[position]],
-            "probability": float(judged.probability[position]),
-            "probability_of_true": float(judged.probability_of_true[position]),
+            "true_class": evaluated.classes[evaluated.labels[position]],
+            "predicted_class": evaluated.classes[evaluated.predicted[position]],
+            "probability": float(evaluated.probability[position]),
+            "probability_of_true": float(evaluated.probability_of_true[position]),
         }
-        for position in judged.mistakes
-        for row in [int(judged.rows[position])]
+        for position in evaluated.mistakes
+        for row in [int(evaluated.rows[position])]
     ]
     return {"confusion": confusion, "per_class": per_class, "mistakes": mistakes}

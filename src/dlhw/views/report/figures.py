@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dlhw.views import mosaics
 from dlhw.views.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
-from dlhw.views.report.filters import Filters
-from dlhw.views.report.judgement import PARTS, Accuracy, Judged
+from dlhw.views.report.evaluation import PARTS, Accuracy, EvaluatedPart
+from dlhw.views.report.filters import LayerFilters
 
 Picture = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ CAPTION_POINTS = 6.5
 HEAT = "inferno"  # of saliency maps: grows evenly in lightness, so that it reads in grey print, too
 
 
-def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
+def confusion(parts: Sequence[EvaluatedPart], *, name: str) -> Figure:
     """Of each part a matrix: true classes in rows, shares of a row as colours; numbers where they fit."""
     classes = parts[0].classes
     side_by_side = len(classes) <= 4 and len(parts) > 1
@@ -39,17 +39,22 @@ def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
         columns=len(parts) if side_by_side else 1,
         panel_inches=3.0 if len(classes) <= 4 else 5.2 if len(classes) <= MOST_CELLS else 6.4,
     )
-    for axes, judged in zip(all_axes, parts, strict=True):
-        percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
+    for axes, evaluated in zip(all_axes, parts, strict=True):
+        percent = 100 * evaluated.confusion / evaluated.confusion.sum(1, keepdim=True).clamp(min=1)
         drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
         bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
         bar.set_label("percent of the row", fontsize=TEXT_POINTS)
         bar.ax.tick_params(labelsize=8.5)
         axes.grid(False)
         _name_classes(axes, classes)
-        label(axes, x="predicted class", y="true class", title=f"{PARTS[judged.part]}: {len(judged.labels):,} pictures")
+        label(
+            axes,
+            x="predicted class",
+            y="true class",
+            title=f"{PARTS[evaluated.part]}: {len(evaluated.labels):,} pictures",
+        )
         if len(classes) <= MOST_CELLS:
-            _write_cells(axes, judged.confusion, percent)
+            _write_cells(axes, evaluated.confusion, percent)
     return figure
 
 
@@ -79,24 +84,24 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     axes.set_xticks(at, names, fontsize=points, parse_math=False, rotation=90 if slanted else 0)
 
 
-def per_class(parts: Sequence[Judged], confidence: float, *, name: str) -> Figure:
+def per_class(parts: Sequence[EvaluatedPart], confidence: float, *, name: str) -> Figure:
     """The accuracy of each class with its interval, beside that of the whole part with its own."""
     classes = min(len(parts[0].classes), MOST_CLASSES)
     row_inches = 0.26 if classes <= 20 else 0.12
     figure, all_axes = new_figure(
         len(parts),
         title=f"{name}: accuracy of each class",
-        subtitle="\n".join(judged.told(confidence) for judged in parts),
+        subtitle="\n".join(evaluated.summary(confidence) for evaluated in parts),
         panel_inches=0.95 + row_inches * max(classes, 4),
     )
     lowest = 99.0
-    for axes, judged in zip(all_axes, parts, strict=True):
-        rows = list(zip(judged.classes, judged.by_class(confidence), strict=True))
-        title = PARTS[judged.part]
+    for axes, evaluated in zip(all_axes, parts, strict=True):
+        rows = list(zip(evaluated.classes, evaluated.by_class(confidence), strict=True))
+        title = PARTS[evaluated.part]
         if len(rows) > classes:
             title += f": the {classes} of {len(rows):,} classes with the lowest accuracy"
             rows = sorted((row for row in rows if row[1].count), key=lambda row: row[1].value)[:classes]
-        _draw_accuracies(axes, rows, judged.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
+        _draw_accuracies(axes, rows, evaluated.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
         lowest = min(lowest, *(100 * accuracy.interval[0] for _, accuracy in rows if accuracy.count))
         label(axes, x="accuracy (%)", y="", title=title, legend=False)
     for axes in all_axes:  # the same scale, so that the parts can be compared
@@ -127,23 +132,25 @@ def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Ac
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def mistakes(judged: Judged, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str) -> Figure:
+def mistakes(
+    evaluated: EvaluatedPart, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str
+) -> Figure:
     """The ``pictures`` (N, H, W, 3) at ``positions``: what each is, what it was taken for, its file if it has one."""
     captions = [
-        _prediction(judged, at) + (f"\n{_file(names[int(judged.rows[at])])}" if names else "") for at in positions
+        _prediction(evaluated, at) + (f"\n{_file(names[int(evaluated.rows[at])])}" if names else "") for at in positions
     ]
     return _grid(
         list(pictures.double().numpy()),
         captions,
         title=f"{name}: the most confident mistakes",
-        subtitle=f"{len(positions):,} of {len(judged.mistakes):,} mistakes among {len(judged.labels):,} "
-        f"{PARTS[judged.part]} pictures, with the probability given to the wrong class",
+        subtitle=f"{len(positions):,} of {len(evaluated.mistakes):,} mistakes among {len(evaluated.labels):,} "
+        f"{PARTS[evaluated.part]} pictures, with the probability given to the wrong class",
         columns=5,
     )
 
 
 def saliency(
-    judged: Judged, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
+    evaluated: EvaluatedPart, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
 ) -> Figure:
     """The ``pictures`` (N, H, W, 3) at ``positions``, each beside itself under its map (N, H, W)."""
     height, width = maps.shape[1:]
@@ -152,9 +159,9 @@ def saliency(
         np.concatenate([picture, gap, overlaid(picture, heat)], axis=1)
         for picture, heat in zip(pictures.double().numpy(), maps.double().numpy(), strict=True)
     ]
-    right = (judged.predicted == judged.labels)[list(positions)]
+    right = (evaluated.predicted == evaluated.labels)[list(positions)]
     captions = [
-        _prediction(judged, at) + ("" if heat.any() else "\nnowhere above zero")
+        _prediction(evaluated, at) + ("" if heat.any() else "\nnowhere above zero")
         for at, heat in zip(positions, maps, strict=True)
     ]
     return _grid(
@@ -162,12 +169,13 @@ def saliency(
         captions,
         title=f"{name}: where the predictions come from",
         subtitle=f"{source}; of the predicted class, brightest where it is largest\n"
-        f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; {PARTS[judged.part]} pictures",
+        f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; "
+        f"{PARTS[evaluated.part]} pictures",
         columns=3,
     )
 
 
-def filters(compared: Filters, *, name: str) -> Figure:
+def filters(compared: LayerFilters, *, name: str) -> Figure:
     """The filters before and after training and their change: all of them, or the 64 that changed most.
 
     In colour where the layer sees three channels, else by the first channel.
@@ -226,9 +234,11 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[str], *, title: str, s
     return figure
 
 
-def _prediction(judged: Judged, position: int) -> str:
-    true, predicted = (shortened(judged.classes[int(each[position])]) for each in (judged.labels, judged.predicted))
-    probability = 100 * float(judged.probability[position])
+def _prediction(evaluated: EvaluatedPart, position: int) -> str:
+    true, predicted = (
+        shortened(evaluated.classes[int(each[position])]) for each in (evaluated.labels, evaluated.predicted)
+    )
+    probability = 100 * float(evaluated.probability[position])
     return f"is {true}\n" + ("recognized" if true == predicted else f"taken for {predicted}") + f", {probability:.1f} %"
 
 

@@ -13,7 +13,7 @@ FIRST = "first"
 
 
 @dataclass(frozen=True)
-class Filters:
+class LayerFilters:
     """Of the layer ``name``, its weights (M, C, h, w) in float64 on the CPU."""
 
     name: str
@@ -21,7 +21,7 @@ class Filters:
     after: Tensor
 
     @classmethod
-    def of(cls, untrained: nn.Module, model: nn.Module, name: str) -> Filters:
+    def of(cls, untrained: nn.Module, model: nn.Module, name: str) -> LayerFilters:
         """Those of one convolution in two states of a model."""
         name, _ = convolution(model, name)
         before, after = (convolution(each, name)[1].weight.detach().cpu().double() for each in (untrained, model))
@@ -51,7 +51,7 @@ class Filters:
             for index in range(len(self.before))
         ]
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line on how much they changed."""
         count, *shape = self.before.shape
         layer = f"filters of {self.name}: {count} of {'x'.join(map(str, shape))}"

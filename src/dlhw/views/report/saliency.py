@@ -12,7 +12,7 @@ from torch.nn import functional
 Method = Literal["grad_cam", "gradient"]
 
 
-class NotSeen(ValueError):
+class SaliencyUnavailable(ValueError):
     """The network computes in a way that a method cannot look into; the message says how."""
 
 
@@ -21,7 +21,9 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
 
     With A^k the K maps of a layer and y the logit, alpha_k = mean over the positions ij of dy / dA^k_ij (eq. 1), and
     the map is ReLU(sum_k alpha_k A^k) (eq. 2), here enlarged to (N, H, W). The layer is the last whose output has
-    four dimensions and more than one position; the second result is its name. Raises NotSeen if there is none.
+    four dimensions and more than one position; the second result is its name.
+
+    Raises SaliencyUnavailable if there is none.
     """
     maps: Tensor | None = None
     layer = ""
@@ -41,7 +43,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
         for handle in handles:
             handle.remove()
     if maps is None:
-        raise NotSeen(f"no layer of {type(model).__name__} gives maps")
+        raise SaliencyUnavailable(f"no layer of {type(model).__name__} gives maps")
     (gradient,) = torch.autograd.grad(score, maps)
     alpha = gradient.to(x.dtype).mean((2, 3), keepdim=True)  # with autocast the maps may be of lower precision
     cam = (alpha * maps.detach().to(x.dtype)).sum(1, keepdim=True).relu()
@@ -51,12 +53,12 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
 def gradient(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
     """max over the channels of |d logit / d x|, (N, H, W), in evaluation mode (Simonyan et al. 2014, section 3.1).
 
-    Raises NotSeen where the network gives no gradient by its input.
+    Raises SaliencyUnavailable where the network gives no gradient by its input.
     """
     score, x = _score(model, x, classes)
     (found,) = torch.autograd.grad(score, x, allow_unused=True)
     if found is None:
-        raise NotSeen(f"{type(model).__name__} gives no gradient by its input")
+        raise SaliencyUnavailable(f"{type(model).__name__} gives no gradient by its input")
     return found.abs().amax(1)
 
 

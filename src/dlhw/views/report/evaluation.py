@@ -63,7 +63,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedPart:
     """A part of the data, sample by sample in its order, on the CPU.
 
     Args:
@@ -94,7 +94,7 @@ class Judged:
         """Of the whole part."""
         return Accuracy(int(self.confusion.trace()), len(self.labels), confidence)
 
-    def told(self, confidence: float) -> str:
+    def summary(self, confidence: float) -> str:
         """The accuracy in a line, with how much it says."""
         return f"{PARTS[self.part]}, {len(self.labels):,} pictures: {self.accuracy(confidence)}"
 
@@ -109,7 +109,7 @@ class Judged:
         order = self.probability.sort(descending=True, stable=True).indices
         return order[(self.predicted != self.labels)[order]].tolist()
 
-    def surest(self, most: int) -> list[int]:
+    def most_confident_correct(self, most: int) -> list[int]:
         """Positions of up to ``most`` right answers: of each class the most confident, then of each the second."""
         order = self.probability.sort(descending=True, stable=True).indices
         ranked: list[tuple[int, int, int]] = []
@@ -121,7 +121,7 @@ class Judged:
         return [position for *_, position in sorted(ranked)[:most]]
 
 
-def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> Judged:
+def evaluate_part(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> EvaluatedPart:
     """What ``model``, in evaluation mode, says of every sample of ``split``, a part of ``data``."""
     labels, predicted, probability, of_true = [], [], [], []
     with torch.inference_mode():
@@ -134,4 +134,4 @@ def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_siz
             probability.append(largest.values)
             of_true.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
     columns = [torch.cat(each) for each in (labels, predicted, probability, of_true)]
-    return Judged(part, data.classes, split.all_rows()[0].cpu(), *columns)
+    return EvaluatedPart(part, data.classes, split.all_rows()[0].cpu(), *columns)
