@@ -56,7 +56,7 @@ BATCH, WORKERS = 32, (0, 2)
 STAMPED = """
 import json, time
 import dlhw.train
-from dlhw.record import Record
+from dlhw.runs.record import Record
 
 append = Record.append
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last
+from dlhw.runs.checkpoint import CheckpointWriter, CorruptCheckpoint, State, load, load_last, save, save_last
 from dlhw.runtime.files import write_atomically
 
 STATE: State = {
@@ -329,23 +329,23 @@ def test_the_bytes_are_on_the_disk_before_they_get_the_name(tmp_path: Path, monk
     assert calls[:2] == ["fsync", "replace"]
 
 
-# Keeper
+# CheckpointWriter
 
 
 class Training:
-    """Epochs that a Keeper watches, and a clock that goes only when told."""
+    """Epochs that a CheckpointWriter watches, and a clock that goes only when told."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory, self.seconds, self.epoch = directory, 1000.0, 0
         monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
-    def keeper(self, every_seconds: float) -> Keeper:
-        return Keeper(self.directory, lambda: state_of(self.epoch), every_seconds=every_seconds)
+    def writer(self, every_seconds: float) -> CheckpointWriter:
+        return CheckpointWriter(self.directory, lambda: state_of(self.epoch), every_seconds=every_seconds)
 
-    def finish_epoch(self, keeper: Keeper, *, best: bool = False, seconds: float = 1.0) -> None:
+    def finish_epoch(self, writer: CheckpointWriter, *, best: bool = False, seconds: float = 1.0) -> None:
         self.epoch += 1
         self.seconds += seconds
-        keeper.keep(state_of(self.epoch) if best else None)
+        writer.epoch_finished(state_of(self.epoch) if best else None)
 
     def files(self) -> dict[str, int]:
         return {path.stem: epoch_in(path) for path in self.directory.glob("*.pt")}
@@ -357,33 +357,33 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
 
 
 def test_every_0_seconds_is_every_epoch(training: Training) -> None:
-    with training.keeper(0) as keeper:
-        training.finish_epoch(keeper, best=True, seconds=0)
+    with training.writer(0) as writer:
+        training.finish_epoch(writer, best=True, seconds=0)
         assert training.files() == {"last": 1, "best": 1}
-        training.finish_epoch(keeper, seconds=0)
+        training.finish_epoch(writer, seconds=0)
         assert training.files() == {"last": 2, "previous": 1, "best": 1}
-        training.finish_epoch(keeper, best=True, seconds=0)
+        training.finish_epoch(writer, best=True, seconds=0)
         assert training.files() == {"last": 3, "previous": 2, "best": 3}
     assert training.files() == {"last": 3, "previous": 2, "best": 3}
 
 
 def test_nothing_is_written_before_its_time(training: Training) -> None:
-    with training.keeper(10) as keeper:
-        training.finish_epoch(keeper, best=True, seconds=4)
-        training.finish_epoch(keeper, best=True, seconds=4)
+    with training.writer(10) as writer:
+        training.finish_epoch(writer, best=True, seconds=4)
+        training.finish_epoch(writer, best=True, seconds=4)
         assert training.files() == {}
-        training.finish_epoch(keeper, seconds=4)
+        training.finish_epoch(writer, seconds=4)
         assert training.files() == {"last": 3, "best": 2}
-        training.finish_epoch(keeper, best=True, seconds=4)
+        training.finish_epoch(writer, best=True, seconds=4)
         assert training.files() == {"last": 3, "best": 2}
-        training.finish_epoch(keeper, seconds=6)
+        training.finish_epoch(writer, seconds=6)
         assert training.files() == {"last": 5, "previous": 3, "best": 4}
 
 
 def test_leaving_writes_what_is_held(training: Training) -> None:
-    with training.keeper(1e9) as keeper:
-        training.finish_epoch(keeper, best=True)
-        training.finish_epoch(keeper)
+    with training.writer(1e9) as writer:
+        training.finish_epoch(writer, best=True)
+        training.finish_epoch(writer)
         assert training.files() == {}
     assert training.files() == {"last": 2, "best": 1}
 
@@ -391,9 +391,9 @@ def test_leaving_writes_what_is_held(training: Training) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_writes_the_best_and_not_the_last(training: Training, error: type[BaseException]) -> None:
     def fail() -> None:
-        with training.keeper(1e9) as keeper:
-            training.finish_epoch(keeper, best=True)
-            training.finish_epoch(keeper)
+        with training.writer(1e9) as writer:
+            training.finish_epoch(writer, best=True)
+            training.finish_epoch(writer)
             raise error
 
     with pytest.raises(error):
@@ -402,6 +402,6 @@ def test_an_error_writes_the_best_and_not_the_last(training: Training, error: ty
 
 
 def test_leaving_without_an_epoch_writes_nothing(training: Training) -> None:
-    with training.keeper(0):
+    with training.writer(0):
         pass
     assert training.files() == {}

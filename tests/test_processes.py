@@ -48,12 +48,12 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # of some other launcher
     rows, model, loss = torch.arange(6).view(2, 3), nn.Linear(2, 2), nn.functional.cross_entropy
-    assert (processes.count(), processes.rank(), processes.own_purpose()) == (1, 0, ())
-    assert processes.share(rows) is rows
-    assert processes.total(rows) is rows
-    assert processes.of_whole_batches(loss) is loss
-    assert processes.parallel(model, own=[]) is model
-    with processes.joined(torch.device("cpu")):
+    assert (processes.world_size(), processes.rank(), processes.process_key()) == (1, 0, ())
+    assert processes.local_part(rows) is rows
+    assert processes.sum_over_processes(rows) is rows
+    assert processes.whole_batch_loss(loss) is loss
+    assert processes.data_parallel(model, own=[]) is model
+    with processes.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
 
 
@@ -66,7 +66,7 @@ def test_shares_are_the_batch_and_differ_by_one_sample_at_most(
     shares = []
     for rank in range(count):
         ranks(rank, count)
-        shares.append(processes.share(rows))
+        shares.append(processes.local_part(rows))
     assert sorted(torch.cat(shares, 1).flatten().tolist()) == rows.flatten().tolist()
     assert max(part.shape[1] for part in shares) - min(part.shape[1] for part in shares) <= 1
     assert all(len(part) == 2 for part in shares)
@@ -76,7 +76,7 @@ def test_only_the_first_process_has_the_randomness_of_one(ranks: Callable[[int, 
     purposes = []
     for rank in range(3):
         ranks(rank, 3)
-        purposes.append(processes.own_purpose())
+        purposes.append(processes.process_key())
     assert purposes[0] == ()
     assert len(set(purposes)) == 3
 
@@ -104,11 +104,11 @@ def test_value_and_gradient_are_those_of_the_whole_batch(
         own.append(values)
         return together
 
-    monkeypatch.setattr(processes, "total", total)
+    monkeypatch.setattr(processes, "sum_over_processes", total)
     gradients = []
     for rank in range(len(sizes)):
         ranks(rank, len(sizes))
-        loss = processes.of_whole_batches(nn.functional.cross_entropy)
+        loss = processes.whole_batch_loss(nn.functional.cross_entropy)
         value = flooded(loss(parts_of_x[rank] @ weight, parts_of_y[rank]), flood)
         torch.testing.assert_close(value, whole, rtol=1e-13, atol=0)
         gradients.append(torch.autograd.grad(value, weight)[0])
@@ -160,7 +160,7 @@ def test_what_processes_cannot_share_is_refused(
 def test_batch_norm_that_trains_on_a_cpu_is_refused(ranks: Callable[[int, int], None]) -> None:
     ranks(0, 2)
     with pytest.raises(UsageError, match=r"^torchrun: batch norm that trains takes the statistics of whole batches"):
-        processes.parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), own=[])
+        processes.data_parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), own=[])
 
 
 # --- for real ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, Row, claim_directory, label, read_summary
+from dlhw.runs.record import Record, Row, claim_directory, directory_name, read_summary
 
 EPOCHS = 4
 
@@ -347,7 +347,7 @@ def test_a_crash_leaves_the_old_summary(tmp_path: Path, call: str, monkeypatch: 
 def test_discard_removes_a_run_that_never_began(tmp_path: Path) -> None:
     path = tmp_path / "experiment" / "run"
     path.mkdir(parents=True)
-    Record(path).keep_config("seed: 0\n", new=True)
+    Record(path).write_config("seed: 0\n", new=True)
     (path / "train.log").write_text("x")
     Record(path).discard()
     assert list(tmp_path.iterdir()) == []
@@ -365,7 +365,7 @@ def test_discard_leaves_what_has_results(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / name).write_text("x")
-    Record(path).keep_config("seed: 0\n", new=True)
+    Record(path).write_config("seed: 0\n", new=True)
     Record(path).discard()
     assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", name])
 
@@ -382,8 +382,8 @@ OVERRIDES = st.dictionaries(KEYS, PLAIN_VALUES, min_size=1, max_size=5).map(
 
 
 @given(st.lists(st.text(max_size=60), max_size=6), st.integers(10, 100))
-def test_labels_are_safe_and_short(overrides: list[str], longest: int) -> None:
-    name = label(overrides, longest=longest)
+def test_directory_names_are_safe_and_short(overrides: list[str], longest: int) -> None:
+    name = directory_name(overrides, longest=longest)
     assert 0 < len(name) <= longest
     assert not FORBIDDEN & set(name)
     assert not name.startswith(".")
@@ -392,19 +392,19 @@ def test_labels_are_safe_and_short(overrides: list[str], longest: int) -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(OVERRIDES, OVERRIDES)
-def test_labels_of_distinct_jobs_are_distinct(one: list[str], other: list[str]) -> None:
+def test_directory_names_of_distinct_jobs_are_distinct(one: list[str], other: list[str]) -> None:
     plain = [[line.removeprefix("+") for line in lines] for lines in (one, other)]
-    assert (label(one) == label(other)) == (plain[0] == plain[1])
+    assert (directory_name(one) == directory_name(other)) == (plain[0] == plain[1])
 
 
-def test_long_labels_are_cut_and_stay_distinct() -> None:
-    one, other = (label([f"model.hidden={'1' * 200}{end}", "seed=0"]) for end in "12")
+def test_long_directory_names_are_cut_and_stay_distinct() -> None:
+    one, other = (directory_name([f"model.hidden={'1' * 200}{end}", "seed=0"]) for end in "12")
     assert one != other
     for name in (one, other):
         assert re.fullmatch(r"seed=0-[0-9a-f]{8}", name)
     many = [f"model.channels={n}" for n in range(100)]
-    assert len(label(many)) <= 120
-    assert re.fullmatch(r"(model\.channels=\d+,)*model\.channels=\d+-[0-9a-f]{8}", label(many))
+    assert len(directory_name(many)) <= 120
+    assert re.fullmatch(r"(model\.channels=\d+,)*model\.channels=\d+-[0-9a-f]{8}", directory_name(many))
 
 
 @pytest.mark.parametrize(
@@ -419,5 +419,5 @@ def test_long_labels_are_cut_and_stay_distinct() -> None:
     ],
     ids=str,
 )
-def test_labels_by_example(overrides: list[str], expected: str) -> None:
-    assert label(overrides) == expected
+def test_directory_names_by_example(overrides: list[str], expected: str) -> None:
+    assert directory_name(overrides) == expected

@@ -32,7 +32,7 @@ class Batches:
     def __call__(self, epoch: int) -> Iterator[Batch]:
         part = self._data.view(epoch)
         rows = shuffled(part, self._seeds, epoch)[:, : self._steps * self._size]
-        shares = [processes.share(batch) for batch in rows.split(self._size, dim=1)]
+        shares = [processes.local_part(batch) for batch in rows.split(self._size, dim=1)]
         batches = map(part.gather, shares) if self._source is None else self._changed(epoch, part, shares)
         augmentation = self._data.augmentation
         return self._mixed(epoch, batches) if augmentation is not None and augmentation.mixes else batches

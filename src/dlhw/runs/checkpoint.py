@@ -38,14 +38,14 @@ def save(path: Path, state: State) -> None:
 
 def _serialized(state: State) -> memoryview:
     buffer = io.BytesIO()
-    torch.save(_of_their_own(state), buffer)
+    torch.save(_compact(state), buffer)
     return buffer.getbuffer()
 
 
-def _of_their_own(value: Any) -> Any:
+def _compact(value: Any) -> Any:
     """The same with tensors that are parts of larger ones copied, because torch.save would write the larger ones."""
     if isinstance(value, dict):
-        return type(value)((name, _of_their_own(part)) for name, part in value.items())
+        return type(value)((name, _compact(part)) for name, part in value.items())
     if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value
@@ -108,7 +108,7 @@ def load_last(directory: Path) -> State | None:
     return None
 
 
-class Keeper:
+class CheckpointWriter:
     """Decides when checkpoints are written while training goes on.
 
     At most every ``every_seconds`` the state of the run goes to ``last.pt``, and the best weights since
@@ -124,27 +124,27 @@ class Keeper:
         self._best: State | None = None
         self._unwritten = False
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """The state of the run is of no use any more; only the best weights will be written."""
         self._unwritten = False
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None:
-            self.finish()
+            self.flush()
         self._write_best()
 
-    def keep(self, best: State | None) -> None:
+    def epoch_finished(self, best: State | None) -> None:
         """Note a finished epoch; ``best`` holds its weights if they are the best so far."""
         self._best = best or self._best
         self._unwritten = True
         if time.monotonic() - self._written >= self._every_seconds:
-            self.finish()
+            self.flush()
             self._written = time.monotonic()
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Write what is held: the run is over, even if others go on."""
         self._write_best()
         if self._unwritten:

@@ -104,7 +104,7 @@ class Record:
         finally:
             os.close(descriptor)
 
-    def keep_config(self, text: str, *, new: bool) -> None:
+    def write_config(self, text: str, *, new: bool) -> None:
         """Write ``config.yaml``. Raises UsageError when the run is ``new`` and the directory holds one already."""
         if new and (self.path / "config.yaml").exists():
             raise UsageError(f"{self.path}: holds a run already; runs are never overwritten")
@@ -161,7 +161,7 @@ class Record:
         self._written = time.monotonic()
 
     @contextlib.contextmanager
-    def at_ease(self, *, every_seconds: float = 0.2) -> Iterator[None]:
+    def buffered(self, *, every_seconds: float = 0.2) -> Iterator[None]:
         """Write rows at most so often, and all of them at the end: opening files costs more than a small epoch."""
         self._every_seconds = every_seconds
         try:
@@ -260,7 +260,7 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def label(overrides: Sequence[str], *, longest: int = 120) -> str:
+def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
     """A directory name for a job of a sweep, from its overrides: safe on every file system, distinct.
 
     It has ``longest`` bytes at most.

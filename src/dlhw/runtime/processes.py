@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-PATIENCE = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 """How long processes wait for each other; decoding a large folder of pictures takes one of them some time."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
     """Which of them this one is, from 0."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def own_purpose() -> tuple[int, ...]:
+def process_key() -> tuple[int, ...]:
     """What keys randomness that is to differ between processes; nothing in the first."""
     return (rank(),) if rank() else ()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """In here the processes can compute together; on CUDA each on a GPU of its own."""
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     import torch
@@ -55,21 +55,21 @@ def joined(device: torch.device) -> Iterator[None]:
                 "start fewer (--nproc-per-node), or set trainer.device=cpu"
             )
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process' part of a batch (K, B): every one of ``count()`` neighbouring samples in turn."""
-    return rows if count() == 1 else rows[:, rank() :: count()]
+def local_part(rows: Tensor) -> Tensor:
+    """This process' part of a batch (K, B): every one of ``world_size()`` neighbouring samples in turn."""
+    return rows if world_size() == 1 else rows[:, rank() :: world_size()]
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """The sum over all processes."""
-    if count() > 1:
+    if world_size() > 1:
         from torch import distributed
 
         values = values.clone()
@@ -77,33 +77,33 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def of_whole_batches(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def whole_batch_loss(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """The mean loss over the batch of all processes, of this one's logits (N, C) and targets.
 
     Its value is sum_r n_r loss_r / n, the same in all processes, so that flooding sees the loss of the batch. Its
     gradient is the part of this process times their count, because DistributedDataParallel takes the mean.
     """
-    if count() == 1:
+    if world_size() == 1:
         return data_loss
     import torch
 
     def of_whole_batch(logits: Tensor, y: Tensor) -> Tensor:
         samples = torch.tensor(float(len(y)), dtype=logits.dtype, device=logits.device)
         share = data_loss(logits, y) * samples if len(y) else logits.sum()
-        together = total(torch.stack([share.detach(), samples]))
-        own = count() * share / together[1]
+        together = sum_over_processes(torch.stack([share.detach(), samples]))
+        own = world_size() * share / together[1]
         return together[0] / together[1] + own - own.detach()
 
     return of_whole_batch
 
 
-def parallel(model: nn.Module, *, own: list[str]) -> nn.Module:
+def data_parallel(model: nn.Module, *, own: list[str]) -> nn.Module:
     """The model for training steps, whose gradients are summed over the processes; the buffers ``own`` stay apart.
 
     On CUDA batch norm takes the statistics of whole batches. torch has that for no other device, so elsewhere each
     process normalizes by its own samples, which is refused because it is another computation.
     """
-    if count() == 1:
+    if world_size() == 1:
         return model
     from torch import nn
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
-from dlhw.runs.checkpoint import Keeper, State
+from dlhw.runs.checkpoint import CheckpointWriter, State
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import processes
 from dlhw.runtime.devices import DeviceName, Precision, PrecisionName
@@ -162,7 +162,7 @@ def fit(
     first = len(runs[0].record.rows)
     if first:
         variants.load([run.resume for run in runs if run.resume is not None])
-    data_loss = processes.of_whole_batches(data_loss)
+    data_loss = processes.whole_batch_loss(data_loss)
     step = training_step(variants, runs, data, data_loss, trainer=trainer, precision=precision)
     measure = metrics(variants, runs, data, data_loss, trainer=trainer, precision=precision)
 
@@ -184,7 +184,7 @@ def fit(
                 history[index] = step(x, y)
                 progress.step()
 
-            history[:, :, 2] = processes.total(history[:, :, 2])
+            history[:, :, 2] = processes.sum_over_processes(history[:, :, 2])
             history = history.cpu().double()  # waits for the device
             rows = measure(epoch, history)
             seconds = (time.perf_counter() - started) / len(going)
@@ -221,30 +221,32 @@ def _keeping(
         if probe is not None:
             runs[k].record.probe(f"epoch_{epoch:04d}", probe(variants.model(k), data.of(k)))
 
-    def keeper(k: int) -> Keeper:
+    def keeper(k: int) -> CheckpointWriter:
         def state() -> State:
             (weights,) = variants.weights([k])
             return whole(k, weights) | {"optimizer": variants.optimizer_state(k), "rows": runs[k].record.rows}
 
-        return opened.enter_context(Keeper(runs[k].record.path, state, every_seconds=trainer.checkpoint_seconds))
+        return opened.enter_context(
+            CheckpointWriter(runs[k].record.path, state, every_seconds=trainer.checkpoint_seconds)
+        )
 
     def keep(epoch: int, trained: Sequence[int], improved: Sequence[int]) -> None:
         """Probe and keep the weights of the runs that were trained in this epoch."""
         best = dict(zip(improved, variants.weights(improved), strict=True))
         for k in trained:
             if runs[k].failure is not None:
-                keepers[k].give_up()
+                keepers[k].abandon()
                 continue
             over, every = not runs[k].goes_on(trainer), trainer.probe_every_epochs
             if over or (every is not None and epoch % every == 0):
                 look(k, epoch)
-            keepers[k].keep(whole(k, best[k]) | {"epoch": epoch} if k in best else None)
+            keepers[k].epoch_finished(whole(k, best[k]) | {"epoch": epoch} if k in best else None)
             if over:  # its model is computed along while others go on
-                keepers[k].finish()
+                keepers[k].flush()
 
     keepers = [keeper(k) for k in range(len(runs))]
     for k, run in enumerate(runs):
-        opened.enter_context(run.record.at_ease())
+        opened.enter_context(run.record.buffered())
         if not run.record.rows:
             look(k, epoch=0)
     return keep
@@ -351,11 +353,13 @@ def metrics(
     def evaluated(part: Split) -> dict[str, list[float]]:
         losses, scores = [], []
         for batch in part.all_rows().split(size, dim=1):
-            loss, wrong = of_all(*part.gather(processes.share(batch)))
+            loss, wrong = of_all(*part.gather(processes.local_part(batch)))
             losses.append(loss * batch.shape[1])
             scores.append(wrong)
         loss = torch.stack(losses).cpu().double().sum(0) / len(part)
-        return _metrics(loss, processes.total(torch.stack(scores).sum(0)), len(part), of_classes=bool(data.classes))
+        return _metrics(
+            loss, processes.sum_over_processes(torch.stack(scores).sum(0)), len(part), of_classes=bool(data.classes)
+        )
 
     @torch.inference_mode()
     def measure(epoch: int, history: Tensor) -> list[Row]:

@@ -136,7 +136,7 @@ class Single(Variants):
         self.schedules = [schedule] * len(optimizer.param_groups)
         self._dropouts = _dropouts(model)
         own = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
-        self._parallel = processes.parallel(model, own=own)
+        self._parallel = processes.data_parallel(model, own=own)
         self._model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._still = standing_still(model)
@@ -179,7 +179,7 @@ class Single(Variants):
     def rekey(self, seeds: Sequence[int], epoch: int) -> None:
         (seed,) = seeds
         for name, layer in self._dropouts.items():
-            layer.key.fill_(key(seed, "dropout", name, epoch, *processes.own_purpose()))
+            layer.key.fill_(key(seed, "dropout", name, epoch, *processes.process_key()))
 
     def weights(self, variants: Sequence[int]) -> list[State]:
         return [copy.deepcopy(self._model.state_dict()) for _ in variants]
