@@ -136,7 +136,7 @@ class Single(Variants):
         self.schedules = [schedule] * len(optimizer.param_groups)
         self._dropouts = _dropouts(model)
         own = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
-        self._parallel = processes.data_parallel(model, own=own)
+        self._parallel = processes.data_parallel(model, unsynchronized=own)
         self._model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._still = standing_still(model)
