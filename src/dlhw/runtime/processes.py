@@ -94,9 +94,7 @@ def whole_batch_loss(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[
         local_sum = data_loss(logits, y) * samples if len(y) else logits.sum()
         total_loss, total_samples = sum_over_processes(torch.stack([local_sum.detach(), samples]))
         local_term = world_size() * local_sum / total_samples
-        return (
-            total_loss / total_samples + local_term - local_term.detach()
-        )  # the value of one, the gradient of another
+        return total_loss / total_samples + local_term - local_term.detach()  # value of the mean, gradient of the term
 
     return loss
 
