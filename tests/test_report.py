@@ -420,14 +420,14 @@ def test_filters_table_shows_known_changes(data: Dataset) -> None:
     changes = [float(str(row["norm_of_change"])) for row in rows]
     assert answer.numbers["filters_relative_change"] == pytest.approx(math.hypot(*changes) / float(before.norm()))
     most = changes.index(max(changes))
-    assert answer.told[-1].startswith("filters of 0: 4 of shape 3x3x3; relative change ")
+    assert answer.told[-1].startswith("filters of layer 0: 4 of shape 3x3x3; relative change ")
     assert answer.told[-1].endswith(f" %, largest for filter {most}")
     assert [axes.get_title() for axes in answer.figures["filters"].axes] == ["before", "after", "after − before"]
 
 
 def test_unchanged_filters_are_noted(data: Dataset) -> None:
     answer = report.classifier(convolutions(), data, **OPTIONS | {"filters": "2", "untrained": convolutions})
-    assert answer.told[-1] == "filters of 2: 5 of shape 4x3x3; none changed"
+    assert answer.told[-1] == "filters of layer 2: 5 of shape 4x3x3; none changed"
     assert answer.numbers["filters_relative_change"] == 0
     assert "no filter changed" in answer.figures["filters"].texts[-1].get_text()
 

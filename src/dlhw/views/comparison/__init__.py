@@ -1,4 +1,4 @@
-"""The comparison of finished runs: tables, figures and the setting with the best validation metric."""
+"""Compare finished runs: tables, figures, and the setting with the best validation metric."""
 
 from dlhw.views.comparison.files import Comparison, compare_runs
 from dlhw.views.comparison.ranking import Conclusion

@@ -201,7 +201,7 @@ def filters(layer: LayerFilters, *, name: str) -> Figure:
             "after": mosaics.mosaic(mosaics.around_grey(after, largest_weights)),
             "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(difference, largest)),
         },
-        title=f"{name}: filters of {layer.name}, {'x'.join(map(str, size))}, before and after training",
+        title=f"{name}: filters of layer {layer.name}, {'x'.join(map(str, size))}, before and after training",
         subtitle=f"{which}; grey is 0. Before and after: one scale per filter.\n"
         f"Difference: one scale for all filters, {scale}.",
     )

@@ -54,7 +54,7 @@ class LayerFilters:
     def summary(self) -> str:
         """Return one line on the change."""
         count, *shape = self.before.shape
-        layer = f"filters of {self.name}: {count} of shape {'x'.join(map(str, shape))}"
+        layer = f"filters of layer {self.name}: {count} of shape {'x'.join(map(str, shape))}"
         if not self.change.any():
             return f"{layer}; none changed"
         most = int(self.change.flatten(1).norm(dim=1).argmax())
