@@ -92,9 +92,9 @@ def whole_batch_loss(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         samples = torch.tensor(float(len(y)), dtype=logits.dtype, device=logits.device)
         local_sum = data_loss(logits, y) * samples if len(y) else logits.sum()
-        total_loss, total_samples = sum_over_processes(torch.stack([local_sum.detach(), samples]))
-        local_term = world_size() * local_sum / total_samples
-        return total_loss / total_samples + local_term - local_term.detach()  # value of the mean, gradient of the term
+        totals = sum_over_processes(torch.stack([local_sum.detach(), samples]))
+        local_term = world_size() * local_sum / totals[1]
+        return totals[0] / totals[1] + local_term - local_term.detach()  # value of the mean, gradient of the term
 
     return loss
 
