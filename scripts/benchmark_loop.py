@@ -1,18 +1,17 @@
-"""How long does an epoch take in this project's loop, and how long in the loops people write?
+"""Compare the time per epoch of this project's training loop with that of other loops.
 
     python scripts/benchmark_loop.py
 
-measures seconds per epoch on MNIST (48,000 training samples, batches of 128, SGD with momentum, no
-evaluation) for the net of C5.2 (784-500-10, ReLU) and for the convolutional one of C5.5, and prints them as
-Markdown tables, each time also as its ratio to the same loop written by hand in twenty lines. ``Training.fit``
-is measured whole: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint
-after every epoch, which is more often than its default.
+The script measures seconds per epoch on MNIST (48,000 training samples, batches of 128, SGD with momentum, no
+evaluation) for the network of C5.2 (784-500-10, ReLU) and the convolutional network of C5.5. It prints Markdown tables
+with times and their ratios to the same loop written by hand in twenty lines. ``Training.fit`` is measured with
+everything it does: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint after
+every epoch, which is more often than the default.
 
-The contestants take turns, round after round, so that a machine that slows down slows all of them; a ratio
-is between two times of the same round. In its turn each first trains an epoch that does not count
-(compilation, memory, caches). ``--all`` adds the slow ones, ``--equal-error`` the validation error after ten
-epochs in the fastest setting and in fp32.
-OMP_NUM_THREADS limits the threads.
+The loops take turns in every round, so that a change in the machine's speed affects all of them, and ratios are between
+times of the same round. In each turn the first epoch is a warm-up and does not count. ``--all`` adds the slow loops,
+``--equal-error`` the validation error after ten epochs in fp32 and in the fastest setting. OMP_NUM_THREADS limits the
+number of threads.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ from dlhw.training.variants import Single
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
 BATCH, LR, MOMENTUM = 128, 0.1, 0.9
-YARDSTICK = "by hand, fp32"
+BASELINE = "by hand, fp32"
 
 Epoch = Callable[[], object]
-Contestant = Callable[[int], list[float]]  # trains one epoch, then that many more; seconds of each of those
+Loop = Callable[[int], list[float]]  # trains a warm-up epoch, then n epochs; returns the seconds of these n
 
-# A setting is a sum of these, e.g. compile+bf16.
+# A setting combines these with +, such as compile+bf16.
 OVERRIDES = {
     "fp32": "trainer.precision=fp32",
     "tf32": "trainer.precision=tf32",
@@ -70,7 +69,7 @@ CUDA_SETTINGS = "tf32 cuda_graphs bf16+cuda_graphs"
 
 
 def by_hand(model: nn.Module, train: Split, *, precision: devices.Precision) -> Epoch:
-    """The loop that someone who cares about speed writes: data in memory, no waiting for a loss."""
+    """Return a hand-written fast loop: data on the device, no synchronization within an epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
 
     def epoch() -> float:
@@ -83,13 +82,13 @@ def by_hand(model: nn.Module, train: Split, *, precision: devices.Precision) -> 
             loss.backward()
             optimizer.step()
             total += loss.detach()
-        return total.item()  # waits for the device
+        return total.item()  # synchronizes with the device
 
     return epoch
 
 
 def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: torch.device) -> Epoch:
-    """The loop of the tutorials: images decoded and transformed one by one, ``loss.item()`` at every step."""
+    """Return the loop of tutorials: a DataLoader that transforms images one by one, ``loss.item()`` in every step."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
@@ -114,7 +113,7 @@ def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: 
 
 
 def matrix_products(steps: int, *, dtype: torch.dtype, device: torch.device) -> Epoch:
-    """The five products of a step of the 784-500-10 net and nothing else: no loop on these kernels is faster."""
+    """Return only the five matrix products of a step of the 784-500-10 network: a lower bound for every loop."""
     sizes = {"x": (BATCH, 784), "w1": (500, 784), "h": (BATCH, 500), "w2": (10, 500), "logits": (BATCH, 10)}
     x, w1, h, w2, logits = (torch.randn(size, device=device, dtype=dtype) for size in sizes.values())
     dw1, dh, dw2 = torch.empty_like(w1), torch.empty_like(h), torch.empty_like(w2)
@@ -133,7 +132,7 @@ def matrix_products(steps: int, *, dtype: torch.dtype, device: torch.device) -> 
 
 
 def with_sklearn(train: Split) -> Epoch:
-    """scikit-learn's MLPClassifier on the same net, one epoch per call."""
+    """Return scikit-learn's MLPClassifier with the same network, one epoch per call."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
@@ -152,7 +151,7 @@ def with_sklearn(train: Split) -> Epoch:
 
 
 def composed(model: str, setting: str, *overrides: str) -> DictConfig:
-    """The config of C5.2 with this model in a setting, with metrics of the training batches only."""
+    """Return the config of C5.2 with this model and setting, and with running train metrics."""
     lines = ["experiment=mnist_mlp", f"model={model}", "trainer.train_metrics=running", *overrides]
     return compose(*lines, *(OVERRIDES[part] for part in setting.split("+")))
 
@@ -171,10 +170,9 @@ def train(cfg: DictConfig, record: Record, *, evaluate: bool) -> Result:
 
 
 class Clocked(Record):
-    """A run directory that notes when each epoch was recorded.
+    """A run directory that notes the time at which each epoch is recorded.
 
-    From one such moment to the next lies one whole epoch, checkpoint and progress included, which the
-    time in timing.csv ends before.
+    The difference of two such times is a whole epoch with checkpoint and progress, which timing.csv does not include.
     """
 
     def __init__(self, path: Path) -> None:
@@ -187,7 +185,7 @@ class Clocked(Record):
 
 
 def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> list[float]:
-    """Seconds of ``epochs`` epochs of ``fit`` after a first that does not count, each with its checkpoint."""
+    """Return the seconds of ``epochs`` epochs of ``fit`` after a warm-up epoch, with a checkpoint after each."""
     fixed = [f"trainer.epochs={epochs + 1}", "trainer.checkpoint_seconds=0"]
     cfg = composed(model, setting, *options.where, *fixed)
     with tempfile.TemporaryDirectory() as directory:
@@ -197,7 +195,7 @@ def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> 
 
 
 def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
-    """Seconds of ``epochs`` calls after a first that does not count, with torch's own defaults."""
+    """Return the seconds of ``epochs`` calls after a warm-up call, with torch's defaults."""
     devices.settle(device, devices.Precision("fp32", device), deterministic=False)
     epoch()
     seconds = []
@@ -208,8 +206,8 @@ def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
     return seconds
 
 
-def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Contestant]:
-    """Everything that is to be measured on ``model``, by name, in the order of the table."""
+def make_loops(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Loop]:
+    """Return the loops to measure on ``model``, by name, in the order of the table."""
     device = devices.pick_device(options.device)
     on_device = Split(data.train.x.to(device), data.train.y.to(device))
     cfg = composed(model, "fp32")
@@ -231,38 +229,38 @@ def contestants(model: str, data: Dataset, options: argparse.Namespace) -> dict[
     if model == "mlp" and options.all:
         epochs["scikit-learn's MLPClassifier"] = with_sklearn(data.train)
 
-    entered: dict[str, Contestant] = {}
+    loops: dict[str, Loop] = {}
     for name, epoch in epochs.items():
-        entered[name] = functools.partial(theirs, epoch, device=device)
+        loops[name] = functools.partial(theirs, epoch, device=device)
     fitting = f"{SETTINGS[model]} {CUDA_SETTINGS if device.type == 'cuda' else ''}".split()
     for setting in options.settings or fitting:
-        entered[f"fit, {setting}"] = functools.partial(ours, model, setting, options)
-    return entered
+        loops[f"fit, {setting}"] = functools.partial(ours, model, setting, options)
+    return loops
 
 
-def measure(entered: dict[str, Contestant], *, rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Seconds per epoch by name, one number a round (the mean of its epochs), the contestants in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in entered}
+def measure(loops: dict[str, Loop], *, rounds: int, epochs: int) -> dict[str, list[float]]:
+    """Return seconds per epoch by name: for each round the mean over its epochs."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(1, rounds + 1):
-        for name, contestant in entered.items():
-            seconds[name].append(statistics.mean(contestant(epochs)))
+        for name, loop in loops.items():
+            seconds[name].append(statistics.mean(loop(epochs)))
             print(f"round {turn}/{rounds}: {name}: {seconds[name][-1]:.3f} s", file=sys.stderr)
     return seconds
 
 
 def print_table(title: str, seconds: dict[str, list[float]]) -> None:
-    """Medians over the rounds with smallest and largest; a ratio is to the yardstick in the same round."""
+    """Print median, minimum and maximum over the rounds; ratios are to the baseline in the same round."""
     print(f"\n{title}\n")
     print("| loop | seconds per epoch | min–max | ratio | min–max |")
     print("|---|--:|--:|--:|--:|")
     for name, times in seconds.items():
-        ratios = [time / yardstick for time, yardstick in zip(times, seconds[YARDSTICK], strict=True)]
+        ratios = [time / baseline for time, baseline in zip(times, seconds[BASELINE], strict=True)]
         spread = [f"{statistics.median(row):.3f} | {min(row):.3f}–{max(row):.3f}" for row in (times, ratios)]
         print(f"| {name} | {' | '.join(spread)} |", flush=True)
 
 
 def print_equal_error(model: str, settings: Sequence[str], *, options: argparse.Namespace) -> None:
-    """Validation error after ten epochs in each setting, over seeds 0, 1, 2 (which also choose the split)."""
+    """Print the validation error after ten epochs in each setting, for seeds 0, 1, 2 (different splits)."""
     print(f"\nValidation error of the {model} after 10 epochs, percent, seeds 0, 1, 2\n")
     print("| setting | seed 0 | seed 1 | seed 2 | mean ± sd |")
     print("|---|--:|--:|--:|--:|")
@@ -278,7 +276,7 @@ def print_equal_error(model: str, settings: Sequence[str], *, options: argparse.
 
 
 def machine(device: torch.device) -> str:
-    """One line: processor or GPU, threads, versions, command."""
+    """Return one line with processor or GPU, threads, versions and command."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(FileNotFoundError):  # Linux only
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -295,14 +293,19 @@ def parse_arguments() -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--models", nargs="*", choices=["mlp", "cnn"], default=["mlp", "cnn"], help="nets; none: no table")
-    add("--rounds", type=int, default=3, help="how often each contestant has its turn")
-    add("--epochs", type=int, default=1, help="epochs that count in a turn, after one that does not")
-    add("--settings", nargs="+", metavar="PART+PART", help=f"of fit, sums of {', '.join(OVERRIDES)}; unset: all")
+    add("--models", nargs="*", choices=["mlp", "cnn"], default=["mlp", "cnn"], help="networks; none: no tables")
+    add("--rounds", type=int, default=3, help="number of rounds")
+    add("--epochs", type=int, default=1, help="measured epochs per turn, after a warm-up epoch")
+    add(
+        "--settings",
+        nargs="+",
+        metavar="PART+PART",
+        help=f"of fit, combinations of {', '.join(OVERRIDES)}; default: all",
+    )
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
-    add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder that holds MNIST/")
-    add("--all", action="store_true", help="also scikit-learn, and the DataLoader loop for the CNN")
-    add("--equal-error", action="store_true", help="also the error after 10 epochs: fp32 and the fastest setting")
+    add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with MNIST/")
+    add("--all", action="store_true", help="add scikit-learn, and the DataLoader loop for the CNN")
+    add("--equal-error", action="store_true", help="add the error after 10 epochs, for fp32 and the fastest setting")
     return parser.parse_args()
 
 
@@ -312,7 +315,7 @@ def main() -> None:
     print(machine(devices.pick_device(options.device)), flush=True)
     data = build(composed("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
     for model in options.models:
-        seconds = measure(contestants(model, data, options), rounds=options.rounds, epochs=options.epochs)
+        seconds = measure(make_loops(model, data, options), rounds=options.rounds, epochs=options.epochs)
         print_table(f"{model}, {options.rounds} rounds", seconds)
         if options.equal_error:
             fits = [name for name in seconds if name.startswith("fit, ")]

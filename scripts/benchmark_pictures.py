@@ -1,26 +1,26 @@
-"""How long does training on a folder of pictures take here, and how long the way torchvision's users write it?
+"""Compare the time of training on a folder of pictures with that of a usual torchvision program.
 
     python scripts/benchmark_pictures.py                     all tables, face_mask and hymenoptera in --data-dir
-    python scripts/benchmark_pictures.py --data DIR          another folder of pictures, one folder for each class
-    python scripts/benchmark_pictures.py --quick             a few made-up pictures, to see that it runs
+    python scripts/benchmark_pictures.py --data DIR          another folder of pictures, with a subfolder per class
+    python scripts/benchmark_pictures.py --quick             a quick test with generated pictures
 
-prints Markdown tables:
+The script prints Markdown tables:
 
-- cnn: a small CNN at 128 pixels, trained and validated.
-- frozen: the last layer of a ResNet18 at 224 pixels; and what computing its frozen part once changes.
+- cnn: training and validation of a small CNN at 128 pixels.
+- frozen: training the last layer of a ResNet18 at 224 pixels, and the effect of computing its frozen part only once.
 - whole: training steps of a whole ResNet18.
-- augmentation: pictures augmented, without a model.
+- augmentation: augmentation of pictures, without a model.
 
-The first two run whole commands in processes of their own, ``python -m dlhw.train`` and reference_pictures.py, on the
-same pictures, sorted into train and val by links that this script makes, from the same weights. Cold means that no
-picture was decoded before; the operating system has the files in memory for all. An epoch is timed from the end of the
-one before, with training, validation and checkpoint; a whole run from the start of the process to its end. The
-reference trains --reference-epochs, the time of more is extrapolated. Contestants take turns, round after round; a
-ratio is between times of one round.
+The first two tables measure whole commands, ``python -m dlhw.train`` and reference_pictures.py, with the same initial
+weights and the same pictures, which this script links into train and val folders. Cold means that dlhw has not decoded
+the pictures before; the files are in the operating system's cache in all cases. The time of an epoch is that between
+the ends of two epochs and includes training, validation and checkpoint. The time of a whole run is that of its process.
+The reference trains for --reference-epochs, and the time of further epochs is extrapolated. The programs take turns in
+every round, and ratios are between times of the same round.
 
-That both sides do the same work is checked: as many pictures and steps, and the weights that dlhw trained give the same
-validation loss and accuracy when the reference judges them.
-OMP_NUM_THREADS limits the threads.
+The script verifies that both programs do the same work: they use the same numbers of pictures and steps, and the
+weights trained by dlhw have the same validation loss and accuracy in the reference. OMP_NUM_THREADS limits the number
+of threads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ BATCH, WORKERS = 32, (0, 2)
 STAMPED = """
 import json, time
 import dlhw.train
-from dlhw.record import Record
+from dlhw.runs.record import Record
 
 append = Record.append
 
@@ -67,12 +67,12 @@ def stamped(self, row, *, seconds):
 Record.append = stamped
 dlhw.train.main()
 """
-"""dlhw's command, which also prints each epoch's row with the time."""
+"""The training command of dlhw, which also prints each epoch's row with the time."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What both sides do: ``ours`` are overrides, ``theirs`` arguments of the reference."""
+    """The work to measure: ``ours`` holds overrides for dlhw, ``theirs`` arguments for the reference."""
 
     name: str
     dataset: str
@@ -97,7 +97,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Timed:
-    """A process that printed its epochs."""
+    """The times and epochs of a process."""
 
     started: float
     ended: float
@@ -105,29 +105,29 @@ class Timed:
 
     @property
     def first(self) -> float:
-        """Seconds until the end of its first epoch."""
+        """Seconds until the end of the first epoch."""
         return float(self.rows[0]["at"]) - self.started
 
     @property
     def epoch(self) -> float:
-        """Seconds of a later one."""
+        """Median seconds of a later epoch."""
         ends = [float(row["at"]) for row in self.rows]
         return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
     def whole(self, epochs: int) -> float:
-        """Seconds of the process, had it trained so many epochs."""
+        """Return the seconds of the process, extrapolated to so many epochs."""
         return self.ended - self.started + (epochs - len(self.rows)) * self.epoch
 
 
 def timed(*arguments: str) -> Timed:
-    """What Python does with these arguments."""
+    """Run Python with these arguments and measure it."""
     started = time.monotonic()
     lines = printed(*arguments).splitlines()
     return Timed(started, time.monotonic(), [json.loads(line) for line in lines])
 
 
 class Bench:
-    """Runs of both sides on the pictures in ``root``, which has train and val."""
+    """Run both programs on the pictures in ``root``, which has train and val."""
 
     def __init__(self, task: Task, root: Path, directory: Path, options: argparse.Namespace) -> None:
         self.task, self.root, self.directory, self.options = task, root, directory, options
@@ -142,7 +142,7 @@ class Bench:
         ]  # fmt: skip
 
     def ours(self, *more: str, epochs: int, cache: Path) -> Timed:
-        """dlhw's command; its run directory is ``self.latest`` then."""
+        """Run dlhw; the run directory is then ``self.latest``."""
         self.runs += 1
         fixed = [f"trainer.epochs={epochs}", f"hydra.run.dir={self.latest}"]
         return timed("-c", STAMPED, *self.overrides(*more, cache=cache), *fixed)
@@ -158,46 +158,47 @@ class Bench:
         return self.directory / f"run-{self.runs}"
 
     def initial(self, cache: Path) -> Path:
-        """A file with the weights that dlhw starts from."""
+        """Write a file with the initial weights of dlhw, and return its path."""
         cfg = compose(*self.overrides(cache=cache))
         data = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
         path = self.directory / "initial.pt"
         torch.save({"model": make_model(cfg, shape=data.shape, outputs=data.outputs).state_dict()}, path)
         return path
 
-    def check(self, own: Timed, reference: Timed) -> None:
-        """Exits unless the run ``own``, the latest one, and the reference did the same work."""
-        ours, theirs = own.rows, reference.rows
-        (judged,) = self.theirs(epochs=0, weights=self.latest / "last.pt").rows
+    def check(self, run: Timed, reference: Timed) -> None:
+        """Exit unless ``run``, the latest run of dlhw, and the reference did the same work."""
+        ours, theirs = run.rows, reference.rows
+        (evaluated,) = self.theirs(epochs=0, weights=self.latest / "last.pt").rows
         data = json.loads((self.latest / "summary.json").read_text())["data"]
         same = {
             "pictures": ([data["train"], data["val"]], [theirs[0]["train"], theirs[0]["val"]]),
             "steps": (ours[0]["step"], theirs[0]["step"]),
-            "validation accuracy": (ours[-1]["val_accuracy"], judged["val_accuracy"]),
-            "validation loss": (ours[-1]["val_loss"], judged["val_loss"]),
+            "validation accuracy": (ours[-1]["val_accuracy"], evaluated["val_accuracy"]),
+            "validation loss": (ours[-1]["val_loss"], evaluated["val_loss"]),
         }
         for what, (mine, other) in same.items():
-            # Large JPEGs are decoded at a fraction of their size here, which changes pixels by a level or two.
+            # dlhw decodes large JPEGs at a fraction of their size, which changes pixels by one or two levels.
             if not np.allclose(mine, other, rtol=0.02, atol=0.01 * what.startswith("validation")):
-                sys.exit(f"not the same work: {what} {mine} in dlhw, {other} in the reference")
-        told = [f"{what} {mine} and {other}" for what, (mine, other) in same.items()]
-        told.append(f"training loss of epoch 1, in other orders, {ours[0]['train_loss']} and {theirs[0]['train_loss']}")
-        print(f"\nThe same work, dlhw and reference: {'; '.join(told)}.", flush=True)
+                sys.exit(f"the programs did different work: {what} {mine} in dlhw, {other} in the reference")
+        losses = f"{ours[0]['train_loss']} and {theirs[0]['train_loss']}"
+        results = [f"{what} {mine} and {other}" for what, (mine, other) in same.items()]
+        results.append(f"training loss of epoch 1, with other orders of the batches, {losses}")
+        print(f"\ndlhw and the reference did the same work: {'; '.join(results)}.", flush=True)
 
 
 def parts_of(setting: str) -> list[str]:
-    """The overrides of a sum such as channels_last+bf16."""
+    """Return the overrides of a combination such as channels_last+bf16."""
     return [OVERRIDES[part] for part in setting.split("+")]
 
 
-def compared(bench: Bench, settings: Sequence[str], plain: Sequence[str] = ()) -> None:
-    """Print the table of the reference and of dlhw, cold and warm, and warm in further settings.
+def compare(bench: Bench, settings: Sequence[str], plain: Sequence[str] = ()) -> None:
+    """Print the times of the reference and of dlhw, cold and warm, and warm in further settings.
 
-    With ``plain`` also that of dlhw with these overrides, for as many epochs as the reference.
+    With ``plain``, also measure dlhw with these overrides, for as many epochs as the reference.
     """
     options, results = bench.options, dict[str, list[Timed]]()
     flip = options.flip and bench.task is TASKS["cnn"]
-    own, other = (["augmentation=flip"], ["--flip"]) if flip else ([], [])
+    ours, theirs = (["augmentation=flip"], ["--flip"]) if flip else ([], [])
 
     def add(name: str, result: Timed) -> Timed:
         results.setdefault(name, []).append(result)
@@ -207,32 +208,34 @@ def compared(bench: Bench, settings: Sequence[str], plain: Sequence[str] = ()) -
     fewer = options.epochs if options.full else options.reference_epochs
     for turn in range(options.rounds):
         cache = bench.directory / f"cache-{turn}"
-        add("dlhw, cold", bench.ours(*own, epochs=options.epochs, cache=cache))
+        add("dlhw, cold", bench.ours(*ours, epochs=options.epochs, cache=cache))
         weights = bench.initial(cache)
         references = [
-            add(f"reference, {n} workers", bench.theirs(f"--workers={n}", *other, epochs=fewer, weights=weights))
+            add(f"reference, {n} workers", bench.theirs(f"--workers={n}", *theirs, epochs=fewer, weights=weights))
             for n in WORKERS
         ]
-        warm = add("dlhw, warm", bench.ours(*own, epochs=options.epochs, cache=cache))
+        warm = add("dlhw, warm", bench.ours(*ours, epochs=options.epochs, cache=cache))
         if not turn:
             bench.check(warm, references[0])
         for setting in settings:
-            add(f"dlhw, warm, {setting}", bench.ours(*own, *parts_of(setting), epochs=options.epochs, cache=cache))
+            add(f"dlhw, warm, {setting}", bench.ours(*ours, *parts_of(setting), epochs=options.epochs, cache=cache))
         if plain:
-            plainly = add(f"dlhw, warm, {' '.join(plain)}", bench.ours(*plain, epochs=fewer, cache=cache))
+            plain_run = add(f"dlhw, warm, {' '.join(plain)}", bench.ours(*plain, epochs=fewer, cache=cache))
     train, val = (references[0].rows[0][part] for part in ("train", "val"))
     title = f"{bench.task.name}, {train} + {val} pictures, rounds: {options.rounds}, epochs of the reference: {fewer}"
     print_table(title, results, options.epochs)
     if plain:
-        each, all_epochs = plainly.epoch / warm.epoch, plainly.whole(options.epochs) / warm.whole(options.epochs)
+        epoch_ratio = plain_run.epoch / warm.epoch
+        ratio = plain_run.whole(options.epochs) / warm.whole(options.epochs)
         print(
-            f"\nWith {' '.join(plain)} a later epoch takes {each:.1f} times as long, {options.epochs} epochs "
-            f"{all_epochs:.1f} times (last round). In metrics.csv {apart(warm.rows, plainly.rows)}."
+            f"\nWith {' '.join(plain)} a later epoch takes {epoch_ratio:.1f} times as long, and {options.epochs} "
+            f"epochs take {ratio:.1f} times as long (last round). "
+            f"In metrics.csv {largest_difference(warm.rows, plain_run.rows)}."
         )
 
 
-def apart(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
-    """What differs most between two runs, over the epochs that both have."""
+def largest_difference(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
+    """Describe the largest relative difference between two runs, over the epochs that both have."""
     differences = {
         f"{name} of epoch {row['epoch']}": abs(row[name] - other[name]) / max(abs(other[name]), 1e-12)
         for row, other in zip(rows, others, strict=False)
@@ -243,11 +246,11 @@ def apart(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> s
     count = min(len(rows), len(others))
     if not differences[where]:
         return f"nothing differs in the {count} epochs that both have"
-    return f"{where} differs most in the {count} epochs that both have, by a share of {differences[where]:.1g}"
+    return f"{where} differs most in the {count} epochs that both have, by {100 * differences[where]:.1g} %"
 
 
 def print_table(title: str, results: dict[str, list[Timed]], epochs: int) -> None:
-    """Medians over the rounds; ratios to the reference with the better number of workers, with smallest and largest."""
+    """Print medians over the rounds, and ratios to the reference with the faster number of workers."""
 
     def best(value: Callable[[Timed], float]) -> list[float]:
         references = [[value(run) for run in runs] for name, runs in results.items() if name.startswith("reference")]
@@ -255,7 +258,7 @@ def print_table(title: str, results: dict[str, list[Timed]], epochs: int) -> Non
 
     def cells(runs: Sequence[Timed], value: Callable[[Timed], float]) -> list[str]:
         seconds = [value(run) for run in runs]
-        ratios = [reference / own for reference, own in zip(best(value), seconds, strict=True)]
+        ratios = [reference / time for reference, time in zip(best(value), seconds, strict=True)]
         return [
             f"{statistics.median(seconds):.2f}",
             f"{statistics.median(ratios):.1f}",
@@ -274,7 +277,7 @@ def print_table(title: str, results: dict[str, list[Timed]], epochs: int) -> Non
 
 
 def whole(bench: Bench, settings: Sequence[str], cache: Path) -> None:
-    """Print pictures per second of training all of a ResNet18."""
+    """Print the pictures per second of training a whole ResNet18."""
     print("\nTraining steps of a whole ResNet18 at 224 pixels\n")
     print("| dlhw | pictures per second | times fp32 |\n|---|--:|--:|")
     rates: list[float] = []
@@ -285,11 +288,11 @@ def whole(bench: Bench, settings: Sequence[str], cache: Path) -> None:
 
 
 def augmentation(bench: Bench, cache: Path) -> None:
-    """Print pictures per second of augmentation, ours and in a DataLoader, from decoded pictures and from files."""
+    """Print the pictures per second of augmentation: ours, and a DataLoader with decoded pictures and with files."""
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    from reference_pictures import AUGMENTATIONS, Changed, loaded
+    from reference_pictures import AUGMENTATIONS, Transformed, make_loader
 
     decode = [v2.Resize(bench.task.resize), v2.CenterCrop(bench.task.crop), v2.PILToTensor()]
     print("\nPictures of 224 pixels augmented per second\n")
@@ -299,25 +302,25 @@ def augmentation(bench: Bench, cache: Path) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, transforms in AUGMENTATIONS.items():
         for workers in WORKERS:
-            chosen = [f"augmentation={name}", f"augmentation.workers={workers}"]
-            cfg = compose(*bench.overrides(*chosen, cache=cache))
+            overrides = [f"augmentation={name}", f"augmentation.workers={workers}"]
+            cfg = compose(*bench.overrides(*overrides, cache=cache))
             data = make_data(cfg, settle(cfg)[1])
             steps = -(-len(data.train) // BATCH)
             batches = Batches(data, [0], size=BATCH, steps=steps)
             x, y = data.train[:]
-            decoded = Changed(x, y.tolist(), v2.Compose(transforms))
+            decoded = Transformed(x, y.tolist(), v2.Compose(transforms))
             files = datasets.ImageFolder(bench.root / "train", v2.Compose([*decode, *transforms]))
-            own = per_second(batches, len(data.train), bench.options.passes)
+            ours = per_second(batches, len(data.train), bench.options.passes)
             others = []
             for pictures in (decoded, files):
-                loader = loaded(pictures, batch_size=BATCH, workers=workers)
+                loader = make_loader(pictures, batch_size=BATCH, workers=workers)
                 rate = per_second(lambda epoch, loader=loader: loader, len(data.train), bench.options.passes)  # type: ignore[misc]
-                others += [f"{rate:.0f}", f"{own / rate:.1f}"]
-            print(f"| {name} | {workers} | {own:.0f} | {' | '.join(others)} |", flush=True)
+                others += [f"{rate:.0f}", f"{ours / rate:.1f}"]
+            print(f"| {name} | {workers} | {ours:.0f} | {' | '.join(others)} |", flush=True)
 
 
 def per_second(epochs: Callable[[int], Iterable[Any]], count: int, passes: int) -> float:
-    """How many of ``count`` pictures an epoch gives, in the median of several after one that starts the workers."""
+    """Return the median pictures per second over several epochs, after one that starts the workers."""
     seconds = []
     for epoch in range(1, passes + 2):
         started = time.perf_counter()
@@ -327,8 +330,8 @@ def per_second(epochs: Callable[[int], Iterable[Any]], count: int, passes: int) 
     return count / statistics.median(seconds[1:])
 
 
-def sorted_by_links(task: Task, directory: Path, options: argparse.Namespace) -> Path:
-    """A folder with train and val, classes in them, and in these links to the pictures as dlhw divides them."""
+def link_by_split(task: Task, directory: Path, options: argparse.Namespace) -> Path:
+    """Make train/CLASS/ and val/CLASS/ folders of links to the pictures, split as dlhw splits them."""
     if options.data is not None:
         source = ["dataset=image_folder", f"dataset.root={options.data}"]
     else:
@@ -347,8 +350,8 @@ def sorted_by_links(task: Task, directory: Path, options: argparse.Namespace) ->
     return root
 
 
-def made_up(folder: Path, *, count: int = 48) -> Path:
-    """A folder of pictures as photos are in size, bright ones and dark ones."""
+def generate_pictures(folder: Path, *, count: int = 48) -> Path:
+    """Generate bright and dark pictures of the size of photos in a folder, and return it."""
     draws = np.random.default_rng(0)
     for number in range(count):
         path = folder / ("bright", "dark")[number % 2] / f"{number}.jpg"
@@ -362,23 +365,23 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, tables = parser.add_argument, ["cnn", "frozen", "whole", "augmentation"]
     add("--tables", nargs="+", choices=tables, default=tables)
-    add("--data", type=Path, help="folder of pictures; unset: face_mask for cnn, hymenoptera for the others")
-    add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder that holds these two")
-    add("--pictures", type=int, help="take so many of train, and of val, at most")
-    add("--rounds", type=int, default=3, help="how often each contestant has its turn")
+    add("--data", type=Path, help="folder of pictures; default: face_mask for cnn, hymenoptera for the others")
+    add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with these two datasets")
+    add("--pictures", type=int, help="maximum number of training pictures, and of validation pictures")
+    add("--rounds", type=int, default=3, help="number of rounds")
     add("--epochs", type=int, default=20, help="of dlhw in the first two tables, at least 2")
     add("--reference-epochs", type=int, default=2, help="of the reference, at least 2")
-    add("--full", action="store_true", help="all epochs of the reference, too")
-    add("--flip", action="store_true", help="the small CNN's pictures are flipped at random on both sides")
-    add("--steps", type=int, default=5, help="of training that count, for each setting of the whole ResNet18")
-    add("--passes", type=int, default=3, help="over the pictures that count, for each augmentation")
+    add("--full", action="store_true", help="train the reference for all epochs, too")
+    add("--flip", action="store_true", help="random horizontal flips for the small CNN")
+    add("--steps", type=int, default=5, help="measured training steps, for each setting of the whole ResNet18")
+    add("--passes", type=int, default=3, help="measured passes over the pictures, for each augmentation")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
-    add("--quick", action="store_true", help="made-up pictures unless --data is given, 3 epochs, one round")
+    add("--quick", action="store_true", help="generated pictures unless --data is set, 3 epochs, one round")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.epochs, options.steps, options.passes = 1, 3, 1, 1
     if min(options.epochs, options.reference_epochs) < 2:
-        parser.error("--epochs, --reference-epochs: at least 2, the first also starts the process")
+        parser.error("--epochs, --reference-epochs: must be at least 2, because the first epoch includes the start-up")
     return options
 
 
@@ -388,18 +391,18 @@ def main() -> None:
     settings = ["channels_last", "bf16", "channels_last+bf16"]
     with tempfile.TemporaryDirectory() as temporary:
         if options.quick and options.data is None:
-            options.data = made_up(Path(temporary, "made_up"))
+            options.data = generate_pictures(Path(temporary, "made_up"))
         benches = {}
         for name, task in TASKS.items():
             directory = Path(temporary, name)
             directory.mkdir()
-            benches[name] = Bench(task, sorted_by_links(task, directory, options), directory, options)
+            benches[name] = Bench(task, link_by_split(task, directory, options), directory, options)
         cache = Path(temporary, "cache")
         for table in options.tables:
             if table == "cnn":
-                compared(benches["cnn"], settings)
+                compare(benches["cnn"], settings)
             elif table == "frozen":
-                compared(benches["frozen"], settings[2:], plain=["trainer.frozen_once=false"])
+                compare(benches["frozen"], settings[2:], plain=["trainer.frozen_once=false"])
             elif table == "whole":
                 whole(benches["frozen"], settings, cache)
             else:

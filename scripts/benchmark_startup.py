@@ -1,9 +1,9 @@
-"""How long until the first step of a run, and how much memory does it take?
+"""Measure the time until a run's first update of the weights, and the memory that a run needs.
 
     python scripts/benchmark_startup.py
 
-starts processes of two kinds in turn: one trains C5.2's net on MNIST until its first update of the weights, the
-other only imports torch. It prints seconds from the start of the process, their difference, and the peak resident
+The script starts two kinds of processes in turn: one trains the network of C5.2 on MNIST until the first update, the
+other only imports torch. It prints the seconds from the start of the process, their difference, and the peak resident
 memory of a run of two epochs.
 """
 
@@ -20,18 +20,19 @@ from pathlib import Path
 
 FIRST_UPDATE = """
 import os, time
-import dlhw.fast, dlhw.train
+import dlhw.training.acceleration
 
 def stop():
     print(time.monotonic(), flush=True)
     os._exit(0)
 
-dlhw.fast.undecorated_step = lambda optimizer: stop
+dlhw.training.acceleration.undecorated_step = lambda optimizer: stop
+import dlhw.train
 dlhw.train.main()
 """
 TRAIN = "import dlhw.train; dlhw.train.main()"
 IMPORT_TORCH = "import time, torch; print(time.monotonic())"
-# In a process of its own because Linux counts what the parent held when a child was started as the child's.
+# This needs its own process, because Linux counts the parent's memory at the start of a child as the child's.
 PEAK_MEMORY = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, capture_output=True)
@@ -40,7 +41,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
-    """Seconds from the start of a process until its first update of the weights, and peak memory of a run."""
+    """Print the seconds from the start of a process until its first update, and the peak memory of a run."""
     with tempfile.TemporaryDirectory() as directory:
         arguments = ["experiment=mnist_mlp", f"data_dir={data_dir.absolute()}", f"output_dir={directory}"]
         arguments += [f"trainer.device={device}", "trainer.epochs=2"]
@@ -63,7 +64,7 @@ def print_startup(data_dir: Path, *, device: str, times: int = 5) -> None:
 
 
 def _seconds_until(program: str, *arguments: str) -> float:
-    """From now until the moment, on the machine's monotonic clock, that a Python program prints."""
+    """Start a Python program, and return the seconds until the time that it prints, on the monotonic clock."""
     started = time.monotonic()
     return float(printed("-c", program, *arguments)) - started
 
@@ -74,14 +75,14 @@ def _peak_mib(program: str, *arguments: str) -> float:
 
 
 def printed(*arguments: str) -> str:
-    """What Python prints, started with these arguments in a process of its own."""
+    """Run Python with these arguments and return its output."""
     return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="holds MNIST/")
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with MNIST/")
     options = parser.parse_args()
     print_startup(options.data_dir, device=options.device)
 

@@ -1,14 +1,14 @@
-"""How many jobs of a sweep are done per second, by the vectorized launcher and by those that train one by one?
+"""Compare the jobs per second of sweeps with the vectorized, the basic and the joblib launcher.
 
-    python scripts/benchmark_sweeps.py                     small nets on digits, 1 to 256 jobs, each launcher
+    python scripts/benchmark_sweeps.py                     small networks on digits, 1 to 256 jobs, all launchers
     python scripts/benchmark_sweeps.py --mnist             C5.3's 21 flood levels on MNIST, basic and vectorized
-    python scripts/benchmark_sweeps.py --step              one training step of K variants at once, without files
+    python scripts/benchmark_sweeps.py --step              single training steps of K variants, without files
 
-The first two run whole commands, ``python -m dlhw.train -m ...``, each in a directory of its own, and print Markdown
-tables: seconds from the first job's start to the last job's end as the sweep's summary.json has them, jobs per second,
-and the ratio to Hydra's basic launcher in the same round. Launchers take turns, round after round. What every job
-leaves is written in all of them: weights, metrics, curves.png, summary. joblib (one process per core, one thread in
-each) is measured where hydra-joblib-launcher is installed.
+The first two run whole commands, ``python -m dlhw.train -m ...``, each in its own directory. They print Markdown tables
+with the seconds from the start of the first job to the end of the last one (from the sweep's summary.json), jobs per
+second, and the ratio to Hydra's basic launcher in the same round. The launchers take turns in every round. With all
+launchers every job writes the same files: weights, metrics, curves.png, summary. joblib (one process per core, with one
+thread each) is measured only if hydra-joblib-launcher is installed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LAUNCHERS = {
 
 
 def sweep(overrides: Sequence[str], launcher: str) -> float:
-    """Seconds that the jobs took. Raises CalledProcessError when one failed."""
+    """Run a sweep and return the seconds of its jobs. Raises CalledProcessError if a job fails."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "dlhw.train", "-m", *overrides, *LAUNCHERS[launcher]]
         threads = {"OMP_NUM_THREADS": "1"} if launcher == "joblib" else {}
@@ -55,8 +55,8 @@ def sweep(overrides: Sequence[str], launcher: str) -> float:
     return seconds
 
 
-def compared(overrides: Sequence[str], launchers: Sequence[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each launcher in each round."""
+def measure(overrides: Sequence[str], launchers: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each launcher in each round."""
     seconds: dict[str, list[float]] = {launcher: [] for launcher in launchers}
     for _ in range(rounds):
         for launcher in launchers:
@@ -65,9 +65,10 @@ def compared(overrides: Sequence[str], launchers: Sequence[str], rounds: int) ->
     return seconds
 
 
-def lines(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
+def table_rows(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
+    """Yield a Markdown row per launcher."""
     for launcher, times in seconds.items():
-        ratios = [basic / own for basic, own in zip(seconds["basic"], times, strict=True)]
+        ratios = [basic / time for basic, time in zip(seconds["basic"], times, strict=True)]
         yield (
             f"| {jobs} | {launcher} | {statistics.median(times):.1f} | {jobs / statistics.median(times):.2f} "
             f"| {statistics.median(ratios):.1f} | {min(ratios):.1f}–{max(ratios):.1f} |"
@@ -75,7 +76,7 @@ def lines(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
 
 
 def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
-    """Of training steps on one batch, over and over, of the run that is described or of several together."""
+    """Return the seconds of training steps on one repeated batch, for one run or several vectorized ones."""
     from dlhw.cli.assembly import assemble
     from dlhw.data.batches import Batches
     from dlhw.runs.record import Record
@@ -103,7 +104,7 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
 
 
 def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
-    """Milliseconds of one training step of K small nets on digits, and of one net times K."""
+    """Yield a table with the milliseconds of one step of K small vectorized networks on digits, and of one network."""
     from dlhw.cli.program import compose
 
     def milliseconds(count: int, number: int) -> float:
@@ -111,7 +112,7 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
         cfgs = [compose(*fixed, f"optimizer.lr={0.1 + k * 8 // count / 100}") for k in range(count)]
         return 1e3 * statistics.median(seconds_of_steps(cfgs, steps=60)[10:])
 
-    yield "| K | threads | ms per step | ms per step and variant | one alone, times |"
+    yield "| K | threads | ms per step | ms per step and variant | speed-up |"
     yield "|--:|--:|--:|--:|--:|"
     for number in threads:
         alone = milliseconds(1, number)
@@ -122,14 +123,14 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", action="store_true", help="C5.3's grid on MNIST instead of small nets on digits")
+    parser.add_argument("--mnist", action="store_true", help="C5.3's grid on MNIST instead of small networks on digits")
     parser.add_argument("--step", action="store_true", help="single steps instead of sweeps")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--epochs", type=int, default=None, help="50 on digits, 2 on MNIST")
+    parser.add_argument("--epochs", type=int, default=None, help="default: 50 on digits, 2 on MNIST")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
-    parser.add_argument("--batch-size", type=int, default=32, help="of --step")
-    parser.add_argument("where", nargs="*", help="more overrides, as trainer.device=cuda")
+    parser.add_argument("--batch-size", type=int, default=32, help="for --step")
+    parser.add_argument("where", nargs="*", help="more overrides, such as trainer.device=cuda")
     options = parser.parse_args()
     launchers = [
         name
@@ -146,13 +147,13 @@ def main() -> None:
     if options.mnist:
         names = [name for name in launchers if name != "joblib"]
         fixed = [*MNIST, f"trainer.epochs={options.epochs or 2}", f"regularization.flood={LEVELS}", *options.where]
-        print("\n".join(lines(21, compared(fixed, names, options.rounds))))
+        print("\n".join(table_rows(21, measure(fixed, names, options.rounds))))
         return
     for jobs in options.jobs:
         rates = [f"{0.05 + 0.02 * k:g}" for k in range(min(8, jobs))]
         grid = [f"optimizer.lr={','.join(rates)}", f"seed=range({max(1, jobs // 8)})"]
         fixed = [*DIGITS, f"trainer.epochs={options.epochs or 50}", *grid, *options.where]
-        print("\n".join(lines(jobs, compared(fixed, launchers, options.rounds))), flush=True)
+        print("\n".join(table_rows(jobs, measure(fixed, launchers, options.rounds))), flush=True)
 
 
 if __name__ == "__main__":

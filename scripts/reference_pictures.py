@@ -1,10 +1,10 @@
-"""A classifier of pictures trained as torchvision's users do: what benchmark_pictures.py compares with.
+"""Train a picture classifier in the usual way of torchvision, as the reference for benchmark_pictures.py.
 
     python scripts/reference_pictures.py FOLDER --model cnn --epochs 2
 
-ImageFolder decodes and transforms every picture in every epoch, a DataLoader collects batches, the loop asks for each
-batch's loss. After every epoch of training and validation a line of JSON with its results and the time on the machine's
-monotonic clock is printed. It stands alone, without dlhw, so that its start is timed as a user's would be.
+ImageFolder decodes and transforms every picture in every epoch, a DataLoader collects batches, and the loop reads the
+loss of every batch. After every epoch of training and validation the script prints a line of JSON with the results and
+the time on the monotonic clock. It does not import dlhw, so that its start-up time is realistic.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ AUGMENTATIONS: dict[str, list[Transform]] = {
         v2.RandomErasing(0.25),
     ],
 }
-"""What dlhw's options of these names do to pictures of 224 pixels."""
+"""The same augmentations as dlhw's options of these names, for pictures of 224 pixels."""
 
 
-class Changed(Dataset[tuple[Tensor, int]]):
-    """Decoded pictures (N, 3, H, W) and what a transform makes of them."""
+class Transformed(Dataset[tuple[Tensor, int]]):
+    """Decoded pictures (N, 3, H, W), transformed on access."""
 
     def __init__(self, pixels: Tensor, targets: list[int], transform: Transform) -> None:
         self.pixels, self.targets, self.transform = pixels, targets, transform
@@ -52,8 +52,8 @@ class Changed(Dataset[tuple[Tensor, int]]):
         return len(self.targets)
 
 
-def loaded(data: Dataset[Any], *, batch_size: int, workers: int, shuffle: bool = True) -> DataLoader[Any]:
-    """Batches of ``data``; the workers live on from epoch to epoch."""
+def make_loader(data: Dataset[Any], *, batch_size: int, workers: int, shuffle: bool = True) -> DataLoader[Any]:
+    """Return a DataLoader with persistent workers."""
     return DataLoader(data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
 
 
@@ -66,10 +66,10 @@ def picture_cnn(classes: int, size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), *dense)
 
 
-def epoch_of(
+def run_epoch(
     model: nn.Module, loader: DataLoader[Any], optimizer: torch.optim.Optimizer | None, device: torch.device
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over the loader's pictures; with an optimizer, the model is trained on each batch."""
+    """Return mean loss and accuracy over the loader's pictures. With an optimizer, train the model on each batch."""
     criterion = nn.CrossEntropyLoss()
     running_loss, right, seen = 0.0, 0, 0
     with torch.set_grad_enabled(optimizer is not None):
@@ -88,19 +88,19 @@ def epoch_of(
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train and validate, a line per epoch; without epochs validate alone."""
+    """Train and validate, printing a line per epoch. With 0 epochs, only validate."""
     device = torch.device(options.device)
-    ending = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    cut = [transforms.Resize(options.resize), transforms.CenterCrop(options.crop)]
+    to_tensor = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    resize = [transforms.Resize(options.resize), transforms.CenterCrop(options.crop)]
     flip = [transforms.RandomHorizontalFlip()] if options.flip else []
     pictures = {
-        "train": datasets.ImageFolder(options.folder / "train", transforms.Compose([*cut, *flip, *ending])),
-        "val": datasets.ImageFolder(options.folder / "val", transforms.Compose([*cut, *ending])),
+        "train": datasets.ImageFolder(options.folder / "train", transforms.Compose([*resize, *flip, *to_tensor])),
+        "val": datasets.ImageFolder(options.folder / "val", transforms.Compose([*resize, *to_tensor])),
     }
-    counts = {part: len(found) for part, found in pictures.items()}
+    counts = {part: len(dataset) for part, dataset in pictures.items()}
     loaders = {
-        part: loaded(found, batch_size=options.batch_size, workers=options.workers, shuffle=part == "train")
-        for part, found in pictures.items()
+        part: make_loader(dataset, batch_size=options.batch_size, workers=options.workers, shuffle=part == "train")
+        for part, dataset in pictures.items()
     }
     classes = len(pictures["train"].classes)
     if options.model == "cnn":
@@ -113,33 +113,33 @@ def train(options: argparse.Namespace) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith("fc.")
     model.to(device)
-    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(chosen, lr=options.lr, momentum=options.momentum)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=options.lr, momentum=options.momentum)
     for epoch in range(1, options.epochs + 1) if options.epochs else [0]:
         row: dict[str, Any] = {"epoch": epoch, "step": epoch * len(loaders["train"]), **counts}
         if epoch:
-            model.train(not options.head_only)  # the frozen part's batch norm keeps its statistics, as in dlhw
-            row["train_loss"], row["train_accuracy"] = epoch_of(model, loaders["train"], optimizer, device)
+            model.train(not options.head_only)  # the batch norm of a frozen part keeps its statistics, as in dlhw
+            row["train_loss"], row["train_accuracy"] = run_epoch(model, loaders["train"], optimizer, device)
         model.eval()
-        row["val_loss"], row["val_accuracy"] = epoch_of(model, loaders["val"], None, device)
+        row["val_loss"], row["val_accuracy"] = run_epoch(model, loaders["val"], None, device)
         print(json.dumps({"at": time.monotonic(), **row}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("folder", type=Path, help="has train and val, with a folder for each class in them")
-    add("--model", default="resnet18", help="cnn, or torchvision's name for a network")
-    add("--weights", type=Path, help='what it starts from: a file with {"model": state_dict}; unset: random ones')
-    add("--head-only", action="store_true", help="train the layer fc alone")
-    add("--epochs", type=int, default=2, help="0: only validation")
+    add("folder", type=Path, help="folder with train/CLASS/ and val/CLASS/")
+    add("--model", default="resnet18", help="cnn, or the name of a torchvision model")
+    add("--weights", type=Path, help='initial weights, a file with {"model": state_dict}; default: random')
+    add("--head-only", action="store_true", help="train only the layer fc")
+    add("--epochs", type=int, default=2, help="0: only validate")
     add("--batch-size", type=int, default=32)
     add("--resize", type=int, default=256)
     add("--crop", type=int, default=224)
-    add("--flip", action="store_true", help="exchange left and right at random in training")
+    add("--flip", action="store_true", help="random horizontal flips in training")
     add("--lr", type=float, default=0.003)
     add("--momentum", type=float, default=0.9)
-    add("--workers", type=int, default=0, help="processes that load pictures")
+    add("--workers", type=int, default=0, help="processes of the DataLoader")
     add("--device", default="cpu")
     train(parser.parse_args())
 

@@ -1,4 +1,4 @@
-"""What a study answers: checks that agree or not, files, the summary, and what a disagreement does to a run."""
+"""The result of a study: checks, files, summary, and runs that fail because a check disagrees."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def test_everything_is_written(tmp_path: Path) -> None:
         assert list(csv.DictReader(file)) == [{"what": "x, y", "computed": "3", "expected": "4", "agrees": "False"}]
 
 
-def test_without_checks_there_is_no_table_of_them(tmp_path: Path) -> None:
+def test_without_checks_there_is_no_checks_table(tmp_path: Path) -> None:
     found().write(Record(tmp_path))
     assert not (tmp_path / "tables" / "checks.csv").exists()
     assert "checks" not in found().summary()
 
 
-def test_summary_is_json_and_counts_agreement() -> None:
+def test_summary_is_valid_json_and_counts_the_checks() -> None:
     summary = found(answer.equal("x", 3, 4), answer.equal("y", 3, 3)).summary()
     assert summary == {"widest": 0.44774, "missing": None, "name": "xavier", "checks_agreed": 1, "checks": 2}
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_lines_tell_what_was_expected() -> None:
+def test_lines_show_expected_values() -> None:
     assert found(answer.equal("x", 3, 4), answer.at_most("y", 0.5, 1.0)).lines() == [
         "a matrix",
         "widest = 0.44774",
@@ -93,7 +93,7 @@ def asked(tmp_path: Path, *overrides: str) -> Any:
                    "~study.largest_weight", "+study.largest=5", f"output_dir={tmp_path}", *overrides)  # fmt: skip
 
 
-def test_a_run_whose_study_agrees_is_finished(tmp_path: Path) -> None:
+def test_a_study_whose_checks_agree_is_finished(tmp_path: Path) -> None:
     train.run(asked(tmp_path), Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["checks_agreed"], summary["checks"]) == ("finished", 2, 2)
@@ -103,7 +103,7 @@ def test_a_run_whose_study_agrees_is_finished(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").is_file()
 
 
-def test_a_run_whose_study_disagrees_fails_with_everything_written(tmp_path: Path) -> None:
+def test_a_study_with_a_disagreement_fails_after_writing_its_files(tmp_path: Path) -> None:
     with pytest.raises(train.Disagreement, match=r"^1 of 2 checks disagree: seed$"):
         train.run(asked(tmp_path, "seed=7"), Record(tmp_path))
     summary = read_summary(tmp_path)
@@ -120,7 +120,7 @@ def test_accounted_ends_a_disagreeing_run_with_exit_code_1_and_keeps_its_summary
     assert read_summary(tmp_path)["widest"] == 0.44774
 
 
-def test_a_finished_study_is_not_resumed_and_an_interrupted_one_is_computed_again(tmp_path: Path) -> None:
+def test_resuming_refuses_a_finished_study_and_repeats_an_interrupted_one(tmp_path: Path) -> None:
     cfg = asked(tmp_path)
     train.run(cfg, Record(tmp_path))
     cfg.resume = str(tmp_path)

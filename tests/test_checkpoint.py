@@ -1,4 +1,4 @@
-"""A checkpoint is what was saved or is refused: after truncation, a flipped byte, or a crash at any moment."""
+"""A checkpoint is read exactly as saved or raises an error: after truncation, a changed byte, or a crash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import CorruptCheckpoint, Keeper, State, load, load_last, save, save_last
+from dlhw.runs.checkpoint import CheckpointWriter, CorruptCheckpoint, State, load, load_last, save, save_last
 from dlhw.runtime.files import write_atomically
 
 STATE: State = {
@@ -31,11 +31,11 @@ STATE: State = {
 
 
 class Crash(BaseException):
-    """The power goes."""
+    """A power failure."""
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal in structure, types, dtypes and bits."""
+    """Whether two values are equal in structure, types, dtypes and bits."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
@@ -45,7 +45,7 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
-    return repr(one) == repr(other)  # also for nan and -0.0
+    return repr(one) == repr(other)  # also equal for nan, and distinguishes -0.0 from 0.0
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -89,7 +89,7 @@ GOOD = as_bytes(STATE)
     ],
     ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}",
 )
-def test_tensors_come_back_bit_for_bit(tensor: Tensor, tmp_path: Path) -> None:
+def test_tensors_are_restored_bit_for_bit(tensor: Tensor, tmp_path: Path) -> None:
     save(tmp_path / "x.pt", {"tensor": tensor})
     back = load(tmp_path / "x.pt")
     assert same(back, {"tensor": tensor})
@@ -104,13 +104,13 @@ NESTED = st.recursive(
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(max_size=5), NESTED, max_size=4))
-def test_containers_come_back_equal(state: State) -> None:
+def test_containers_are_restored_equal(state: State) -> None:
     with tempfile.TemporaryDirectory() as directory:
         save(Path(directory, "x.pt"), state)
         assert same(load(Path(directory, "x.pt")), state)
 
 
-def test_an_optimizer_s_state_comes_back(tmp_path: Path) -> None:
+def test_optimizer_state_is_restored(tmp_path: Path) -> None:
     weight = torch.ones(3, requires_grad=True)
     optimizer = torch.optim.Adam([weight], fused=True)
     weight.sum().backward()
@@ -119,7 +119,7 @@ def test_an_optimizer_s_state_comes_back(tmp_path: Path) -> None:
     assert same(load(tmp_path / "x.pt"), optimizer.state_dict())
 
 
-def test_a_missing_file_is_not_a_corrupt_one(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "x.pt")
 
@@ -132,18 +132,18 @@ def flipped(position: int, mask: int) -> bytes:
 
 
 def check_damaged(path: Path, content: bytes) -> None:
-    """Refused by its name and in one line, or unharmed."""
+    """The file raises a one-line error that names it, or its content is unchanged."""
     path.write_bytes(content)
-    refusal, back = "", None
+    message, back = "", None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch has words of its own for odd bytes
+            warnings.simplefilter("ignore")  # torch warns about some damaged files
             back = load(path)
     except CorruptCheckpoint as error:
-        refusal = str(error)
-    if refusal:
-        assert refusal.startswith(f"{path}: corrupt checkpoint (")
-        assert "\n" not in refusal
+        message = str(error)
+    if message:
+        assert message.startswith(f"{path}: corrupt checkpoint (")
+        assert "\n" not in message
     else:
         assert same(back, STATE)
 
@@ -157,7 +157,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(length=st.integers(0, len(GOOD) - 1))
 @example(length=0)
 @example(length=len(GOOD) - 1)
-def test_cut_anywhere(scratch: Path, length: int) -> None:
+def test_truncation_anywhere_is_detected(scratch: Path, length: int) -> None:
     scratch.write_bytes(GOOD[:length])
     with pytest.raises(CorruptCheckpoint, match=f"^{re.escape(str(scratch))}: corrupt checkpoint"):
         load(scratch)
@@ -165,24 +165,24 @@ def test_cut_anywhere(scratch: Path, length: int) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(position=st.integers(0, len(GOOD) - 1), mask=st.integers(1, 255))
-def test_another_byte_anywhere(scratch: Path, position: int, mask: int) -> None:
+def test_a_changed_byte_anywhere_is_detected_or_harmless(scratch: Path, position: int, mask: int) -> None:
     check_damaged(scratch, flipped(position, mask))
 
 
-def test_a_flip_in_the_table_of_contents(scratch: Path) -> None:
+def test_changes_in_the_zip_directory_are_detected_or_harmless(scratch: Path) -> None:
     for position in range(GOOD.index(b"PK\x01\x02"), len(GOOD)):
-        for mask in (0x10, 0xFF):  # 0x10 turns a tensor into a folder at one place: torch reads nothing there
+        for mask in (0x10, 0xFF):  # 0x10 at one position turns a tensor into a folder, which torch reads as empty
             check_damaged(scratch, flipped(position, mask))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bit", range(8))
-def test_a_flip_of_any_bit(bit: int, scratch: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected_or_harmless(bit: int, scratch: Path) -> None:
     for position in range(len(GOOD)):
         check_damaged(scratch, flipped(position, 1 << bit))
 
 
-def test_flips_in_the_tensors_are_seen(scratch: Path) -> None:
+def test_changes_in_tensors_are_detected(scratch: Path) -> None:
     start = GOOD.index(bits(STATE["model"]["0.weight"]))
     for position in range(start, start + 12):
         scratch.write_bytes(flipped(position, 1))
@@ -194,14 +194,14 @@ def test_flips_in_the_tensors_are_seen(scratch: Path) -> None:
 @given(st.binary(max_size=200))
 @example(b"")
 @example(b"\0" * len(GOOD))
-def test_arbitrary_bytes_are_refused(scratch: Path, content: bytes) -> None:
+def test_arbitrary_bytes_are_corrupt(scratch: Path, content: bytes) -> None:
     scratch.write_bytes(content)
     with pytest.raises(CorruptCheckpoint):
         load(scratch)
 
 
-class Mischief:
-    """Unpickling it creates a file."""
+class Malicious:
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,27 +211,27 @@ class Mischief:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    torch.save({"model": Mischief(tmp_path / "made")}, tmp_path / "x.pt")
+    torch.save({"model": Malicious(tmp_path / "made")}, tmp_path / "x.pt")
     with pytest.raises(CorruptCheckpoint, match=r"x\.pt"):
         load(tmp_path / "x.pt")
     assert not (tmp_path / "made").exists()
 
 
-# The last two
+# last.pt and previous.pt
 
 
-def test_no_checkpoint_yet(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_has_no_last(tmp_path: Path) -> None:
     assert load_last(tmp_path) is None
 
 
-def test_the_one_before_is_kept(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         save_last(tmp_path, state_of(epoch))
     assert (epoch_in(tmp_path / "last.pt"), epoch_in(tmp_path / "previous.pt")) == (3, 2)
     assert same(load_last(tmp_path), state_of(3))
 
 
-def test_a_corrupt_last_is_named_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corrupt_last_is_logged_and_previous_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_last(tmp_path, state_of(1))
     save_last(tmp_path, state_of(2))
     (tmp_path / "last.pt").write_bytes(GOOD[:-5])
@@ -241,7 +241,7 @@ def test_a_corrupt_last_is_named_and_the_one_before_taken(tmp_path: Path, caplog
     assert (warning.levelname, str(tmp_path / "last.pt") in warning.getMessage()) == ("WARNING", True)
 
 
-def test_a_good_last_is_taken_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_valid_last_is_loaded_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_last(tmp_path, state_of(1))
     save_last(tmp_path, state_of(2))
     (tmp_path / "previous.pt").write_bytes(b"")
@@ -249,7 +249,7 @@ def test_a_good_last_is_taken_without_a_word(tmp_path: Path, caplog: pytest.LogC
     assert not caplog.records
 
 
-def test_two_corrupt_ones_are_an_error_that_names_both(tmp_path: Path) -> None:
+def test_two_corrupt_checkpoints_raise_an_error_that_names_both(tmp_path: Path) -> None:
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(GOOD[:-5])
     with pytest.raises(CorruptCheckpoint) as caught:
@@ -263,7 +263,7 @@ def test_two_corrupt_ones_are_an_error_that_names_both(tmp_path: Path) -> None:
 
 
 def crash_at(call: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ``call``-th call of ``os.<name>`` does not return."""
+    """Make the ``call``-th call of ``os.<name>`` raise Crash."""
     real, calls = getattr(os, name), iter(range(1, 1_000_000))
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -293,7 +293,9 @@ def test_a_crash_while_saving_leaves_a_readable_checkpoint(
 
 
 @pytest.mark.parametrize("name", ["replace", "fsync"])
-def test_a_crash_at_the_first_save_leaves_none(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_at_the_first_save_leaves_no_checkpoint(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         crash_at(1, name, patch)
         with pytest.raises(Crash):
@@ -313,14 +315,14 @@ def test_a_crash_while_writing_leaves_the_old_content(
     assert (tmp_path / "x").read_bytes() == b"old"
 
 
-def test_writing_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x", b"one")
     write_atomically(tmp_path / "x", memoryview(b"two"))
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"two"
 
 
-def test_the_bytes_are_on_the_disk_before_they_get_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synchronized_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
@@ -329,23 +331,23 @@ def test_the_bytes_are_on_the_disk_before_they_get_the_name(tmp_path: Path, monk
     assert calls[:2] == ["fsync", "replace"]
 
 
-# Keeper
+# CheckpointWriter
 
 
 class Training:
-    """Epochs that a Keeper watches, and a clock that goes only when told."""
+    """Training with a CheckpointWriter, on a clock that only :meth:`finish_epoch` advances."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory, self.seconds, self.epoch = directory, 1000.0, 0
         monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
-    def keeper(self, every_seconds: float) -> Keeper:
-        return Keeper(self.directory, lambda: state_of(self.epoch), every_seconds=every_seconds)
+    def writer(self, every_seconds: float) -> CheckpointWriter:
+        return CheckpointWriter(self.directory, lambda: state_of(self.epoch), every_seconds=every_seconds)
 
-    def finish_epoch(self, keeper: Keeper, *, best: bool = False, seconds: float = 1.0) -> None:
+    def finish_epoch(self, writer: CheckpointWriter, *, best: bool = False, seconds: float = 1.0) -> None:
         self.epoch += 1
         self.seconds += seconds
-        keeper.keep(state_of(self.epoch) if best else None)
+        writer.epoch_finished(state_of(self.epoch) if best else None)
 
     def files(self) -> dict[str, int]:
         return {path.stem: epoch_in(path) for path in self.directory.glob("*.pt")}
@@ -356,44 +358,44 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
     return Training(tmp_path, monkeypatch)
 
 
-def test_every_0_seconds_is_every_epoch(training: Training) -> None:
-    with training.keeper(0) as keeper:
-        training.finish_epoch(keeper, best=True, seconds=0)
+def test_every_0_seconds_writes_after_every_epoch(training: Training) -> None:
+    with training.writer(0) as writer:
+        training.finish_epoch(writer, best=True, seconds=0)
         assert training.files() == {"last": 1, "best": 1}
-        training.finish_epoch(keeper, seconds=0)
+        training.finish_epoch(writer, seconds=0)
         assert training.files() == {"last": 2, "previous": 1, "best": 1}
-        training.finish_epoch(keeper, best=True, seconds=0)
+        training.finish_epoch(writer, best=True, seconds=0)
         assert training.files() == {"last": 3, "previous": 2, "best": 3}
     assert training.files() == {"last": 3, "previous": 2, "best": 3}
 
 
-def test_nothing_is_written_before_its_time(training: Training) -> None:
-    with training.keeper(10) as keeper:
-        training.finish_epoch(keeper, best=True, seconds=4)
-        training.finish_epoch(keeper, best=True, seconds=4)
+def test_nothing_is_written_before_it_is_due(training: Training) -> None:
+    with training.writer(10) as writer:
+        training.finish_epoch(writer, best=True, seconds=4)
+        training.finish_epoch(writer, best=True, seconds=4)
         assert training.files() == {}
-        training.finish_epoch(keeper, seconds=4)
+        training.finish_epoch(writer, seconds=4)
         assert training.files() == {"last": 3, "best": 2}
-        training.finish_epoch(keeper, best=True, seconds=4)
+        training.finish_epoch(writer, best=True, seconds=4)
         assert training.files() == {"last": 3, "best": 2}
-        training.finish_epoch(keeper, seconds=6)
+        training.finish_epoch(writer, seconds=6)
         assert training.files() == {"last": 5, "previous": 3, "best": 4}
 
 
-def test_leaving_writes_what_is_held(training: Training) -> None:
-    with training.keeper(1e9) as keeper:
-        training.finish_epoch(keeper, best=True)
-        training.finish_epoch(keeper)
+def test_leaving_the_context_writes_both(training: Training) -> None:
+    with training.writer(1e9) as writer:
+        training.finish_epoch(writer, best=True)
+        training.finish_epoch(writer)
         assert training.files() == {}
     assert training.files() == {"last": 2, "best": 1}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_writes_the_best_and_not_the_last(training: Training, error: type[BaseException]) -> None:
+def test_an_error_writes_only_the_best_weights(training: Training, error: type[BaseException]) -> None:
     def fail() -> None:
-        with training.keeper(1e9) as keeper:
-            training.finish_epoch(keeper, best=True)
-            training.finish_epoch(keeper)
+        with training.writer(1e9) as writer:
+            training.finish_epoch(writer, best=True)
+            training.finish_epoch(writer)
             raise error
 
     with pytest.raises(error):
@@ -402,6 +404,6 @@ def test_an_error_writes_the_best_and_not_the_last(training: Training, error: ty
 
 
 def test_leaving_without_an_epoch_writes_nothing(training: Training) -> None:
-    with training.keeper(0):
+    with training.writer(0):
         pass
     assert training.files() == {}

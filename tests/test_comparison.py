@@ -1,4 +1,4 @@
-"""What finished runs say together: which are one setting, the numbers of each, the winner, the files, the command."""
+"""Comparing finished runs: settings, means and standard deviations, the winner, the files, the command."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from dlhw.compare import compare, main
 from dlhw.errors import UsageError
-from dlhw.views.comparison import Comparison, conclude, figures
-from dlhw.views.comparison.ranking import grouped, spread
+from dlhw.views.comparison import Comparison, compare_runs, figures
+from dlhw.views.comparison.ranking import group_by_setting, spread
 from dlhw.views.comparison.results import canonical, read
 
 PLAIN = Comparison(
@@ -43,7 +43,7 @@ def make_run(
     epochs: int = 3,
     **summary: Any,
 ) -> Path:
-    """A run directory as small as can be: validation error ``val`` at the second epoch, the best."""
+    """Make a minimal run directory, with validation error ``val`` at the best epoch, the second."""
     (path / ".hydra").mkdir(parents=True)
     (path / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))  # JSON is YAML
     (path / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": dict(choices or {})}}}))
@@ -75,7 +75,7 @@ def make_run(
 
 
 def make_sweep(path: Path, results: Mapping[str, Sequence[float]], *, test: float = 1.0, **run: Any) -> list[Path]:
-    """A run for each seed of each setting, ``{"b=0.1": [2.0, 4.0]}`` being two; test error is 10 ``test`` - ``val``."""
+    """Make a run per seed and setting: two for ``{"b=0.1": [2.0, 4.0]}``. The test error is 10 ``test`` - ``val``."""
     return [
         make_run(
             path / f"{overrides.replace(' ', ',')},seed={seed}",
@@ -98,7 +98,7 @@ def table(path: Path) -> list[dict[str, str]]:
 # --- settings ---------------------------------------------------------------------------------------------
 
 
-def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) -> None:
+def test_settings_are_the_keys_that_vary_except_the_seed(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / f"{b},{seed}", "experiment=x", f"+b={b}", "++c=1", f"seed={seed}", f"data_dir=/{b}")
         for b in ("0", "0.05")
@@ -107,10 +107,10 @@ def test_only_what_differs_is_a_setting_and_the_seed_never_is(tmp_path: Path) ->
     results = read(runs)
     assert [result.settings for result in results] == [{"b": "0"}, {"b": "0"}, {"b": "0.05"}, {"b": "0.05"}]
     assert [result.seed for result in results] == [0, 1, 0, 1]
-    assert [setting.label for setting in grouped(results)] == ["b = 0", "b = 0.05"]
+    assert [setting.label for setting in group_by_setting(results)] == ["b = 0", "b = 0.05"]
 
 
-def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) -> None:
+def test_without_an_override_the_value_comes_from_the_config(tmp_path: Path) -> None:
     runs = [
         make_run(
             tmp_path / "a",
@@ -129,16 +129,16 @@ def test_a_run_without_the_override_has_the_value_of_its_config(tmp_path: Path) 
     assert [result.settings for result in read(runs)] == [{"optimizer": "adam"}, {"optimizer": "sgd"}]
 
 
-def test_a_key_that_a_config_has_not_is_one_more_value(tmp_path: Path) -> None:
+def test_a_missing_key_counts_as_another_value(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{seed}", f"seed={seed}", config={"optimizer": {"lr": 1}}) for seed in (0, 1)]
     node = {"optimizer": {"lr": 1, "momentum_decay": 0.9}}
     runs.append(make_run(tmp_path / "d", "+optimizer.momentum_decay=0.9", "seed=2", config=node))
-    settings = grouped(read(runs))
+    settings = group_by_setting(read(runs))
     assert [setting.label for setting in settings] == ["without momentum_decay", "momentum_decay = 0.9"]
     assert [len(setting.runs) for setting in settings] == [2, 1]
 
 
-def test_a_config_says_more_than_the_overrides_that_its_run_began_with(tmp_path: Path) -> None:
+def test_the_config_takes_precedence_over_the_overrides(tmp_path: Path) -> None:
     runs = [
         make_run(
             tmp_path / f"{b},{epochs}", f"b={b}", "trainer.epochs=2", config={"b": b, "trainer": {"epochs": epochs}}
@@ -149,7 +149,7 @@ def test_a_config_says_more_than_the_overrides_that_its_run_began_with(tmp_path:
     assert [result.settings for result in read(runs)] == settings
 
 
-def test_runs_that_differ_in_their_configs_alone_are_not_one_setting(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_their_configs_are_different_settings(tmp_path: Path) -> None:
     configs = [
         {"lr": lr, "optimizer": {"lr": lr}, "name": f"n{seed}", "dataset": {"seed": seed, "start": f"seed={seed}.pt"}}
         for lr, seed in ((0.1, 0), (0.1, 1), (0.3, 0))
@@ -166,28 +166,28 @@ def test_runs_that_differ_in_their_configs_alone_are_not_one_setting(tmp_path: P
     assert [result.repeats for result in results] == [None] * 3
 
 
-def test_a_job_without_a_config_keeps_the_setting_that_its_overrides_agree_with_from_winning(tmp_path: Path) -> None:
+def test_a_job_without_a_config_makes_the_matching_setting_incomplete(tmp_path: Path) -> None:
     never = tmp_path / "never"
     runs = [
         make_run(tmp_path / f"{b},{epochs}", f"b={b}", val=val, config={"b": b, "epochs": epochs})
         for b, epochs, val in ((0, 2, 5.0), (0, 6, 4.0), (1, 2, 3.0))
     ]
-    conclusion = conclude(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
+    conclusion = compare_runs(tmp_path, [never, *runs], comparison=NOTHING, overrides={never: ["b=1", "seed=1"]})
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0", "epochs": "6"}
     assert [run.path.name for run in conclusion.settings[-1].runs] == ["never", "1,2"]
     assert conclusion.settings[-1].label == "b = 1, epochs = 2"
 
 
-def test_many_differences_take_few_columns_that_tell_the_runs_apart(tmp_path: Path) -> None:
+def test_many_differences_need_only_a_few_distinguishing_columns(tmp_path: Path) -> None:
     configs = [{f"key{i}": (i + 1) * (run % 2) for i in range(9)} | {"late.key": {"x": run // 2}} for run in range(4)]
     runs = [make_run(tmp_path / f"{i}", config=config) for i, config in enumerate(configs)]
     results = read(runs)
     assert list(results[0].settings) == ["key0", "key1", "key2", "key3", "key4", "late.key.x"]
-    assert len(grouped(results)) == 4
+    assert len(group_by_setting(results)) == 4
 
 
-def test_an_override_that_follows_the_seed_is_no_setting(tmp_path: Path) -> None:
+def test_an_interpolation_of_the_seed_is_not_a_setting(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / f"{seed}", f"seed={seed}", "dataset.seed=${seed}", config={"dataset": {"seed": seed}})
         for seed in (0, 1)
@@ -195,14 +195,14 @@ def test_an_override_that_follows_the_seed_is_no_setting(tmp_path: Path) -> None
     assert [result.settings for result in read(runs)] == [{}, {}]
 
 
-def test_a_repeated_run_is_no_second_seed(tmp_path: Path) -> None:
+def test_a_repeated_run_is_not_counted(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0], "b=1": [9.0]})
     runs.append(make_run(tmp_path / "again", "b=0", "seed=1", val=4.0))
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert [run.path.name for run in conclusion.winner.runs] == ["b=0,seed=0", "b=0,seed=1"]
     assert "b = 0    3.00 ± 1.41" in str(conclusion)
-    assert conclusion.notes == ("not counted, for an equal config and seed in another run: again",)
+    assert conclusion.notes == ("not counted, because another run has the same config and seed: again",)
     assert len(table(tmp_path / "sweep.csv")) == 4
 
 
@@ -212,7 +212,7 @@ def test_many_runs_are_read_in_about_a_second(tmp_path: Path) -> None:
     for i, run in enumerate(runs):
         (run / "config.yaml").write_text(f"seed: {i % 3}\n{text}optimizer:\n  lr: {i // 3}\n")
     began = time.process_time()
-    assert len(grouped(read(runs))) == 100
+    assert len(group_by_setting(read(runs))) == 100
     assert time.process_time() - began < 1.5  # 0.3 as measured
 
 
@@ -222,7 +222,7 @@ def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
         make_run(tmp_path / "b", "experiment=flooding", "b=0.2", config={"b": 0.2}),
         make_run(tmp_path / "c", "experiment=mnist_mlp"),
     ]
-    labels = [setting.label for setting in grouped(read(runs))]
+    labels = [setting.label for setting in group_by_setting(read(runs))]
     assert labels == ["experiment = flooding, b = 0.1", "experiment = flooding, b = 0.2", "experiment = mnist_mlp"]
 
 
@@ -240,26 +240,26 @@ def test_an_experiment_may_be_a_setting(tmp_path: Path) -> None:
         ("a: [", "a: [", True),
     ],
 )
-def test_values_compare_by_what_they_mean(one: str, other: str, same: bool) -> None:
+def test_values_are_compared_after_parsing(one: str, other: str, same: bool) -> None:
     assert (canonical(one) == canonical(other)) is same
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_is_the_same_however_it_is_written(value: float) -> None:
+def test_notations_of_a_number_are_equal(value: float) -> None:
     assert canonical(repr(value)) == canonical(f"{value:.17e}") == value
 
 
 @given(st.text())
-def test_any_text_has_something_to_compare_by(text: str) -> None:
+def test_any_text_has_a_hashable_value(text: str) -> None:
     assert {canonical(text)} == {canonical(text)}  # hashed, and equal to itself
 
 
-def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_path: Path) -> None:
+def test_labels_have_the_last_part_of_keys_where_it_is_unique(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a", "optimizer.lr=1", "model.width=3", "init.width=1"),
         make_run(tmp_path / "b", "optimizer.lr=2", "model.width=4", "init.width=2"),
     ]
-    assert grouped(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
+    assert group_by_setting(read(runs))[0].label == "lr = 1, model.width = 3, init.width = 1"
 
 
 # --- numbers and the winner -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_labels_name_keys_by_their_last_part_where_that_tells_them_apart(tmp_pat
 
 def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0, 4.0, 6.0], "b=0.1": [1.0, 2.0, 6.0], "b=0.2": [5.0, 5.0, 5.0]})
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0.1"}
     assert [row["b"] for row in table(tmp_path / "tables" / "settings.csv")] == ["0.1", "0", "0.2"]
@@ -290,7 +290,7 @@ def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
 
 
 def test_a_single_run_has_no_standard_deviation(tmp_path: Path) -> None:
-    conclusion = conclude(tmp_path, make_sweep(tmp_path, {"b=0": [2.0], "b=1": [3.0]}), comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, make_sweep(tmp_path, {"b=0": [2.0], "b=1": [3.0]}), comparison=NOTHING)
     assert table(tmp_path / "tables" / "settings.csv")[0]["best_val_error_percent_std"] == ""
     assert json.loads((tmp_path / "summary.json").read_text())["winner"]["val_error_percent"]["sd"] is None
     assert "±" not in str(conclusion)
@@ -305,7 +305,7 @@ def test_a_single_run_has_no_standard_deviation(tmp_path: Path) -> None:
     ),
     st.data(),
 )
-def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
+def test_the_winner_has_the_lowest_validation_mean_and_test_values_do_not_matter(
     results: list[list[float]], data: st.DataObject
 ) -> None:
     winners = []
@@ -318,7 +318,7 @@ def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
                 for b, seeds in enumerate(results)
                 for seed, val in enumerate(seeds)
             ]
-            conclusion = conclude(Path(name), runs, comparison=NOTHING)
+            conclusion = compare_runs(Path(name), runs, comparison=NOTHING)
             assert conclusion.winner is not None
             winners.append(int(conclusion.winner.values["b"]))
     assert winners[0] == winners[1]
@@ -327,84 +327,84 @@ def test_the_winner_has_the_lowest_validation_mean_whatever_the_test_values(
 
 
 @pytest.mark.parametrize("status", ["failed", "unfinished"])
-def test_a_setting_with_a_run_that_did_not_finish_cannot_win(tmp_path: Path, status: str) -> None:
+def test_an_incomplete_setting_cannot_win(tmp_path: Path, status: str) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0, 5.0], "b=1": [1.0]})
     runs.append(make_run(tmp_path / "late", "b=1", "seed=1", status=status))
-    conclusion = conclude(tmp_path, runs, comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, runs, comparison=NOTHING)
     assert conclusion.winner is not None
     assert conclusion.winner.values == {"b": "0"}
     assert "b = 1    1                     9               1 of 2" in str(conclusion).splitlines()
     assert conclusion.status == status
 
 
-def test_no_winner_when_no_setting_is_complete_and_it_says_so(tmp_path: Path) -> None:
+def test_without_a_complete_setting_there_is_no_winner(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
     runs += [make_run(tmp_path / b, f"b={b}", "seed=1", status="failed") for b in "01"]
-    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    conclusion = compare_runs(tmp_path, runs, comparison=PLAIN)
     assert conclusion.winner is None
     lines = str(conclusion).splitlines()
-    assert "no winner: no setting has all its runs finished" in lines
+    assert "no winner: no setting has only finished runs" in lines
     assert lines[-2:] == ["0: failed: TrainingFailed: loss nan", "1: failed: TrainingFailed: loss nan"]
     assert json.loads((tmp_path / "summary.json").read_text())["winner"] is None
 
 
-def test_runs_that_go_by_different_metrics_have_no_winner(tmp_path: Path) -> None:
+def test_runs_with_different_monitors_have_no_winner(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / m, f"trainer.monitor={m}", monitor=m) for m in ("val_loss", "val_error_percent")]
     assert (
-        "no winner: runs that go by different trainer.monitor (val_error_percent, val_loss) cannot be ranked"
-        in str(conclude(tmp_path, runs, comparison=PLAIN)).splitlines()
+        "no winner: the runs have different values of trainer.monitor (val_error_percent, val_loss)"
+        in str(compare_runs(tmp_path, runs, comparison=PLAIN)).splitlines()
     )
 
 
-def test_studies_are_compared_by_the_numbers_they_found(tmp_path: Path) -> None:
+def test_studies_are_compared_by_their_numbers(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(width), f"model.width={width}", multiply_adds=10 * width) for width in (1, 2)]
     for run in runs:
         content = json.loads((run / "summary.json").read_text())
         for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
             del content[name]
         (run / "summary.json").write_text(json.dumps(content))
-    conclusion = conclude(tmp_path, runs, comparison=PLAIN)
+    conclusion = compare_runs(tmp_path, runs, comparison=PLAIN)
     assert [row["multiply_adds"] for row in table(tmp_path / "sweep.csv")] == ["10", "20"]
     assert [row["multiply_adds_mean"] for row in table(tmp_path / "tables" / "settings.csv")] == ["10", "20"]
     assert "width = 2  20" in str(conclusion)
-    assert "no winner: nothing was trained and validated" in str(conclusion)
+    assert "no winner: no run trained a model" in str(conclusion)
     assert conclusion.notes == ()
 
 
-def test_studies_are_drawn_against_a_number(tmp_path: Path) -> None:
+def test_studies_are_drawn_against_a_numeric_key(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{n}", f"model.hidden=[{n}]", multiply_adds=10 * n, bytes=n) for n in (1, 20, 300)]
     for run in runs:
         content = json.loads((run / "summary.json").read_text())
         for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
             del content[name]
         (run / "summary.json").write_text(json.dumps(content))
-    assert conclude(tmp_path, runs, comparison=PLAIN).notes == ()
+    assert compare_runs(tmp_path, runs, comparison=PLAIN).notes == ()
     assert (tmp_path / "figures" / "against_model.hidden.png").is_file()
 
 
-def test_a_number_that_is_not_finite_has_no_standard_deviation(tmp_path: Path) -> None:
+def test_without_finite_numbers_there_is_no_standard_deviation(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0, 3.0]}, seconds_per_epoch=1.0)
     for run in runs:
         (run / "probes").mkdir()
         for epoch in (0, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,saturated_percent\n1,in,3\n2,out,nan\n")
-    asked = Comparison(curves=[], x="epoch", log_x=False, overlay=None, against=[], probes=["saturated_percent"])
-    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    comparison = Comparison(curves=[], x="epoch", log_x=False, overlay=None, against=[], probes=["saturated_percent"])
+    assert compare_runs(tmp_path, runs, comparison=comparison).notes == ()
     assert str(spread([1.0, math.inf])) == "inf"
 
 
-def test_figures_of_an_earlier_declaration_are_removed(tmp_path: Path) -> None:
+def test_figures_of_an_earlier_comparison_are_removed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
     (tmp_path / "figures").mkdir()
     for name in ("comparison", "figures/against_lr", "figures/probe_norm", "figures/filters"):
         (tmp_path / f"{name}.png").write_text("old")
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     assert sorted(path.stem for path in tmp_path.glob("**/*.png")) == ["against_b", "filters"]
 
 
 def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(33)})
-    lines = str(conclude(tmp_path, runs, comparison=NOTHING)).splitlines()
+    lines = str(compare_runs(tmp_path, runs, comparison=NOTHING)).splitlines()
     assert len(lines) == 1 + 30 + 2
     assert lines[31] == "and 3 more in tables/settings.csv"
     assert len(table(tmp_path / "tables" / "settings.csv")) == 33
@@ -418,7 +418,7 @@ def test_equal_sweeps_have_equal_files(tmp_path: Path) -> None:
     for place, seconds in (("here", 1.0), ("there", 2.0)):
         runs = make_sweep(tmp_path / place, {"b=0": [2.0, 3.0], "b=0.5": [1.0]}, seconds=seconds)
         runs.append(make_run(tmp_path / place / "bad", "b=9", "seed=0", status="failed"))
-        conclude(tmp_path / place, runs, comparison=NOTHING, about={"seconds": seconds})
+        compare_runs(tmp_path / place, runs, comparison=NOTHING, about={"seconds": seconds})
         texts.append((tmp_path / place / "sweep.csv").read_bytes())
     assert texts[0] == texts[1]
     rows = table(tmp_path / "here" / "sweep.csv")
@@ -430,10 +430,10 @@ def test_equal_sweeps_have_equal_files(tmp_path: Path) -> None:
     assert not any("seconds" in name for name in rows[0])
 
 
-def test_jobs_without_a_directory_have_their_row(tmp_path: Path) -> None:
+def test_jobs_without_a_directory_have_a_row(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
     never = tmp_path / "b=1,seed=1"
-    conclusion = conclude(
+    conclusion = compare_runs(
         tmp_path,
         [*runs, never],
         comparison=NOTHING,
@@ -450,40 +450,42 @@ def test_jobs_without_a_directory_have_their_row(tmp_path: Path) -> None:
     assert summary | {"status": "failed", "jobs": 3, "finished": 2, "failed": 1, "command": "c"} == summary
 
 
-def test_no_run_at_all_leaves_files_still(tmp_path: Path) -> None:
-    conclusion = conclude(tmp_path, [], comparison=PLAIN)
+def test_a_comparison_of_no_runs_writes_its_files(tmp_path: Path) -> None:
+    conclusion = compare_runs(tmp_path, [], comparison=PLAIN)
     assert (tmp_path / "sweep.csv").exists()
     assert "no winner: no run finished" in str(conclusion)
 
 
-def test_what_cannot_be_drawn_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_that_cannot_be_drawn_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise ValueError("out of ink")
 
     monkeypatch.setattr("dlhw.views.comparison.figures.compared_curves", broken)
     runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
-    asked = Comparison(
+    comparison = Comparison(
         curves=["train_loss"], x="epoch", log_x=False, overlay="lr", against=["c"], probes=["weight_norm"]
     )
-    conclusion = conclude(tmp_path, runs, comparison=asked)
+    conclusion = compare_runs(tmp_path, runs, comparison=comparison)
     assert conclusion.notes == (
-        "comparison.overlay=lr: does not vary (b does)",
+        "comparison.overlay=lr: this key does not vary; expected one of b",
         "comparison.png: not drawn (ValueError: out of ink)",
-        "figures/against_c.png: not drawn (c has not two numeric values among the finished settings)",
-        "figures/probe_weight_norm.png: not drawn (no run has two probes with a column weight_norm)",
+        "figures/against_c.png: not drawn (c has fewer than two numeric values among the finished settings)",
+        "figures/probe_weight_norm.png: not drawn (no run has two probes with the column weight_norm)",
     )
     assert conclusion.winner is not None
     assert len(table(tmp_path / "sweep.csv")) == 2
 
 
-def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
+def test_requested_figures_are_drawn(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {f"lr={lr} b={b}": [float(b) + lr] for lr in (1, 2) for b in (1, 2, 3)})
     for run in runs:
         (run / "probes").mkdir()
         for epoch in (0, 1, 3):
             (run / "probes" / f"epoch_000{epoch}.csv").write_text("layer,name,weight_norm\n1,in,3\n2,out,40\n")
-    asked = Comparison(curves=["val_loss"], x="epoch", log_x=False, overlay="lr", against=["b"], probes=["weight_norm"])
-    assert conclude(tmp_path, runs, comparison=asked).notes == ()
+    comparison = Comparison(
+        curves=["val_loss"], x="epoch", log_x=False, overlay="lr", against=["b"], probes=["weight_norm"]
+    )
+    assert compare_runs(tmp_path, runs, comparison=comparison).notes == ()
     for name in ("comparison", "figures/against_b", "figures/probe_weight_norm"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -497,10 +499,10 @@ def test_figures_that_are_asked_for_are_drawn(tmp_path: Path) -> None:
         ({f"b={b} c={c}": [1.0] for b in range(3) for c in range(2)}, ["against_b.png"]),
     ],
 )
-def test_the_key_to_draw_against_is_the_only_one_with_three_numbers(
+def test_by_default_the_only_key_with_three_numbers_is_drawn_against(
     tmp_path: Path, results: dict[str, list[float]], drawn: list[str]
 ) -> None:
-    conclude(tmp_path, make_sweep(tmp_path, results), comparison=PLAIN)
+    compare_runs(tmp_path, make_sweep(tmp_path, results), comparison=PLAIN)
     assert [path.name for path in (tmp_path / "figures").glob("*.png")] == drawn
 
 
@@ -510,7 +512,7 @@ def test_the_key_to_draw_against_is_the_only_one_with_three_numbers(
 def test_a_sweep_is_compared_in_place_in_its_own_order(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=10": [2.0], "b=9": [1.0]})
     never = tmp_path / "b=11,seed=0"
-    conclude(
+    compare_runs(
         tmp_path,
         [*runs, never],
         comparison=NOTHING,
@@ -524,13 +526,13 @@ def test_a_sweep_is_compared_in_place_in_its_own_order(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["command"] == "kept"
 
 
-def test_jobs_that_left_nothing_stay_jobs_of_their_sweep(tmp_path: Path) -> None:
+def test_jobs_without_results_stay_in_their_sweep(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0.0": [5.0], "b=1": [1.0], "b=2": [0.5]}, config={"other": 1})
     never, refused = tmp_path / "b=1,seed=1", tmp_path / "b=3,seed=0"
     refused.mkdir()
     (refused / "summary.json").write_text('{"status": "failed", "reason": "UsageError: b=3: no"}')
-    told = {never: ["b=1", "seed=1"], refused: ["b=3", "seed=0"]}
-    conclude(tmp_path, [*runs[:2], never, refused, runs[2]], comparison=NOTHING, overrides=told)
+    overrides = {never: ["b=1", "seed=1"], refused: ["b=3", "seed=0"]}
+    compare_runs(tmp_path, [*runs[:2], never, refused, runs[2]], comparison=NOTHING, overrides=overrides)
     before = (tmp_path / "sweep.csv").read_bytes()
     assert "lowest mean validation error: b = 2" in compare([tmp_path])
     assert (tmp_path / "sweep.csv").read_bytes() == before
@@ -550,15 +552,15 @@ def test_jobs_that_left_nothing_stay_jobs_of_their_sweep(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"status": ', b'{"status": 3, "best": 1}'])
-def test_a_summary_without_sense_is_that_of_an_unfinished_run(tmp_path: Path, content: bytes) -> None:
+def test_a_run_with_an_invalid_summary_is_unfinished(tmp_path: Path, content: bytes) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
     (runs[1] / "summary.json").write_bytes(content)
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     compare([tmp_path])
     assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
 
 
-def test_numbers_without_sense_are_no_results(tmp_path: Path) -> None:
+def test_invalid_numbers_are_ignored(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0, 2.0]}, seconds_per_epoch="long", parameters=[])
     odd = {"status": "finished", "monitor": "val_error_percent", "best": {"val_error_percent": "x"}, "final": 10**400}
     (runs[0] / "summary.json").write_text(json.dumps(odd))
@@ -566,21 +568,21 @@ def test_numbers_without_sense_are_no_results(tmp_path: Path) -> None:
     (runs[2] / "summary.json").write_text(json.dumps(odd | {"best": {"val_error_percent": math.inf}}))
     (runs[2] / "config.yaml").write_text("b: 2001-99-99\n")
     (runs[2] / ".hydra" / "hydra.yaml").write_text("hydra: null")
-    conclusion = conclude(tmp_path, [*runs, tmp_path / "\udcff"], comparison=NOTHING)
+    conclusion = compare_runs(tmp_path, [*runs, tmp_path / "\udcff"], comparison=NOTHING)
     assert conclusion.winner is None
     assert len(table(tmp_path / "sweep.csv")) == 4
 
 
-def test_a_file_where_a_job_should_be(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_job_directory(tmp_path: Path) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
-    conclude(tmp_path, runs, comparison=NOTHING)
+    compare_runs(tmp_path, runs, comparison=NOTHING)
     shutil.rmtree(runs[1])
     runs[1].write_text("a file")
     assert "lowest mean validation error: b = 0" in compare([tmp_path])
     assert [row["status"] for row in table(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
 
 
-def test_sweeps_and_runs_mix(tmp_path: Path) -> None:
+def test_sweeps_and_runs_can_be_compared_together(tmp_path: Path) -> None:
     make_sweep(tmp_path / "one", {"b=0": [2.0]})
     make_sweep(tmp_path / "two", {"b=1": [1.0]})
     single = make_run(tmp_path / "run", "b=2", "seed=0")
@@ -589,10 +591,10 @@ def test_sweeps_and_runs_mix(tmp_path: Path) -> None:
     assert [row["job"] for row in rows] == ["one/b=0,seed=0", "two/b=1,seed=0", "run"]
 
 
-def test_the_first_config_declares_what_is_drawn_and_options_override_it(tmp_path: Path) -> None:
+def test_the_first_config_determines_the_figures_and_options_override_it(tmp_path: Path) -> None:
     node = {"comparison": {"_target_": "x", "curves": ["nope"], "overlay": None, "against": [], "probes": ["norm"]}}
     make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]}, config=node)
-    assert "comparison.png: not drawn (no run has a column nope)" in compare([tmp_path])
+    assert "comparison.png: not drawn (no run has any of the columns nope)" in compare([tmp_path])
     said = compare([tmp_path], drawn={"curves": ["val_loss"]})
     assert "comparison.png" not in said
     assert "figures/probe_norm.png: not drawn" in said
@@ -601,9 +603,9 @@ def test_the_first_config_declares_what_is_drawn_and_options_override_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or right below it)"),
+        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)"),
         (["{0}/sweep", "{0}/run"], "several directories need --output DIR for the comparison's files"),
-        (["{0}/latin"], "{0}/latin/sweep.csv: is not CSV in UTF-8; repair or delete it"),
+        (["{0}/latin"], "{0}/latin/sweep.csv: not a CSV file in UTF-8; repair or delete it"),
         (["{0}/run"], "{0}/run: a single run needs --output DIR for the comparison's files"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
@@ -611,7 +613,7 @@ def test_the_first_config_declares_what_is_drawn_and_options_override_it(tmp_pat
         ),
     ],
 )
-def test_mistakes_are_answered_in_one_line(
+def test_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], answer: str
 ) -> None:
     make_sweep(tmp_path / "sweep", {"b=0": [2.0], "b=1": [1.0]})
@@ -629,7 +631,7 @@ def test_a_directory_without_runs_is_a_usage_error(tmp_path: Path) -> None:
         compare([tmp_path])
 
 
-def test_comparing_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
+def test_comparing_imports_neither_torch_nor_pandas(tmp_path: Path) -> None:
     make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(3)})
     code = "import sys, dlhw.compare; dlhw.compare.main(sys.argv[1:]); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -638,7 +640,7 @@ def test_comparing_loads_neither_torch_nor_pandas(tmp_path: Path) -> None:
     assert loaded.isdisjoint({"torch", "pandas", "sklearn", "matplotlib.pyplot"})
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_imports_nothing_slow() -> None:
     code = "import sys, dlhw.compare, dlhw.views.comparison; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ended.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})
@@ -658,8 +660,8 @@ def test_curves_are_drawn_against_the_step_and_on_a_log_axis(tmp_path: Path, mon
         text = (run / "metrics.csv").read_text().splitlines()
         steps = ["step", *(str(7 * epoch) for epoch in range(1, len(text)))]
         (run / "metrics.csv").write_text("".join(f"{line},{step}\n" for line, step in zip(text, steps, strict=True)))
-    asked = Comparison(curves=["train_loss"], x="step", log_x=True, overlay=None, against=[], probes=[])
-    conclude(tmp_path, runs, comparison=asked)
+    comparison = Comparison(curves=["train_loss"], x="step", log_x=True, overlay=None, against=[], probes=[])
+    compare_runs(tmp_path, runs, comparison=comparison)
     ((panels, figure),) = drawn
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_xscale()) == ("step", "log")

@@ -1,4 +1,4 @@
-"""The figures say what the rows say, for every shape of run, without a warning."""
+"""Figures show the values of the rows, for runs of every kind, without warnings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, flo
 
 
 def draw(figure: Figure) -> tuple[int, int]:
-    """Draw everything, as saving does; the size in pixels comes back."""
+    """Draw a figure as saving does. Return its size in pixels."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -45,8 +45,8 @@ def draw(figure: Figure) -> tuple[int, int]:
 
 
 def line(axes: Axes, label: str) -> Line2D:
-    (found,) = (each for each in axes.get_lines() if each.get_label() == label)
-    return found
+    (match,) = (candidate for candidate in axes.get_lines() if candidate.get_label() == label)
+    return match
 
 
 def texts(figure: Figure) -> str:
@@ -57,7 +57,7 @@ def legend_labels(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_lines_hold_the_rows() -> None:
+def test_lines_have_the_values_of_the_rows() -> None:
     rows = run(4)
     figure = curves(rows, title="t", best_epoch=3)
     for axes, quantity in zip(figure.axes, ("loss", "error_percent"), strict=True):
@@ -69,7 +69,7 @@ def test_lines_hold_the_rows() -> None:
     draw(figure)
 
 
-def test_axes_and_legend_name_what_they_show() -> None:
+def test_axes_and_legend_have_names() -> None:
     figure = curves(
         run(4),
         title="t",
@@ -90,7 +90,7 @@ def test_best_epoch_is_a_line_at_that_epoch_in_both_panels() -> None:
         assert list(line(axes, "best epoch 3").get_xdata()) == [3, 3]
 
 
-def test_no_best_epoch_no_line() -> None:
+def test_without_a_best_epoch_there_is_no_line() -> None:
     assert legend_labels(curves(run(4), title="t", best_epoch=None)) == ["train", "validation", "test"]
 
 
@@ -99,7 +99,7 @@ def test_flood_level_is_a_line_at_b_inside_the_loss_panel_only() -> None:
     assert list(line(loss, "b = 0.003").get_ydata()) == [0.003, 0.003]
     bottom, top = loss.get_ylim()
     assert bottom < 0.003 < top
-    assert "b = 0.003" not in [each.get_label() for each in error.get_lines()]
+    assert "b = 0.003" not in [curve.get_label() for curve in error.get_lines()]
 
 
 @pytest.mark.parametrize(
@@ -122,20 +122,20 @@ def test_loss_is_logarithmic_when_it_spans_more_than_a_decade(epochs: int, fixed
         assert all(bottom < row[name] < top for row in rows)
 
 
-def test_the_error_of_one_sample_does_not_stretch_the_axis() -> None:
+def test_an_error_of_one_sample_does_not_stretch_the_axis() -> None:
     error = curves(run(40, train_error_percent=0.0018), title="t", best_epoch=1).axes[1]
     assert error.get_yscale() == "symlog"
     low = min(tick for tick in error.get_yticks() if tick > 0)
     assert low == 1.0  # the decade of the lowest other value, 65 / 40
 
 
-def test_zero_has_a_tick_when_it_is_reached() -> None:
+def test_zero_has_a_tick_if_a_value_is_zero() -> None:
     figure = curves(run(40, train_loss=0.0), title="t", best_epoch=1)
     draw(figure)
     assert "0" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
-def test_few_epochs_have_markers_many_have_none() -> None:
+def test_only_short_curves_have_markers() -> None:
     for epochs, marker in ((1, "o"), (2, "o"), (20, "o"), (500, "")):
         drawn = line(curves(run(epochs), title="t", best_epoch=1).axes[0], "train")
         assert drawn.get_marker() in ({marker} if marker else {"", "None"})
@@ -148,7 +148,7 @@ def test_epoch_ticks_are_whole_numbers() -> None:
         assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
-def test_numbers_of_the_best_and_the_last_epoch_are_written_out() -> None:
+def test_subtitle_has_the_results_of_the_best_and_the_last_epoch() -> None:
     written = texts(curves(run(4), title="The title", subtitle="The subtitle", best_epoch=2))
     assert written.splitlines() == [
         "The title",
@@ -172,7 +172,7 @@ def test_without_errors_there_is_only_the_loss() -> None:
     assert "best epoch 2: validation loss 0.5123" in texts(figure)
 
 
-def test_a_test_set_seen_now_and_then_is_a_line_through_what_was_seen() -> None:
+def test_a_test_set_evaluated_every_ten_epochs_is_a_line() -> None:
     rows = run(40)
     for row in rows:
         if row["epoch"] % 10:
@@ -180,7 +180,7 @@ def test_a_test_set_seen_now_and_then_is_a_line_through_what_was_seen() -> None:
     assert list(line(curves(rows, title="t", best_epoch=1).axes[0], "test").get_xdata()) == [10, 20, 30, 40]
 
 
-def test_divergence_is_named() -> None:
+def test_subtitle_notes_divergence() -> None:
     rows = run(6)
     for row in rows[3:]:
         row["train_loss"], row["val_loss"] = math.nan, math.inf
@@ -208,15 +208,15 @@ NOTHING_FINITE = {"train_loss": math.nan, "val_loss": math.nan, "test_loss": mat
         {"val_loss": 1e30},
     ],
 )
-def test_every_shape_of_run_is_drawn_without_a_warning(
+def test_every_kind_of_run_is_drawn_without_a_warning(
     epochs: int, best_epoch: int | None, fixed: dict[str, float]
 ) -> None:
     figure = curves(run(epochs, **fixed), title="t", best_epoch=best_epoch, flood=0.05)
-    draw(figure)  # a warning, which an odd value may raise only here, is an error
+    draw(figure)  # some warnings are raised only here; warnings are errors
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch"]
 
 
-def test_any_title_is_drawn_as_it_is_and_leaves_the_panels_their_size() -> None:
+def test_any_title_is_drawn_unchanged_and_keeps_the_size_of_the_panels() -> None:
     short = curves(run(4), title="t", best_epoch=3)
     long = curves(run(4), title="optimizer.lr=0.1,model=mlp," * 12, subtitle="cost $x_1 and $\\frac{", best_epoch=3)
     (width, height), (long_width, long_height) = draw(short), draw(long)
@@ -229,7 +229,7 @@ def test_any_title_is_drawn_as_it_is_and_leaves_the_panels_their_size() -> None:
         assert text.get_window_extent().x1 < long_width
 
 
-def test_heading_stands_above_the_panels() -> None:
+def test_heading_is_above_the_panels() -> None:
     figure = curves(run(4), title="words " * 40, subtitle="more words " * 30, best_epoch=3)
     draw(figure)
     lowest = min(text.get_window_extent().y0 for text in figure.texts)
@@ -242,7 +242,7 @@ def test_heading_stands_above_the_panels() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("epochs", [1, 3, 500, 20000])
-def test_no_label_is_cut_or_lies_on_another(epochs: int, fixed: dict[str, float]) -> None:
+def test_labels_are_complete_and_do_not_overlap(epochs: int, fixed: dict[str, float]) -> None:
     rows = run(epochs, **fixed)[:: max(1, epochs // 500)]
     figure = curves(rows, title="t", best_epoch=1, flood=0.05, train_label="train (evaluated)")
     width, height = draw(figure)
@@ -257,13 +257,13 @@ def test_no_label_is_cut_or_lies_on_another(epochs: int, fixed: dict[str, float]
             assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
-def test_tick_labels_are_told_apart() -> None:
+def test_tick_labels_are_distinct() -> None:
     assert Numbers().format_ticks([0.0, 0.1 + 0.2, -1e-7]) == ["0", "0.3", "\N{MINUS SIGN}1e\N{MINUS SIGN}07"]
     assert Numbers(aligned=True).format_ticks([0.0, 0.25, -0.5]) == ["0.00", "0.25", "\N{MINUS SIGN}0.50"]
     assert Numbers().format_ticks([2.3025851, 2.3025852]) == ["2.3025851", "2.3025852"]
 
 
-def test_new_figure_prints_well() -> None:
+def test_new_figure_has_print_resolution_and_distinct_colours() -> None:
     figure, panels = new_figure(3, title="t")
     assert len(panels) == 3
     assert figure.dpi == DPI >= 150
@@ -271,7 +271,7 @@ def test_new_figure_prints_well() -> None:
 
 
 def test_plots_do_not_import_pyplot() -> None:
-    code = "import sys, dlhw.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, dlhw.views.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -286,13 +286,13 @@ def settings_of(count: int, **same: object) -> list[Series]:
     ]
 
 
-def test_more_than_three_panels_stand_in_rows_and_keep_their_size() -> None:
+def test_more_than_three_panels_are_in_rows_of_the_same_size() -> None:
     (_, two), (_, four) = new_figure(2, title="t"), new_figure(4, title="t")
     assert [axes.get_subplotspec().rowspan.start for axes in four] == [0, 0, 1, 1]
     assert four[0].figure.get_figheight() - two[0].figure.get_figheight() == pytest.approx(2.9)
 
 
-def test_compared_curves_hold_means_and_bands_and_name_the_settings() -> None:
+def test_compared_curves_have_means_bands_and_setting_names() -> None:
     panels = [Panel("train loss", settings_of(3, spread=[0.5, 0.5, math.nan])), Panel("error (%)", settings_of(3))]
     figure = compared_curves(panels, title="t", subtitle="n = 2")
     draw(figure)
@@ -313,7 +313,7 @@ def test_accuracies_are_never_logarithmic() -> None:
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
 
 
-def test_many_settings_have_a_scale_of_colours_and_a_thinned_legend() -> None:
+def test_many_settings_have_a_colour_scale_and_a_shortened_legend() -> None:
     figure = compared_curves([Panel("loss", settings_of(40, spread=[0.1] * 3))], title="t")
     draw(figure)
     labels = legend_labels(figure)
@@ -345,7 +345,7 @@ def test_colours_are_distinct_and_follow_the_number() -> None:
         ([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "log"),
     ],
 )
-def test_a_key_is_logarithmic_where_its_values_are_decades(x: list[float], scale: str) -> None:
+def test_a_key_axis_is_logarithmic_if_its_values_are_decades(x: list[float], scale: str) -> None:
     series = Series("", PALETTE[0], x, [float(i) for i in range(1, len(x) + 1)], [0.1] * len(x))
     figure = compared_against([Panel("val", [series]), Panel("test", [series])], key="b", optimum=x[0], title="t")
     draw(figure)
@@ -359,7 +359,7 @@ def test_a_key_is_logarithmic_where_its_values_are_decades(x: list[float], scale
     assert not figure.legends
 
 
-def test_layers_share_the_axis_before_and_after() -> None:
+def test_layers_before_and_after_training_share_the_y_axis() -> None:
     before, after = (
         Panel("std", [Series("a", PALETTE[0], [1, 2], y)], title=title)
         for y, title in (([1.0, 0.001], "before training"), ([5.0, 50.0], "after 3 epochs"))
@@ -381,20 +381,20 @@ def test_layers_share_the_axis_before_and_after() -> None:
         ("near_zero_percent", "near zero (%)"),
     ],
 )
-def test_axes_say_what_a_column_is(column: str, label: str) -> None:
+def test_column_labels(column: str, label: str) -> None:
     assert column_label(column) == label
 
 
-def test_numbers_that_are_predicted_have_a_panel_of_squared_errors() -> None:
+def test_regression_has_a_panel_of_mean_squared_errors() -> None:
     rows = [{"epoch": epoch, **{f"{part}_{name}": 10.0 / epoch for part in ("train", "val", "test")
                                 for name in ("loss", "mse")}} for epoch in (1, 2, 3)]  # fmt: skip
     figure = curves(rows, title="boston", best_epoch=3)
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "mean squared error"]
-    told = "\n".join(text.get_text() for text in figure.texts)
-    assert "best epoch 3: validation squared error 3.333, test squared error 3.333" in told
+    heading = "\n".join(text.get_text() for text in figure.texts)
+    assert "best epoch 3: validation squared error 3.333, test squared error 3.333" in heading
 
 
-def test_axes_are_labelled_with_words_as_they_are() -> None:
+def test_axes_labels_are_not_parsed_as_tex() -> None:
     figure, (axes,) = new_figure(1, title="t")
     axes.plot([1, 2], [3, 4], label="costs $3 to $4")
     label(axes, x="a_b", y="$y$", title="x^2")

@@ -1,4 +1,4 @@
-"""Several processes that train one model: the numbers of one process, one run's files, clear refusals."""
+"""Training by several processes gives the results and the files of one process; unsupported settings are errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUN = (*BASE, "model.hidden=[8]", "optimizer=adam", "trainer.batch_size=281", "r
 
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """``ranks(1, 3)``: this is the second of three processes, as torchrun tells it."""
+    """``ranks(1, 3)`` sets torchrun's environment variables for the second of three processes."""
 
     def become(rank: int, count: int) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -40,53 +40,53 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return become
 
 
-# --- one process' part ------------------------------------------------------------------------------------
+# --- the part of one process ------------------------------------------------------------------------------------
 
 
-def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "4")  # of some other launcher
+    monkeypatch.setenv("WORLD_SIZE", "4")  # set by another launcher
     rows, model, loss = torch.arange(6).view(2, 3), nn.Linear(2, 2), nn.functional.cross_entropy
-    assert (processes.count(), processes.rank(), processes.own_purpose()) == (1, 0, ())
-    assert processes.share(rows) is rows
-    assert processes.total(rows) is rows
-    assert processes.of_whole_batches(loss) is loss
-    assert processes.parallel(model, own=[]) is model
-    with processes.joined(torch.device("cpu")):
+    assert (processes.world_size(), processes.rank(), processes.process_key()) == (1, 0, ())
+    assert processes.local_part(rows) is rows
+    assert processes.sum_over_processes(rows) is rows
+    assert processes.whole_batch_loss(loss) is loss
+    assert processes.data_parallel(model, unsynchronized=[]) is model
+    with processes.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_shares_are_the_batch_and_differ_by_one_sample_at_most(
+def test_the_parts_make_up_the_batch_and_differ_by_at_most_one_sample(
     ranks: Callable[[int, int], None], count: int, size: int
 ) -> None:
     rows = torch.arange(2 * size).view(2, size)
     shares = []
     for rank in range(count):
         ranks(rank, count)
-        shares.append(processes.share(rows))
+        shares.append(processes.local_part(rows))
     assert sorted(torch.cat(shares, 1).flatten().tolist()) == rows.flatten().tolist()
     assert max(part.shape[1] for part in shares) - min(part.shape[1] for part in shares) <= 1
     assert all(len(part) == 2 for part in shares)
 
 
-def test_only_the_first_process_has_the_randomness_of_one(ranks: Callable[[int, int], None]) -> None:
+def test_random_keys_differ_and_rank_0_uses_that_of_a_single_process(ranks: Callable[[int, int], None]) -> None:
     purposes = []
     for rank in range(3):
         ranks(rank, 3)
-        purposes.append(processes.own_purpose())
+        purposes.append(processes.process_key())
     assert purposes[0] == ()
     assert len(set(purposes)) == 3
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 3), (1, 0), (2, 1, 1)], ids=str)
 @pytest.mark.parametrize("flood", [0.0, 10.0])
-def test_value_and_gradient_are_those_of_the_whole_batch(
+def test_loss_and_gradient_equal_those_of_the_whole_batch(
     ranks: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], flood: float
 ) -> None:
-    """Where gradients are averaged over the processes, which DistributedDataParallel does."""
+    """The gradients are averaged over the processes, as DistributedDataParallel does."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(sum(sizes), 4, generator=draw, dtype=torch.float64)
     y = torch.arange(len(x)) % 3
@@ -104,11 +104,11 @@ def test_value_and_gradient_are_those_of_the_whole_batch(
         own.append(values)
         return together
 
-    monkeypatch.setattr(processes, "total", total)
+    monkeypatch.setattr(processes, "sum_over_processes", total)
     gradients = []
     for rank in range(len(sizes)):
         ranks(rank, len(sizes))
-        loss = processes.of_whole_batches(nn.functional.cross_entropy)
+        loss = processes.whole_batch_loss(nn.functional.cross_entropy)
         value = flooded(loss(parts_of_x[rank] @ weight, parts_of_y[rank]), flood)
         torch.testing.assert_close(value, whole, rtol=1e-13, atol=0)
         gradients.append(torch.autograd.grad(value, weight)[0])
@@ -116,11 +116,11 @@ def test_value_and_gradient_are_those_of_the_whole_batch(
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-14)
 
 
-# --- refused ----------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_sweep_is_refused(ranks: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
+def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
     ranks(rank, 2)
     said = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
     assert (said.code, said.lines) == (
@@ -130,7 +130,7 @@ def test_a_sweep_is_refused(ranks: Callable[[int, int], None], tmp_path: Path, r
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_is_refused(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
+def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
     ranks(0, 2)
     said = dlhw("experiment=jacobian", at=tmp_path)
     assert (said.code, said.lines) == (1, ["torchrun: a study computes in one process"])
@@ -148,7 +148,7 @@ def test_a_study_is_refused(ranks: Callable[[int, int], None], tmp_path: Path) -
         (["trainer.cuda_graphs=true"], "torchrun: trains without trainer.compile and trainer.cuda_graphs"),
     ],
 )
-def test_what_processes_cannot_share_is_refused(
+def test_unsupported_settings_are_errors(
     ranks: Callable[[int, int], None], overrides: Sequence[str], answer: str
 ) -> None:
     ranks(1, 2)
@@ -157,13 +157,13 @@ def test_what_processes_cannot_share_is_refused(
     assert str(raised.value) == answer
 
 
-def test_batch_norm_that_trains_on_a_cpu_is_refused(ranks: Callable[[int, int], None]) -> None:
+def test_training_batch_norm_on_a_cpu_is_an_error(ranks: Callable[[int, int], None]) -> None:
     ranks(0, 2)
-    with pytest.raises(UsageError, match=r"^torchrun: batch norm that trains takes the statistics of whole batches"):
-        processes.parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), own=[])
+    with pytest.raises(UsageError, match=r"^torchrun: batch norm needs the statistics of whole batches"):
+        processes.data_parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), unsynchronized=[])
 
 
-# --- for real ---------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------
 
 
 def torchrun(*overrides: str, at: Path) -> subprocess.CompletedProcess[str]:
@@ -185,7 +185,7 @@ def rows(directory: Path) -> list[list[float]]:
 
 
 def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
-    """To nine of the ten digits that are written."""
+    """metrics.csv equals that of one process, to nine of its ten digits."""
     alone.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "finish", lambda *given: None)
@@ -194,7 +194,7 @@ def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
     torch.testing.assert_close(one, other, rtol=2e-9, atol=1e-9)
 
 
-def test_two_processes_compute_what_one_does_and_leave_one_run(tmp_path: Path) -> None:
+def test_two_processes_give_the_results_and_files_of_one(tmp_path: Path) -> None:
     ended = torchrun(*RUN, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
@@ -217,7 +217,7 @@ def test_two_processes_compute_what_one_does_and_leave_one_run(tmp_path: Path) -
     ],
     ids=["frozen once", "frozen views", "augmented, channels last, probed"],
 )  # fmt: skip
-def test_two_processes_compute_what_one_does_whatever_is_trained(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_two_processes_give_the_results_of_one_for_other_settings(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     lines = (*BASE, "trainer.batch_size=281", *overrides)
     ended = torchrun(*lines, at=tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -226,7 +226,7 @@ def test_two_processes_compute_what_one_does_whatever_is_trained(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_by_two_processes(tmp_path: Path) -> None:
+def test_two_processes_resume_a_run(tmp_path: Path) -> None:
     first = torchrun(*RUN, "hydra.run.dir=here", at=tmp_path)
     assert first.returncode == 0, first.stderr
     second = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)

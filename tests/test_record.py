@@ -1,4 +1,4 @@
-"""The run directory: never shared, never half written; metrics.csv is that of a run without interruption."""
+"""Run directories: claimed once, written atomically, and after an interruption equal to an uninterrupted run's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, Row, claim_directory, label, read_summary
+from dlhw.runs.record import Record, Row, claim_directory, directory_name, read_summary
 
 EPOCHS = 4
 
@@ -40,7 +40,7 @@ def rows_of(epochs: int) -> list[Row]:
 
 
 def written(path: Path, rows: list[Row]) -> bytes:
-    """metrics.csv of a run that was never interrupted."""
+    """Write metrics.csv of an uninterrupted run, and return its content."""
     path.mkdir(exist_ok=True)
     record = Record(path)
     for row in rows:
@@ -64,10 +64,10 @@ def directory() -> Iterator[Path]:
 # Directories
 
 
-def test_a_free_name_is_taken_as_it_is(tmp_path: Path) -> None:
-    wanted = tmp_path / "outputs" / "run"
-    assert claim_directory(wanted, exact=False) == wanted
-    assert wanted.is_dir()
+def test_a_free_name_is_used_unchanged(tmp_path: Path) -> None:
+    requested = tmp_path / "outputs" / "run"
+    assert claim_directory(requested, exact=False) == requested
+    assert requested.is_dir()
 
 
 def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
     assert names == ["run", "run-2", "run-3"]
 
 
-def test_threads_get_directories_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_claims_get_different_directories(tmp_path: Path) -> None:
     count = 16
     barrier, claimed = threading.Barrier(count), []
 
@@ -91,12 +91,12 @@ def test_threads_get_directories_of_their_own(tmp_path: Path) -> None:
     assert sorted(path.name for path in claimed) == sorted(["run", *(f"run-{n}" for n in range(2, count + 1))])
 
 
-def test_a_file_of_that_name_counts_as_taken(tmp_path: Path) -> None:
+def test_a_file_of_that_name_gives_the_next_number(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     assert claim_directory(tmp_path / "run", exact=False).name == "run-2"
 
 
-def test_an_exact_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
     written(tmp_path / "run", rows_of(1))
     with pytest.raises(UsageError, match=r"run: exists already, .* resume="):
         claim_directory(tmp_path / "run", exact=True)
@@ -108,7 +108,7 @@ def test_an_exact_name_may_be_an_empty_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_directory_below_a_file_is_refused(tmp_path: Path, exact: bool) -> None:
+def test_a_path_below_a_file_is_an_error(tmp_path: Path, exact: bool) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"run: the run directory cannot be created \("):
         claim_directory(tmp_path / "file" / "run", exact=exact)
@@ -117,7 +117,7 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path, exact: bool) -> Non
 # metrics.csv
 
 
-def test_metrics_are_a_header_and_a_line_per_epoch(tmp_path: Path) -> None:
+def test_metrics_have_a_header_and_a_line_per_epoch(tmp_path: Path) -> None:
     assert written(tmp_path, rows_of(2)).decode() == (
         "epoch,step,lr,val_loss,val_error_percent\n1,9,0.1,0.3333333333,50\n2,18,0.1,0.1666666667,25\n"
     )
@@ -128,7 +128,7 @@ NUMBERS = st.floats(-1e300, 1e300, allow_subnormal=False) | st.just(math.nan) | 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=5))
-def test_pandas_reads_what_was_appended(values: list[tuple[float, ...]]) -> None:
+def test_pandas_reads_the_appended_rows(values: list[tuple[float, ...]]) -> None:
     rows: list[Row] = [
         {"epoch": epoch, "lr": lr, "loss": loss, "error": error} for epoch, (lr, loss, error) in enumerate(values, 1)
     ]
@@ -143,12 +143,12 @@ def test_pandas_reads_what_was_appended(values: list[tuple[float, ...]]) -> None
 @settings(deadline=None, max_examples=80)
 @given(known=st.integers(0, EPOCHS), cut=st.integers(0, 200))
 @example(known=0, cut=0)
-@example(known=0, cut=3)  # a torn header
+@example(known=0, cut=3)  # a truncated header
 @example(known=2, cut=3)
-@example(known=0, cut=41)  # a header alone
+@example(known=0, cut=41)  # only a header
 @example(known=2, cut=41)
-@example(known=2, cut=200)  # nothing torn
-def test_a_file_cut_anywhere_becomes_that_of_an_uninterrupted_run(known: int, cut: int) -> None:
+@example(known=2, cut=200)  # nothing truncated
+def test_a_file_truncated_anywhere_is_completed(known: int, cut: int) -> None:
     rows = rows_of(EPOCHS)
     with tempfile.TemporaryDirectory() as name:
         whole, path = written(Path(name), rows), Path(name, "metrics.csv")
@@ -161,7 +161,7 @@ def test_a_file_cut_anywhere_becomes_that_of_an_uninterrupted_run(known: int, cu
         assert record.rows == rows
 
 
-def test_rows_ahead_that_come_out_equal_leave_the_file_alone(interrupted: Path) -> None:
+def test_equal_rows_after_the_checkpoint_leave_the_file_unchanged(interrupted: Path) -> None:
     path = interrupted / "metrics.csv"
     whole = path.read_bytes()
     record = Record(interrupted)
@@ -172,7 +172,9 @@ def test_rows_ahead_that_come_out_equal_leave_the_file_alone(interrupted: Path) 
         assert path.read_bytes() == whole
 
 
-def test_epochs_after_the_rows_ahead_are_appended(interrupted: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_epochs_beyond_the_existing_rows_are_appended(
+    interrupted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     record = Record(interrupted)
     record.restore(rows_of(3))
     for epoch in (4, 5, 6):
@@ -180,7 +182,7 @@ def test_epochs_after_the_rows_ahead_are_appended(interrupted: Path, tmp_path_fa
     assert (interrupted / "metrics.csv").read_bytes() == written(tmp_path_factory.mktemp("whole"), rows_of(6))
 
 
-def test_rows_ahead_that_come_out_different_are_replaced_with_a_warning(
+def test_different_rows_after_the_checkpoint_are_replaced_with_a_warning(
     interrupted: Path, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     record, changed = Record(interrupted), row_of(3, loss=0.5)
@@ -190,17 +192,17 @@ def test_rows_ahead_that_come_out_different_are_replaced_with_a_warning(
     expected = written(tmp_path_factory.mktemp("whole"), [*rows_of(2), changed])
     assert (interrupted / "metrics.csv").read_bytes() == expected
     (warning,) = caplog.records
-    assert "epoch 3 differs" in warning.getMessage()
+    assert warning.getMessage().startswith("epoch 3: the results differ from those before the interruption")
 
 
-def test_the_first_epoch_can_come_out_different_too(interrupted: Path) -> None:
+def test_different_rows_are_replaced_from_the_first_epoch_on(interrupted: Path) -> None:
     record = Record(interrupted)
     record.restore([])
     record.append(row_of(1, loss=0.5), seconds=0.25)
     assert pd.read_csv(interrupted / "metrics.csv")["val_loss"].tolist() == [0.5]
 
 
-def test_equal_rows_ahead_are_no_cause_for_a_warning(interrupted: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_equal_rows_after_the_checkpoint_give_no_warning(interrupted: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = Record(interrupted)
     record.restore(rows_of(2))
     record.append(row_of(3), seconds=0.25)
@@ -208,7 +210,7 @@ def test_equal_rows_ahead_are_no_cause_for_a_warning(interrupted: Path, caplog: 
 
 
 @pytest.mark.parametrize("known", range(EPOCHS + 1))
-def test_a_lost_file_is_rebuilt_from_the_checkpoint(interrupted: Path, known: int) -> None:
+def test_a_missing_file_is_restored_from_the_checkpoint(interrupted: Path, known: int) -> None:
     path = interrupted / "metrics.csv"
     whole = path.read_bytes()
     path.unlink()
@@ -220,7 +222,7 @@ def test_a_lost_file_is_rebuilt_from_the_checkpoint(interrupted: Path, known: in
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe", b"epoch,loss\n1,2\n2,3\n", b"\n\n\n\n"], ids=repr)
-def test_a_damaged_file_is_rebuilt_from_the_checkpoint(interrupted: Path, damage: bytes) -> None:
+def test_a_damaged_file_is_restored_from_the_checkpoint(interrupted: Path, damage: bytes) -> None:
     path = interrupted / "metrics.csv"
     whole = path.read_bytes()
     path.write_bytes(damage)
@@ -232,7 +234,7 @@ def test_a_damaged_file_is_rebuilt_from_the_checkpoint(interrupted: Path, damage
 # timing.csv
 
 
-def test_timing_is_kept_apart_and_last_computed_counts(interrupted: Path) -> None:
+def test_the_last_time_of_an_epoch_counts_and_is_not_in_metrics(interrupted: Path) -> None:
     record = Record(interrupted)
     record.restore(rows_of(2))
     record.append(row_of(3), seconds=7.0)
@@ -241,7 +243,7 @@ def test_timing_is_kept_apart_and_last_computed_counts(interrupted: Path) -> Non
 
 
 @pytest.mark.parametrize("cut", [14, 20, 23, 100])
-def test_timing_with_a_torn_line_goes_on(interrupted: Path, cut: int) -> None:
+def test_timing_with_a_truncated_line_continues(interrupted: Path, cut: int) -> None:
     path = interrupted / "timing.csv"
     path.write_bytes(path.read_bytes()[:cut])
     record = Record(interrupted)
@@ -251,7 +253,7 @@ def test_timing_with_a_torn_line_goes_on(interrupted: Path, cut: int) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 5])
-def test_timing_with_a_torn_header_goes_on(interrupted: Path, cut: int) -> None:
+def test_timing_with_a_truncated_header_continues(interrupted: Path, cut: int) -> None:
     path = interrupted / "timing.csv"
     path.write_bytes(path.read_bytes()[:cut])
     record = Record(interrupted)
@@ -278,7 +280,7 @@ def test_tables_keep_text_with_commas_and_quotes(values: list[tuple[str, int]]) 
     assert back == [{"layer": text, "count": str(number)} for text, number in values]
 
 
-def test_probes_have_their_folder(tmp_path: Path) -> None:
+def test_probes_are_written_to_their_own_folder(tmp_path: Path) -> None:
     path = Record(tmp_path).probe("epoch_0001", [{"parameter": "0.weight", "norm": 0.5}])
     assert path == tmp_path / "probes" / "epoch_0001.csv"
     assert path.read_text() == "parameter,norm\n0.weight,0.5\n"
@@ -301,7 +303,7 @@ def test_a_new_run_has_no_summary(tmp_path: Path) -> None:
     assert not Record(tmp_path).finished
 
 
-def test_finished_is_what_the_summary_says(tmp_path: Path) -> None:
+def test_status_finished_in_the_summary_means_finished(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.summary({"status": "finished", "seed": 3})
     assert record.finished
@@ -309,7 +311,7 @@ def test_finished_is_what_the_summary_says(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == {"status": "finished", "seed": 3}
 
 
-def test_a_failed_run_tells_why(tmp_path: Path) -> None:
+def test_a_failed_run_has_a_reason(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.fail(ValueError("no"))
     assert read_summary(tmp_path) == {"status": "failed", "reason": "ValueError: no"}
@@ -341,19 +343,19 @@ def test_a_crash_leaves_the_old_summary(tmp_path: Path, call: str, monkeypatch: 
     assert read_summary(tmp_path) == {"status": "failed"}
 
 
-# Runs that never began
+# Runs that never started
 
 
-def test_discard_removes_a_run_that_never_began(tmp_path: Path) -> None:
+def test_discard_removes_a_run_that_never_started(tmp_path: Path) -> None:
     path = tmp_path / "experiment" / "run"
     path.mkdir(parents=True)
-    Record(path).keep_config("seed: 0\n", new=True)
+    Record(path).write_config("seed: 0\n", new=True)
     (path / "train.log").write_text("x")
     Record(path).discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_discard_leaves_the_runs_beside_it(tmp_path: Path) -> None:
+def test_discard_keeps_other_runs(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / "experiment" / name).mkdir(parents=True)
     Record(tmp_path / "experiment" / "one").discard()
@@ -361,19 +363,19 @@ def test_discard_leaves_the_runs_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "last.pt", "summary.json"])
-def test_discard_leaves_what_has_results(tmp_path: Path, name: str) -> None:
+def test_discard_keeps_a_run_with_results(tmp_path: Path, name: str) -> None:
     path = tmp_path / "run"
     path.mkdir()
     (path / name).write_text("x")
-    Record(path).keep_config("seed: 0\n", new=True)
+    Record(path).write_config("seed: 0\n", new=True)
     Record(path).discard()
     assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", name])
 
 
-# Labels of a sweep's jobs
+# Directory names of a sweep's jobs
 
 
-FORBIDDEN = set('<>:"/\\|?*\0') | {chr(code) for code in range(32)}  # on Windows; others forbid fewer
+FORBIDDEN = set('<>:"/\\|?*\0') | {chr(code) for code in range(32)}  # on Windows; other systems forbid fewer
 KEYS = st.sampled_from(["seed", "b", "optimizer.lr", "+optimizer.momentum_decay", "model"])
 PLAIN_VALUES = st.integers(-1000, 1000).map(str) | st.floats(1e-6, 1e6).map(repr) | st.sampled_from(["mlp", "cnn"])
 OVERRIDES = st.dictionaries(KEYS, PLAIN_VALUES, min_size=1, max_size=5).map(
@@ -382,8 +384,8 @@ OVERRIDES = st.dictionaries(KEYS, PLAIN_VALUES, min_size=1, max_size=5).map(
 
 
 @given(st.lists(st.text(max_size=60), max_size=6), st.integers(10, 100))
-def test_labels_are_safe_and_short(overrides: list[str], longest: int) -> None:
-    name = label(overrides, longest=longest)
+def test_directory_names_are_safe_and_short(overrides: list[str], longest: int) -> None:
+    name = directory_name(overrides, longest=longest)
     assert 0 < len(name) <= longest
     assert not FORBIDDEN & set(name)
     assert not name.startswith(".")
@@ -392,19 +394,19 @@ def test_labels_are_safe_and_short(overrides: list[str], longest: int) -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(OVERRIDES, OVERRIDES)
-def test_labels_of_distinct_jobs_are_distinct(one: list[str], other: list[str]) -> None:
+def test_directory_names_of_distinct_jobs_are_distinct(one: list[str], other: list[str]) -> None:
     plain = [[line.removeprefix("+") for line in lines] for lines in (one, other)]
-    assert (label(one) == label(other)) == (plain[0] == plain[1])
+    assert (directory_name(one) == directory_name(other)) == (plain[0] == plain[1])
 
 
-def test_long_labels_are_cut_and_stay_distinct() -> None:
-    one, other = (label([f"model.hidden={'1' * 200}{end}", "seed=0"]) for end in "12")
+def test_long_directory_names_are_shortened_and_stay_distinct() -> None:
+    one, other = (directory_name([f"model.hidden={'1' * 200}{end}", "seed=0"]) for end in "12")
     assert one != other
     for name in (one, other):
         assert re.fullmatch(r"seed=0-[0-9a-f]{8}", name)
     many = [f"model.channels={n}" for n in range(100)]
-    assert len(label(many)) <= 120
-    assert re.fullmatch(r"(model\.channels=\d+,)*model\.channels=\d+-[0-9a-f]{8}", label(many))
+    assert len(directory_name(many)) <= 120
+    assert re.fullmatch(r"(model\.channels=\d+,)*model\.channels=\d+-[0-9a-f]{8}", directory_name(many))
 
 
 @pytest.mark.parametrize(
@@ -419,5 +421,5 @@ def test_long_labels_are_cut_and_stay_distinct() -> None:
     ],
     ids=str,
 )
-def test_labels_by_example(overrides: list[str], expected: str) -> None:
-    assert label(overrides) == expected
+def test_directory_names_by_example(overrides: list[str], expected: str) -> None:
+    assert directory_name(overrides) == expected

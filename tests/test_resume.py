@@ -91,7 +91,9 @@ def test_stopped_after_every_epoch(tmp_path: Path, whole: Path, monkeypatch: pyt
 
 def test_stopped_between_row_and_checkpoint(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Keeper, "keep", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            checkpoint.CheckpointWriter, "epoch_finished", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             start_or_resume(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 2

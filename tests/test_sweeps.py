@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlhw import train
 from dlhw.cli import composition, program
 from dlhw.errors import UsageError
-from dlhw.runs.record import label
+from dlhw.runs.record import directory_name
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
 from support.commands import SMALL, Ended, dlhw, start, summary
@@ -132,9 +132,9 @@ def test_job_is_named_by_everything_where_nothing_varies() -> None:
 
 
 def test_name_of_a_job_is_limited_in_bytes() -> None:
-    assert label(["name=" + "é" * 50]) == "name=" + "é" * 50
-    assert re.fullmatch("seed=1-[0-9a-f]{8}", label(["seed=1", "name=" + "é" * 60]))
-    assert max(len(label(["seed=1", "name=" + "é" * count]).encode()) for count in range(40, 70)) <= 120
+    assert directory_name(["name=" + "é" * 50]) == "name=" + "é" * 50
+    assert re.fullmatch("seed=1-[0-9a-f]{8}", directory_name(["seed=1", "name=" + "é" * 60]))
+    assert max(len(directory_name(["seed=1", "name=" + "é" * count]).encode()) for count in range(40, 70)) <= 120
 
 
 def test_values_keep_what_the_grammar_needs() -> None:

@@ -56,7 +56,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     failures: dict[Path, str] = {}
     overrides: dict[Path, list[str]] = {}
     for directory in directories:
-        rows = {directory / row["job"]: row for row in comparison.past_jobs(directory)}
+        rows = {directory / row["job"]: row for row in comparison.read_sweep_rows(directory)}
         found = comparison.run_directories(directory)
         runs |= dict.fromkeys([*rows, *found] if found != [directory] else found)
         failures |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
@@ -71,7 +71,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
         raise UsageError(f"--output {target}: holds a run or a sweep of its own; choose another directory")
     defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
     del defaults["_target_"]
-    options = defaults | comparison.declared(runs) | (drawn or {})
+    options = defaults | comparison.declared_options(runs) | (drawn or {})
     try:
         declaration = pydantic.TypeAdapter(Comparison).validate_python(options)
     except pydantic.ValidationError as error:
@@ -82,7 +82,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
         about = {"compared": [str(directory) for directory in directories]}
         target.mkdir(parents=True, exist_ok=True)
     return str(
-        comparison.conclude(
+        comparison.compare_runs(
             target, list(runs), comparison=declaration, failures=failures, overrides=overrides, about=about
         )
     )

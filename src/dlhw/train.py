@@ -117,11 +117,11 @@ def run(cfg: DictConfig, record: Record) -> None:
 
     asked = question(cfg)
     if asked is not None:
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             raise UsageError("torchrun: a study computes in one process")
         answer(cfg, record, asked)
         return
-    with processes.joined(devices.pick_device(cfg.trainer.device)):
+    with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assemble(cfg)
         job = begin(cfg, record, parts)
         log.info("%s, in %s", title(cfg, parts), record.path)
@@ -144,7 +144,7 @@ def answer(cfg: DictConfig, record: Record, asked: Question) -> None:
         if record.finished:
             raise UsageError(f"resume={cfg.resume}: finished already")
         record.reopen()
-    record.keep_config(program.to_yaml(cfg), new=cfg.resume is None)
+    record.write_config(program.to_yaml(cfg), new=cfg.resume is None)
     log.info("%s, in %s", cfg.name, record.path)
     started = time.perf_counter()
     found = asked.compute()
@@ -169,7 +169,7 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
     from dlhw.training.run import TrainingRun
 
     state = _state_to_resume(cfg, record, parts.whole)
-    record.keep_config(program.to_yaml(cfg), new=cfg.resume is None)
+    record.write_config(program.to_yaml(cfg), new=cfg.resume is None)
     return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
 
 

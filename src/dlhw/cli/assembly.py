@@ -238,17 +238,17 @@ def check_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
             f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
             "batch norm can take no variance; choose another"
         )
-    if left < processes.count():
+    if left < processes.world_size():
         raise UsageError(
             f"trainer.batch_size={trainer.batch_size}: leaves a batch of {left} of {len(data.train)} samples for "
-            f"{processes.count()} processes; choose another"
+            f"{processes.world_size()} processes; choose another"
         )
-    if processes.count() > 1 and data.augmentation is not None and data.augmentation.mixes:
+    if processes.world_size() > 1 and data.augmentation is not None and data.augmentation.mixes:
         raise UsageError(
             "torchrun: pictures are mixed with others of the batch, which lie in other processes; set "
             "augmentation.mixup and augmentation.cutmix to 0"
         )
-    if processes.count() > 1 and (trainer.compile or trainer.cuda_graphs):
+    if processes.world_size() > 1 and (trainer.compile or trainer.cuda_graphs):
         raise UsageError("torchrun: trains without trainer.compile and trainer.cuda_graphs")
 
 

@@ -153,7 +153,7 @@ class ClaimDirectory(Callback):
             claim(config, "run", stop)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             stop(UsageError("torchrun: trains one run with all its processes; start a sweep without it"))
         if config.resume is not None:
             stop(UsageError(f"resume={config.resume}: one run is resumed at a time, without -m"))

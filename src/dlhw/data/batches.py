@@ -31,7 +31,7 @@ class Batches:
     def __call__(self, epoch: int) -> Iterator[Batch]:
         train = self._data.view(epoch)
         rows = shuffled(train, self._seeds, epoch)[:, : self._steps * self._size]
-        shares = [processes.share(batch) for batch in rows.split(self._size, dim=1)]
+        shares = [processes.local_part(batch) for batch in rows.split(self._size, dim=1)]
         batches = map(train.gather, shares) if self._augmented is None else self._augment(epoch, train, shares)
         augmentation = self._data.augmentation
         return self._mix(epoch, batches) if augmentation is not None and augmentation.mixes else batches

@@ -1,1 +1,1 @@
-"""The run directory: what a run leaves and how it is read back."""
+"""The files of a run directory: writing them, and reading them back."""

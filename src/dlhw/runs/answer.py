@@ -1,4 +1,4 @@
-"""What a study answers: numbers, tables, figures, and whether they agree with what is known beforehand."""
+"""The result of a study: numbers, tables, figures, and checks against expected values."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ Number = float | int | bool | str
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of something computed with what it should be: a published value, a theorem, another method."""
+    """The comparison of a computed value with the expected one: a published value, a theorem, another method."""
 
     what: str
     computed: Number
     expected: str
-    """In words, as a reader of the table wants it: ``-0.875``, ``at most 1e-12``."""
+    """As text, for a table: ``-0.875``, ``at most 1e-12``."""
     agrees: bool
 
 
 def equal(what: str, computed: Number, expected: Number) -> Check:
-    """The two are the same."""
+    """Check that two values are equal."""
     return Check(what, computed, text(expected), computed == expected)
 
 
 def close(what: str, computed: float, expected: float, *, within: float) -> Check:
-    """The two differ by ``within`` at most."""
+    """Check that two values differ by at most ``within``."""
     return Check(what, computed, f"{text(expected)} within {text(within)}", abs(computed - expected) <= within)
 
 
 def at_most(what: str, computed: float, largest: float) -> Check:
-    """``computed`` is not larger; how two methods are compared: by the largest difference of their results."""
+    """Check that ``computed`` is at most ``largest``, for example the largest difference between two methods."""
     return Check(what, computed, f"at most {text(largest)}", computed <= largest)
 
 
 def at_least(what: str, computed: float, smallest: float) -> Check:
-    """``computed`` is not smaller."""
+    """Check that ``computed`` is at least ``smallest``."""
     return Check(what, computed, f"at least {text(smallest)}", computed >= smallest)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study found.
+    """The result of a study.
 
     Args:
-        numbers: the key results by name, for ``summary.json``; comparisons of several runs show them side by side.
-        checks: what must agree; one that does not makes the run a failed one.
-        tables: rows by name, each table a file in ``tables/``.
-        figures: by name, each a file in ``figures/``.
-        told: lines for the console: what a reader wants to see at once, such as expressions, matrices, weights.
+        numbers: the key results by name, for ``summary.json`` and for comparisons of several runs.
+        checks: comparisons with expected values. The run fails if one disagrees.
+        tables: rows by name; each table is written to a file in ``tables/``.
+        figures: by name; each is written to a file in ``figures/``.
+        told: lines for the console, such as expressions, matrices or weights.
     """
 
     numbers: Mapping[str, Number]
@@ -66,11 +66,11 @@ class Answer:
 
     @property
     def disagreements(self) -> list[Check]:
-        """The checks that failed."""
+        """The failed checks."""
         return [check for check in self.checks if not check.agrees]
 
     def write(self, record: Record) -> None:
-        """All tables and figures, and ``tables/checks.csv``, into the run directory."""
+        """Write all tables and figures, and ``tables/checks.csv``, to the run directory."""
         for name, rows in self.tables.items():
             record.table(name, rows)
         if self.checks:
@@ -79,12 +79,12 @@ class Answer:
             record.figure(f"figures/{name}", figure)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, null where one is not finite, and how many checks agree of how many."""
+        """Return the numbers, with None for those that are not finite, and the counts of checks."""
         counts = {"checks_agreed": len(self.checks) - len(self.disagreements), "checks": len(self.checks)}
         return {name: _finite(value) for name, value in self.numbers.items()} | (counts if self.checks else {})
 
     def lines(self) -> list[str]:
-        """For the console: what is told, the numbers, then each check with what was expected."""
+        """Return the lines for the console: messages, numbers, then each check with the expected value."""
         numbers = [f"{name} = {text(value)}" for name, value in self.numbers.items()]
         checks = [
             f"{'agrees' if check.agrees else 'DISAGREES'}: {check.what}: {text(check.computed)}, "
@@ -95,7 +95,7 @@ class Answer:
 
 
 def text(value: Number) -> str:
-    """A number in as many digits as a reader wants: six, fewer where they are zeros."""
+    """Format a number with up to six significant digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 

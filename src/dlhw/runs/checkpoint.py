@@ -1,8 +1,8 @@
-"""Checkpoints that survive any interruption: written atomically, checked when read, one older kept.
+"""Write checkpoints atomically, and verify them when they are read.
 
-``last.pt`` holds everything needed to go on, ``previous.pt`` is the one before it, ``best.pt`` the
-weights at the best validation epoch. All are plain ``torch.save`` files of tensors, numbers, strings
-and containers of them: ``torch.load(path, weights_only=True)`` reads them.
+``last.pt`` holds everything needed to resume, ``previous.pt`` is the checkpoint before it, and ``best.pt`` holds the
+weights at the best validation epoch. All are plain ``torch.save`` files of tensors, numbers, strings and containers of
+these, so ``torch.load(path, weights_only=True)`` reads them.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ State = dict[str, Any]
 
 
 class CorruptCheckpoint(UsageError):
-    """A checkpoint whose bytes are not those that were written."""
+    """The bytes of a checkpoint file differ from those that were written."""
 
 
 def save(path: Path, state: State) -> None:
-    """Write one checkpoint file atomically."""
+    """Write a checkpoint file atomically."""
     write_atomically(path, _serialized(state))
 
 
 def _serialized(state: State) -> memoryview:
     buffer = io.BytesIO()
-    torch.save(_of_their_own(state), buffer)
+    torch.save(_compact(state), buffer)
     return buffer.getbuffer()
 
 
-def _of_their_own(value: Any) -> Any:
-    """The same with tensors that are parts of larger ones copied, because torch.save would write the larger ones."""
+def _compact(value: Any) -> Any:
+    """Copy tensors that are views of larger ones, because torch.save would write the whole storage."""
     if isinstance(value, dict):
-        return type(value)((name, _of_their_own(part)) for name, part in value.items())
+        return type(value)((name, _compact(part)) for name, part in value.items())
     if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value
 
 
 def save_last(directory: Path, state: State) -> None:
-    """Write ``last.pt``; what was there becomes ``previous.pt``, once the new one is safe on disk."""
+    """Write ``last.pt``. The old ``last.pt`` becomes ``previous.pt`` once the new one is on disk."""
     last = directory / "last.pt"
     written = written_beside(last, _serialized(state))
     if last.exists():
@@ -62,7 +62,7 @@ def save_last(directory: Path, state: State) -> None:
 
 
 def load(path: Path) -> State:
-    """Read one checkpoint onto the CPU. Raises CorruptCheckpoint, naming the file, if any byte of it changed."""
+    """Read a checkpoint onto the CPU. Raises CorruptCheckpoint, which names the file, if it is damaged."""
     try:
         damage = _damage(path)
         state: State = {} if damage else torch.load(path, map_location="cpu", weights_only=True)
@@ -77,43 +77,43 @@ def load(path: Path) -> State:
 
 
 def _damage(path: Path) -> str | None:
-    """What torch.load would not notice: it compares no checksums, and takes an entry's odd attributes at their word."""
+    """Describe damage that torch.load would miss, because it verifies neither checksums nor an entry's attributes."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type or entry.external_attr or entry.flag_bits & 1:
-                return f"attributes of {entry.filename} are not those of a checkpoint"
+                return f"invalid attributes of {entry.filename}"
         failed = archive.testzip()
     return None if failed is None else f"checksum of {failed} does not match"
 
 
 def load_last(directory: Path) -> State | None:
-    """The newest readable of ``last.pt`` and ``previous.pt``; None when the run has no checkpoint yet.
+    """Return ``last.pt``, or ``previous.pt`` if ``last.pt`` is corrupt; None if the run has no checkpoint yet.
 
-    A corrupt file is named in the log and put aside as ``corrupt.pt``, so that it takes no other's place. Raises
-    CorruptCheckpoint when there are only corrupt ones.
+    A corrupt ``last.pt`` is logged and renamed to ``corrupt.pt``, so that it does not replace ``previous.pt`` later.
+    Raises CorruptCheckpoint if all checkpoints are corrupt.
     """
-    found = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
-    failures = []
-    for path in found:
+    paths = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
+    errors = []
+    for path in paths:
         try:
             state = load(path)
-            for failed in found[: found.index(path)]:
-                failed.replace(directory / "corrupt.pt")
+            for corrupt in paths[: paths.index(path)]:
+                corrupt.replace(directory / "corrupt.pt")
             return state
         except CorruptCheckpoint as error:
-            failures.append(error)
+            errors.append(error)
             log.warning("%s", error)
-    if failures:
-        raise CorruptCheckpoint(f"{'; '.join(map(str, failures))}; there is no older one to go on from")
+    if errors:
+        raise CorruptCheckpoint(f"{'; '.join(map(str, errors))}; there is no older checkpoint to resume from")
     return None
 
 
-class Keeper:
-    """Decides when checkpoints are written while training goes on.
+class CheckpointWriter:
+    """Write a run's checkpoints during training, at most every ``every_seconds``.
 
-    At most every ``every_seconds`` the state of the run goes to ``last.pt``, and the best weights since
-    then, held in memory meanwhile, to ``best.pt``. Leaving the context writes what is still held; after
-    an error only the best weights, because the state may stem from an unfinished epoch.
+    ``state`` returns the state to write to ``last.pt``. The best weights are kept in memory and written to ``best.pt``
+    at the same time. Leaving the context writes both. After an error it writes only the best weights, because the
+    state may belong to an unfinished epoch.
     """
 
     def __init__(self, directory: Path, state: Callable[[], State], *, every_seconds: float) -> None:
@@ -124,28 +124,28 @@ class Keeper:
         self._best: State | None = None
         self._unwritten = False
 
-    def give_up(self) -> None:
-        """The state of the run is of no use any more; only the best weights will be written."""
+    def abandon(self) -> None:
+        """Do not write ``last.pt`` any more, because the run has failed. The best weights are still written."""
         self._unwritten = False
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None:
-            self.finish()
+            self.flush()
         self._write_best()
 
-    def keep(self, best: State | None) -> None:
-        """Note a finished epoch; ``best`` holds its weights if they are the best so far."""
+    def epoch_finished(self, best: State | None) -> None:
+        """Write the checkpoints if they are due. ``best`` holds this epoch's weights if they are the best so far."""
         self._best = best or self._best
         self._unwritten = True
         if time.monotonic() - self._written >= self._every_seconds:
-            self.finish()
+            self.flush()
             self._written = time.monotonic()
 
-    def finish(self) -> None:
-        """Write what is held: the run is over, even if others go on."""
+    def flush(self) -> None:
+        """Write the checkpoints now."""
         self._write_best()
         if self._unwritten:
             save_last(self._directory, self._state())

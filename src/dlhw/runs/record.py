@@ -1,8 +1,9 @@
-"""The run directory: the only writer under ``outputs/``.
+"""Write the files of a run directory. Checkpoints are in :mod:`dlhw.runs.checkpoint`.
 
-``metrics.csv`` has one row per finished epoch and nothing in it depends on the clock, so that equal
-runs have equal files; the clock is in ``timing.csv``. ``summary.json`` comes last: where it says
-``finished``, the run is whole.
+``metrics.csv`` has one row per finished epoch. It holds no times, so equal runs have equal files; times are in
+``timing.csv``. During training the rows of both files are buffered for up to 0.2 seconds and written when training
+ends or is interrupted (:meth:`Record.buffered`). ``summary.json`` is written last: status ``finished`` means that the
+run is complete.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 Row = dict[str, float]
 
 
-def claim_directory(wanted: Path, *, exact: bool) -> Path:
-    """Create a directory that no other run has: ``wanted``, or the first free of ``wanted-2``, ``wanted-3`` ...
+def claim_directory(requested: Path, *, exact: bool) -> Path:
+    """Create a new directory: ``requested``, or the first of ``requested-2``, ``requested-3``, ... that is free.
 
-    With ``exact`` a name already taken is an error. Creation is exclusive, so two runs started in the
-    same moment get two directories.
+    With ``exact``, an existing directory that is not empty is an error. Creation is exclusive, so two runs that start
+    at the same moment get different directories. Raises UsageError.
     """
     for attempt in itertools.count(1):
-        path = wanted if attempt == 1 else wanted.with_name(f"{wanted.name}-{attempt}")
+        path = requested if attempt == 1 else requested.with_name(f"{requested.name}-{attempt}")
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -55,7 +56,7 @@ def claim_directory(wanted: Path, *, exact: bool) -> Path:
 
 
 def _claim_empty(path: Path) -> None:
-    """Take over an empty folder; making ``.hydra`` in it decides between two who try at once."""
+    """Take over an empty directory. Creating ``.hydra`` in it decides between processes that try at the same time."""
     try:
         if path.is_dir() and not any(path.iterdir()):
             (path / ".hydra").mkdir()
@@ -68,16 +69,16 @@ def _claim_empty(path: Path) -> None:
 
 
 class Record:
-    """One run's directory, opened for writing.
+    """A run directory, open for writing.
 
-    ``rows`` are the finished epochs, those of an interrupted run first.
+    ``rows`` holds one row per finished epoch, including those before an interruption.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        self._ahead: list[str] = []  # lines of metrics.csv from epochs after the checkpoint resumed from
-        self._pending: dict[str, list[str]] = {}  # of each file: its header, lines that are not written yet
+        self._ahead: list[str] = []  # lines of metrics.csv for epochs after the checkpoint that training resumed from
+        self._pending: dict[str, list[str]] = {}  # for each file its header, then the lines not written yet
         self._every_seconds = 0.0
         self._written = 0.0
 
@@ -87,37 +88,40 @@ class Record:
         with locked(self.path, wait=False, busy=f"{self.path}: another process is training this run"):
             yield
 
-    def keep_config(self, text: str, *, new: bool) -> None:
-        """Write ``config.yaml``. Raises UsageError when the run is ``new`` and the directory holds one already."""
+    def write_config(self, text: str, *, new: bool) -> None:
+        """Write ``config.yaml``. Raises UsageError if the run is ``new`` but the directory already has a config."""
         if new and (self.path / "config.yaml").exists():
-            raise UsageError(f"{self.path}: holds a run already; runs are never overwritten")
+            raise UsageError(f"{self.path}: already holds a run; runs are never overwritten")
         write_atomically(self.path / "config.yaml", text.encode())
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended as its config says it should."""
+        """Whether the run is complete."""
         return read_summary(self.path).get("status") == "finished"
 
     def restore(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Go on after ``rows``, those of a checkpoint. Rows written later than it stay until computed again."""
+        """Continue after ``rows``, the rows of a checkpoint.
+
+        Later rows stay in ``metrics.csv`` until their epochs are computed again.
+        """
         self.rows = [dict(row) for row in rows]
         known = _lines(self.rows)
         lines = _complete_lines(self.path / "metrics.csv")
-        if lines[: len(known)] != known:  # the file lost or changed what the checkpoint knows
+        if lines[: len(known)] != known:  # the file lacks rows of the checkpoint, or they differ
             lines = known
         self._ahead = lines[len(known) or 1 :]
         self._write("metrics.csv", lines if self._ahead else known)
         self._write("timing.csv", _complete_lines(self.path / "timing.csv"))
 
     def append(self, row: Row, *, seconds: float) -> None:
-        """Add a finished epoch. ``seconds`` is the wall time of the epoch, evaluation included."""
+        """Add the row of a finished epoch. ``seconds`` is its wall time, including evaluation."""
         self.rows.append(row)
         line = _line(row.values())
         if self._ahead and self._ahead[0] == line:
             self._ahead.pop(0)
-        elif self._ahead:  # computed again elsewhere or otherwise: what was written does not hold for this run
+        elif self._ahead:  # the results differ, for example on other hardware: the later rows are no longer valid
             log.warning(
-                "epoch %d differs from what the interrupted run had written; its row is replaced",
+                "epoch %d: the results differ from those before the interruption; rows from this epoch on are replaced",
                 row["epoch"],
             )
             self._ahead = []
@@ -144,8 +148,11 @@ class Record:
         self._written = time.monotonic()
 
     @contextlib.contextmanager
-    def at_ease(self, *, every_seconds: float = 0.2) -> Iterator[None]:
-        """Write rows at most so often, and all of them at the end: opening files costs more than a small epoch."""
+    def buffered(self, *, every_seconds: float = 0.2) -> Iterator[None]:
+        """Within this context, write rows at most every ``every_seconds``, and the remaining ones at its end.
+
+        Opening the files for each row would take longer than a small epoch.
+        """
         self._every_seconds = every_seconds
         try:
             yield
@@ -154,7 +161,7 @@ class Record:
             self._flush()
 
     def seconds(self) -> list[float]:
-        """Wall time of each epoch as last computed; empty when the times were lost."""
+        """Return the wall time of each epoch, as last computed; empty if ``timing.csv`` is missing."""
         if not (self.path / "timing.csv").exists():
             return []
         with (self.path / "timing.csv").open(newline="") as file:
@@ -165,7 +172,7 @@ class Record:
         return self._csv(self.path / "tables" / f"{name}.csv", rows)
 
     def csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-        """Write ``<name>.csv`` into the directory itself."""
+        """Write ``<name>.csv`` in the run directory itself."""
         return self._csv(self.path / f"{name}.csv", rows)
 
     def probe(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -180,36 +187,37 @@ class Record:
         return path
 
     def figure(self, name: str, figure: Figure) -> Path:
-        """Write ``<name>.png``; ``name`` may begin with ``figures/``."""
+        """Write ``<name>.png``; ``name`` may start with ``figures/``."""
         path = self.path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         image = io.BytesIO()
-        figure.savefig(image, format="png", pil_kwargs={"compress_level": 1})  # a tenth larger, sooner
+        figure.savefig(image, format="png", pil_kwargs={"compress_level": 1})  # a file 10 % larger, written faster
         write_atomically(path, image.getbuffer())
         return path
 
     def summary(self, content: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
         write_atomically(self.path / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
 
     def fail(self, error: Exception) -> None:
-        """Leave word of what ended the run."""
-        with contextlib.suppress(OSError):  # no room for it on a full disk: the error itself is on its way
+        """Write a summary with status ``failed`` and the error as its reason."""
+        with contextlib.suppress(OSError):  # on a full disk this fails, too; the caller raises the error itself
             self.summary({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
 
     def reopen(self) -> None:
-        """Take back the claim to be finished, before training goes on."""
+        """Remove ``summary.json`` before training continues."""
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the directory of a run that never began: nothing in it but its config and log."""
+        """Remove the directory if the run never started, so that it has no metrics, checkpoint or summary."""
         if not any((self.path / name).exists() for name in ("metrics.csv", "last.pt", "summary.json")):
             shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the experiment's folder, when this was the only run in it
+            with contextlib.suppress(OSError):  # the experiment's directory, if this was its only run
                 self.path.parent.rmdir()
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """``summary.json`` of a run directory; empty when there is none yet, or none that can be made sense of."""
+    """Return the content of a run directory's ``summary.json``; empty if it is missing or invalid."""
     try:
         content = json.loads((path / "summary.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):  # not JSON, not UTF-8
@@ -230,12 +238,12 @@ def _line(values: Iterable[object]) -> str:
 
 
 def _lines(rows: Sequence[Row]) -> list[str]:
-    """The lines of metrics.csv that stand for ``rows``, header first."""
+    """Format ``rows`` as the lines of metrics.csv, with the header."""
     return [_line(rows[0]), *(_line(row.values()) for row in rows)] if rows else []
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """Lines of a file that end in a newline; a last one cut off by a crash is left out."""
+    """Return the lines of a file that end in a newline. A crash may have truncated the last line, which is dropped."""
     try:
         text = path.read_text()
     except (FileNotFoundError, UnicodeDecodeError):
@@ -243,20 +251,21 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def label(overrides: Sequence[str], *, longest: int = 120) -> str:
-    """A directory name for a job of a sweep, from its overrides: safe on every file system, distinct.
+def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
+    """Return a directory name for a sweep's job, made from its overrides.
 
-    It has ``longest`` bytes at most.
+    The name is valid on every file system, differs between jobs with different overrides, and has at most ``longest``
+    bytes.
     """
 
     def size(text: str) -> int:
         return len(text.encode())  # file systems limit bytes
 
-    told = [override.lstrip("+") for override in overrides]
-    parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in told]
+    plain = [override.lstrip("+") for override in overrides]
+    parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in plain]
     name = ""
-    for part in parts:  # whole overrides only: half a value would be another value
+    for part in parts:  # only whole overrides: a truncated value would look like another value
         name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
-    if name != ",".join(told):
-        name = f"{name}-{hashlib.sha256(','.join(told).encode()).hexdigest()[:8]}".lstrip("-")
+    if name != ",".join(plain):
+        name = f"{name}-{hashlib.sha256(','.join(plain).encode()).hexdigest()[:8]}".lstrip("-")
     return name or "defaults"

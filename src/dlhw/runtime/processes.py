@@ -1,8 +1,9 @@
-"""Several processes that train one model, each on its part of every batch, as ``torchrun`` starts them.
+"""Data-parallel training of one model by several processes, started with ``torchrun``.
 
-``torchrun --nproc-per-node=2 -m dlhw.train ...`` computes what one process would: losses are those of whole batches,
-gradients are summed by DistributedDataParallel. The first process alone writes. Started alone, everything here is the
-identity. torch is imported where it is needed, because the command line asks for the rank before.
+``torchrun --nproc-per-node=2 -m dlhw.train ...`` gives the same results as one process: each process takes its part of
+every batch, losses are those of whole batches, and DistributedDataParallel sums the gradients. Only the process with
+rank 0 writes files. In a single process these functions have no effect. torch is imported only where it is needed,
+because the command line reads the rank before it imports torch.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-PATIENCE = timedelta(minutes=30)
-"""How long processes wait for each other; decoding a large folder of pictures takes one of them some time."""
+TIMEOUT = timedelta(minutes=30)
+"""How long processes wait for each other. One of them may spend minutes decoding a large folder of pictures."""
 
 
-def count() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Return the number of processes that train together; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+    """Return the rank of this process, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
-def own_purpose() -> tuple[int, ...]:
-    """What keys randomness that is to differ between processes; nothing in the first."""
+def process_key() -> tuple[int, ...]:
+    """Return the part of a random key that differs between processes; empty for rank 0, as in a single process."""
     return (rank(),) if rank() else ()
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """In here the processes can compute together; on CUDA each on a GPU of its own."""
-    if count() == 1:
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the process group while in this context. On CUDA each process uses its own GPU."""
+    if world_size() == 1:
         yield
         return
     import torch
@@ -51,25 +52,25 @@ def joined(device: torch.device) -> Iterator[None]:
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UsageError(
-                f"torchrun: process {local + 1} of this machine has no GPU, there are {torch.cuda.device_count()}; "
-                "start fewer (--nproc-per-node), or set trainer.device=cpu"
+                f"torchrun: local rank {local} has no GPU, this machine has {torch.cuda.device_count()}; start fewer "
+                "processes (--nproc-per-node) or set trainer.device=cpu"
             )
         torch.cuda.set_device(local)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process' part of a batch (K, B): every one of ``count()`` neighbouring samples in turn."""
-    return rows if count() == 1 else rows[:, rank() :: count()]
+def local_part(rows: Tensor) -> Tensor:
+    """Return this process's part of a batch (K, B): every ``world_size()``-th sample, starting at its rank."""
+    return rows if world_size() == 1 else rows[:, rank() :: world_size()]
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if count() > 1:
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of ``values`` over all processes."""
+    if world_size() > 1:
         from torch import distributed
 
         values = values.clone()
@@ -77,33 +78,35 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
-def of_whole_batches(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss over the batch of all processes, of this one's logits (N, C) and targets.
+def whole_batch_loss(data_loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function of this process's logits (N, C) and targets that computes the mean loss over the whole batch.
 
-    Its value is sum_r n_r loss_r / n, the same in all processes, so that flooding sees the loss of the batch. Its
-    gradient is the part of this process times their count, because DistributedDataParallel takes the mean.
+    With n_r samples in process r and n in all, its value is sum_r n_r loss_r / n, the same in every process, so that
+    flooding applies to the loss of the whole batch. Its gradient is this process's term times the number of
+    processes, because DistributedDataParallel averages gradients.
     """
-    if count() == 1:
+    if world_size() == 1:
         return data_loss
     import torch
 
-    def of_whole_batch(logits: Tensor, y: Tensor) -> Tensor:
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
         samples = torch.tensor(float(len(y)), dtype=logits.dtype, device=logits.device)
-        share = data_loss(logits, y) * samples if len(y) else logits.sum()
-        together = total(torch.stack([share.detach(), samples]))
-        own = count() * share / together[1]
-        return together[0] / together[1] + own - own.detach()
+        local_sum = data_loss(logits, y) * samples if len(y) else logits.sum()
+        totals = sum_over_processes(torch.stack([local_sum.detach(), samples]))
+        local_term = world_size() * local_sum / totals[1]
+        return totals[0] / totals[1] + local_term - local_term.detach()  # value of the mean, gradient of the term
 
-    return of_whole_batch
+    return loss
 
 
-def parallel(model: nn.Module, *, own: list[str]) -> nn.Module:
-    """The model for training steps, whose gradients are summed over the processes; the buffers ``own`` stay apart.
+def data_parallel(model: nn.Module, *, unsynchronized: list[str]) -> nn.Module:
+    """Return the model for training steps, with gradients summed over the processes.
 
-    On CUDA batch norm takes the statistics of whole batches. torch has that for no other device, so elsewhere each
-    process normalizes by its own samples, which is refused because it is another computation.
+    ``unsynchronized`` names parameters and buffers that each process keeps for itself. On CUDA, batch norm uses the
+    statistics of whole batches (SyncBatchNorm). torch supports this only on CUDA. Elsewhere each process would use the
+    statistics of its own samples, which changes the results, so UsageError is raised.
     """
-    if count() == 1:
+    if world_size() == 1:
         return model
     from torch import nn
 
@@ -112,9 +115,9 @@ def parallel(model: nn.Module, *, own: list[str]) -> nn.Module:
     if any(parameter.requires_grad for layer in norms for parameter in layer.parameters()):
         if device.type != "cuda":
             raise UsageError(
-                "torchrun: batch norm that trains takes the statistics of whole batches, which torch computes across "
-                "processes on CUDA alone; freeze it (trainer.trains), use a model without it, or one process"
+                "torchrun: batch norm needs the statistics of whole batches, which torch computes across processes "
+                "only on CUDA; freeze it (trainer.trains), use a model without batch norm, or train in one process"
             )
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, unsynchronized)
     return nn.parallel.DistributedDataParallel(model)

@@ -219,13 +219,13 @@ class Grid(Sweeper):
     def _conclude(self, directory: Path, jobs: Mapping[Path, Job], reasons: Mapping[Path, str], **about: Any) -> str:
         """Compare the jobs, and runs of other calls beside theirs. Returns the table that the sweep ends with."""
         from dlhw.cli.build import build
-        from dlhw.views.comparison import conclude, run_directories
+        from dlhw.views.comparison import compare_runs, run_directories
 
         try:
             others = [path for path in run_directories(directory) if path not in jobs]
         except UsageError:  # no job has begun
             others = []
-        conclusion = conclude(
+        conclusion = compare_runs(
             directory,
             [*jobs, *others],
             comparison=build(self.cfg, "comparison"),
@@ -309,7 +309,7 @@ def expand(
     most. A job's label tells its values of the keys that have, or had in ``params``, several. Of ``params``, a job is
     without the keys that ``left_over`` says for its overrides from ``given``. Raises UsageError.
     """
-    from dlhw.runs.record import label
+    from dlhw.runs.record import directory_name
 
     axes: dict[str, tuple[Override, bool]] = {}
     declared = set()
@@ -333,7 +333,7 @@ def expand(
             lines = {name: line for name, line in lines.items() if name not in without}
         told = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
         told = told or [line for name, line in lines.items() if name not in program.NOT_COMPARED]
-        plans.setdefault(tuple(lines.values()), label(told))
+        plans.setdefault(tuple(lines.values()), directory_name(told))
     return [Plan(overrides, name) for overrides, name in plans.items()]
 
 

@@ -156,7 +156,7 @@ def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision
     new = [pool for number, pool in enumerate(pools) if (*of_these, number) not in _kept]
     size = (sum(map(len, new)) + (views or 0) * len(data.train)) * one.nbytes
     too_large = size > SHARE_OF_MEMORY * devices.free_memory(precision.device)
-    if processes.total(one.new_tensor(float(too_large))):  # all processes must decide alike
+    if processes.sum_over_processes(one.new_tensor(float(too_large))):  # all processes must decide alike
         log.info("the frozen part is computed in every epoch, because its features take %.1f GB", size / 2**30)
         return None
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
-from dlhw.runs.checkpoint import Keeper, State
+from dlhw.runs.checkpoint import CheckpointWriter, State
 from dlhw.runs.record import Row
 from dlhw.runtime import processes
 from dlhw.runtime.devices import Precision
@@ -61,7 +61,7 @@ class Training:
         self.variants, self.runs, self.data = variants, runs, data
         self.trainer, self.precision, self.probe = trainer, precision, probe
         self.seeds = [run.seed for run in runs]
-        self.data_loss = variants.vectorized(processes.of_whole_batches(data_loss))
+        self.data_loss = variants.vectorized(processes.whole_batch_loss(data_loss))
         strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
         objective = Objective(self.data_loss, strengths)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
@@ -95,7 +95,7 @@ class Training:
                     history[index] = self.step(x, y)
                     progress.step()
 
-                history[:, :, 2] = processes.total(history[:, :, 2])
+                history[:, :, 2] = processes.sum_over_processes(history[:, :, 2])
                 history = history.cpu().double()  # waits for the device
                 rows = self.measure(epoch, history)
                 improved = self.record(active, rows, history, seconds=time.perf_counter() - started)
@@ -140,12 +140,12 @@ class Training:
         size = min(largest // len(self.runs), self.data.evaluated_at_once)
         losses, wrong = [], []
         for rows in split.all_rows().split(min(largest, max(size, self.trainer.batch_size)), dim=1):
-            x, y = split.gather(processes.share(rows))
+            x, y = split.gather(processes.local_part(rows))
             logits = self.predict(x)
             losses.append(self.data_loss(logits, y) * rows.shape[1])
             wrong.append(errors(logits, y))
         loss = torch.stack(losses).cpu().double().sum(0) / len(split)
-        total = processes.total(torch.stack(wrong).sum(0))
+        total = processes.sum_over_processes(torch.stack(wrong).sum(0))
         return split_metrics(loss, total, len(split), regression=not self.data.classes)
 
     def measure(self, epoch: int, history: Tensor) -> list[Row]:
@@ -181,9 +181,9 @@ class Training:
         """Open the files of all runs; only the first process writes. What is buffered is written at the end."""
         with contextlib.ExitStack() as opened:
             if processes.rank() == 0:
-                self._keepers = [
+                self._writers = [
                     opened.enter_context(
-                        Keeper(
+                        CheckpointWriter(
                             run.record.path,
                             lambda k=k: self.state(k),  # type: ignore[misc]
                             every_seconds=self.trainer.checkpoint_seconds,
@@ -192,7 +192,7 @@ class Training:
                     for k, run in enumerate(self.runs)
                 ]
                 for k, run in enumerate(self.runs):
-                    opened.enter_context(run.record.at_ease())
+                    opened.enter_context(run.record.buffered())
                     if not run.epochs:
                         self._probe(k, epoch=0)
             yield
@@ -203,16 +203,16 @@ class Training:
             return
         best = dict(zip(improved, self.variants.state_dicts(improved), strict=True))
         for k in trained:
-            run, keeper = self.runs[k], self._keepers[k]
+            run, writer = self.runs[k], self._writers[k]
             if run.failure is not None:
-                keeper.give_up()
+                writer.abandon()
                 continue
             finished, every = not run.continues(self.trainer), self.trainer.probe_every_epochs
             if finished or (every is not None and epoch % every == 0):
                 self._probe(k, epoch)
-            keeper.keep(self._whole(k, best[k]) | {"epoch": epoch} if k in best else None)
+            writer.epoch_finished(self._whole(k, best[k]) | {"epoch": epoch} if k in best else None)
             if finished:  # its model is computed along while others continue
-                keeper.finish()
+                writer.flush()
 
     def state(self, k: int) -> State:
         """Everything that a run needs to be resumed."""

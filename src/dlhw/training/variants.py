@@ -143,7 +143,7 @@ class Single(Variants):
         self.schedules = [schedule] * len(optimizer.param_groups)
         self._dropouts = _dropouts(model)
         buffers = [f"{name}.{buffer}" for name, layer in self._dropouts.items() for buffer, _ in layer.named_buffers()]
-        self._parallel = processes.parallel(model, own=buffers)
+        self._parallel = processes.data_parallel(model, unsynchronized=buffers)
         self._model = model
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._frozen_modules = frozen_modules(model)
@@ -178,7 +178,7 @@ class Single(Variants):
     def seed_dropout(self, seeds: Sequence[int], epoch: int) -> None:
         (seed,) = seeds
         for name, layer in self._dropouts.items():
-            layer.key.fill_(key(seed, "dropout", name, epoch, *processes.own_purpose()))
+            layer.key.fill_(key(seed, "dropout", name, epoch, *processes.process_key()))
 
     def state_dicts(self, variants: Sequence[int]) -> list[State]:
         return [copy.deepcopy(self._model.state_dict()) for _ in variants]

@@ -1,1 +1,1 @@
-"""Figures, comparisons and reports."""
+"""Figures, comparisons of runs, and reports on classifiers."""

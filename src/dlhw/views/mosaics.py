@@ -1,4 +1,4 @@
-"""Many small pictures as one: filters, or the maps that they give, as tiles of a grid."""
+"""Draw many small pictures, such as filters or feature maps, as the tiles of one picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dlhw.views.plots import TEXT_POINTS, new_figure
 
 
 def mosaic(tiles: Tensor) -> Tensor:
-    """Tiles (N, C, H, W) in 0..1 as one picture (rows, columns, C) of about as many rows as columns, on white."""
+    """Arrange tiles (N, C, H, W) in [0, 1] in a square grid on white. Return a picture (height, width, C)."""
     count, channels, height, width = tiles.shape
     columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
@@ -25,16 +25,16 @@ def mosaic(tiles: Tensor) -> Tensor:
 
 
 def around_grey(weights: Tensor, largest: Tensor) -> Tensor:
-    """Weights of -largest..largest as 0..1: middle grey is 0."""
+    """Map weights in [-largest, largest] to [0, 1], so that 0 is drawn as middle grey."""
     return 0.5 + weights / (2 * largest.clamp(min=1e-12))
 
 
 def side_by_side(mosaics: Mapping[str, Tensor], *, title: str, subtitle: str) -> Figure:
-    """The mosaics under their names, in grey where they have one channel."""
+    """Draw mosaics side by side, with their names as titles; in grey if they have one channel."""
     inches = 7.0 if len(mosaics) == 1 else 7.5 / len(mosaics)
     figure, panels = new_figure(len(mosaics), title=title, subtitle=subtitle, panel_inches=inches)
-    for axes, (name, each) in zip(panels, mosaics.items(), strict=True):
-        axes.imshow(each.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for axes, (name, picture) in zip(panels, mosaics.items(), strict=True):
+        axes.imshow(picture.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
         axes.set_title(name, fontsize=TEXT_POINTS)
     return figure

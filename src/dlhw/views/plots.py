@@ -1,7 +1,7 @@
-"""The look of every figure, and figures made from rows and arrays alone.
+"""The style that all figures share, and the learning curves of a run.
 
-Figures are ``matplotlib.figure.Figure`` objects without pyplot, which is slow to import and keeps global
-state; the caller saves them.
+Figures are ``matplotlib.figure.Figure`` objects, made without pyplot, which is slow to import and keeps global state.
+The caller saves them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Place = Literal[
 DPI = 160
 WIDTH_INCHES = 7.2  # a little over the text width of an A4 page: 9 pt stays readable after scaling
 
-# Okabe and Ito's colours, told apart with any common colour blindness and in grey print.
+# Okabe and Ito's colours, which are distinct with any common colour blindness and in grey print.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLORS = {"train": PALETTE[0], "validation": PALETTE[1], "test": PALETTE[2], "reference": "#444444"}
 
 _MARKERS = {"train": "o", "validation": "s", "test": "^"}
 _COLUMNS = {"train": "train", "validation": "val", "test": "test"}  # name in figures: prefix in metrics.csv
 _SECOND_PANELS = {"error_percent": "error (%)", "mse": "mean squared error"}
-MARKED_POINTS = 30  # up to so many points, each is marked; more would hide the line
+MARKED_POINTS = 30  # a line with more points has no markers, which would hide it
 _TITLE_POINTS, TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 _TICK_INCHES = 7.0 / 72  # a tick and its distance from the label
@@ -50,12 +50,12 @@ def new_figure(
     foot_inches: float = 0.0,
     constrained: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` axes in the project's look, under a heading that wraps.
+    """Return a figure with ``panels`` axes in the common style, below a title and subtitle that wrap.
 
-    Up to three panels stand side by side, more in rows of two, or in rows of ``columns``. The figure grows with the
-    heading and by ``foot_inches`` for a tall legend, so the panels keep their size. Texts are drawn as they are,
-    never as TeX formulas. Unless ``constrained``, which measures every text and so takes as long as drawing, the
-    caller fits the panels to their labels.
+    Up to three panels are side by side, more are in rows of two or of ``columns``. The figure grows with the heading
+    and by ``foot_inches`` for a tall legend, so that the panels keep their size. Text is never parsed as TeX. With
+    ``constrained``, matplotlib fits the panels to their labels, which takes as long as drawing. Without it, the caller
+    does.
     """
     columns = columns or (panels if panels <= 3 else 2)
     rows = math.ceil(panels / columns)
@@ -104,13 +104,13 @@ def curves(
     train_label: str = "train",
     loss_label: str = "loss",
 ) -> Figure:
-    """Loss and error against epoch for train, validation and test, from the rows of ``metrics.csv``.
+    """Draw loss and error against epoch for train, validation and test, from the rows of ``metrics.csv``.
 
-    A quantity without a column is left out; numbers that are predicted have a squared error in the error's place.
-    Log axes where values span more than a decade. ``flood`` > 0 draws the level b. The numbers at the best
-    and the last epoch stand under the title, and so does a train loss that stopped being finite.
+    Quantities without a column are left out. For regression the mean squared error replaces the error. Axes are
+    logarithmic if the values span more than a decade. If ``flood`` > 0, the level b is drawn. The subtitle has the
+    results at the best and the last epoch, and the epoch from which the train loss is not finite.
     """
-    assert rows, "curves of no epochs"
+    assert rows, "no epochs to draw"
     panels = [("loss", loss_label)]
     panels += [(name, text) for name, text in _SECOND_PANELS.items() if _all_values(rows, name)]
     notes = "\n".join(filter(None, [subtitle, _results(rows, best_epoch), _divergence(rows)]))
@@ -144,7 +144,7 @@ def curves(
             )
         scale_epochs(axes, rows, best_epoch)
         if quantity == "error_percent":
-            # One sample of MNIST is 0.002 %: without a floor, such values would take most of the axis.
+            # One sample of MNIST is 0.002 %. Without a floor, such small errors would fill most of a log axis.
             scale_values(axes, values, floor=0.1)
             axes.set_ylim(top=min(axes.get_ylim()[1], 104.0))
         else:
@@ -154,7 +154,7 @@ def curves(
 
     entries = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        # Below the panels and shared by them: it cannot cover a curve.
+        # One legend below the panels cannot cover a curve.
         legend = add_legend(
             figure,
             list(entries.values()),
@@ -173,7 +173,7 @@ def curves(
 def add_legend(
     figure: Figure, handles: Sequence[Artist], names: Sequence[str], *, loc: Place, columns: int, **options: Any
 ) -> Legend:
-    """A legend of the whole figure, without a frame; names are drawn as they are, never as TeX formulas."""
+    """Add a legend for the whole figure, without a frame. Names are never parsed as TeX."""
     legend = figure.legend(
         list(handles),
         list(names),
@@ -191,9 +191,9 @@ def add_legend(
 
 
 def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True, place: Place = "best") -> None:
-    """Name the axes, with units, and what is drawn in them: a legend of all that has a label, unless told elsewhere.
+    """Label the axes of a panel of :func:`new_figure`, and add a legend of everything that has a label.
 
-    For axes of :func:`new_figure`; texts are drawn as they are, never as TeX formulas.
+    Text is never parsed as TeX.
     """
     axes.set_xlabel(x, fontsize=TEXT_POINTS, parse_math=False)
     axes.set_ylabel(y, fontsize=TEXT_POINTS, parse_math=False)
@@ -207,9 +207,9 @@ def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True, p
 
 
 def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -> None:
-    """Place panels side by side above a foot, so that their labels have room: widths follow from the font's.
+    """Place panels side by side above a foot, with room for their labels.
 
-    Labels get places of their own, which spares matplotlib asking every text on the axis for its size.
+    Label sizes are computed from the font size. Measuring every text, as matplotlib does, is slow.
     """
     title = TEXT_POINTS * LINE_INCHES + _GAP_INCHES
     below = _TICK_INCHES + _TICK_POINTS * LINE_INCHES
@@ -229,7 +229,7 @@ def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -
 
 
 def _label_inches(axis: Axis) -> float:
-    """Width of the widest tick label, a digit being 0.64 of the font's size wide and only the minus sign wider."""
+    """Return the width of the widest tick label. A digit is 0.64 font sizes wide, a minus sign 1.4 times that."""
     low, high = axis.get_view_interval()
     labels = axis.get_major_formatter().format_ticks([x for x in axis.get_majorticklocs() if low <= x <= high])
     digits = [len(label) + 0.4 * label.count("\N{MINUS SIGN}") for label in labels]
@@ -237,7 +237,7 @@ def _label_inches(axis: Axis) -> float:
 
 
 def column_label(column: str) -> str:
-    """What an axis says of a column of ``metrics.csv`` or of a probe: ``val_error_percent``, validation error (%)."""
+    """Return the axis label of a column of ``metrics.csv`` or a probe, such as ``validation error (%)``."""
     split, _, quantity = column.partition("_")
     named = {prefix: name for name, prefix in _COLUMNS.items()}
     words = f"{named[split]} {quantity}" if split in named else column
@@ -260,6 +260,7 @@ def _draw(axes: Axes, points: Sequence[tuple[float, float]], *, name: str, label
 
 
 def scale_epochs(axes: Axes, rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> None:
+    """Set the limits and integer ticks of an x axis of epochs."""
     epochs = [row["epoch"] for row in rows] + ([] if best_epoch is None else [best_epoch])
     pad = max(0.02 * (max(epochs) - min(epochs)), 0.1 if len(rows) > 1 else 0.5)
     axes.set_xlim(min(epochs) - pad, max(epochs) + pad)
@@ -267,7 +268,10 @@ def scale_epochs(axes: Axes, rows: Sequence[Mapping[str, float]], best_epoch: in
 
 
 def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, linear: bool = False) -> None:
-    """Choose the y scale: logarithmic over more than a decade, with zero kept at the foot of the axis."""
+    """Set the scale, limits and ticks of the y axis: logarithmic if values span more than a decade.
+
+    A logarithmic axis has zero at its foot if a value is at most ``floor``. ``linear`` forces a linear axis.
+    """
     if not values:
         return
     low, high = min(values), max(values)
@@ -279,21 +283,21 @@ def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, lin
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=12))
             axes.set_ylim(low / room, high * room)
-        else:  # linear from 0 to the lowest decade, logarithmic above
+        else:  # linear from 0 to the lowest decade, logarithmic above it
             lowest, highest = (math.floor(math.log10(value)) for value in (min(positive), high))
             decades = [10.0**power for power in range(lowest, highest + 1, 1 + (highest - lowest) // 8)]
             axes.set_yscale("symlog", linthresh=decades[0], linscale=0.4)
             ticks = [factor * decade for decade in decades for factor in ((1, 2, 5) if few else (1,))]
             axes.yaxis.set_major_locator(FixedLocator([0.0, *ticks]))
             axes.set_ylim(-0.15 * decades[0], high * room)
-        # All of a decade's minor ticks would take a fifth of the time that a figure takes.
+        # Drawing all minor ticks of every decade would take a fifth of the time for a figure.
         axes.yaxis.set_minor_locator(NullLocator() if few else LogLocator(subs=(2.0, 5.0), numticks=12))
         axes.yaxis.set_major_formatter(Numbers())
         axes.yaxis.set_minor_formatter(NullFormatter())
         return
     bottom = 0.0 if 0 <= low <= high / 2 else low
     pad = 0.06 * (high - bottom) or 0.1 * abs(high)
-    touches = low < bottom + pad  # a curve along the foot of the axis would be cut in half
+    touches = low < bottom + pad  # otherwise a curve along the foot of the axis is cut in half
     if low == high == 0:
         axes.set_ylim(-0.06, 1.0)
     else:
@@ -303,9 +307,9 @@ def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, lin
 
 
 class Numbers(Formatter):
-    """Tick labels that are complete by themselves, with no offset or power beside the axis.
+    """Tick labels without an offset or a power of ten beside the axis.
 
-    ``aligned`` ones have the same number of decimals.
+    With ``aligned`` they have the same number of decimals.
     """
 
     def __init__(self, *, aligned: bool = False) -> None:
@@ -315,7 +319,7 @@ class Numbers(Formatter):
         return self.format_ticks([value])[0]
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """With as many digits as tell the values apart."""
+        """Format values with as many digits as distinguish them."""
         for digits in (6, 12, 17):
             labels = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
             if len(set(labels)) == len(labels):
@@ -331,7 +335,7 @@ def _value(row: Mapping[str, float], column: str) -> float:
 
 
 def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:
-    """The finite values of a column with their epochs; a test set seen every tenth epoch is still a line."""
+    """Return (epoch, value) for the finite values of a column. The test set may be evaluated only in some epochs."""
     pairs = ((float(row["epoch"]), _value(row, column)) for row in rows)
     return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
 
@@ -341,7 +345,7 @@ def _all_values(rows: Sequence[Mapping[str, float]], quantity: str) -> list[floa
 
 
 def _results(rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> str:
-    """The numbers that a reader would otherwise measure off the axes: at the best and at the last epoch."""
+    """Return the validation and test results at the best and the last epoch as text."""
     forms = {"error_percent": "error {:.2f} %", "mse": "squared error {:.4g}", "loss": "loss {:.4g}"}
     quantity, form = next((name, form) for name, form in forms.items() if name == "loss" or _all_values(rows, name))
     parts = []
@@ -358,7 +362,7 @@ def _results(rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> str
 
 
 def _divergence(rows: Sequence[Mapping[str, float]]) -> str:
-    """A note on a train loss that is not finite at the end; nan elsewhere may mean not measured."""
+    """Return a note if the train loss is not finite at the end. Earlier, nan may mean that it was not measured."""
     epoch = None
     for row in reversed(rows):
         if "train_loss" not in row or math.isfinite(row["train_loss"]):
@@ -370,7 +374,7 @@ def _divergence(rows: Sequence[Mapping[str, float]]) -> str:
 def _wrapped(text: str, width: int) -> list[str]:
     lines = []
     for part in re.sub(" (?=[±%])|(?<=±) ", "\N{NO-BREAK SPACE}", text).splitlines():
-        # Joined overrides (a=1,b=2,...) have no spaces; break them at commas rather than inside a word.
+        # Joined overrides (a=1,b=2,...) have no spaces: break them at commas.
         too_long = any(len(word) > width for word in part.split())
         lines += textwrap.wrap(re.sub(r",(?=\S)", ", ", part) if too_long else part, width)
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]

@@ -1,7 +1,7 @@
-"""The comparison of finished runs: tables, figures and the setting with the best validation metric."""
+"""Compare finished runs: tables, figures, and the setting with the best validation metric."""
 
-from dlhw.views.comparison.files import Comparison, conclude
+from dlhw.views.comparison.files import Comparison, compare_runs
 from dlhw.views.comparison.ranking import Conclusion
-from dlhw.views.comparison.results import declared, past_jobs, run_directories
+from dlhw.views.comparison.results import declared_options, read_sweep_rows, run_directories
 
-__all__ = ["Comparison", "Conclusion", "conclude", "declared", "past_jobs", "run_directories"]
+__all__ = ["Comparison", "Conclusion", "compare_runs", "declared_options", "read_sweep_rows", "run_directories"]

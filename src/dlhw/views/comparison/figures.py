@@ -1,4 +1,4 @@
-"""Which figures a comparison has, and what is in them: from ranked settings to the lines of panels."""
+"""Choose the figures of a comparison, and compute their lines from the ranked settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlhw.views.comparison.panels import (
     compared_layers,
     setting_colors,
 )
-from dlhw.views.comparison.ranking import Conclusion, Setting, at_winner, reported, spread
+from dlhw.views.comparison.ranking import Conclusion, Setting, reported_metrics, spread, winner_text
 from dlhw.views.comparison.results import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
@@ -30,40 +30,40 @@ DRAWN_SETTINGS = 30
 
 
 def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, title: str) -> list[str]:
-    """Draw what the comparison asks for; a note for each thing that could not be. Earlier figures are removed."""
+    """Draw the figures of a comparison and remove earlier ones. Return a note for each figure that was not drawn."""
     drawn = [setting for setting in conclusion.settings if setting.finished]
     keys = list(drawn[0].values) if drawn else []
     notes = []
-    for key in [comparison.overlay] if comparison.overlay else []:
-        if key not in keys and drawn:
-            notes.append(f"comparison.overlay={key}: does not vary ({', '.join(keys) or 'nothing'} does)")
+    if comparison.overlay and comparison.overlay not in keys and drawn:
+        expected = f"expected one of {', '.join(keys)}" if keys else "no key varies"
+        notes.append(f"comparison.overlay={comparison.overlay}: this key does not vary; {expected}")
     overlay = comparison.overlay if comparison.overlay in keys else None
-    lines = _best_of_each(drawn, overlay)
+    lines = _best_per_value(drawn, overlay)
     lines = lines[:DRAWN_SETTINGS]
-    lines = _in_order(lines, overlay or _main_key(drawn))
-    look = _Look(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
-    only = _only_numeric_key(drawn) if reported(drawn, conclusion.monitor) else None
+    lines = _sorted_by(lines, overlay or _main_key(drawn))
+    style = _Style(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
+    only = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
     against = comparison.against or ([only] if only else [])
     figures: list[tuple[str, Callable[[], str]]] = []
-    subtitle = _said(conclusion, lines)
+    subtitle = _subtitle(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
-        figures.append(("comparison", lambda: _draw_curves(record, look, comparison, title, subtitle)))
+        figures.append(("comparison", lambda: _draw_curves(record, style, comparison, title, subtitle)))
     for key in against:
         figures.append(
             (
                 f"figures/against_{key}",
-                functools.partial(_draw_against, record, drawn, key, conclusion, look=look, title=title),
+                functools.partial(_draw_against, record, drawn, key, conclusion, style=style, title=title),
             )
         )
     for column in comparison.probes:
-        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, look, column, title)))
+        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, style, column, title)))
     for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
         for path in record.path.glob(pattern):
             path.unlink()
     for name, figure in figures:
         try:
             note = figure()
-        except Exception as error:  # whatever a figure fails by, the tables stand
+        except Exception as error:  # an error in a figure must not lose the tables
             log.debug("%s.png", name, exc_info=True)
             note = f"{type(error).__name__}: {error}"
         if note:
@@ -71,8 +71,8 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     return notes
 
 
-class _Look:
-    """Which lines the figures of a comparison have, each setting with the same colour and label in all of them."""
+class _Style:
+    """The lines that all figures of a comparison have, with one colour and label per setting."""
 
     def __init__(
         self, settings: Sequence[Setting], key: str | None, winner: Setting | None, overlay: str | None
@@ -88,74 +88,77 @@ class _Look:
     def series(
         self, setting: Setting, x: Sequence[float], columns: Sequence[Sequence[float]], *, label: str | None = None
     ) -> Series:
-        """A line through the means of ``columns``, the values of the seeds at each x."""
+        """Return a line through the means of ``columns``, which hold the values of all seeds at each x."""
         spreads = [spread(values) for values in columns]
-        deviations = [math.nan if each.sd is None else each.sd for each in spreads]
+        deviations = [math.nan if point.sd is None else point.sd for point in spreads]
         return Series(
             setting.label if label is None else label,
             self.colors[id(setting)],
             list(x),
-            [each.mean for each in spreads],
+            [point.mean for point in spreads],
             deviations if any(map(math.isfinite, deviations)) else (),
             setting is self.winner and len(self.settings) > 1,
         )
 
 
-def _draw_curves(record: Record, look: _Look, comparison: Comparison, title: str, subtitle: str) -> str:
+def _draw_curves(record: Record, style: _Style, comparison: Comparison, title: str, subtitle: str) -> str:
     panels = []
     for column in comparison.curves:
         lines = []
-        for setting in look.settings:
+        for setting in style.settings:
             tables = [dict(_points(run.rows, comparison.x, column)) for run in setting.finished]
-            shared = sorted(set.intersection(*(set(table) for table in tables)))  # epochs that all seeds reached
+            shared = sorted(set.intersection(*(set(table) for table in tables)))  # epochs of all seeds
             if shared:
-                lines.append(look.series(setting, shared, [[table[x] for table in tables] for x in shared]))
+                lines.append(style.series(setting, shared, [[table[x] for table in tables] for x in shared]))
         if lines:
             panels.append(_panel(column, lines))
     if not panels:
-        return f"no run has a column {', '.join(comparison.curves)}"
+        return f"no run has any of the columns {', '.join(comparison.curves)}"
     figure = compared_curves(panels, x=comparison.x, log_x=comparison.log_x, title=title, subtitle=subtitle)
     record.figure("comparison", figure)
     return ""
 
 
 def _draw_against(
-    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, look: _Look, title: str
+    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, style: _Style, title: str
 ) -> str:
     monitor = conclusion.monitor
     numeric = [setting for setting in drawn if number(setting.values.get(key, "")) is not None]
     if len({number(setting.values[key]) for setting in numeric}) < 2:
-        return f"{key} has not two numeric values among the finished settings"
+        return f"{key} has fewer than two numeric values among the finished settings"
     panels = []
-    lines = [setting for setting in look.settings if look.overlay not in (None, key)] or look.settings[:1]
-    for metric, reader in reported(drawn, monitor):
+    lines = [setting for setting in style.settings if style.overlay not in (None, key)] or style.settings[:1]
+    for metric, reader in reported_metrics(drawn, monitor):
         series = []
         for line in lines:
             same = [
                 setting
                 for setting in numeric
-                if look.overlay in (None, key)
-                or canonical(setting.values[look.overlay]) == canonical(line.values[look.overlay])
+                if style.overlay in (None, key)
+                or canonical(setting.values[style.overlay]) == canonical(line.values[style.overlay])
             ]
-            points = sorted(_best_of_each(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
+            points = sorted(_best_per_value(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
             points = [setting for setting in points if setting.spread(reader) is not None]
             if points:
                 values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
                 x = [number(setting.values[key]) or 0.0 for setting in points]
-                told = f"{_last(look.overlay)} = {line.values[look.overlay]}" if len(lines) > 1 and look.overlay else ""
-                found = look.series(line, x, values, label=told)
-                color = found.color if len(lines) > 1 else PALETTE[0]
-                series.append(Series(told, color, found.x, found.y, found.spread))
+                several = len(lines) > 1
+                label = (
+                    f"{_last_part(style.overlay)} = {line.values[style.overlay]}" if several and style.overlay else ""
+                )
+                means = style.series(line, x, values, label=label)
+                color = means.color if several else PALETTE[0]
+                series.append(Series(label, color, means.x, means.y, means.spread))
         if series:
             panels.append(_panel(metric, series))
     if not panels:
-        return f"no run has {monitor or 'a number to draw'}"
+        return f"no run has {monitor or 'a numeric result'}"
     optimum = None if conclusion.winner is None else number(conclusion.winner.values[key])
     notes = [("at each run's best epoch; " if monitor else "") + _counts(numeric)]
     if len(numeric[0].values) > (2 if len(lines) > 1 else 1):
-        notes.append("each point: the best setting by validation among those with this value")
+        notes.append("each point: the best setting by validation with this value")
     if conclusion.winner is not None and monitor is not None and optimum is not None:
-        notes.append(f"dotted: the lowest validation mean, {at_winner(conclusion.winner, monitor)}")
+        notes.append(f"dotted: lowest validation mean, {winner_text(conclusion.winner, monitor)}")
     figure = compared_against(
         panels, key=key, optimum=optimum, share_y=monitor is not None, title=title, subtitle="\n".join(notes)
     )
@@ -163,27 +166,29 @@ def _draw_against(
     return ""
 
 
-def _draw_probe(record: Record, look: _Look, column: str, title: str) -> str:
+def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
     moments: list[list[Series]] = [[], []]
     epochs: list[set[int]] = [set(), set()]
     layers: list[str] = []
-    for setting in look.settings:
-        probed = [found for run in setting.finished if len(found := run.probes(column)) == 2]
+    for setting in style.settings:
+        probed = [probes for run in setting.finished if len(probes := run.probes(column)) == 2]
         for moment, lines in enumerate(moments):
-            values = [found[moment][1] for found in probed]
+            values = [probes[moment][1] for probes in probed]
             depth = min(map(len, values), default=0)
             if depth:
                 x = range(1, depth + 1)
-                lines.append(look.series(setting, x, [[row[i - 1] for row in values] for i in x]))
-                epochs[moment] |= {found[moment][0] for found in probed}
+                lines.append(style.series(setting, x, [[row[i - 1] for row in values] for i in x]))
+                epochs[moment] |= {probes[moment][0] for probes in probed}
                 layers = layers if len(layers) > depth else probed[0][moment][2][:depth]
     if not moments[0]:
-        return f"no run has two probes with a column {column}"
+        return f"no run has two probes with the column {column}"
     panels = [
         _panel(column, lines, title="before training" if at == {0} else f"after {_epochs(at)}")
         for lines, at in zip(moments, epochs, strict=True)
     ]
-    figure = compared_layers(panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(look.settings))
+    figure = compared_layers(
+        panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(style.settings)
+    )
     record.figure(f"figures/probe_{column}", figure)
     return ""
 
@@ -194,7 +199,7 @@ def _epochs(at: set[int]) -> str:
 
 
 def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:
-    # One sample or unit is a few thousandths of a percent: without a floor, such values would take most of a log axis.
+    # One sample or unit is a few thousandths of a percent. Without a floor, such values would fill most of a log axis.
     return Panel(column_label(column), lines, title, floor=0.1 if column.endswith("_percent") else 0.0)
 
 
@@ -202,8 +207,8 @@ def _points(rows: Sequence[Mapping[str, float]], x: str, column: str) -> list[tu
     return [(row[x], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
 
 
-def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
-    """The first, which is the best, of the ranked settings for each value of ``key``; all of them without a key."""
+def _best_per_value(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
+    """Return the first, best setting for each value of ``key``; all settings without a key."""
     if key is None:
         return list(ranked)
     best: dict[Any, Setting] = {}
@@ -212,8 +217,8 @@ def _best_of_each(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
     return list(best.values())
 
 
-def _in_order(settings: Sequence[Setting], key: str | None) -> list[Setting]:
-    """By the number or name that ``key`` has in each, so that legends and colours go up with it."""
+def _sorted_by(settings: Sequence[Setting], key: str | None) -> list[Setting]:
+    """Sort settings by the number, or else the name, that ``key`` has, for legends and colours."""
     if key is None:
         return list(settings)
 
@@ -225,7 +230,7 @@ def _in_order(settings: Sequence[Setting], key: str | None) -> list[Setting]:
 
 
 def _numeric_keys(settings: Sequence[Setting], *, values: int) -> list[str]:
-    """Keys that are numbers everywhere, with so many different ones at least."""
+    """Return the keys that have only numbers, and at least ``values`` different ones."""
     keys = list(settings[0].values) if settings else []
     columns = {key: [number(setting.values[key]) for setting in settings] for key in keys}
     return [key for key, column in columns.items() if None not in column and len(set(column)) >= values]
@@ -237,12 +242,12 @@ def _only_numeric_key(settings: Sequence[Setting]) -> str | None:
 
 
 def _main_key(settings: Sequence[Setting]) -> str | None:
-    """The key to order settings by: the first whose values are numbers, or else the first."""
+    """Return the key to sort settings by: the first with only numbers, or else the first."""
     keys = list(settings[0].values) if settings else []
     return next(iter([*_numeric_keys(settings, values=2), *keys]), None)
 
 
-def _last(key: str | None) -> str:
+def _last_part(key: str | None) -> str:
     return (key or "").rpartition(".")[2]
 
 
@@ -254,7 +259,6 @@ def _counts(settings: Sequence[Setting]) -> str:
     return f"mean over seeds, ± one standard deviation (n = {n})"
 
 
-def _said(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
-    shown = f"; the best {DRAWN_SETTINGS} settings" if len(lines) == DRAWN_SETTINGS < len(conclusion.settings) else ""
-    first = _counts(lines) + shown
-    return f"{first}\n{conclusion.verdict}"
+def _subtitle(conclusion: Conclusion, lines: Sequence[Setting]) -> str:
+    limit = f"; the best {DRAWN_SETTINGS} settings" if len(lines) == DRAWN_SETTINGS < len(conclusion.settings) else ""
+    return f"{_counts(lines)}{limit}\n{conclusion.verdict}"

@@ -1,4 +1,4 @@
-"""What finished runs say together: one call leaves tables, figures and the summary, and returns the conclusion."""
+"""Compare finished runs and write the files of the comparison: tables, figures and summary."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlhw.runs.record import Record
-from dlhw.views.comparison.ranking import Conclusion, at_best, judged, reported
+from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
 from dlhw.views.comparison.results import Result, read
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is drawn of finished runs; see ``conf/comparison/default.yaml`` for what each setting means."""
+    """What a comparison draws. ``conf/comparison/default.yaml`` describes each setting."""
 
     curves: list[str]
     x: Literal["epoch", "step"]
@@ -26,7 +26,7 @@ class Comparison:
     probes: list[str]
 
 
-def conclude(
+def compare_runs(
     directory: Path,
     runs: Sequence[Path],
     *,
@@ -35,24 +35,25 @@ def conclude(
     about: Mapping[str, Any] | None = None,
     overrides: Mapping[Path, Sequence[str]] | None = None,
 ) -> Conclusion:
-    """Compare ``runs``, in this order, and leave the tables, the figures and the summary in ``directory``.
+    """Compare ``runs`` and write tables, figures and the summary to ``directory``. Return the result.
 
-    ``sweep.csv`` comes first, and is written whatever the runs are like; what cannot be drawn is noted. Raises OSError
-    when a file cannot be written or read, and nothing else.
+    ``sweep.csv`` lists the runs in the given order. It is written first, so that it exists even if something else
+    fails. A figure that cannot be drawn adds a note to the result. Raises only OSError, if a file cannot be read or
+    written.
 
     Args:
-        failures: reasons of jobs whose directory does not tell, or does not exist.
-        about: what ``summary.json`` is to say beside the result.
-        overrides: the overrides of jobs whose directory does not tell.
+        failures: reasons for failed jobs whose directory does not exist or has no reason.
+        about: more entries for ``summary.json``.
+        overrides: the overrides of jobs whose directory does not have them.
     """
     record = Record(directory)
     paths = [*runs, *(path for path in failures or {} if path not in runs)]
     results = read(paths, failures=failures, overrides=overrides)
     jobs = _job_names(directory, results)
     record.csv("sweep", _sweep_rows(results, jobs))
-    conclusion = judged(results, jobs)
+    conclusion = rank_settings(results, jobs)
     record.table("settings", _setting_rows(conclusion))
-    from dlhw.views.comparison.figures import draw  # matplotlib, which takes a second to import, is wanted only now
+    from dlhw.views.comparison.figures import draw  # imports matplotlib, which takes a second
 
     notes = draw(record, conclusion, comparison, title=_title(directory, results))
     record.summary(
@@ -71,7 +72,7 @@ def conclude(
 
 
 def _job_names(directory: Path, results: Sequence[Result]) -> list[str]:
-    """Directory names; for runs of several sweeps with as much of the path as tells them apart."""
+    """Return the directory names of the runs, or their paths below the common parent if they are in several sweeps."""
     parents = {run.path.parent for run in results}
     if len(parents) < 2:
         return [_utf8(run.path.name) for run in results]
@@ -80,7 +81,7 @@ def _job_names(directory: Path, results: Sequence[Result]) -> list[str]:
 
 
 def _utf8(name: str) -> str:
-    """A file's name such that it can be written, whatever its bytes are."""
+    """Replace what UTF-8 cannot encode. File names may have any bytes."""
     return name.encode(errors="replace").decode()
 
 
@@ -90,11 +91,11 @@ def _title(directory: Path, results: Sequence[Result]) -> str:
 
 
 def _sweep_rows(results: Sequence[Result], jobs: Sequence[str]) -> list[dict[str, object]]:
-    """One row per job; nothing of the clock, so that equal sweeps have equal files."""
+    """Return one row per job. They hold no times, so that equal sweeps have equal files."""
     keys = list(results[0].settings) if results else []
     best = dict.fromkeys(name for run in results for name in run.best if name not in ("epoch", "step"))
     final = dict.fromkeys(name for run in results for name in run.final if name not in ("epoch", "step"))
-    found = dict.fromkeys(name for run in results for name in run.numbers if "seconds" not in name)
+    numbers = dict.fromkeys(name for run in results for name in run.numbers if "seconds" not in name)
     rows: list[dict[str, object]] = []
     for run, job in zip(results, jobs, strict=True):
         row: dict[str, object] = {"job": job, "status": run.status, "reason": run.reason}
@@ -103,14 +104,14 @@ def _sweep_rows(results: Sequence[Result], jobs: Sequence[str]) -> list[dict[str
         row |= {"epochs": run.final.get("epoch", ""), "best_epoch": run.best.get("epoch", "")}
         row |= {f"best_{name}": run.best.get(name, "") for name in best}
         row |= {f"final_{name}": run.final.get(name, "") for name in final}
-        row |= {name: run.numbers.get(name, "") for name in found}
+        row |= {name: run.numbers.get(name, "") for name in numbers}
         row["parameters"] = run.summary.get("parameters", "")
         rows.append(row)
     return rows
 
 
 def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
-    """One row per setting: counts, means and standard deviations over its finished runs."""
+    """Return one row per setting: counts, means and standard deviations over its finished runs."""
     runs = [run for setting in conclusion.settings for run in setting.runs]
     final = dict.fromkeys(name for run in runs for name in run.final if name not in ("step", "lr"))
     rows: list[dict[str, object]] = []
@@ -118,14 +119,14 @@ def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
         row: dict[str, object] = dict(setting.values) or {"setting": setting.label}
         row |= {"n": setting.count("finished"), "failed": setting.count("failed")}
         row["unfinished"] = setting.count("unfinished")
-        for name, reader in reported(conclusion.settings, conclusion.monitor):
+        for name, reader in reported_metrics(conclusion.settings, conclusion.monitor):
             spread = setting.spread(reader)
-            told = f"best_{name}" if conclusion.monitor else name
-            row[f"{told}_mean"] = "" if spread is None else spread.mean
-            row[f"{told}_std"] = "" if spread is None or spread.sd is None else spread.sd
-        means: dict[str, Callable[[Result], Any]] = {"best_epoch": functools.partial(at_best, column="epoch")}
-        means |= {f"final_{name}": functools.partial(_at_end, column=name) for name in final}
-        means |= {name: functools.partial(_summed, name=name) for name in ("parameters", "seconds_per_epoch")}
+            column = f"best_{name}" if conclusion.monitor else name
+            row[f"{column}_mean"] = "" if spread is None else spread.mean
+            row[f"{column}_std"] = "" if spread is None or spread.sd is None else spread.sd
+        means: dict[str, Callable[[Result], Any]] = {"best_epoch": functools.partial(best_value, column="epoch")}
+        means |= {f"final_{name}": functools.partial(_final_value, column=name) for name in final}
+        means |= {name: functools.partial(_summary_value, name=name) for name in ("parameters", "seconds_per_epoch")}
         for name, reader in means.items():
             spread = setting.spread(reader)
             row[f"{name}_mean"] = "" if spread is None else spread.mean
@@ -133,11 +134,11 @@ def _setting_rows(conclusion: Conclusion) -> list[dict[str, object]]:
     return rows
 
 
-def _at_end(run: Result, *, column: str) -> float | None:
+def _final_value(run: Result, *, column: str) -> float | None:
     return run.final.get(column)
 
 
-def _summed(run: Result, *, name: str) -> float | None:
+def _summary_value(run: Result, *, name: str) -> float | None:
     value = run.summary.get(name)
     return value if isinstance(value, int | float) else None
 
@@ -150,7 +151,7 @@ def _winner(conclusion: Conclusion) -> dict[str, Any] | None:
         "settings": dict(conclusion.winner.values),
         "n": len(conclusion.winner.runs),
     }
-    for name, reader in reported(conclusion.settings, conclusion.monitor):
+    for name, reader in reported_metrics(conclusion.settings, conclusion.monitor):
         spread = conclusion.winner.spread(reader)
         content[name] = None if spread is None else {"mean": spread.mean, "sd": spread.sd}
     return content

@@ -1,4 +1,4 @@
-"""The look of a comparison's figures: panels of lines, one per setting, each with its spread over the seeds."""
+"""Draw the panels of a comparison's figures: a line per setting, with its spread over the seeds."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from dlhw.views.plots import (
     scale_values,
 )
 
-_NAMED_SETTINGS = 10  # a legend of a colour scale names no more of its settings
-_BEST_ON_SCALE = PALETTE[1]  # stands out from every colour of the scale
-_LEGEND_CHARACTERS = 100  # of a legend across the whole figure; a handle takes some ten of them
+_NAMED_SETTINGS = 10  # at most, in the legend of a colour scale
+_BEST_ON_SCALE = PALETTE[1]  # differs from every colour of the scale
+_LEGEND_CHARACTERS = 100  # width of a legend across the figure; a handle is about ten characters wide
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a comparison: one setting, its mean over seeds, and how far the seeds lie from it."""
+    """A line of a comparison: the mean of a setting over its seeds, and the spread."""
 
     label: str
     color: str
     x: Sequence[float]
     y: Sequence[float]
-    spread: Sequence[float] = ()  # a standard deviation for each y, nan where there is none; or nothing at all
-    best: bool = False  # drawn on top, thicker, and named so
+    spread: Sequence[float] = ()  # standard deviations of y, nan if unknown; or empty
+    best: bool = False  # drawn on top, thicker, and labelled as best
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes of a comparison. ``floor``: values up to it count as zero when the scale is chosen."""
+    """One panel of a comparison. Values up to ``floor`` count as zero when the scale is chosen."""
 
     label: str
     series: Sequence[Series]
@@ -55,9 +55,10 @@ class Panel:
 
 
 def setting_colors(values: Sequence[float | None], *, best: int | None = None) -> list[str]:
-    """A colour for each setting: the palette's, or for more of them a scale, dark to light by number or else by place.
+    """Return a colour for each setting: from the palette, or from a colour scale if there are more settings.
 
-    ``values`` holds the number that orders each setting, or None. The ``best`` has a colour that the scale has not.
+    ``values`` holds the number by which each setting is placed on the scale, or None. Unless all have numbers, the
+    scale follows their order. The ``best`` one gets a colour that is not on the scale.
     """
     count = len(values)
     if count <= len(PALETTE):
@@ -65,7 +66,7 @@ def setting_colors(values: Sequence[float | None], *, best: int | None = None) -
     numbers = [value for value in values if value is not None]
     keys = numbers if len(numbers) == count else [float(i) for i in range(count)]
     order = sorted(set(keys))
-    scale = colormaps["viridis"]  # without its light end, which print loses
+    scale = colormaps["viridis"]  # without its light end, which is invisible in print
     colors = [to_hex(scale(0.88 * order.index(key) / max(1, len(order) - 1))) for key in keys]
     if best is not None:
         colors[best] = _BEST_ON_SCALE
@@ -75,9 +76,9 @@ def setting_colors(values: Sequence[float | None], *, best: int | None = None) -
 def compared_curves(
     panels: Sequence[Panel], *, x: str = "epoch", log_x: bool = False, title: str, subtitle: str = ""
 ) -> Figure:
-    """Metrics against ``x``, a panel each, a line per setting with a band of one standard deviation over its seeds.
+    """Draw metrics against ``x``: a panel per metric, a line per setting, a band of one standard deviation.
 
-    Of more settings than the palette has colours, only the best has its band.
+    If there are more settings than colours in the palette, only the best one has a band.
     """
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
@@ -99,10 +100,10 @@ def compared_curves(
 def compared_against(
     panels: Sequence[Panel], *, key: str, optimum: float | None, share_y: bool = True, title: str, subtitle: str = ""
 ) -> Figure:
-    """Metrics at the best epoch against a numeric key, error bars of one standard deviation, ``optimum`` marked.
+    """Draw metrics at the best epoch against a numeric key, with error bars of one standard deviation.
 
-    The key's axis is logarithmic where its values are spread like decades, with 0 at its left end where it occurs.
-    With ``share_y`` the panels show the same quantity.
+    ``optimum`` is marked by a line. The key's axis is logarithmic if its values are spaced by factors, with 0 at its
+    left end. Set ``share_y`` if the panels show the same quantity.
     """
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
@@ -117,7 +118,7 @@ def compared_against(
                 )
         if optimum is not None:
             axes.axvline(optimum, color=COLORS["reference"], linewidth=0.9, linestyle=":", zorder=1.6)
-        _scale_key(axes, sorted({x for each in panels for series in each.series for x in series.x}))
+        _scale_key(axes, sorted({x for other in panels for series in other.series for x in series.x}))
         axes.set_xlabel(key, fontsize=TEXT_POINTS, parse_math=False)
         _scale_panel(axes, panel)
     if share_y:
@@ -126,7 +127,7 @@ def compared_against(
 
 
 def compared_layers(panels: Sequence[Panel], *, layers: Sequence[str] = (), title: str, subtitle: str = "") -> Figure:
-    """A quantity of each layer, one panel before and one after training, a line per setting; the y axis is shared."""
+    """Draw a quantity of each layer, with a line per setting: one panel before training, one after it."""
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
@@ -145,15 +146,15 @@ def compared_layers(panels: Sequence[Panel], *, layers: Sequence[str] = (), titl
 
 
 def _panels(panels: Sequence[Panel], *, title: str, subtitle: str) -> tuple[Figure, list[Axes]]:
-    """Axes for the panels, and below them a legend of all settings, thinned out where they share a colour scale."""
-    told: dict[str, Series] = {}
+    """Return axes for the panels, with a legend below. With a colour scale it names only some settings."""
+    labelled: dict[str, Series] = {}
     for panel in panels:
         for series in panel.series:
-            told.setdefault(series.label, series)
-    entries = list(told.values())
+            labelled.setdefault(series.label, series)
+    entries = list(labelled.values())
     if len(entries) > max(_NAMED_SETTINGS, len(PALETTE)):
         kept = {round(i * (len(entries) - 1) / (_NAMED_SETTINGS - 1)) for i in range(_NAMED_SETTINGS)}
-        subtitle = "\n".join(filter(None, [subtitle, f"{len(entries)} settings, some of them named below"]))
+        subtitle = "\n".join(filter(None, [subtitle, f"{len(entries)} settings; the legend shows some of them"]))
         entries = [series for i, series in enumerate(entries) if i in kept or series.best]
     names = [series.label + (" (best)" if series.best else "") for series in entries]
     longest = max(map(len, names), default=0)
@@ -199,13 +200,13 @@ def _draw_series(axes: Axes, series: Series, *, marker: str, crowded: bool = Fal
 
 
 def _band(series: Series) -> tuple[list[float], list[float]]:
-    """One standard deviation below and above; what is below zero though no value is, is cut off at a tenth of it."""
+    """Return the means minus and plus one standard deviation. Below a positive mean, the lower end is positive, too."""
     pairs = [(y, 0.0 if math.isnan(sd) else sd) for y, sd in zip(series.y, series.spread, strict=True)]
     return [y - sd if y - sd > 0 or y <= 0 else y / 10 for y, sd in pairs], [y + sd for y, sd in pairs]
 
 
 def _scale_panel(axes: Axes, panel: Panel) -> None:
-    values = [value for series in panel.series for value in _reached(series)]
+    values = [value for series in panel.series for value in _band_ends(series)]
     scale_values(axes, values, floor=panel.floor, linear=panel.label.endswith("accuracy"))
     for unit, whole in (("(%)", 100.0), ("accuracy", 1.0)):
         if panel.label.endswith(unit):
@@ -214,22 +215,22 @@ def _scale_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _share_y(all_axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
-    """One y scale for panels that show the same quantity."""
+    """Use one y scale for panels that show the same quantity."""
     joint = Panel("", [series for panel in panels for series in panel.series], floor=panels[0].floor)
     for axes, panel in zip(all_axes, panels, strict=True):
         _scale_panel(axes, Panel(panel.label, joint.series, floor=joint.floor))
 
 
-def _reached(series: Series) -> list[float]:
-    """The ends of the bands, which the axes must hold."""
+def _band_ends(series: Series) -> list[float]:
+    """Return the finite ends of the bands, which the axes must include."""
     low, high = _band(series) if series.spread else (series.y, series.y)
     return [value for value in (*low, *high) if math.isfinite(value)]
 
 
 def _scale_key(axes: Axes, values: Sequence[float]) -> None:
-    """The scale of a swept key's axis: logarithmic where its values lie like decades, with 0 at the left end."""
+    """Set the scale of a key's axis: logarithmic if its values are spaced by factors, with 0 at the left end."""
     positive = [value for value in values if value > 0]
-    if values and values[0] >= 0 and _like_decades(positive):
+    if values and values[0] >= 0 and _spans_decades(positive):
         if values[0] == 0:
             axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
             axes.set_xlim(-0.25 * positive[0], positive[-1] * 1.4)
@@ -248,8 +249,8 @@ def _scale_key(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _like_decades(values: Sequence[float]) -> bool:
-    """Whether positive values, ascending, span over a decade and are spaced by factors rather than by steps."""
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether positive values, ascending, span more than a decade and are spaced by factors rather than evenly."""
     if len(values) < 2 or values[-1] < 10 * values[0]:
         return False
     middle = math.log(statistics.median(values))

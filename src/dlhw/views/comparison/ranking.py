@@ -1,7 +1,7 @@
-"""Settings, their means over seeds, the winner by validation, and the words for it.
+"""Group runs into settings, average them over seeds, and rank the settings by validation.
 
-Runs that differ in nothing but the seed are one setting. A winner is chosen by validation alone, among settings whose
-runs all finished; its test result is then reported, never used.
+Runs that differ only in the seed belong to one setting. The winner is the setting with the lowest mean validation
+metric among those whose runs all finished. Its test result is reported but never used for selection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRINTED_SETTINGS = 30
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (n - 1 in the denominator; None for a single value) over ``n`` seeds."""
+    """Mean and standard deviation over ``n`` seeds; the denominator is n - 1, and a single value has None."""
 
     mean: float
     sd: float | None
@@ -29,13 +29,13 @@ class Spread:
 
     def __str__(self) -> str:
         if self.sd is None:
-            return _short(self.mean)
+            return _number_text(self.mean)
         digits = max(0, min(6, 2 - math.floor(math.log10(abs(self.mean))))) if self.mean else 2
         return f"{self.mean:.{digits}f} ± {self.sd:.{digits}f}"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value. Where not all are finite, there is no standard deviation."""
+    """Return the spread of at least one value. If one is not finite, there is no standard deviation."""
     several = len(values) > 1 and all(map(math.isfinite, values))
     mean = statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
     return Spread(mean, statistics.stdev(values) if several else None, len(values))
@@ -43,7 +43,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs that are equal in everything but the seed."""
+    """The runs that differ only in the seed."""
 
     values: Mapping[str, str]
     label: str
@@ -61,20 +61,20 @@ class Setting:
         return [run for run in self.runs if run.status == "finished"]
 
     def spread(self, number: Callable[[Result], Any]) -> Spread | None:
-        """Mean and standard deviation of a number over the finished runs that have it."""
+        """Return the spread of a number over the finished runs that have it."""
         values = [float(value) for run in self.finished if (value := number(run)) is not None]
         return spread(values) if values else None
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What :func:`conclude` found; as a string, the closing table for the console."""
+    """The result of :func:`compare_runs`. As a string it is the table for the console."""
 
     status: str
-    settings: tuple[Setting, ...]  # the best first, those with a run that did not finish last
-    monitor: str | None  # None for studies, and for runs that went by different ones
+    settings: tuple[Setting, ...]  # sorted, best first; those with unfinished or failed runs come last
+    monitor: str | None  # None for studies, and for runs with different monitors
     winner: Setting | None
-    no_winner: str  # why there is none
+    no_winner: str  # why there is no winner
     failed: Mapping[str, str]  # job: reason
     notes: tuple[str, ...]
 
@@ -84,8 +84,8 @@ class Conclusion:
         )
 
     def _table(self) -> list[str]:
-        columns = reported(self.settings, self.monitor)
-        lines = [["setting", *(_words(name) for name, _ in columns), "n"]]
+        columns = reported_metrics(self.settings, self.monitor)
+        lines = [["setting", *(_column_text(name) for name, _ in columns), "n"]]
         for setting in self.settings[:PRINTED_SETTINGS]:
             spreads = [setting.spread(number) for _, number in columns]
             missing = len(setting.runs) - len(setting.finished)
@@ -100,17 +100,17 @@ class Conclusion:
 
     @property
     def verdict(self) -> str:
-        """The winner and its numbers, or why there is none."""
+        """The winner and its results, or why there is no winner."""
         if self.winner is None or self.monitor is None:
             return f"no winner: {self.no_winner}"
-        return f"lowest mean {_words(self.monitor, unit=False)}: {at_winner(self.winner, self.monitor)}"
+        return f"lowest mean {_column_text(self.monitor, unit=False)}: {winner_text(self.winner, self.monitor)}"
 
 
-def grouped(results: Sequence[Result]) -> list[Setting]:
-    """The settings, in the order of their first run.
+def group_by_setting(results: Sequence[Result]) -> list[Setting]:
+    """Group runs into settings, in the order of their first run.
 
-    A run that repeats another is in none: it is no second seed. One that left no config is in the first setting that
-    its overrides agree with.
+    A run that repeats another one is left out, because it is not another seed. A run without a config belongs to the
+    first setting that agrees with its overrides.
     """
     groups: dict[tuple[Any, ...], list[Result]] = {}
     full = {_values(result): None for result in results if result.known}
@@ -123,8 +123,8 @@ def grouped(results: Sequence[Result]) -> list[Setting]:
         elif values not in full:
             values = next((other for other in full if _agrees(values, other)), values)
         groups.setdefault(values, []).append(result)
-    told = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
-    return [Setting(first.settings, _label(first), runs) for first, runs in told]
+    named = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
+    return [Setting(first.settings, _label(first), runs) for first, runs in named]
 
 
 def _values(result: Result) -> tuple[Any, ...]:
@@ -135,92 +135,92 @@ def _agrees(partial: Sequence[Any], values: Sequence[Any]) -> bool:
     return all(one in (None, other) for one, other in zip(partial, values, strict=True))
 
 
-def judged(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
-    """The settings, ranked by validation, and the winner. Test metrics are not looked at."""
-    settings = grouped(results)
+def rank_settings(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
+    """Rank the settings by validation and choose the winner. Test metrics are not used."""
+    settings = group_by_setting(results)
     finished = [run for run in results if run.status == "finished"]
     monitors = sorted({str(run.summary["monitor"]) for run in finished if "monitor" in run.summary})
     monitor = monitors[0] if len(monitors) == 1 else None
 
     def mean(setting: Setting) -> float:
-        spread = None if monitor is None else setting.spread(functools.partial(at_best, column=monitor))
+        spread = None if monitor is None else setting.spread(functools.partial(best_value, column=monitor))
         return math.inf if spread is None else spread.mean
 
     ranked = sorted(settings, key=lambda setting: (not setting.complete, mean(setting)))
     winner = ranked[0] if ranked and ranked[0].complete and math.isfinite(mean(ranked[0])) else None
     no_winner = ""
     if len(monitors) > 1:
-        no_winner = f"runs that go by different trainer.monitor ({', '.join(monitors)}) cannot be ranked"
+        no_winner = f"the runs have different values of trainer.monitor ({', '.join(monitors)})"
     elif winner is None and not finished:
         no_winner = "no run finished"
     elif winner is None:
-        no_winner = "no setting has all its runs finished" if monitor else "nothing was trained and validated"
+        no_winner = "no setting has only finished runs" if monitor else "no run trained a model"
     status = next((state for state in ("unfinished", "failed") if any(run.status == state for run in results)), None)
     failed = {job: f"failed: {run.reason}" for run, job in zip(results, jobs, strict=True) if run.status == "failed"}
     repeated = [job for run, job in zip(results, jobs, strict=True) if run.repeats is not None]
-    told = ", ".join(repeated[:3]) + (f" and {len(repeated) - 3} more" if len(repeated) > 3 else "")
-    notes = (f"not counted, for an equal config and seed in another run: {told}",) if repeated else ()
+    names = ", ".join(repeated[:3]) + (f" and {len(repeated) - 3} more" if len(repeated) > 3 else "")
+    notes = (f"not counted, because another run has the same config and seed: {names}",) if repeated else ()
     return Conclusion(status or "finished", tuple(ranked), monitor, winner, no_winner, failed, notes)
 
 
-def reported(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
-    """Name and reader of what is reported of each setting first: validation and test metric, or a study's numbers.
+def reported_metrics(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:
+    """Return names and getters of the main results: validation and test metric, or a study's numbers.
 
-    There is no test metric where no run has a test part.
+    There is no test metric if no run has a test part.
     """
     runs = [run for setting in settings for run in setting.runs]
     if monitor is not None:
-        tested = test_of(monitor) if any(test_of(monitor) in run.best for run in runs) else None
-        return [(name, functools.partial(at_best, column=name)) for name in (monitor, tested) if name is not None]
+        tested = test_metric(monitor) if any(test_metric(monitor) in run.best for run in runs) else None
+        return [(name, functools.partial(best_value, column=name)) for name in (monitor, tested) if name is not None]
     names = dict.fromkeys(name for run in runs for name in run.numbers)
-    return [(name, functools.partial(_found, name=name)) for name in names]
+    return [(name, functools.partial(_number_of, name=name)) for name in names]
 
 
-def at_best(run: Result, *, column: str) -> float | None:
+def best_value(run: Result, *, column: str) -> float | None:
     return run.best.get(column)
 
 
-def _found(run: Result, *, name: str) -> float | None:
+def _number_of(run: Result, *, name: str) -> float | None:
     return run.numbers.get(name)
 
 
-def test_of(monitor: str) -> str:
+def test_metric(monitor: str) -> str:
     return monitor.replace("val_", "test_", 1)
 
 
-def at_winner(winner: Setting, monitor: str) -> str:
-    """``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
+def winner_text(winner: Setting, monitor: str) -> str:
+    """Return, for example, ``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
     validation, test = (
-        winner.spread(functools.partial(at_best, column=column)) for column in (monitor, test_of(monitor))
+        winner.spread(functools.partial(best_value, column=column)) for column in (monitor, test_metric(monitor))
     )
     unit = " %" if monitor.endswith("_percent") else ""
-    told = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
-    return told if test is None else f"{told}, {_words(test_of(monitor), unit=False)} there {test}{unit}"
+    text = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
+    return text if test is None else f"{text}, {_column_text(test_metric(monitor), unit=False)} there {test}{unit}"
 
 
-def _words(column: str, *, unit: bool = True) -> str:
-    """``val_error_percent``: validation error (%)."""
+def _column_text(column: str, *, unit: bool = True) -> str:
+    """Return a column's name as text: ``validation error (%)`` for ``val_error_percent``."""
     words = column.replace("val_", "validation ").replace("_percent", " (%)" if unit else "")
     return words.replace("_", " ")
 
 
 def _shortened(value: str) -> str:
-    """The end of an absolute path, which would not fit into a legend; other values as they are."""
+    """Return the last two parts of an absolute path, to fit into a legend; other values are unchanged."""
     return "/".join(PurePath(value).parts[-2:]) if value.startswith("/") else value
 
 
 def _label(result: Result) -> str:
-    """``optimizer = adam, lr = 0.001``: keys by their last part where that is enough to tell them apart."""
+    """Return a label such as ``optimizer = adam, lr = 0.001``, with only the last part of keys where it is unique."""
     lasts = [name.rpartition(".")[2] for name in result.settings]
-    told = [
+    parts = [
         f"{last if lasts.count(last) == 1 else name} = {_shortened(value)}"
         for (name, value), last in zip(result.settings.items(), lasts, strict=True)
         if value
     ]
-    if told or not result.settings:
-        return ", ".join(told) or str(result.summary.get("experiment", ""))
+    if parts or not result.settings:
+        return ", ".join(parts) or str(result.summary.get("experiment", ""))
     return f"without {', '.join(lasts)}" if result.known else result.path.name
 
 
-def _short(value: float) -> str:
+def _number_text(value: float) -> str:
     return f"{value:#.4g}" if not float(value).is_integer() or abs(value) >= 1e15 else f"{value:.0f}"

@@ -1,8 +1,8 @@
-"""Reading finished runs: which directories are runs, what each one found, and which settings vary among them.
+"""Read run directories: find them, read their results, and determine which settings vary among them.
 
-A run's config says what its settings are, its overrides only which of them were meant to vary. Values are compared by
-what they mean, not by how they are written. Reading takes no torch and no pandas, so that a thousand runs are listed in
-about a second.
+The values of the settings come from the runs' configs; overrides only show which settings vary. Values are compared
+after parsing, so that ``0.10`` equals ``1e-1``. This module uses neither torch nor pandas, so that reading a thousand
+runs takes about a second.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _NOT_RESULTS = (
     "seed",
     "threads",
     "parameters",
-)  # numbers at the top level of summary.json that no study measured
-_COLUMNS = 5  # for what runs of equal overrides differ by; more only where these leave such runs together
-_UNREADABLE = (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError)  # the last three also from yaml
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as quick
+)  # entries at the top level of summary.json that are not results of a study
+_COLUMNS = 5  # columns for settings that differ without an override; more only if these do not separate the runs
+_UNREADABLE = (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError)  # yaml raises the last three, too
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run directory holds for a comparison; files other than the summary are read when asked for."""
+    """One run directory. Files other than the summary are read when they are first used."""
 
     path: Path
-    settings: Mapping[str, str]  # the keys that vary among the runs, with their values as written
+    settings: Mapping[str, str]  # the settings that vary among the runs, with values as written
     seed: int | None
     status: str  # finished, failed, unfinished
-    reason: str  # what a failed run failed by
+    reason: str  # of a failed run
     summary: Mapping[str, Any]
-    known: bool = True  # whether there is a config, so that a key that has no value is known to be absent
+    known: bool = True  # whether it has a config, so that a missing key is known to be absent
     repeats: Path | None = None  # an earlier finished run with the same settings and the same seed
 
     @cached_property
@@ -58,19 +58,19 @@ class Result:
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """What a study found: the numbers at the top level of its summary. Empty for a trained run."""
+        """The results of a study: numbers at the top level of its summary. Empty for a training run."""
         if self.best:
             return {}
         return {name: value for name, value in _numbers(self.summary).items() if name not in _NOT_RESULTS}
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """``metrics.csv``, a row per epoch; nothing when there is none."""
+        """The rows of ``metrics.csv``, one per epoch; empty if the file is missing."""
         return _read_csv(self.path / "metrics.csv")
 
     def probes(self, column: str) -> list[tuple[int, list[float], list[str]]]:
-        """The first and the last ``probes/epoch_*.csv`` with the column: epoch, value of each layer, layers' names."""
-        found = []
+        """Return epoch, values and names of the layers from the first and the last probe, if they have the column."""
+        probes = []
         files = sorted((self.path / "probes").glob("epoch_*.csv"))
         for file in files[:1] + files[1:][-1:]:
             with file.open(newline="") as text:
@@ -78,8 +78,8 @@ class Result:
             if rows and column in rows[0]:
                 values = [_number(row[column]) for row in rows]
                 names = [row.get("name", "") for row in rows]
-                found.append((int(file.stem.rpartition("_")[2]), values, names))
-        return found
+                probes.append((int(file.stem.rpartition("_")[2]), values, names))
+        return probes
 
 
 def read(
@@ -88,44 +88,44 @@ def read(
     failures: Mapping[Path, str] | None = None,
     overrides: Mapping[Path, Sequence[str]] | None = None,
 ) -> list[Result]:
-    """The runs in ``directories``, in this order, with those settings that vary among them.
+    """Read the runs in ``directories``, in this order, with the settings that vary among them.
 
-    Settings are the keys that any run was given and, where configs differ by more than those and the seed, the keys
-    that they differ by. A key that a config has not is one more value of it.
+    Settings are the keys that any run overrides. If configs differ in other keys than these and the seed, those keys
+    are settings, too. A key that is missing in a config counts as another value.
 
     Args:
-        failures: reasons of jobs whose directory does not tell, or does not exist.
-        overrides: the overrides of jobs whose directory does not tell.
+        failures: reasons for failed jobs whose directory does not exist or has no reason.
+        overrides: the overrides of jobs whose directory does not have them.
     """
-    given = [_overrides(path, (overrides or {}).get(path, ())) for path in directories]
+    overridden = [_overrides(path, (overrides or {}).get(path, ())) for path in directories]
     configs = [_leaves(path / "config.yaml") for path in directories]
     summaries = [read_summary(path) for path in directories]
     seeds = [
         _seed(config.get("seed", summary.get("seed", line.get("seed"))))
-        for summary, config, line in zip(summaries, configs, given, strict=True)
+        for summary, config, line in zip(summaries, configs, overridden, strict=True)
     ]
     nodes = {name[: dot.start()] for name in set().union(*configs) for dot in re.finditer(r"\.", name)}
 
     def value(name: str, path: Path, line: Mapping[str, str], config: Mapping[str, str]) -> str:
         if name in config and name not in nodes:
             return config[name]
-        return line[name] if name in line else _choice(path, name) if config and "." not in name else ""
+        return line[name] if name in line else _config_group_choice(path, name) if config and "." not in name else ""
 
     def column(name: str) -> list[str]:
-        return [value(name, *run) for run in zip(directories, given, configs, strict=True)]
+        return [value(name, *run) for run in zip(directories, overridden, configs, strict=True)]
 
     columns: dict[str, list[str]] = {}
-    for name in dict.fromkeys(key for line in given for key in line):
-        if _is_setting(name) and not _interpolated({line[name] for line in given if name in line}):
+    for name in dict.fromkeys(key for line in overridden for key in line):
+        if _is_setting(name) and not _same_interpolation({line[name] for line in overridden if name in line}):
             values = column(name)
             if len({canonical(text) for text, config in zip(values, configs, strict=True) if text or config}) > 1:
                 columns[name] = values
-    for name in _unexplained(columns, configs, seeds):
+    for name in _distinguishing_keys(columns, configs, seeds):
         columns[name] = column(name)
     results: list[Result] = []
     finished: dict[tuple[Any, ...], Path] = {}
     for i, (path, summary, config) in enumerate(zip(directories, summaries, configs, strict=True)):
-        own = {name: values[i] for name, values in columns.items()}
+        settings = {name: values[i] for name, values in columns.items()}
         status = summary.get("status")
         reason = _text(summary.get("reason", ""))
         if status != "finished" and path in (failures or {}):
@@ -133,77 +133,77 @@ def read(
         status = status if status in ("finished", "failed") else "unfinished"
         repeats = None
         if status == "finished" and config and seeds[i] is not None:
-            first = finished.setdefault((seeds[i], *map(canonical, own.values())), path)
+            first = finished.setdefault((seeds[i], *map(canonical, settings.values())), path)
             repeats = None if first == path else first
-        results.append(Result(path, own, seeds[i], status, reason, summary, bool(config), repeats))
+        results.append(Result(path, settings, seeds[i], status, reason, summary, bool(config), repeats))
     return results
 
 
-def _unexplained(
+def _distinguishing_keys(
     columns: Mapping[str, Sequence[str]], configs: Sequence[Mapping[str, str]], seeds: Sequence[int | None]
 ) -> list[str]:
-    """Keys that tell apart the runs whose configs differ although ``columns`` do not; the shortest of equal ones."""
+    """Return keys that distinguish runs with equal ``columns`` but different configs; of equal ones the shortest."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, config in enumerate(configs):
         if config:
             groups.setdefault(tuple(canonical(values[i]) for values in columns.values()), []).append(i)
-    found: dict[str, None] = {}
+    keys: dict[str, None] = {}
     for members in groups.values():
         compared = [{name: text for name, text in configs[i].items() if _is_setting(name)} for i in members]
         if all(config == compared[0] for config in compared):
             continue
-        told: list[tuple[Any, ...]] = []
+        separating: list[tuple[Any, ...]] = []
         for name in sorted(set().union(*compared), key=lambda name: (name.count("."), len(name), name)):
             texts = [config.get(name, "") for config in compared]
             values = tuple(map(canonical, texts))
             mirrored = {_without_seed(text, seeds[i]) for text, i in zip(texts, members, strict=True)}
-            if len(set(values)) == 1 or len(mirrored) == 1 or values in told:
+            if len(set(values)) == 1 or len(mirrored) == 1 or values in separating:
                 continue
-            splits = len(set(zip(*told, values, strict=True))) > len(set(zip(*told, strict=True)))
-            if len(told) < _COLUMNS or splits:
-                told.append(values)
-                found[name] = None
-    return list(found)
+            splits = len(set(zip(*separating, values, strict=True))) > len(set(zip(*separating, strict=True)))
+            if len(separating) < _COLUMNS or splits:
+                separating.append(values)
+                keys[name] = None
+    return list(keys)
 
 
 def _without_seed(text: str, seed: int | None) -> str:
     return text if seed is None else re.sub(rf"(?<!\d)(?<!\d\.){seed}(?!\.?\d)", "{seed}", text)
 
 
-def _interpolated(texts: set[str]) -> bool:
-    """Whether an override follows other keys, in the same way in all runs."""
+def _same_interpolation(texts: set[str]) -> bool:
+    """Whether an override is the same interpolation of other keys in all runs."""
     return len(texts) == 1 and "${" in next(iter(texts))
 
 
 def run_directories(directory: Path) -> list[Path]:
-    """``directory`` if it is a run's, else the runs right below it: in the order of its ``sweep.csv``, then by name.
+    """Return ``[directory]`` if it is a run, else the runs directly in it, in the order of ``sweep.csv``, then by name.
 
-    Raises UsageError when there is none.
+    Raises UsageError if there is no run.
     """
     if _is_run(directory):
         return [directory]
     below = sorted(path for path in directory.iterdir() if _is_run(path)) if directory.is_dir() else []
-    jobs = [row["job"] for row in past_jobs(directory)]
+    jobs = [row["job"] for row in read_sweep_rows(directory)]
     place = {name: i for i, name in enumerate(jobs)}
-    found = sorted(below, key=lambda path: place.get(path.name, len(place)))
-    if not found:
-        raise UsageError(f"{directory}: neither a run nor a sweep (no config.yaml in it or right below it)")
-    return found
+    runs = sorted(below, key=lambda path: place.get(path.name, len(place)))
+    if not runs:
+        raise UsageError(f"{directory}: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)")
+    return runs
 
 
-def past_jobs(directory: Path) -> list[dict[str, str]]:
-    """The rows of a sweep's ``sweep.csv``; none when there is no such file. Raises UsageError when it is no table."""
+def read_sweep_rows(directory: Path) -> list[dict[str, str]]:
+    """Return the rows of a sweep's ``sweep.csv``, empty if it is missing. Raises UsageError if it is not a table."""
     try:
         with (directory / "sweep.csv").open(newline="", encoding="utf-8-sig") as file:
             return [row for row in csv.DictReader(file) if row.get("job") and None not in row]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{directory / 'sweep.csv'}: is not CSV in UTF-8; repair or delete it") from error
+        raise UsageError(f"{directory / 'sweep.csv'}: not a CSV file in UTF-8; repair or delete it") from error
 
 
-def declared(runs: Iterable[Path]) -> dict[str, Any]:
-    """The ``comparison`` of the first run's config; empty where it has none."""
+def declared_options(runs: Iterable[Path]) -> dict[str, Any]:
+    """Return the ``comparison`` options in the first run's config; empty if there are none."""
     first = next(iter(runs), None)
     node = None if first is None else _load(first / "config.yaml").get("comparison")
     return {name: value for name, value in node.items() if name != "_target_"} if isinstance(node, dict) else {}
@@ -211,7 +211,7 @@ def declared(runs: Iterable[Path]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=2**14)
 def canonical(text: str) -> Any:
-    """What a value as written stands for, to compare by: ``0.10`` is ``1e-1``, and ``[8]`` is ``[8.0]``."""
+    """Parse a value as written, for comparison: ``0.10`` equals ``1e-1``, and ``[8]`` equals ``[8.0]``."""
     try:
         return _hashable(yaml.load(text, _Loader))
     except _UNREADABLE:
@@ -219,7 +219,7 @@ def canonical(text: str) -> Any:
 
 
 def number(text: str) -> float | None:
-    """The number that a value is, also as the only one of a list (``model.hidden=[100]``); None for anything else."""
+    """Return a value as a number, also from a list of one number (``model.hidden=[100]``); else None."""
     value = canonical(text)
     if isinstance(value, tuple) and len(value) == 1:
         (value,) = value
@@ -246,7 +246,7 @@ def _is_setting(name: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    # A job whose config was refused has Hydra's files, but none of its own.
+    # A job with an invalid config has only Hydra's files.
     return (path / "config.yaml").is_file() or (path / ".hydra" / "overrides.yaml").is_file()
 
 
@@ -259,20 +259,20 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _leaves(path: Path) -> dict[str, str]:
-    """``{"optimizer.lr": "0.1"}``: a config's keys and values as written; empty when it cannot be read."""
+    """Return a config's keys and values as written, ``{"optimizer.lr": "0.1"}``; empty if it cannot be read."""
     try:
         text = path.read_bytes().decode()
     except _UNREADABLE:
         return {}
     blocks = [_block_leaves(block) for block in re.split(r"^(?=[^\s#-])", text, flags=re.MULTILINE)]
-    if None in blocks:  # more than a plain mapping of blocks
+    if None in blocks:  # not a sequence of top-level keys in block style
         blocks = [_block_leaves(text)]
     return {name: value for block in blocks for name, value in (block or {}).items()}
 
 
 @functools.lru_cache(maxsize=2**13)
 def _block_leaves(text: str) -> dict[str, str] | None:
-    """Of one top-level key of a config, which most runs of a sweep share; None when it is no mapping."""
+    """Return the leaves of one top-level key, None if it is not a mapping. Cached, because runs share most keys."""
     try:
         content = yaml.load(text, _Loader)
     except _UNREADABLE:
@@ -287,17 +287,17 @@ def _flat(node: Mapping[Any, Any], prefix: str) -> Iterable[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _written(value)
+            yield f"{prefix}{name}", _as_written(value)
 
 
-def _written(value: Any) -> str:
+def _as_written(value: Any) -> str:
     if isinstance(value, str):
         return value
     return yaml.dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
 
 
 def _overrides(path: Path, otherwise: Sequence[str]) -> dict[str, str]:
-    """Override key: value as written."""
+    """Return the overrides of a run, with values as written."""
     try:
         lines = yaml.load((path / ".hydra" / "overrides.yaml").read_bytes(), _Loader)
     except _UNREADABLE:
@@ -306,8 +306,8 @@ def _overrides(path: Path, otherwise: Sequence[str]) -> dict[str, str]:
     return {name.removeprefix("~"): "null" if name.startswith("~") else value for name, _, value in split}
 
 
-def _choice(path: Path, group: str) -> str:
-    """Which file of a config group a run had without an override of it; empty when that cannot be said."""
+def _config_group_choice(path: Path, group: str) -> str:
+    """Return the option of a config group that a run used by default; empty if it is unknown."""
     node: Any = _load(path / ".hydra" / "hydra.yaml")
     for part in ("hydra", "runtime", "choices", group):
         node = node.get(part) if isinstance(node, Mapping) else None
@@ -319,12 +319,12 @@ def _seed(value: object) -> int | None:
 
 
 def _text(value: object) -> str:
-    """In one line, and such that it can be written."""
+    """Format a value as one line that UTF-8 can encode."""
     return " ".join(str(value).encode(errors="replace").decode().split())
 
 
 def _numbers(node: object) -> dict[str, float]:
-    """The entries of a part of a summary that are numbers."""
+    """Return the entries of a part of a summary that are numbers."""
     items = node.items() if isinstance(node, Mapping) else ()
     return {
         name: value

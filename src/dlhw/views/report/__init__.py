@@ -1,4 +1,4 @@
-"""What a trained classifier of pictures gets right and wrong, and what it looks at."""
+"""Report on a trained picture classifier: accuracy, mistakes, saliency maps and filters."""
 
 from dlhw.views.report.classification import check, classifier
 

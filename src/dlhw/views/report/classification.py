@@ -1,7 +1,7 @@
-"""After training a classifier of pictures: what it gets right and wrong, how sure that is, and what it looks at.
+"""Put together the report on a picture classifier after training, as ``report=classifier`` requests it.
 
-Numbers and tables are of the validation and, where there is one, the test part. Pictures are shown of the validation
-part alone: whoever has seen the mistakes in the test part chooses with them in mind.
+Numbers and tables are for the validation part and, if there is one, the test part. Only validation pictures are
+shown, because decisions made after looking at mistakes in the test part would bias the test result.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models.modes import evaluating
 from dlhw.runs.answer import Answer, Number
-from dlhw.views.report.filters import Filters
-from dlhw.views.report.judgement import Judged, judge
-from dlhw.views.report.saliency import Method, NotSeen, grad_cam, gradient
+from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part
+from dlhw.views.report.filters import LayerFilters
+from dlhw.views.report.saliency import Method, SaliencyUnavailable, grad_cam, gradient
 
 Count = Annotated[int, Field(gt=0)]
 Rows = list[dict[str, object]]
 
 
 def check(data: Dataset) -> None:
-    """Raises UsageError unless these are pictures with classes; to be asked before training, not only after it."""
+    """Raise UsageError unless the dataset has pictures with classes. Called before training, too, to fail early."""
     if not data.classes:
         raise UsageError(
-            f"report=classifier: dataset={data.name} has a number to predict, not classes; use report=none"
+            f"report=classifier: dataset={data.name} is a regression dataset without classes; use report=none"
         )
     if len(data.shape) != 3:
         shape = " x ".join(map(str, data.shape))
         raise UsageError(
-            f"report=classifier: dataset={data.name} has no pictures, its samples are {shape}; use report=none"
+            f"report=classifier: dataset={data.name} has no pictures, its samples have shape {shape}; use report=none"
         )
 
 
@@ -49,11 +49,11 @@ def classifier(
     filters: str | None,
     evaluation_batch_size: Count,
 ) -> Answer:
-    """Confusion matrices, accuracies with Wilson intervals, the most confident mistakes, saliency maps, and filters.
+    """Return confusion matrices, accuracies with Wilson intervals, mistakes, saliency maps and filters.
 
-    ``untrained`` makes the model as it was before training; it is called where ``filters`` names a convolution.
-    Nothing is random, and ``model`` keeps its bits and modes. Where it does not lend itself to the kind of map that was
-    asked for, the answer tells what was done instead.
+    ``untrained`` returns the model as it was before training; it is called only if ``filters`` names a convolution.
+    Nothing is random, and the weights and modes of ``model`` do not change. If the requested saliency method does not
+    apply to the model, another one is used and a message says so.
     """
     from dlhw.views.report import figures  # imports matplotlib, which a run needs only now
 
@@ -61,57 +61,54 @@ def classifier(
     confidence = confidence_percent / 100
     with evaluating(model):
         parts = [
-            judge(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
+            evaluate_part(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
             for name, split in (("val", data.val), ("test", data.test))
             if split is not None
         ]
-        shown = parts[0]
-        drawn = {
+        validation = parts[0]
+        drawings = {
             "confusion": figures.confusion(parts, name=data.name),
             "per_class": figures.per_class(parts, confidence, name=data.name),
         }
-        told = [judged.told(confidence) for judged in parts]
-        if not shown.mistakes:
-            told.append(f"mistakes: none among {len(shown.labels):,} validation pictures")
+        messages = [evaluated.summary(confidence) for evaluated in parts]
+        if not validation.mistakes:
+            messages.append(f"mistakes: none among {len(validation.labels):,} validation pictures")
         else:
-            wrong = shown.mistakes[:mistakes]
-            pictures = as_seen(data, inputs(data, shown, wrong))
-            drawn["mistakes"] = figures.mistakes(shown, wrong, pictures, names=data.names, name=data.name)
+            wrong = validation.mistakes[:mistakes]
+            pictures = to_pictures(data, network_inputs(data, validation, wrong))
+            drawings["mistakes"] = figures.mistakes(validation, wrong, pictures, names=data.names, name=data.name)
         if saliency != "none":
-            at = chosen(shown, views)
-            x = inputs(data, shown, at)
-            maps, source = looked_at(model, x, shown.predicted[at].to(x.device), saliency)
-            told.append(f"saliency: {source}")
+            positions = select_examples(validation, views)
+            x = network_inputs(data, validation, positions)
+            maps, source = saliency_maps(model, x, validation.predicted[positions].to(x.device), saliency)
+            messages.append(f"saliency: {source}")
             if maps is not None:
-                drawn["saliency"] = figures.saliency(shown, at, as_seen(data, x), maps, source=source, name=data.name)
-    counted = {name: number for judged in parts for name, number in numbers(judged, confidence).items()}
-    listed = {
-        f"{name}_{judged.part}": rows
-        for judged in parts
-        for name, rows in tables(judged, confidence, names=data.names).items()
+                drawings["saliency"] = figures.saliency(
+                    validation, positions, to_pictures(data, x), maps, source=source, name=data.name
+                )
+    numbers = {name: number for evaluated in parts for name, number in accuracy_numbers(evaluated, confidence).items()}
+    lists = {
+        f"{name}_{evaluated.part}": rows
+        for evaluated in parts
+        for name, rows in tables(evaluated, confidence, names=data.names).items()
     }
     if filters is not None:
-        compared = Filters.of(untrained(), model, filters)
-        counted["filters_relative_change"] = compared.relative_change
-        listed["filters"] = compared.rows()
-        drawn["filters"] = figures.filters(compared, name=data.name)
-        told.append(compared.told())
-    return Answer(
-        numbers=counted,
-        tables=listed,
-        figures=drawn,
-        told=told,
-    )
+        layer = LayerFilters.of(untrained(), model, filters)
+        numbers["filters_relative_change"] = layer.relative_change
+        lists["filters"] = layer.rows()
+        drawings["filters"] = figures.filters(layer, name=data.name)
+        messages.append(layer.summary())
+    return Answer(numbers=numbers, tables=lists, figures=drawings, told=messages)
 
 
-def inputs(data: Dataset, judged: Judged, positions: list[int]) -> Tensor:
-    """What the network is given for these samples of the part."""
-    rows = judged.rows[positions].to(data.val.pool_y.device)
+def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]) -> Tensor:
+    """Return the network's inputs for the samples at ``positions`` of the validation part."""
+    rows = evaluated.rows[positions].to(data.val.pool_y.device)
     return data.normalize(data.val.gather(rows[None])[0][0])
 
 
-def as_seen(data: Dataset, x: Tensor) -> Tensor:
-    """Inputs (N, C, H, W) as pictures (N, H, W, 3) of 0 to 1 on the CPU, the brightest value of all being 1.
+def to_pictures(data: Dataset, x: Tensor) -> Tensor:
+    """Return inputs (N, C, H, W) as pictures (N, H, W, 3) on the CPU, scaled so that the brightest value is 1.
 
     Colours where there are three channels, else grey, the channels' mean.
     """
@@ -120,41 +117,44 @@ def as_seen(data: Dataset, x: Tensor) -> Tensor:
     return (colours / pixels.max().clamp(min=1e-12)).movedim(1, -1)
 
 
-def chosen(judged: Judged, views: int) -> list[int]:
-    """Positions of right answers of as many classes as there can be, then the most confident mistakes: half each."""
-    wrong = judged.mistakes[: views // 2]
-    right = judged.surest(views - len(wrong))
-    return right + judged.mistakes[: views - len(right)]
+def select_examples(evaluated: EvaluatedPart, views: int) -> list[int]:
+    """Return positions to draw: correct predictions from as many classes as possible, then confident mistakes.
+
+    Half of them are mistakes if there are enough of both.
+    """
+    wrong = evaluated.mistakes[: views // 2]
+    right = evaluated.most_confident_correct(views - len(wrong))
+    return right + evaluated.mistakes[: views - len(right)]
 
 
-def looked_at(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> tuple[Tensor | None, str]:
-    """The maps (N, H, W) of the logits ``classes``, None where there can be none, and a line on where they are from."""
+def saliency_maps(model: nn.Module, x: Tensor, classes: Tensor, method: Method) -> tuple[Tensor | None, str]:
+    """Return the maps (N, H, W) of the logits ``classes``, or None if no method applies, and a line on the method."""
     instead = ""
     try:
         if method == "grad_cam":
             try:
                 maps, layer = grad_cam(model, x, classes)
                 return maps.cpu(), f"Grad-CAM of layer {layer}"
-            except NotSeen as reason:
+            except SaliencyUnavailable as reason:
                 instead = f" instead of Grad-CAM, because {reason}"
-        return gradient(model, x, classes).cpu(), f"size of the gradient by the pixels{instead}"
-    except NotSeen as reason:
+        return gradient(model, x, classes).cpu(), f"magnitude of the gradient with respect to the pixels{instead}"
+    except SaliencyUnavailable as reason:
         return None, f"no maps, because {reason}"
 
 
-def numbers(judged: Judged, confidence: float) -> dict[str, Number]:
-    """The part's accuracy (0 to 1) and the ends of its interval, named as in metrics.csv."""
-    accuracy = judged.accuracy(confidence)
+def accuracy_numbers(evaluated: EvaluatedPart, confidence: float) -> dict[str, Number]:
+    """Return the accuracy (0 to 1) and the ends of its interval, with names as in metrics.csv."""
+    accuracy = evaluated.accuracy(confidence)
     low, high = accuracy.interval
-    name = f"{judged.part}_accuracy"
+    name = f"{evaluated.part}_accuracy"
     return {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
 
 
-def tables(judged: Judged, confidence: float, *, names: tuple[str, ...]) -> dict[str, Rows]:
-    """Confusion matrix, accuracy by class and all mistakes, the most confident first."""
+def tables(evaluated: EvaluatedPart, confidence: float, *, names: tuple[str, ...]) -> dict[str, Rows]:
+    """Return the tables of a part: confusion matrix, accuracy by class, and mistakes, the most confident first."""
     confusion: Rows = [
-        {"true_class": true, **{f"predicted {name}": n for name, n in zip(judged.classes, counts, strict=True)}}
-        for true, counts in zip(judged.classes, judged.confusion.tolist(), strict=True)
+        {"true_class": true, **{f"predicted {name}": n for name, n in zip(evaluated.classes, counts, strict=True)}}
+        for true, counts in zip(evaluated.classes, evaluated.confusion.tolist(), strict=True)
     ]
     per_class: Rows = [
         {
@@ -165,17 +165,17 @@ def tables(judged: Judged, confidence: float, *, names: tuple[str, ...]) -> dict
             "accuracy_low": accuracy.interval[0],
             "accuracy_high": accuracy.interval[1],
         }
-        for name, accuracy in zip(judged.classes, judged.by_class(confidence), strict=True)
+        for name, accuracy in zip(evaluated.classes, evaluated.by_class(confidence), strict=True)
     ]
     mistakes: Rows = [
         {
             "picture": names[row] if names else row,
-            "true_class": judged.classes[judged.labels[position]],
-            "predicted_class": judged.classes[judged.predicted[position]],
-            "probability": float(judged.probability[position]),
-            "probability_of_true": float(judged.probability_of_true[position]),
+            "true_class": evaluated.classes[evaluated.labels[position]],
+            "predicted_class": evaluated.classes[evaluated.predicted[position]],
+            "probability": float(evaluated.probability[position]),
+            "probability_of_true": float(evaluated.probability_of_true[position]),
         }
-        for position in judged.mistakes
-        for row in [int(judged.rows[position])]
+        for position in evaluated.mistakes
+        for row in [int(evaluated.rows[position])]
     ]
     return {"confusion": confusion, "per_class": per_class, "mistakes": mistakes}

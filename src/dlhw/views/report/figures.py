@@ -1,4 +1,4 @@
-"""Figures about a classifier: confusion matrix, accuracy by class, grids of pictures, and its filters."""
+"""Figures of a report: confusion matrix, accuracy by class, mistakes, saliency maps and filters."""
 
 from __future__ import annotations
 
@@ -15,41 +15,46 @@ from torch import Tensor
 
 from dlhw.views import mosaics
 from dlhw.views.plots import COLORS, LINE_INCHES, PALETTE, TEXT_POINTS, WIDTH_INCHES, add_legend, label, new_figure
-from dlhw.views.report.filters import Filters
-from dlhw.views.report.judgement import PARTS, Accuracy, Judged
+from dlhw.views.report.evaluation import PARTS, Accuracy, EvaluatedPart
+from dlhw.views.report.filters import LayerFilters
 
 Picture = npt.NDArray[np.float64]
 
-MOST_CELLS = 12  # classes up to which the cells of a confusion matrix have room for their numbers
-MOST_TICKS = 40  # class names beside a matrix; of more classes every second, third, ... is named
-MOST_CLASSES = 100  # in the figure of accuracies
+MOST_CELLS = 12  # with more classes, the cells of a confusion matrix have no room for numbers
+MOST_TICKS = 40  # with more classes, only every second, third, ... class is named beside a matrix
+MOST_CLASSES = 100  # drawn in the figure of accuracies
 MOST_FILTERS = 64
 CAPTION_POINTS = 6.5
-HEAT = "inferno"  # of saliency maps: grows evenly in lightness, so that it reads in grey print, too
+HEAT = "inferno"  # for saliency maps; its lightness rises evenly, so it is readable in grey print
 
 
-def confusion(parts: Sequence[Judged], *, name: str) -> Figure:
-    """Of each part a matrix: true classes in rows, shares of a row as colours; numbers where they fit."""
+def confusion(parts: Sequence[EvaluatedPart], *, name: str) -> Figure:
+    """Draw the confusion matrix of each part, true classes in rows, coloured by the share of the row."""
     classes = parts[0].classes
     side_by_side = len(classes) <= 4 and len(parts) > 1
     figure, all_axes = new_figure(
         len(parts),
-        title=f"{name}: which class is taken for which",
+        title=f"{name}: confusion matrix",
         subtitle="Percent of each true class" + (", and the number of pictures" if len(classes) <= MOST_CELLS else ""),
         columns=len(parts) if side_by_side else 1,
         panel_inches=3.0 if len(classes) <= 4 else 5.2 if len(classes) <= MOST_CELLS else 6.4,
     )
-    for axes, judged in zip(all_axes, parts, strict=True):
-        percent = 100 * judged.confusion / judged.confusion.sum(1, keepdim=True).clamp(min=1)
+    for axes, evaluated in zip(all_axes, parts, strict=True):
+        percent = 100 * evaluated.confusion / evaluated.confusion.sum(1, keepdim=True).clamp(min=1)
         drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
         bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
         bar.set_label("percent of the row", fontsize=TEXT_POINTS)
         bar.ax.tick_params(labelsize=8.5)
         axes.grid(False)
         _name_classes(axes, classes)
-        label(axes, x="predicted class", y="true class", title=f"{PARTS[judged.part]}: {len(judged.labels):,} pictures")
+        label(
+            axes,
+            x="predicted class",
+            y="true class",
+            title=f"{PARTS[evaluated.part]}: {len(evaluated.labels):,} pictures",
+        )
         if len(classes) <= MOST_CELLS:
-            _write_cells(axes, judged.confusion, percent)
+            _write_cells(axes, evaluated.confusion, percent)
     return figure
 
 
@@ -79,27 +84,27 @@ def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     axes.set_xticks(at, names, fontsize=points, parse_math=False, rotation=90 if slanted else 0)
 
 
-def per_class(parts: Sequence[Judged], confidence: float, *, name: str) -> Figure:
-    """The accuracy of each class with its interval, beside that of the whole part with its own."""
+def per_class(parts: Sequence[EvaluatedPart], confidence: float, *, name: str) -> Figure:
+    """Draw the accuracy of each class and of the whole part, with intervals."""
     classes = min(len(parts[0].classes), MOST_CLASSES)
     row_inches = 0.26 if classes <= 20 else 0.12
     figure, all_axes = new_figure(
         len(parts),
         title=f"{name}: accuracy of each class",
-        subtitle="\n".join(judged.told(confidence) for judged in parts),
+        subtitle="\n".join(evaluated.summary(confidence) for evaluated in parts),
         panel_inches=0.95 + row_inches * max(classes, 4),
     )
     lowest = 99.0
-    for axes, judged in zip(all_axes, parts, strict=True):
-        rows = list(zip(judged.classes, judged.by_class(confidence), strict=True))
-        title = PARTS[judged.part]
+    for axes, evaluated in zip(all_axes, parts, strict=True):
+        rows = list(zip(evaluated.classes, evaluated.by_class(confidence), strict=True))
+        title = PARTS[evaluated.part]
         if len(rows) > classes:
             title += f": the {classes} of {len(rows):,} classes with the lowest accuracy"
             rows = sorted((row for row in rows if row[1].count), key=lambda row: row[1].value)[:classes]
-        _draw_accuracies(axes, rows, judged.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
+        _draw_accuracies(axes, rows, evaluated.accuracy(confidence), points=8.5 if classes <= 20 else 5.5)
         lowest = min(lowest, *(100 * accuracy.interval[0] for _, accuracy in rows if accuracy.count))
         label(axes, x="accuracy (%)", y="", title=title, legend=False)
-    for axes in all_axes:  # the same scale, so that the parts can be compared
+    for axes in all_axes:  # the same scale for all parts
         axes.set_xlim(lowest - 0.04 * (100 - lowest), 100 + 0.04 * (100 - lowest))
     entries = {text: artist for artist, text in zip(*all_axes[0].get_legend_handles_labels(), strict=True)}
     add_legend(figure, list(entries.values()), list(entries), loc="outside lower center", columns=len(entries))
@@ -127,80 +132,83 @@ def _draw_accuracies(axes: Axes, rows: Sequence[tuple[str, Accuracy]], whole: Ac
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def mistakes(judged: Judged, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str) -> Figure:
-    """The ``pictures`` (N, H, W, 3) at ``positions``: what each is, what it was taken for, its file if it has one."""
+def mistakes(
+    evaluated: EvaluatedPart, positions: Sequence[int], pictures: Tensor, *, names: Sequence[str], name: str
+) -> Figure:
+    """Draw the ``pictures`` (N, H, W, 3) at ``positions`` with true class, predicted class and file name."""
     captions = [
-        _prediction(judged, at) + (f"\n{_file(names[int(judged.rows[at])])}" if names else "") for at in positions
+        _prediction(evaluated, at) + (f"\n{_file(names[int(evaluated.rows[at])])}" if names else "") for at in positions
     ]
     return _grid(
         list(pictures.double().numpy()),
         captions,
         title=f"{name}: the most confident mistakes",
-        subtitle=f"{len(positions):,} of {len(judged.mistakes):,} mistakes among {len(judged.labels):,} "
-        f"{PARTS[judged.part]} pictures, with the probability given to the wrong class",
+        subtitle=f"{len(positions):,} of {len(evaluated.mistakes):,} mistakes among {len(evaluated.labels):,} "
+        f"{PARTS[evaluated.part]} pictures, with the predicted probability of the wrong class",
         columns=5,
     )
 
 
 def saliency(
-    judged: Judged, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
+    evaluated: EvaluatedPart, positions: Sequence[int], pictures: Tensor, maps: Tensor, *, source: str, name: str
 ) -> Figure:
-    """The ``pictures`` (N, H, W, 3) at ``positions``, each beside itself under its map (N, H, W)."""
+    """Draw each of the ``pictures`` (N, H, W, 3) at ``positions`` beside a copy overlaid with its map (N, H, W)."""
     height, width = maps.shape[1:]
     gap = np.ones((height, -(-width // 20), 3))
     pairs = [
         np.concatenate([picture, gap, overlaid(picture, heat)], axis=1)
         for picture, heat in zip(pictures.double().numpy(), maps.double().numpy(), strict=True)
     ]
-    right = (judged.predicted == judged.labels)[list(positions)]
+    right = (evaluated.predicted == evaluated.labels)[list(positions)]
     captions = [
-        _prediction(judged, at) + ("" if heat.any() else "\nnowhere above zero")
+        _prediction(evaluated, at) + ("" if heat.any() else "\nmap is zero everywhere")
         for at, heat in zip(positions, maps, strict=True)
     ]
     return _grid(
         pairs,
         captions,
         title=f"{name}: where the predictions come from",
-        subtitle=f"{source}; of the predicted class, brightest where it is largest\n"
-        f"{int(right.sum())} right answers first, then {int((~right).sum())} mistakes; {PARTS[judged.part]} pictures",
+        subtitle=f"{source}, for the predicted class; brighter is larger\n"
+        f"{int(right.sum())} correct predictions first, then {int((~right).sum())} mistakes; "
+        f"{PARTS[evaluated.part]} pictures",
         columns=3,
     )
 
 
-def filters(compared: Filters, *, name: str) -> Figure:
-    """The filters before and after training and their change: all of them, or the 64 that changed most.
+def filters(layer: LayerFilters, *, name: str) -> Figure:
+    """Draw the filters before and after training and their change; at most the 64 that changed most.
 
-    In colour where the layer sees three channels, else by the first channel.
+    They are in colour if the layer has three input channels. Otherwise only the first channel is drawn.
     """
-    count, channels, *side = compared.before.shape
-    change = compared.change
+    count, channels, *size = layer.before.shape
+    change = layer.change
     if count > MOST_FILTERS:
         order = change.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:MOST_FILTERS]
-        which = f"The {MOST_FILTERS} of {count} filters that changed most, the most first"
+        which = f"The {MOST_FILTERS} of {count} filters that changed most, in order"
     else:
         order = change.new_ones(count).nonzero()[:, 0]
         which = f"All {count} filters"
-    seen = 3 if channels == 3 else 1
+    drawn = 3 if channels == 3 else 1
     if channels not in (1, 3):
-        which += f" on the first of {channels} channels"
-    before, after, moved = (weights[order, :seen] for weights in (compared.before, compared.after, change))
-    own = before.abs().maximum(after.abs()).amax((1, 2, 3), keepdim=True)
-    largest = moved.abs().max()
-    scale = f"black to white is -{largest:.2g} to {largest:.2g}" if largest > 0 else "nothing changed"
+        which += f", first of {channels} channels"
+    before, after, difference = (weights[order, :drawn] for weights in (layer.before, layer.after, change))
+    largest_weights = before.abs().maximum(after.abs()).amax((1, 2, 3), keepdim=True)
+    largest = difference.abs().max()
+    scale = f"black to white is -{largest:.2g} to {largest:.2g}" if largest > 0 else "no filter changed"
     return mosaics.side_by_side(
         {
-            "before": mosaics.mosaic(mosaics.around_grey(before, own)),
-            "after": mosaics.mosaic(mosaics.around_grey(after, own)),
-            "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(moved, largest)),
+            "before": mosaics.mosaic(mosaics.around_grey(before, largest_weights)),
+            "after": mosaics.mosaic(mosaics.around_grey(after, largest_weights)),
+            "after \N{MINUS SIGN} before": mosaics.mosaic(mosaics.around_grey(difference, largest)),
         },
-        title=f"{name}: filters of {compared.name}, {'x'.join(map(str, side))}, before and after training",
-        subtitle=f"{which}; middle grey is 0. Before and after share a scale, filter by filter.\n"
-        f"Difference: one scale for all, {scale}.",
+        title=f"{name}: filters of layer {layer.name}, {'x'.join(map(str, size))}, before and after training",
+        subtitle=f"{which}; grey is 0. Before and after: one scale per filter.\n"
+        f"Difference: one scale for all filters, {scale}.",
     )
 
 
 def overlaid(picture: Picture, heat: Picture) -> Picture:
-    """The picture (H, W, 3) in grey under the map (H, W) in colours, which cover it the more the larger they are."""
+    """Overlay a picture (H, W, 3), in grey, with a map (H, W) in colours, more opaque where the map is larger."""
     strength: Picture = (heat / max(heat.max(), 1e-30))[..., None]
     grey: Picture = picture.mean(2, keepdims=True)
     opacity: Picture = 0.25 + 0.5 * strength
@@ -226,10 +234,12 @@ def _grid(pictures: Sequence[Picture], captions: Sequence[str], *, title: str, s
     return figure
 
 
-def _prediction(judged: Judged, position: int) -> str:
-    true, predicted = (shortened(judged.classes[int(each[position])]) for each in (judged.labels, judged.predicted))
-    probability = 100 * float(judged.probability[position])
-    return f"is {true}\n" + ("recognized" if true == predicted else f"taken for {predicted}") + f", {probability:.1f} %"
+def _prediction(evaluated: EvaluatedPart, position: int) -> str:
+    true, predicted = (
+        shortened(evaluated.classes[int(column[position])]) for column in (evaluated.labels, evaluated.predicted)
+    )
+    probability = 100 * float(evaluated.probability[position])
+    return f"true: {true}\npredicted: {predicted}, {probability:.1f} %"
 
 
 def _file(name: str) -> str:
@@ -237,7 +247,7 @@ def _file(name: str) -> str:
 
 
 def shortened(text: str, longest: int = 18) -> str:
-    """With an ellipsis in the middle, where names that belong together differ least."""
+    """Shorten text by an ellipsis in the middle, where related names differ least."""
     if len(text) <= longest:
         return text
     kept = longest - 1

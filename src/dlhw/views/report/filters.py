@@ -1,4 +1,4 @@
-"""The filters of a convolution before and after training: how far each moved."""
+"""The filters of a convolution before and after training, and how much each of them changed."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ FIRST = "first"
 
 
 @dataclass(frozen=True)
-class Filters:
-    """Of the layer ``name``, its weights (M, C, h, w) in float64 on the CPU."""
+class LayerFilters:
+    """The weights (M, C, h, w) of the layer ``name``, in float64 on the CPU."""
 
     name: str
     before: Tensor
     after: Tensor
 
     @classmethod
-    def of(cls, untrained: nn.Module, model: nn.Module, name: str) -> Filters:
-        """Those of one convolution in two states of a model."""
+    def of(cls, untrained: nn.Module, model: nn.Module, name: str) -> LayerFilters:
+        """Return the filters of one convolution in two states of a model."""
         name, _ = convolution(model, name)
-        before, after = (convolution(each, name)[1].weight.detach().cpu().double() for each in (untrained, model))
+        before, after = (convolution(state, name)[1].weight.detach().cpu().double() for state in (untrained, model))
         return cls(name, before, after)
 
     @property
     def change(self) -> Tensor:
-        """What training added."""
+        """The weights after training minus those before."""
         return self.after - self.before
 
     @property
     def relative_change(self) -> float:
-        """Norm of the change of all weights over the norm of before."""
+        """The norm of the change of all weights, divided by the norm before training."""
         return float(self.change.norm() / self.before.norm())
 
     def rows(self) -> list[dict[str, object]]:
-        """How far each filter moved; nan or inf, relatively, for one that was zero."""
+        """Return a row per filter with its change. The relative change is nan or inf for a filter that was zero."""
         before, change = (weights.flatten(1).norm(dim=1) for weights in (self.before, self.change))
         columns = {
             "norm_before": before,
@@ -51,22 +51,23 @@ class Filters:
             for index in range(len(self.before))
         ]
 
-    def told(self) -> str:
-        """One line on how much they changed."""
+    def summary(self) -> str:
+        """Return one line on the change."""
         count, *shape = self.before.shape
-        layer = f"filters of {self.name}: {count} of {'x'.join(map(str, shape))}"
+        layer = f"filters of layer {self.name}: {count} of shape {'x'.join(map(str, shape))}"
         if not self.change.any():
-            return f"{layer}, none changed"
+            return f"{layer}; none changed"
         most = int(self.change.flatten(1).norm(dim=1).argmax())
-        return f"{layer}, changed by {100 * self.relative_change:.3g} % of their norm, filter {most} most"
+        return f"{layer}; relative change {100 * self.relative_change:.3g} %, largest for filter {most}"
 
 
 def convolution(model: nn.Module, name: str) -> tuple[str, nn.Conv2d]:
-    """The convolution of this name, or the first one. Raises UsageError where there is none."""
-    found = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
-    if not found:
+    """Return name and layer of the convolution ``name``, or of the first one. Raises UsageError if there is none."""
+    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    if not layers:
         raise UsageError(f"report.filters={name}: the model has no convolution; use report.filters=null")
-    chosen = next(iter(found)) if name == FIRST else name
-    if chosen not in found:
-        raise UsageError(f"report.filters={name}: no convolution of the model; legal are {', '.join([FIRST, *found])}")
-    return chosen, found[chosen]
+    key = next(iter(layers)) if name == FIRST else name
+    if key not in layers:
+        names = ", ".join([FIRST, *layers])
+        raise UsageError(f"report.filters={name}: no such convolution in the model; expected one of {names}")
+    return key, layers[key]

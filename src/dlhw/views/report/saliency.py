@@ -1,4 +1,4 @@
-"""Where in a picture a prediction comes from: two maps of a trained network, which they leave as it is."""
+"""Saliency maps of a trained network: Grad-CAM and the input gradient. The network is not changed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch.nn import functional
 Method = Literal["grad_cam", "gradient"]
 
 
-class NotSeen(ValueError):
-    """The network computes in a way that a method cannot look into; the message says how."""
+class SaliencyUnavailable(ValueError):
+    """The method does not apply to this network; the message says why."""
 
 
 def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]:
-    """Grad-CAM of the logits ``classes`` (N,) for inputs (N, C, H, W), in evaluation mode (Selvaraju et al. 2017).
+    """Return Grad-CAM of the logits ``classes`` (N,) for inputs (N, C, H, W) (Selvaraju et al. 2017).
 
-    With A^k the K maps of a layer and y the logit, alpha_k = mean over the positions ij of dy / dA^k_ij (eq. 1), and
-    the map is ReLU(sum_k alpha_k A^k) (eq. 2), here enlarged to (N, H, W). The layer is the last whose output has
-    four dimensions and more than one position; the second result is its name. Raises NotSeen if there is none.
+    With A^k the K feature maps of a layer and y the logit, alpha_k is the mean over the positions ij of dy / dA^k_ij
+    (eq. 1), and the map is ReLU(sum_k alpha_k A^k) (eq. 2), resized to (N, H, W). The layer is the last one whose
+    output has four dimensions and more than one position. The second result describes it. The model must be in
+    evaluation mode. Raises SaliencyUnavailable if there is no such layer.
     """
     maps: Tensor | None = None
     layer = ""
@@ -41,29 +42,30 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
         for handle in handles:
             handle.remove()
     if maps is None:
-        raise NotSeen(f"no layer of {type(model).__name__} gives maps")
+        raise SaliencyUnavailable(f"no layer of {type(model).__name__} outputs feature maps")
     (gradient,) = torch.autograd.grad(score, maps)
-    alpha = gradient.to(x.dtype).mean((2, 3), keepdim=True)  # with autocast the maps may be of lower precision
+    alpha = gradient.to(x.dtype).mean((2, 3), keepdim=True)  # with autocast the maps may have a lower precision
     cam = (alpha * maps.detach().to(x.dtype)).sum(1, keepdim=True).relu()
     return functional.interpolate(cam, x.shape[-2:], mode="bilinear", align_corners=False)[:, 0], layer
 
 
 def gradient(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """max over the channels of |d logit / d x|, (N, H, W), in evaluation mode (Simonyan et al. 2014, section 3.1).
+    """Return the maximum over the channels of |d logit / d x|, (N, H, W) (Simonyan et al. 2014, section 3.1).
 
-    Raises NotSeen where the network gives no gradient by its input.
+    The model must be in evaluation mode. Raises SaliencyUnavailable if the logits do not depend on the input.
     """
     score, x = _score(model, x, classes)
-    (found,) = torch.autograd.grad(score, x, allow_unused=True)
-    if found is None:
-        raise NotSeen(f"{type(model).__name__} gives no gradient by its input")
-    return found.abs().amax(1)
+    (input_gradient,) = torch.autograd.grad(score, x, allow_unused=True)
+    if input_gradient is None:
+        raise SaliencyUnavailable(f"{type(model).__name__} has no gradient with respect to its input")
+    return input_gradient.abs().amax(1)
 
 
 def _score(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of one logit of each sample, whose gradient is that of each by itself, and the input to ask for it.
+    """Return the sum of one logit per sample, and the input with respect to which it can be differentiated.
 
-    The input alone requires a gradient for this, so that frozen parameters are no obstacle.
+    The gradient of the sum holds the gradient of each sample's logit. Only the input must require a gradient, so the
+    model's parameters may be frozen.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()

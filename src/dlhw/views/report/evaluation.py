@@ -1,4 +1,4 @@
-"""What a classifier says of a part of the data: right and wrong, by class, and how sure that can be."""
+"""Evaluate a classifier on one part of the data: predictions, confusion matrix, accuracies and their intervals."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dlhw.data.tensors import Dataset, Split
 from dlhw.intervals import wilson
 
 PARTS = {"val": "validation", "test": "test"}
-WIDE = 0.05  # an interval from 86 to 95 % tells few models apart
+WIDE = 0.05  # a wider interval, such as 86 to 95 %, distinguishes few models
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers with the interval in which it may lie on more samples of the same kind."""
+    """The share of correct predictions, with a confidence interval."""
 
     right: int
     count: int
@@ -26,35 +26,35 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        """0 to 1; nan of no samples."""
+        """From 0 to 1; nan without samples."""
         return self.right / self.count if self.count else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """:func:`wilson`'s."""
+        """The Wilson score interval."""
         return wilson(self.right, self.count, self.confidence)
 
     def __str__(self) -> str:
         low, high = self.interval
         value, low_text, high_text = (
-            f"{100 * each:.{1 if self.count < 1000 else 2}f}" for each in (self.value, low, high)
+            f"{100 * share:.{1 if self.count < 1000 else 2}f}" for share in (self.value, low, high)
         )
         note = " (wide: few pictures)" if high - low > WIDE else ""
-        return f"{value} % right, {100 * self.confidence:g} % interval {low_text} to {high_text} %{note}"
+        return f"accuracy {value} %, {100 * self.confidence:g} % interval {low_text} to {high_text} %{note}"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A part of the data, sample by sample in its order, on the CPU.
+class EvaluatedPart:
+    """The predictions for the n samples of a part of the data, on the CPU.
 
     Args:
-        part: its name in metrics: val, test.
+        part: its name in metrics: val or test.
         classes: names of the C classes.
-        rows: where in the pool the samples lie, (n,).
-        labels: their classes, (n,).
-        predicted: the classes with the largest logit, (n,).
-        probability: of the predicted class, (n,) float64.
-        probability_of_true: of the labels, (n,) float64.
+        rows: indices of the samples in the dataset's pool, (n,).
+        labels: true classes, (n,).
+        predicted: classes with the largest logit, (n,).
+        probability: predicted probability of the predicted class, (n,) float64.
+        probability_of_true: predicted probability of the true class, (n,) float64.
     """
 
     part: str
@@ -72,26 +72,29 @@ class Judged:
         return torch.bincount(self.labels * count + self.predicted, minlength=count**2).view(count, count)
 
     def accuracy(self, confidence: float) -> Accuracy:
-        """Of the whole part."""
+        """Return the accuracy over the whole part."""
         return Accuracy(int(self.confusion.trace()), len(self.labels), confidence)
 
-    def told(self, confidence: float) -> str:
-        """The accuracy in a line, with how much it says."""
+    def summary(self, confidence: float) -> str:
+        """Return one line with the accuracy and its interval."""
         return f"{PARTS[self.part]}, {len(self.labels):,} pictures: {self.accuracy(confidence)}"
 
     def by_class(self, confidence: float) -> list[Accuracy]:
-        """Of the samples of each class."""
+        """Return the accuracy over the samples of each class."""
         counts = zip(self.confusion.diagonal().tolist(), self.confusion.sum(1).tolist(), strict=True)
         return [Accuracy(right, count, confidence) for right, count in counts]
 
     @cached_property
     def mistakes(self) -> list[int]:
-        """Positions of the wrong answers, the most confident first."""
+        """Positions of the wrong predictions, the most confident first."""
         order = self.probability.sort(descending=True, stable=True).indices
         return order[(self.predicted != self.labels)[order]].tolist()
 
-    def surest(self, most: int) -> list[int]:
-        """Positions of up to ``most`` right answers: of each class the most confident, then of each the second."""
+    def most_confident_correct(self, limit: int) -> list[int]:
+        """Return positions of up to ``limit`` correct predictions.
+
+        The most confident one of each class comes first, then the second of each class, and so on.
+        """
         order = self.probability.sort(descending=True, stable=True).indices
         ranked: list[tuple[int, int, int]] = []
         seen = [0] * len(self.classes)
@@ -99,11 +102,11 @@ class Judged:
             label = int(self.labels[position])
             ranked.append((seen[label], label, position))
             seen[label] += 1
-        return [position for *_, position in sorted(ranked)[:most]]
+        return [position for *_, position in sorted(ranked)[:limit]]
 
 
-def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> Judged:
-    """What ``model``, in evaluation mode, says of every sample of ``split``, a part of ``data``."""
+def evaluate_part(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> EvaluatedPart:
+    """Return the predictions of ``model``, which is in evaluation mode, for every sample of ``split``."""
     labels, predicted, probability, of_true = [], [], [], []
     with torch.inference_mode():
         for start in range(0, len(split), batch_size):
@@ -114,5 +117,5 @@ def judge(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_siz
             predicted.append(largest.indices)
             probability.append(largest.values)
             of_true.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
-    columns = [torch.cat(each) for each in (labels, predicted, probability, of_true)]
-    return Judged(part, data.classes, split.all_rows()[0].cpu(), *columns)
+    columns = [torch.cat(batches) for batches in (labels, predicted, probability, of_true)]
+    return EvaluatedPart(part, data.classes, split.all_rows()[0].cpu(), *columns)
