@@ -22,7 +22,7 @@ from dlhw.views.plots import PALETTE, column_label
 
 if TYPE_CHECKING:
     from dlhw.runs.record import Record
-    from dlhw.views.comparison.files import Comparison
+    from dlhw.views.comparison.options import Comparison
 
 log = logging.getLogger("dlhw")
 

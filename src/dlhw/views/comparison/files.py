@@ -5,25 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dlhw.runs.record import Record
+from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
 from dlhw.views.comparison.results import Result, read
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison draws. ``conf/comparison/default.yaml`` describes each setting."""
-
-    curves: list[str]
-    x: Literal["epoch", "step"]
-    log_x: bool
-    overlay: str | None
-    against: list[str]
-    probes: list[str]
 
 
 def compare_runs(
