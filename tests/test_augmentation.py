@@ -1,4 +1,4 @@
-"""Pictures changed at random: by numbers of their own, in the way each transform says, and nowhere else."""
+"""Augmentation: each transform, keyed randomness, mixing, training runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dataset(changes: Augmentation | None, channels: int = 3) -> Dataset:
 
 
 def noise(*, data_dir: str, seed: int, mean: float, std: float, validation_fraction: float) -> Dataset:
-    """The same for a config, in the place of the digits."""
+    """The same dataset as the target of a config."""
     return dataset(None)
 
 
@@ -63,12 +63,12 @@ def epoch_of(
 
 
 def by_picture(data: Dataset, epoch: int, size: int) -> dict[int, Tensor]:
-    """What each picture of the pool looked like in an epoch."""
+    """Return each augmented picture of an epoch by its row in the pool."""
     rows = shuffled(data.train, [0], epoch)[0].tolist()
     return dict(zip(rows, torch.cat([x[0] for x, _ in epoch_of(data, epoch, size=size)]), strict=True))
 
 
-# --- each alone -------------------------------------------------------------------------------------------
+# --- transforms -------------------------------------------------------------------------------------------
 
 
 def test_none_changes_nothing() -> None:
@@ -83,21 +83,21 @@ def changed(x: Tensor, count: int = 1, **changes: Any) -> list[Tensor]:
         return [made.augment(x, seed=0, epoch=epoch, row=0) for epoch in range(count)]
 
 
-def test_flips_are_the_picture_in_a_mirror() -> None:
+def test_flips_mirror_the_picture() -> None:
     x = pictures()[0]
     assert torch.equal(changed(x, flip=1.0)[0], x.flip(2))
     assert torch.equal(changed(x, vertical_flip=1.0)[0], x.flip(1))
     assert torch.equal(changed(x, flip=1.0, vertical_flip=1.0)[0], x.flip(1, 2))
 
 
-def test_a_flip_comes_as_often_as_its_probability_says() -> None:
+def test_a_flip_has_its_probability() -> None:
     x = pictures()[0]
     flipped = [torch.equal(one, x.flip(2)) for one in changed(x, 400, flip=0.25)]
     assert sum(flipped) == pytest.approx(100, abs=30)  # more than 3 standard deviations
     assert all(torch.equal(one, x) for one, other in zip(changed(x, 400, flip=0.25), flipped, strict=True) if not other)
 
 
-def test_a_crop_with_padding_is_the_picture_shifted_over_black() -> None:
+def test_a_crop_with_padding_shifts_the_picture() -> None:
     x = pictures(size=8)[0]
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
     windows = {(i, j): padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)}
@@ -108,7 +108,7 @@ def test_a_crop_with_padding_is_the_picture_shifted_over_black() -> None:
     assert seen == set(windows)
 
 
-def test_a_random_crop_is_a_part_of_the_picture_of_the_whole_size() -> None:
+def test_a_random_crop_is_resized_to_the_size_of_the_picture() -> None:
     ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(3, 32, 32)
     for one in changed(ramp, 20, crop_scale=(0.1, 0.3)):
         assert one.shape == ramp.shape
@@ -120,7 +120,7 @@ def test_a_random_crop_is_a_part_of_the_picture_of_the_whole_size() -> None:
                                crop_scale=(0.5, 1))[0].float().var((1, 2)), torch.zeros(3))  # fmt: skip
 
 
-def test_a_rotation_keeps_the_middle_and_turns_no_farther_than_it_says() -> None:
+def test_a_rotation_keeps_the_center_and_its_limit() -> None:
     disk = torch.zeros(3, 31, 31, dtype=torch.uint8)
     disk[:, 15, 15:] = 255  # a hand at 3 o'clock
     angles = []
@@ -135,7 +135,7 @@ def test_a_rotation_keeps_the_middle_and_turns_no_farther_than_it_says() -> None
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_a_change_of_colour_keeps_what_it_does_not_name(name: str) -> None:
+def test_a_change_of_colour_keeps_grey_grey(name: str) -> None:
     grey, colours = torch.full((3, 8, 8), 100, dtype=torch.uint8), pictures()[0]
     greys = changed(grey, 20, **{name: 0.4})
     assert any(not torch.equal(one, colours) for one in changed(colours, 20, **{name: 0.4}))
@@ -156,7 +156,7 @@ def test_erasing_blacks_one_rectangle() -> None:
         assert torch.equal(one[:, ~gone], x[:, ~gone])
 
 
-def test_grey_pictures_are_augmented_without_their_colours() -> None:
+def test_grey_pictures_are_augmented_without_changes_of_colour() -> None:
     cfg = compose("augmentation=strong", "augmentation.workers=0")
     x = pictures(channels=1)[0]
     one = build(cfg, "augmentation").augment(x, seed=0, epoch=1, row=3)
@@ -169,7 +169,7 @@ def test_grey_pictures_are_augmented_without_their_colours() -> None:
 STRONG: dict[str, Any] = {"crop_padding": 2, "flip": 0.5, "rotation_degrees": 20.0, "brightness": 0.5, "erase": 0.5}
 
 
-def test_a_picture_looks_the_same_in_whatever_batch_it_is() -> None:
+def test_augmentation_does_not_depend_on_the_batch() -> None:
     data = dataset(augmentation(**STRONG))
     one, other = by_picture(data, 3, size=4), by_picture(data, 3, size=30)
     assert len(one) == 30
@@ -178,7 +178,7 @@ def test_a_picture_looks_the_same_in_whatever_batch_it_is() -> None:
     assert sum(torch.equal(one[row], raw[row]) for row in one) < 5
 
 
-def test_every_epoch_seed_and_picture_has_its_own() -> None:
+def test_augmentation_depends_on_epoch_seed_and_picture() -> None:
     made, x = augmentation(**STRONG), pictures()[0]
     with torch.random.fork_rng():
         base = made.augment(x, seed=0, epoch=1, row=0)
@@ -195,7 +195,7 @@ def test_workers_make_the_same_pictures() -> None:
             assert torch.equal(y, own_y)
 
 
-def test_runs_with_seeds_of_their_own_see_in_one_batch_what_each_sees_alone() -> None:
+def test_variants_with_different_seeds_see_the_same_as_single_runs() -> None:
     data = dataset(augmentation(**STRONG, mixup=0.5))
     together = epoch_of(data, 2, seeds=(0, 5))
     for k, seed in enumerate((0, 5)):
@@ -205,7 +205,7 @@ def test_runs_with_seeds_of_their_own_see_in_one_batch_what_each_sees_alone() ->
 
 
 @pytest.mark.parametrize("changes", [STRONG, {"mixup": 0.3}, {"cutmix": 1.0}], ids=["strong", "mixup", "cutmix"])
-def test_no_other_randomness_is_touched(changes: dict[str, Any]) -> None:
+def test_augmentation_leaves_other_random_states_alone(changes: dict[str, Any]) -> None:
     torch.manual_seed(1)
     random.seed(1)
     before = torch.get_rng_state(), random.getstate()
@@ -219,7 +219,7 @@ def test_no_other_randomness_is_touched(changes: dict[str, Any]) -> None:
         assert torch.equal(y, again_y)
 
 
-def test_pictures_are_changed_for_training_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_training_pictures_are_augmented(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows: list[int] = []
     real = Augmentation.augment
 
@@ -239,7 +239,7 @@ def test_pictures_are_changed_for_training_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixed_labels_are_the_shares_of_what_is_seen(kind: str) -> None:
+def test_mixed_labels_equal_the_shares_of_the_mixed_pictures(kind: str) -> None:
     made = augmentation(**{kind: 1.0})
     shades = torch.tensor([0.0, 1.0, 2.0, 3.0])
     x, y = made.mix(
@@ -257,7 +257,7 @@ def test_mixed_labels_are_the_shares_of_what_is_seen(kind: str) -> None:
     assert not torch.equal(other, y)
 
 
-def test_both_mixtures_come_by_turns() -> None:
+def test_mixup_and_cutmix_alternate_at_random() -> None:
     made, x = augmentation(mixup=1.0, cutmix=1.0), pictures(4).double()
     x[:] = torch.arange(4.0).view(4, 1, 1, 1)
     kinds = {
@@ -330,12 +330,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("line", "answer"), REFUSED.items(), ids=REFUSED)
-def test_what_cannot_be_is_refused_in_one_line(line: str, answer: str) -> None:
+def test_invalid_options_are_an_error(line: str, answer: str) -> None:
     with pytest.raises(UsageError) as raised:
         assembly.assemble(compose("trainer.device=cpu", *line.split()))
     assert str(raised.value) == answer
 
 
-def test_colours_alone_cannot_be_changed_in_grey_pictures() -> None:
+def test_changes_of_colour_alone_are_an_error_for_grey_pictures() -> None:
     with pytest.raises(UsageError, match=r"augmentation\.hue: dataset=digits has no colours"):
         assembly.make_data(compose("dataset=digits", "augmentation.hue=0.1"), Precision("fp32", torch.device("cpu")))

@@ -58,7 +58,7 @@ def test_formulas_equal_torchs_layer_and_autograd(name: str) -> None:
         torch.testing.assert_close(mine, theirs, **EXACT)
 
 
-def test_of_equal_numbers_the_first_is_the_largest() -> None:
+def test_pooling_uses_the_first_of_equal_values() -> None:
     x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
     pooling = by_hand.max_pooling(2)
     (dx,) = pooling.backward(torch.ones(1, 1, 1, 1).double(), x, pooling.forward(x))
@@ -66,7 +66,7 @@ def test_of_equal_numbers_the_first_is_the_largest() -> None:
 
 
 @pytest.mark.parametrize("activation", [by_hand.RELU, by_hand.ELU], ids=["relu", "elu"])
-def test_slope_at_zero_is_torchs(activation: Layer) -> None:
+def test_derivatives_at_zero_equal_torchs(activation: Layer) -> None:
     zero = torch.zeros(1, requires_grad=True)
     torchs = F.relu if activation is by_hand.RELU else F.elu
     (expected,) = torch.autograd.grad(torchs(zero), zero)
@@ -74,7 +74,7 @@ def test_slope_at_zero_is_torchs(activation: Layer) -> None:
     assert slope.item() == expected.item()
 
 
-def test_huge_inputs_overflow_nowhere() -> None:
+def test_huge_inputs_do_not_overflow() -> None:
     x = torch.tensor([-1e4, -800.0, 800.0, 1e4], dtype=torch.float64)
     (slope,) = by_hand.ELU.backward(torch.ones(1).double(), x[:1] / 500, by_hand.ELU.forward(x[:1] / 500))
     assert slope.item() == pytest.approx(math.exp(-20), rel=1e-15)  # no digits lost
@@ -110,7 +110,7 @@ def nets() -> dict[str, tuple[ByHand, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("name", nets())
-def test_a_whole_nets_gradients_equal_autograds(name: str) -> None:
+def test_gradients_of_whole_networks_equal_autograds(name: str) -> None:
     net, shape = nets()[name]
     net = net.double()
     (x,) = drawn([(4, *shape)])
@@ -133,7 +133,7 @@ def test_autograd_sees_none_of_the_layers() -> None:
         first.sum().backward()
 
 
-def test_many_nets_at_once_have_the_gradients_of_each() -> None:
+def test_vmap_gives_the_gradients_of_single_networks() -> None:
     made = [by_hand.cnn_by_hand((1, 8, 8), 3, channels=[2], kernel=3, activation="ReLU").double() for _ in range(3)]
     stacked, _ = stack_module_state(list(made))
     (x,) = drawn([(3, 5, 1, 8, 8)])
@@ -167,7 +167,7 @@ def test_many_nets_at_once_have_the_gradients_of_each() -> None:
         ("nesterov_by_hand", "optimizer=nesterov"),
     ],
 )
-def test_a_run_by_hand_has_the_rows_of_a_run_by_torch(
+def test_a_run_with_hand_written_gradients_equals_a_run_with_autograd(
     model: str, torchs: str, optimizer: str, torchs_optimizer: str, tmp_path: Path
 ) -> None:
     shared = ["trainer.precision=fp64", "trainer.epochs=2", "trainer.device=cpu", "optimizer.lr=0.05"]

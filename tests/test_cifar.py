@@ -1,4 +1,4 @@
-"""CIFAR-10: read from the published files alone, in part where asked, and downloaded whole."""
+"""CIFAR-10: the published files, subsets, the download."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def loaded(data_dir: Path, **changed: Any) -> Dataset:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with small files in CIFAR-10's form, twenty pictures each, whose checksums count as published."""
+    """A folder with small files in CIFAR-10's format, twenty pictures each, whose checksums are patched."""
     cifar._read_all.cache_clear()
     (tmp_path / cifar.FOLDER).mkdir()
     for number, name in enumerate(cifar.MD5):
@@ -48,7 +48,7 @@ def test_pictures_are_those_in_the_files(published: Path) -> None:
     assert loaded(published, size=50).shape == (3, 50, 50)
 
 
-def test_some_are_drawn_as_many_of_each_class_by_the_seed(published: Path) -> None:
+def test_a_subset_is_balanced_and_determined_by_the_seed(published: Path) -> None:
     data = loaded(published, samples=50)
     assert torch.cat([data.train.y, data.val.y]).bincount().tolist() == [5] * 10
     assert data.test is not None
@@ -59,14 +59,14 @@ def test_some_are_drawn_as_many_of_each_class_by_the_seed(published: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch"])
-def test_an_altered_file_is_refused(published: Path, name: str) -> None:
+def test_an_altered_file_is_an_error(published: Path, name: str) -> None:
     path = published / cifar.FOLDER / name
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UsageError, match=rf"{name}: truncated or altered: its md5 is \w+, expected \w+; delete it"):
         loaded(published)
 
 
-def test_a_pickle_calls_nothing_but_what_makes_arrays(tmp_path: Path) -> None:
+def test_a_pickle_cannot_call_other_functions(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "done"),)
@@ -78,7 +78,7 @@ def test_a_pickle_calls_nothing_but_what_makes_arrays(tmp_path: Path) -> None:
     assert not (tmp_path / "done").exists()
 
 
-def test_what_is_missing_is_named_with_where_to_get_it(published: Path) -> None:
+def test_the_error_for_missing_files_says_where_to_get_them(published: Path) -> None:
     os.unlink(published / cifar.FOLDER / "data_batch_2")
     with pytest.raises(
         UsageError, match=r"data_batch_2 not in .*, and dataset.download=false; unpack https://.*digits"
@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(published: Path) -> None:
         loaded(published)
 
 
-def test_a_download_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_gives_the_reason_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torchvision
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")

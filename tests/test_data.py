@@ -1,4 +1,4 @@
-"""Data sets: which files are read and which refused, how the parts are split and normalized."""
+"""Datasets: valid and invalid files, splitting, normalization."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def idx_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    """The IDX file of an array of bytes, written from the format's description."""
+    """Return the IDX file of an array of bytes, following the description of the format."""
     words = [0x0800 + array.ndim, *array.shape]
     return b"".join(word.to_bytes(4, "big") for word in words) + array.tobytes()
 
@@ -60,7 +60,7 @@ def md5(content: bytes) -> str:
 
 @dataclass
 class Published:
-    """A small set in MNIST's form: its values, its files by name, and the IdxDataset that describes them."""
+    """A small dataset in MNIST's format: its values, its files by name, and its description."""
 
     arrays: list[np.ndarray[Any, Any]]
     plain: dict[str, bytes]
@@ -102,12 +102,12 @@ def assert_is(published: Published, parts: tuple[Split, Split]) -> None:
         np.testing.assert_array_equal(split.y, y)
 
 
-# Files: where they are found and what they must be
+# Files: places and contents
 
 
 @pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST"])
 @pytest.mark.parametrize("form", ["plain", "packed"])
-def test_plain_and_gz_give_the_same_in_either_folder(
+def test_plain_and_gz_files_in_both_folders_give_the_same_data(
     published: Published, tmp_path: Path, folder: str, form: str
 ) -> None:
     published.place(tmp_path / folder, getattr(published, form))
@@ -128,7 +128,7 @@ def bad_plain(good: bytes) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("what", bad_plain(bytes(8)))
-def test_a_bad_plain_file_is_named_and_refused_though_a_good_gz_lies_beside_it(
+def test_an_invalid_plain_file_is_an_error_even_beside_a_valid_gz(
     published: Published, tmp_path: Path, what: str
 ) -> None:
     folder = tmp_path / "MNIST" / "raw"
@@ -145,7 +145,7 @@ def test_a_bad_plain_file_is_named_and_refused_though_a_good_gz_lies_beside_it(
     assert "\n" not in str(refused.value)
 
 
-def test_labels_outside_the_classes_are_refused(published: Published, tmp_path: Path) -> None:
+def test_labels_outside_the_classes_are_an_error(published: Published, tmp_path: Path) -> None:
     labels = published.arrays[1].copy()
     labels[3] = 10
     published.place(tmp_path / "MNIST", published.plain | {"train-labels-idx1-ubyte": idx_bytes(labels)})
@@ -153,7 +153,7 @@ def test_labels_outside_the_classes_are_refused(published: Published, tmp_path: 
         idx.load(published.without_plain_checksums(), tmp_path, download=False)
 
 
-def test_a_gz_without_the_published_checksum_is_refused(published: Published, tmp_path: Path) -> None:
+def test_a_gz_without_the_published_checksum_is_an_error(published: Published, tmp_path: Path) -> None:
     for content in (b"", published.packed["t10k-labels-idx1-ubyte.gz"][:-9], gzip.compress(b"other")):
         published.place(tmp_path / "MNIST", published.packed | {"t10k-labels-idx1-ubyte.gz": content})
         with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: truncated or altered: its md5 is"):
@@ -173,7 +173,7 @@ def bad_gz(good: bytes) -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("what", bad_gz(b""))
-def test_a_gz_that_does_not_unpack_to_the_file_is_refused_whatever_its_checksum(
+def test_a_gz_with_invalid_content_is_an_error_even_with_a_valid_checksum(
     published: Published, tmp_path: Path, what: str
 ) -> None:
     file = published.source.files[0]
@@ -186,12 +186,12 @@ def test_a_gz_that_does_not_unpack_to_the_file_is_refused_whatever_its_checksum(
     assert message in str(refused.value)
 
 
-def test_without_a_checksum_for_the_plain_file_the_gz_beside_it_is_read(published: Published, tmp_path: Path) -> None:
+def test_a_gz_is_preferred_to_a_plain_file_without_a_checksum(published: Published, tmp_path: Path) -> None:
     source = published.without_plain_checksums()
     altered = published.plain["train-images-idx3-ubyte"][:-1] + b"?"
     published.place(tmp_path / "MNIST", published.plain | {"train-images-idx3-ubyte": altered})
     train, _ = idx.load(source, tmp_path, download=False)
-    assert train.x[-1, 0, -1, -1] == ord("?")  # nothing says that this is not the published file
+    assert train.x[-1, 0, -1, -1] == ord("?")  # no checksum detects the change
     published.place(tmp_path / "MNIST", published.packed)
     assert_is(published, idx.load(source, tmp_path, download=False))
     (tmp_path / "MNIST" / "train-images-idx3-ubyte.gz").write_bytes(b"bad")
@@ -200,7 +200,7 @@ def test_without_a_checksum_for_the_plain_file_the_gz_beside_it_is_read(publishe
 
 
 @given(arrays(np.uint8, array_shapes(max_dims=4, min_side=0, max_side=6)))
-def test_parse_returns_what_was_written_and_takes_no_other_length(array: np.ndarray[Any, Any]) -> None:
+def test_parse_returns_the_values_and_rejects_other_lengths(array: np.ndarray[Any, Any]) -> None:
     content = np.frombuffer(idx_bytes(array), np.uint8)
     file = idx.IdxFile("any", array.shape, 256, md5_gz="")
     assert file.size == len(content)
@@ -214,7 +214,7 @@ def test_parse_returns_what_was_written_and_takes_no_other_length(array: np.ndar
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
-def test_missing_files_say_where_to_place_what(name: str, tmp_path: Path) -> None:
+def test_the_error_for_missing_files_names_them_and_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         FACTORIES[name](data_dir=str(tmp_path), seed=0, **options(name) | {"download": False})
     message = str(refused.value)
@@ -236,7 +236,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def mirror(
     published: Published, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """The folder of a local web server that torchvision takes for its mirror, with the published gz files."""
+    """The folder of a local web server that torchvision uses as its mirror, with the published gz files."""
     import torchvision
 
     folder = tmp_path_factory.mktemp("mirror")
@@ -251,7 +251,7 @@ def mirror(
         server.shutdown()
 
 
-def test_what_is_missing_is_downloaded_and_the_rest_left_alone(
+def test_only_missing_files_are_downloaded(
     published: Published, mirror: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "MNIST" / "t10k-labels-idx1-ubyte"
@@ -267,9 +267,7 @@ def test_what_is_missing_is_downloaded_and_the_rest_left_alone(
 
 
 @pytest.mark.parametrize("cut", [0, 10])
-def test_a_download_that_breaks_off_leaves_no_file(
-    published: Published, mirror: Path, tmp_path: Path, cut: int
-) -> None:
+def test_an_interrupted_download_leaves_no_file(published: Published, mirror: Path, tmp_path: Path, cut: int) -> None:
     last = mirror / "t10k-labels-idx1-ubyte.gz"
     last.write_bytes(last.read_bytes()[:cut])
     with pytest.raises(UsageError, match=r"the download failed: Error downloading t10k-labels-idx1-ubyte\.gz"):
@@ -277,7 +275,7 @@ def test_a_download_that_breaks_off_leaves_no_file(
     assert not list((tmp_path / "MNIST" / "raw").iterdir())
 
 
-def test_no_network_or_no_place_to_write_gives_one_line(
+def test_a_download_error_is_one_line(
     published: Published, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchvision
@@ -304,7 +302,7 @@ def test_names_and_checksums_are_those_of_torchvision(source: idx.IdxDataset) ->
 
 
 def numbered(count: int) -> Split:
-    """Samples that say their own index."""
+    """Samples whose values are their indices."""
     return Split(torch.arange(count, dtype=torch.uint8).reshape(-1, 1, 1, 1), torch.arange(count))
 
 
@@ -334,7 +332,7 @@ def test_another_seed_gives_another_split() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, math.nan])
-def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
+def test_a_fraction_outside_0_to_1_is_an_error(fraction: float) -> None:
     with pytest.raises(UsageError, match=r"dataset\.validation_fraction=.*greater than 0 and less than 1"):
         split_off(numbered(10), fraction, seed=0)
 
@@ -373,7 +371,7 @@ def test_sha256_is_of_the_content_in_its_original_order() -> None:
     data = small()
     content = hashlib.sha256()
     for part in (data.train, data.val):
-        assert not torch.equal(part.y, part.y.sort().values)  # the split shuffles; the hash must not see it
+        assert not torch.equal(part.y, part.y.sort().values)  # the split shuffles, which must not change the hash
     y = torch.cat([data.train.y, data.val.y])
     x = torch.cat([data.train.x, data.val.x])[y.argsort()]
     for tensor in (x, torch.arange(20), data.test.x, data.test.y):
@@ -401,14 +399,14 @@ def test_digits_are_those_of_scikit_learn() -> None:
     np.testing.assert_array_equal(y[TEST_FROM:][:120], y[:120])  # a new writer copies the sheet from its start
 
 
-def test_digits_have_the_same_test_part_for_every_seed_and_other_validation_parts() -> None:
+def test_the_test_part_of_digits_does_not_depend_on_the_seed() -> None:
     one, two = (digits(data_dir="", seed=seed, **options("digits")) for seed in (1, 2))
     assert torch.equal(one.test.x, two.test.x)
     assert not torch.equal(one.val.x, two.val.x)
     assert one.sha256 == two.sha256
 
 
-def test_a_damaged_digits_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_damaged_digits_file_gives_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     _parts.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
@@ -434,7 +432,7 @@ def test_every_config_names_its_factory_and_exactly_its_options() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("name", FACTORIES)
-def test_a_wrong_option_is_seen_from_the_signature(name: str, wrong: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected_by_the_signature(name: str, wrong: dict[str, Any]) -> None:
     checked = pydantic.validate_call(FACTORIES[name])
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
         checked(data_dir="", seed=0, **options(name) | wrong)
@@ -450,7 +448,7 @@ def test_reading_digits_imports_neither_scikit_learn_nor_torchvision() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-# Drawn
+# Synthetic
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -469,7 +467,7 @@ def test_separable_points_keep_their_margin_on_their_side(seed: int, angle: floa
     assert torch.bincount(torch.cat([data.train.y, data.val.y])).tolist() == [151, 150]
 
 
-def test_separable_points_are_as_far_from_the_line_as_it_says() -> None:
+def test_separable_points_have_the_documented_distribution() -> None:
     """Half-normal beyond the margin: mean s sqrt(2/pi), variance (1 - 2/pi) s^2; along the line: N(0, s^2)."""
     n, noise = 20_000, 0.5
     x, y = (test := drawn(n=n, margin=0.7, noise=noise, angle_degrees=0.0).test).x.double(), test.y
@@ -480,7 +478,7 @@ def test_separable_points_are_as_far_from_the_line_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"n": 1}, {"margin": 0}, {"noise": -1}, {"angle_degrees": "nan"}], ids=str)
-def test_a_wrong_option_of_separable_is_seen_from_the_signature(wrong: dict[str, Any]) -> None:
+def test_invalid_options_of_separable_are_rejected_by_the_signature(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match=next(iter(wrong))):
         pydantic.validate_call(separable)(data_dir="", seed=0, **options("separable") | wrong)
 
@@ -491,7 +489,7 @@ def test_separable_inputs_are_the_points_themselves() -> None:
     assert torch.equal(data.normalize(data.train.x), data.train.x)
 
 
-def test_separable_points_follow_from_the_seed() -> None:
+def test_separable_points_are_determined_by_the_seed() -> None:
     assert drawn().sha256 == drawn().sha256 != drawn(seed=1).sha256
     assert not torch.equal(drawn().train.x, drawn().test.x[: len(drawn().train)])
 
@@ -541,7 +539,7 @@ def test_real_mnist_equals_torchvision_pixel_for_pixel(real: tuple[Path, Dataset
 CLUSTERS: dict[str, Any] = {"features": 5, "classes": 3, "separation": 1.0, "noise_percent": 0.0}
 
 
-def test_clusters_follow_from_the_seed_and_have_classes_of_equal_size() -> None:
+def test_clusters_are_determined_by_the_seed_and_balanced() -> None:
     one, same, other = (
         clusters(data_dir="", seed=seed, n=300, validation_fraction=0.2, **CLUSTERS) for seed in (0, 0, 1)
     )
@@ -551,17 +549,17 @@ def test_clusters_follow_from_the_seed_and_have_classes_of_equal_size() -> None:
     assert counts.tolist() == [200, 200, 200]
 
 
-def test_more_clusters_than_corners_are_refused() -> None:
+def test_too_many_clusters_are_an_error() -> None:
     options = CLUSTERS | {"features": 2, "classes": 5}
     with pytest.raises(UsageError, match=r"dataset\.classes=5: must be at most 4 for dataset\.features=2"):
         clusters(data_dir="", seed=0, n=100, validation_fraction=0.2, **options)
 
 
-# What a data set may have besides
+# Other properties of a dataset
 
 
 def coloured(**changed: Any) -> Dataset:
-    """Twelve noisy pictures (3, 6, 6) of two classes, two of them to validate, and four to test."""
+    """Sixteen noisy pictures (3, 6, 6) of two classes: ten for training, two for validation, four for the test."""
     draw = torch.Generator().manual_seed(3)
     x = torch.randint(256, (16, 3, 6, 6), generator=draw, dtype=torch.uint8)
     y = torch.arange(16) % 2
@@ -583,13 +581,13 @@ def test_each_channel_has_its_mean_and_std() -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "std"])
-def test_a_number_for_another_count_of_channels_is_refused(name: str) -> None:
+def test_mean_and_std_must_match_the_number_of_channels(name: str) -> None:
     with pytest.raises(UsageError) as raised:
         coloured(**{name: [0.1, 0.2]})
     assert str(raised.value) == f"dataset.{name}=[0.1, 0.2]: must be one number, or one for each of 3 channels"
 
 
-def test_a_size_is_that_of_the_inputs_and_the_pool_keeps_its_own() -> None:
+def test_size_applies_to_the_inputs_and_not_to_the_pool() -> None:
     data = coloured(size=10)
     assert data.shape == (3, 10, 10)
     assert data.train.pool_x.shape[1:] == (3, 6, 6)
@@ -601,7 +599,7 @@ def test_a_size_is_that_of_the_inputs_and_the_pool_keeps_its_own() -> None:
     assert torch.equal(coloured(size=6).normalize(x), coloured().normalize(x))
 
 
-def test_without_a_test_part_there_is_no_word_of_one() -> None:
+def test_a_dataset_without_a_test_part() -> None:
     data = replace(coloured(), test=None)
     assert list(data.parts) == list(data.to("cpu", torch.float32).parts) == ["train", "val"]
     assert "test" not in data.description
@@ -609,7 +607,7 @@ def test_without_a_test_part_there_is_no_word_of_one() -> None:
     assert list(coloured().description)[:5] == ["name", "sha256", "train", "val", "test"]
 
 
-def test_other_parts_leave_the_rest() -> None:
+def test_with_parts_replaces_only_what_it_names() -> None:
     data = coloured()
     other = data.with_parts({"val": data.train}, name="other")
     assert other.val is data.train
@@ -619,7 +617,7 @@ def test_other_parts_leave_the_rest() -> None:
     assert data.name == "coloured"
 
 
-def test_epochs_take_views_in_turn() -> None:
+def test_epochs_use_the_views_in_turn() -> None:
     data = coloured()
     views = tuple(Split(data.train.x + number, data.train.y) for number in range(3))
     turned = data.with_parts({}, views=views)
@@ -627,7 +625,7 @@ def test_epochs_take_views_in_turn() -> None:
     assert data.view(5) is data.train
 
 
-def test_pictures_too_many_for_the_device_stay_where_they_are_and_parts_share_their_pool(
+def test_a_pool_too_large_for_the_device_is_not_moved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moved = coloured().to("meta", torch.float32)
@@ -641,7 +639,7 @@ def test_pictures_too_many_for_the_device_stay_where_they_are_and_parts_share_th
     assert not stays.train.rows_at(torch.zeros(1, 3, dtype=torch.long, device="meta")).is_cpu
 
 
-def test_what_is_taken_of_a_pool_elsewhere_goes_to_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_a_pool_on_another_device_go_to_the_device_of_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
     split = Split(torch.arange(12).view(6, 2), torch.arange(6), torch.tensor([4, 1, 5]))
     real = torch.Tensor.to

@@ -1,4 +1,4 @@
-"""What must stay together does: groups from names and tables, copies found, parts that share no group."""
+"""Groups from names and tables, detection of copies, and parts that share no group."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_sample_is_in_one_part_and_no_group_in_two(
 
 
 @given(samples(), st.sampled_from([{"train": 0.8, "val": 0.2}, {"train": 0.6, "val": 0.3, "test": 0.1}]))
-def test_classes_are_alike_in_all_parts_up_to_a_group(
+def test_parts_are_stratified_up_to_one_group(
     drawn: tuple[np.ndarray, np.ndarray, int], shares: dict[str, float]
 ) -> None:
     y, of, seed = drawn
@@ -60,7 +60,7 @@ def test_classes_are_alike_in_all_parts_up_to_a_group(
             assert abs(found - share * (y == label).sum()) <= largest
 
 
-def test_samples_by_themselves_are_split_exactly_and_by_the_seed() -> None:
+def test_samples_without_groups_are_split_exactly_and_by_the_seed() -> None:
     y = np.repeat([0, 1], [100, 40])
     splits = [groups.split(y, np.arange(140), {"train": 0.7, "val": 0.2, "test": 0.1}, seed=seed) for seed in (0, 1)]
     for parts in splits:
@@ -69,14 +69,14 @@ def test_samples_by_themselves_are_split_exactly_and_by_the_seed() -> None:
     assert not np.array_equal(splits[0]["val"], splits[1]["val"])
 
 
-def test_links_chain_samples_into_groups() -> None:
+def test_links_connect_samples_to_groups() -> None:
     links = np.array([[0, 3], [3, 4], [1, 5]])
-    assert groups.united(6, links, np.array([[5, 1]])).tolist() == [0, 1, 2, 0, 0, 1]
-    assert groups.united(3).tolist() == [0, 1, 2]
-    assert groups.links_of(["a", None, "b", "a", None, "a"]).tolist() == [[0, 3], [0, 5]]
+    assert groups.connected_groups(6, links, np.array([[5, 1]])).tolist() == [0, 1, 2, 0, 0, 1]
+    assert groups.connected_groups(3).tolist() == [0, 1, 2]
+    assert groups.links_between_equal(["a", None, "b", "a", None, "a"]).tolist() == [[0, 3], [0, 5]]
 
 
-def test_near_pairs_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_equal_a_search_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     hashes = draw.integers(0, 256, (40, 32)).astype(np.uint8)
     hashes[20:] = hashes[:20]
@@ -97,7 +97,7 @@ def test_near_pairs_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
         assert set(map(tuple, groups.near_pairs(hashes, 2).tolist())) == expected
 
 
-def test_copies_are_near_and_other_pictures_are_not(tmp_path: Path) -> None:
+def test_copies_are_near_and_different_pictures_are_not(tmp_path: Path) -> None:
     one = photo(1, 200, 150)
     one.save(tmp_path / "a.jpg", quality=60)
     brighter = one.point(lambda value: min(255, 20 + 0.9 * value))
@@ -107,7 +107,7 @@ def test_copies_are_near_and_other_pictures_are_not(tmp_path: Path) -> None:
     assert {(i, j) for i, j, _ in pairs.tolist()} == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
 
-def test_groups_come_from_names(tmp_path: Path) -> None:
+def test_groups_are_read_from_names_or_a_table(tmp_path: Path) -> None:
     names = ["with/3-with-mask.jpg", "without/3.jpg", "with/x3.jpg", "without/31.jpg"]
     pattern = options("face_mask")["groups"]
     assert groups.labels(names, pattern, known=names) == ["3", "3", None, "31"]
@@ -129,7 +129,7 @@ def test_groups_come_from_names(tmp_path: Path) -> None:
         ("id,file\n1,a/1.jpg", "must have the columns group,file"),
     ],
 )
-def test_groups_that_cannot_be_are_refused(tmp_path: Path, pattern: str, message: str) -> None:
+def test_invalid_groups_are_an_error(tmp_path: Path, pattern: str, message: str) -> None:
     if "\n" in pattern:
         (tmp_path / "groups.csv").write_text(pattern)
         pattern = str(tmp_path / "groups.csv")
@@ -141,7 +141,7 @@ def test_groups_that_cannot_be_are_refused(tmp_path: Path, pattern: str, message
 
 
 def masked(root: Path) -> Path:
-    """Twenty photos in both classes, by numbers, and machine-made copies of some in either."""
+    """Twenty numbered photos, each in both classes, and machine-made copies of some of them."""
     for number in range(20):
         for folder, name in (("with_mask", f"{number}-with-mask.jpg"), ("without_mask", f"{number}.jpg")):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def masked(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_masked_photo_is_on_both_sides(tmp_path: Path, seed: int) -> None:
+def test_no_photo_of_face_mask_is_in_both_parts(tmp_path: Path, seed: int) -> None:
     masked(tmp_path / "face_mask")
     data = folders.face_mask(**options("face_mask", data_dir=str(tmp_path), resize=32, crop=32) | {"seed": seed})
     number = {name: "".join(filter(str.isdigit, name)) for name in data.names}
@@ -168,9 +168,7 @@ def test_no_masked_photo_is_on_both_sides(tmp_path: Path, seed: int) -> None:
     assert data.about["leaked_percent_by_file"] > 30
 
 
-def test_copies_are_reported_and_kept_together_only_where_asked(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_copies_are_reported_and_kept_together_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = masked(tmp_path / "faces")
     few = {"resize": 32, "crop": 32}
     by_file = dataset(root, split="files", **few).about
@@ -185,7 +183,7 @@ def test_copies_are_reported_and_kept_together_only_where_asked(
     assert (united["groups"], united["torn_pairs"], united["leaked_percent"]) == (40, 0, 0)
 
 
-def test_a_table_of_groups_is_held(tmp_path: Path) -> None:
+def test_a_table_of_groups_is_respected(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 12, "dogs": 12})
     table = tmp_path / "groups.csv"
     lines = [f"{number // 3},{name}/{number}.png" for name in ("cats", "dogs") for number in range(12)]
@@ -197,7 +195,7 @@ def test_a_table_of_groups_is_held(tmp_path: Path) -> None:
     assert not sides[0] & sides[1]
 
 
-def test_groups_that_leave_a_part_without_a_class_are_refused(tmp_path: Path) -> None:
+def test_a_part_without_a_class_is_an_error(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
     with pytest.raises(UsageError, match=r"validation_fraction=0.2: leaves no cats for val; .* 6 pictures in 1 group,"):
         dataset(root, groups=r"(\.png)")

@@ -1,4 +1,4 @@
-"""Models are the sheets' models: parameters counted by hand, layers in their order, shapes that fit the data."""
+"""Models: numbers of parameters, layers, shapes, dropout, invalid options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logits_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(model.eval()(torch.zeros(3, *shape)).shape)
 
 
-# The sheets' own
+# The models of the sheets
 
 
 def test_mlp_of_c5_2_has_397510_parameters() -> None:
@@ -123,7 +123,7 @@ def test_dropout_has_its_probability(model: nn.Sequential) -> None:
 
 
 def split_mix_64(key: int, index: int) -> int:
-    """One number of the generator as its authors write it, in whole numbers without a sign."""
+    """One number of the generator, with unsigned integers as in its publication."""
     z = ((index + key) * 0x9E3779B97F4A7C15) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -151,8 +151,8 @@ def test_dropout_drops_its_share_and_scales_the_rest(rate: float) -> None:
     assert values.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-15)
 
 
-def test_dropout_masks_of_passes_and_keys_are_unrelated() -> None:
-    """A value is dropped by both of two masks with probability rate^2."""
+def test_dropout_masks_of_different_passes_and_keys_are_independent() -> None:
+    """Two independent masks both drop a value with probability rate^2."""
     one, two = dropped(0.3, key=1, passes=2)
     (other,) = dropped(0.3, key=2)
     for mask in (two, other, one.roll(1, 0), one.roll(1, 1)):
@@ -160,7 +160,7 @@ def test_dropout_masks_of_passes_and_keys_are_unrelated() -> None:
         assert both == pytest.approx(0.09, abs=5 * (0.09 * 0.91 / one.numel()) ** 0.5)
 
 
-def test_dropout_of_nothing_and_in_evaluation_changes_nothing() -> None:
+def test_dropout_at_rate_zero_or_in_evaluation_changes_nothing() -> None:
     x = torch.randn(5, 7)
     assert torch.equal(Dropout(0.0).train()(x), x)
     assert torch.equal(Dropout(0.5).eval()(x), x)
@@ -187,23 +187,23 @@ def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
     assert torch.equal(model(x), nn.functional.linear(x.reshape(6, 64), model[1].weight, model[1].bias))
 
 
-# What cannot be built
+# Invalid options
 
 
 @pytest.mark.parametrize("kernel", [2, 4])
-def test_cnn_refuses_even_kernels(kernel: int) -> None:
+def test_an_even_kernel_is_an_error(kernel: int) -> None:
     with pytest.raises(UsageError, match=rf"^model\.kernel={kernel}: must be odd"):
         cnn(MNIST, 10, channels=[4], kernel=kernel, **PLAIN)
 
 
 @pytest.mark.parametrize(("shape", "most"), [(DIGITS, 3), (MNIST, 4), ((1, 28, 5), 2)], ids=str)
-def test_cnn_refuses_more_poolings_than_the_image_has(shape: tuple[int, ...], most: int) -> None:
+def test_too_many_poolings_are_an_error(shape: tuple[int, ...], most: int) -> None:
     assert logits_shape(cnn(shape, 10, channels=[2] * most, kernel=3, **PLAIN), shape) == (3, 10)
     with pytest.raises(UsageError, match=rf"too many poolings for {shape[1]}x{shape[2]}"):
         cnn(shape, 10, channels=[2] * (most + 1), kernel=3, **PLAIN)
 
 
-def test_cnn_refuses_samples_that_are_no_images() -> None:
+def test_samples_that_are_not_images_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"needs images .* use model=mlp$"):
         cnn((64,), 10, channels=[4], kernel=3, **PLAIN)
 
@@ -211,7 +211,7 @@ def test_cnn_refuses_samples_that_are_no_images() -> None:
 # Dense layers of a convolutional net
 
 
-def test_cnn_has_a_dense_layer_with_activation_per_hidden_width_and_dropout_before_the_last() -> None:
+def test_cnn_with_hidden_layers_in_order() -> None:
     model = cnn(
         (3, 32, 32), 2, channels=[4, 5], kernel=3, hidden=[7, 6], activation="Tanh", dropout=0.5, batch_norm=True
     )
@@ -222,7 +222,7 @@ def test_cnn_has_a_dense_layer_with_activation_per_hidden_width_and_dropout_befo
     assert logits_shape(model, (3, 32, 32)) == (3, 2)
 
 
-def test_cnn_without_hidden_widths_is_what_it_was() -> None:
+def test_an_empty_hidden_is_the_default_of_cnn() -> None:
     options = {"channels": [4], "kernel": 3, **PLAIN}
     assert kinds(cnn(DIGITS, 10, hidden=[], **options)) == kinds(cnn(DIGITS, 10, **options))
     assert kinds(cnn(DIGITS, 10, **options)) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]

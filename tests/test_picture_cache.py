@@ -1,4 +1,4 @@
-"""Decoded pictures are kept: what later starts read, what makes them decode again, and what no accident leaves."""
+"""The cache of decoded pictures: when it is used, replaced or missing, and what an interrupted process leaves."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ root = Path(sys.argv[1])
 files = [PictureFile(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
 picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent / ".pictures")
 """
-"""Another process that opens the folder in its first argument and takes so many seconds for a picture."""
+"""A program that decodes the folder in its first argument, with a delay per picture in its second one."""
 
 
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
-    """What a process remembers of earlier data sets is not to answer for a start."""
+    """Clear the caches of the process, as in a new process."""
     picture_cache._open_cache.cache_clear()
     folders._log_once.cache_clear()
 
@@ -69,7 +69,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, **changed: Any) -> Dataset:
-    """The data set of a new start."""
+    """Return the dataset as a new process reads it."""
     picture_cache._open_cache.cache_clear()
     small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root), **changed}
     return folders.image_folder(**options("image_folder", **small))
@@ -79,7 +79,7 @@ def caches(root: Path) -> list[Path]:
     return sorted((root.parent / ".pictures").glob("*.pictures"))
 
 
-def test_the_second_start_reads_no_picture(root: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_run_reads_no_picture(root: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(root)
     assert len(decoded) == 12
     before = {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")}
@@ -97,7 +97,7 @@ def test_the_second_start_reads_no_picture(root: Path, decoded: list[int], monke
     assert {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")} == before
 
 
-def test_jobs_of_a_process_share_one_pool(root: Path) -> None:
+def test_jobs_in_one_process_share_one_pool(root: Path) -> None:
     first = opened(root)
     small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root)}
     second = folders.image_folder(**options("image_folder", **small) | {"seed": 1})
@@ -105,9 +105,7 @@ def test_jobs_of_a_process_share_one_pool(root: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"resize": 17}, {"crop": 11}, {"exclude": ["1.png"]}])
-def test_another_transform_or_choice_is_decoded_anew_and_both_are_kept(
-    root: Path, decoded: list[int], changed: dict[str, Any]
-) -> None:
+def test_other_options_have_a_cache_of_their_own(root: Path, decoded: list[int], changed: dict[str, Any]) -> None:
     opened(root)
     opened(root, **changed)
     assert len(decoded) == (22 if "exclude" in changed else 24)
@@ -130,7 +128,7 @@ def change_name(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_pixels, change_label, change_name])
-def test_what_changes_in_the_folder_changes_the_data_and_its_digest(root: Path, change: Callable[[Path], None]) -> None:
+def test_changes_in_the_folder_change_the_data_and_its_digest(root: Path, change: Callable[[Path], None]) -> None:
     first = opened(root)
     change(root)
     second = opened(root)
@@ -138,7 +136,7 @@ def test_what_changes_in_the_folder_changes_the_data_and_its_digest(root: Path, 
     assert first.names != second.names or not torch.equal(first.train.pool_x, second.train.pool_x)
 
 
-def test_a_file_that_changes_within_a_tick_of_the_clock_is_seen(root: Path) -> None:
+def test_a_file_that_changes_within_the_resolution_of_the_clock_is_read_again(root: Path) -> None:
     path = root / "cats" / "1.png"
     path.write_bytes(photo(7).resize((4, 4)).convert("L").tobytes() * 10)
     now = time.time_ns()
@@ -153,7 +151,7 @@ def test_a_file_that_changes_within_a_tick_of_the_clock_is_seen(root: Path) -> N
     assert not opened(root).about["skipped"]
 
 
-def test_the_same_pictures_elsewhere_are_not_decoded_again(root: Path, decoded: list[int]) -> None:
+def test_moved_pictures_are_not_decoded_again(root: Path, decoded: list[int]) -> None:
     first = opened(root)
     root.rename(root.parent / "moved")
     assert opened(root.parent / "moved").sha256 == first.sha256
@@ -180,7 +178,7 @@ def lengthen(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, cut_to_nothing, flip, lengthen])
-def test_a_damaged_cache_is_made_again(
+def test_a_damaged_cache_is_replaced(
     root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     first = opened(root)
@@ -199,7 +197,7 @@ def test_a_damaged_cache_is_made_again(
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "null", '{"cats/0.png": 1}', '{"cats/0.png": [1, 2]}'])
-def test_damaged_notes_only_cost_time(root: Path, decoded: list[int], damaged: str) -> None:
+def test_damaged_hashes_are_computed_again(root: Path, decoded: list[int], damaged: str) -> None:
     opened(root)
     (notes,) = (root.parent / ".pictures").glob("files-*.json")
     notes.write_text(damaged)
@@ -215,8 +213,8 @@ def start(root: Path, seconds: float) -> Process:
     return process
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
-def test_a_second_process_waits_and_one_that_is_killed_leaves_nothing(
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_second_process_waits_and_a_killed_one_leaves_no_cache(
     root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -232,7 +230,7 @@ def test_a_second_process_waits_and_one_that_is_killed_leaves_nothing(
     assert not list((root.parent / ".pictures").glob(".*.partial"))
 
 
-def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_process_leaves_no_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -242,13 +240,13 @@ def test_an_interruption_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.suffix for path in (root.parent / ".pictures").iterdir() if path.name != ".lock") == [".json"]
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_key(root: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_read_only_folder_names_the_key(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"dataset.cache_dir=.*file/here: .*cannot be saved there .*choose a"):
         opened(root, cache_dir=str(tmp_path / "file" / "here"))
 
 
-def test_a_full_disk_is_named_with_the_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_full_disk_names_the_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -263,7 +261,7 @@ def test_a_full_disk_is_named_with_the_key(root: Path, monkeypatch: pytest.Monke
         opened(root)
 
 
-def test_pictures_that_are_written_to_meanwhile_stop_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_change_while_they_are_read_are_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = picture_cache._write
 
     def meddled(*args: Any, **rest: Any) -> None:
@@ -276,7 +274,7 @@ def test_pictures_that_are_written_to_meanwhile_stop_the_start(root: Path, monke
     settle(root)
 
 
-def test_what_is_written_to_the_pool_stays_out_of_the_file(root: Path) -> None:
+def test_changes_of_the_pool_do_not_reach_the_file(root: Path) -> None:
     before = opened(root).train.pool_x
     kept = before.clone()
     before.zero_()

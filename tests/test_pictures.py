@@ -1,4 +1,4 @@
-"""Pictures in files of any kind: how they are decoded, which are skipped and why, and how they are kept decoded."""
+"""Picture files: decoding, invalid files, folders of pictures as datasets."""
 
 from __future__ import annotations
 
@@ -19,12 +19,48 @@ from PIL import Image
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
+<<<<<<< HEAD
 from support.pictures import dataset, folder_of, options, photo
+=======
+
+CONF = Path(__file__).parent.parent / "conf" / "dataset"
+
+
+def options(name: str, **changed: Any) -> dict[str, Any]:
+    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return {**{key: value for key, value in config.items() if key != "_target_"}, "seed": 0, **changed}
+
+
+def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+    """A smooth random picture; different seeds give clearly different pictures."""
+    draw = np.random.default_rng(seed)
+    return Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def folder_of(root: Path, classes: dict[str, int], *, start: int = 0) -> Path:
+    """Save photos 0.png, 1.png, ... in a folder per class, with an old modification time."""
+    for label, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            photo(start + 1000 * label + number).save(root / name / f"{number}.png")
+    settle(root)
+    return root
+
+
+def settle(root: Path) -> None:
+    for path in root.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+
+
+def dataset(folder: Path, **changed: Any) -> Dataset:
+    small = {"resize": 16, "crop": 12, "data_dir": str(folder.parent), "root": str(folder), **changed}
+    return folders.image_folder(**options("image_folder", **small))
+>>>>>>> data
 
 
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
-    """What a process remembers of earlier data sets is not to answer for a start."""
+    """Clear the caches of the process, as in a new process."""
     picture_cache._open_cache.cache_clear()
     folders._log_once.cache_clear()
 
@@ -47,7 +83,7 @@ def test_a_picture_is_resized_and_cropped_as_torchvision_does(
     assert torch.equal(ours, theirs)
 
 
-def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_with_nearly_the_same_pixels(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_at_a_reduced_size(tmp_path: Path) -> None:
     from torchvision.transforms import v2
 
     path = tmp_path / "a.jpg"
@@ -62,7 +98,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_with_nearly_the_same_pixe
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_turned_picture_stands_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_pictures_are_rotated_by_their_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     from PIL import ImageOps
 
     path = tmp_path / f"a.{suffix}"
@@ -75,7 +111,7 @@ def test_a_turned_picture_stands_upright(tmp_path: Path, orientation: int, suffi
         assert pictures.decode(path.read_bytes(), resize=32, crop=32).size == upright.size
 
 
-def test_modes_of_pictures_come_out_as_a_viewer_shows_them(tmp_path: Path) -> None:
+def test_all_picture_modes_are_converted_to_rgb(tmp_path: Path) -> None:
     colour = Image.new("RGB", (8, 8), (200, 100, 50))
     half = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
     grey16 = Image.fromarray(np.full((8, 8), 51400, np.uint16))  # 200 of 255
@@ -107,7 +143,7 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path) -> None:
 
 
 def png_start(width: int, height: int) -> bytes:
-    """A PNG of that size that ends soon after its header."""
+    """The start of a PNG of that size."""
 
     def chunk(content: bytes) -> bytes:
         return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
@@ -117,7 +153,7 @@ def png_start(width: int, height: int) -> bytes:
 
 
 def bad_files() -> dict[str, tuple[bytes, str]]:
-    """Contents that give no picture, and a word of the reason."""
+    """Invalid contents, and a part of the reason."""
     whole = io.BytesIO()
     photo(3, 200, 200).save(whole, "JPEG")
     strip = io.BytesIO()
@@ -138,7 +174,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("name", bad_files())
-def test_a_bad_file_is_named_with_its_reason(tmp_path: Path, name: str) -> None:
+def test_an_invalid_file_is_unreadable_with_a_reason(tmp_path: Path, name: str) -> None:
     content, reason = bad_files()[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Unreadable, match=reason) as caught:
@@ -146,7 +182,7 @@ def test_a_bad_file_is_named_with_its_reason(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_random_damage_gives_a_picture_or_a_reason(tmp_path: Path) -> None:
+def test_random_damage_gives_a_picture_or_is_unreadable(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
         whole = io.BytesIO()
@@ -162,7 +198,7 @@ def test_random_damage_gives_a_picture_or_a_reason(tmp_path: Path) -> None:
             assert found.pixels.shape == (3, 16, 16)
 
 
-def test_a_file_that_is_not_there_is_unreadable(tmp_path: Path) -> None:
+def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="No such file"):
         read(tmp_path / "a.png", resize=16, crop=16)
 
@@ -175,7 +211,7 @@ def pipe(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("opened", [lambda path: read(path, resize=8, crop=8), pictures.whole])
-def test_a_pipe_is_not_waited_for(tmp_path: Path, opened: Callable[[Path], object]) -> None:
+def test_a_pipe_is_unreadable(tmp_path: Path, opened: Callable[[Path], object]) -> None:
     with pytest.raises(Unreadable, match=r"^not a regular file$"):
         opened(pipe(tmp_path / "a.png"))
 
@@ -184,7 +220,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, opened: Callable[[Path], objec
 
 
 def broken_folder(root: Path) -> Path:
-    """Two classes of six photos each, and beside them everything that lies in real folders."""
+    """Two classes of six photos each, and the other files that real folders contain."""
     folder_of(root, {"cats": 6, "dogs": 6})
     for name, (content, _) in bad_files().items():
         (root / "cats" / name).write_bytes(content)
@@ -211,7 +247,7 @@ def broken_folder(root: Path) -> Path:
     return root
 
 
-def test_a_folder_with_broken_pictures_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_pictures_in_a_folder_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     data = dataset(broken_folder(tmp_path / "animals"))
     counts = data.about["counts"]
@@ -230,14 +266,14 @@ def test_a_folder_with_broken_pictures_is_survived(tmp_path: Path, caplog: pytes
         assert part.x.shape[1:] == (3, 12, 12)
 
 
-def test_a_pipe_named_like_a_picture_is_none(tmp_path: Path) -> None:
+def test_a_pipe_named_like_a_picture_is_not_a_picture(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
     pipe(root / "cats" / "camera.png")
     data = dataset(root)
     assert (len(data.names), data.about["not_pictures"]) == (12, 1)
 
 
-def test_classes_whose_names_are_no_text_are_escaped(tmp_path: Path) -> None:
+def test_class_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     try:
         root = folder_of(tmp_path / "animals", {os.fsdecode(b"caf\xe9"): 6, "dogs": 6})
     except OSError:
@@ -247,7 +283,9 @@ def test_classes_whose_names_are_no_text_are_escaped(tmp_path: Path) -> None:
     assert sum(name.startswith("caf\\xe9/") for name in data.names) == 6
 
 
-def test_only_so_many_skipped_pictures_have_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_lines_about_skipped_pictures_is_limited(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 3, "dogs": 3})
     for number in range(30):
         (root / "cats" / f"bad_{number}.jpg").write_bytes(b"")
@@ -257,7 +295,7 @@ def test_only_so_many_skipped_pictures_have_a_line(tmp_path: Path, caplog: pytes
     assert "and 10 more" in caplog.records[-1].message
 
 
-def test_pixels_are_those_of_the_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_pictures_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     root = broken_folder(tmp_path / "animals")
     data = dataset(root)
     pool = data.train.pool_x
@@ -271,7 +309,7 @@ def test_pixels_are_those_of_the_files_in_the_order_of_their_names(tmp_path: Pat
 
 
 @pytest.mark.parametrize("parts", [("train", "val"), ("train", "val", "test"), ("train", "test"), ("train",)])
-def test_parts_are_as_the_folders_have_them_and_others_are_split_off(tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_published_parts_are_kept_and_missing_ones_are_split_off(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for number, part in enumerate(parts):
         folder_of(tmp_path / "animals" / part, {"cats": 10, "dogs": 10}, start=100 * number)
     data = dataset(tmp_path / "animals", validation_fraction=0.3)
@@ -304,14 +342,16 @@ def layout(tmp_path: Path, *folders: str) -> Path:
         (["train/cats", "val/cats"], "only the class cats"),
     ],
 )
-def test_another_layout_is_refused_with_what_is_legal(tmp_path: Path, there: list[str], message: str) -> None:
+def test_the_error_for_an_unknown_layout_describes_the_expected_one(
+    tmp_path: Path, there: list[str], message: str
+) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         dataset(layout(tmp_path, *there))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [b"", b"text", None])
-def test_a_class_without_a_usable_picture_is_refused(tmp_path: Path, bad: bytes | None) -> None:
+def test_a_class_without_a_usable_picture_is_an_error(tmp_path: Path, bad: bytes | None) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 3, "dogs": 1})
     os.unlink(root / "dogs" / "0.png")
     if bad is not None:
@@ -334,7 +374,7 @@ def test_a_class_without_a_usable_picture_is_refused(tmp_path: Path, bad: bytes 
         ({"root": "nowhere"}, "dataset=image_folder: no folder nowhere or .*/nowhere; expected one folder per class"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_an_error(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 3, "dogs": 3})
     with pytest.raises(UsageError, match=message):
         dataset(root, **changed)
@@ -343,12 +383,12 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, 
 @pytest.mark.parametrize(
     ("name", "hint"), [("face_mask", "prajnasb/observations"), ("hymenoptera", "hymenoptera_data.zip")]
 )
-def test_published_pictures_that_are_not_there_are_asked_for(tmp_path: Path, name: str, hint: str) -> None:
+def test_the_error_for_missing_pictures_says_where_to_get_them(tmp_path: Path, name: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"dataset={name}: no folder {tmp_path}/{name}.*{hint}"):
         getattr(folders, name)(**options(name, data_dir=str(tmp_path)))
 
 
-def test_hymenoptera_is_found_under_the_name_that_it_is_unpacked_to(tmp_path: Path) -> None:
+def test_hymenoptera_is_found_in_the_folder_of_its_zip(tmp_path: Path) -> None:
     for part in ("train", "val"):
         folder_of(tmp_path / "hymenoptera_data" / part, {"ants": 2, "bees": 2}, start=ord(part[0]))
     data = folders.hymenoptera(**options("hymenoptera", data_dir=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""``python -m dlhw.predict``: pictures as the network had them in training, what is printed, what is refused."""
+"""``python -m dlhw.predict``: pictures prepared as in training, output, errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path
 # --- pictures as in training ------------------------------------------------------------------------------
 
 
-def test_files_are_prepared_as_the_data_set_prepared_them(run: Path, pictures: Path) -> None:
+def test_files_are_prepared_as_in_the_dataset(run: Path, pictures: Path) -> None:
     data, network = data_of(run), open_classifier(run, "best", torch.device("cpu"))
     assert len(data.names) == 13
     for row, name in enumerate(data.names):
@@ -91,10 +91,10 @@ def test_files_are_prepared_as_the_data_set_prepared_them(run: Path, pictures: P
     ("channels", "side", "size"), [(1, 28, None), (3, 32, None), (3, 32, 40), (3, 32, 20)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_pictures_without_files_are_prepared_as_theirs(
+def test_saved_pictures_are_prepared_as_in_the_dataset(
     tmp_path: Path, channels: int, side: int, size: int | None, dtype: torch.dtype
 ) -> None:
-    """MNIST's and CIFAR-10's, saved as they are, give what the data set gives; ``size`` enlarges them afterwards."""
+    """Pictures as in MNIST and CIFAR-10, saved to files, give the inputs of the dataset, resized to ``size``."""
     mode = "L" if channels == 1 else "RGB"
     arrays = [np.asarray(drawn(i, (side, side), mode)).reshape(side, side, channels) for i in range(4)]
     x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
@@ -110,7 +110,7 @@ def test_pictures_without_files_are_prepared_as_theirs(
         assert found.dtype == dtype
 
 
-def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
+def test_pixels_of_another_range_give_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
     """The digits have pixels of 0 to 16; in a file, white is 255: rounding costs half a level."""
     data, network = data_of(grey_run), open_classifier(grey_run, "best", torch.device("cpu"))
     for row in range(5):
@@ -121,14 +121,14 @@ def test_pixels_of_another_range_are_the_same_inputs(grey_run: Path, tmp_path: P
         assert float(difference) <= 0.501 / 255 / network.options["std"]
 
 
-def test_colours_are_made_grey_as_pillow_does(tmp_path: Path) -> None:
+def test_colours_are_converted_to_grey_as_in_pillow(tmp_path: Path) -> None:
     picture = drawn(3, (28, 28))
     picture.save(tmp_path / "x.png")
     found = prepare(tmp_path / "x.png", shape=(1, 28, 28), options={"mean": 0.0, "std": 1.0 / 255}, dtype=torch.float64)
     assert found.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_invalid_picture_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(Unreadable, match="not a picture"):
         prepare(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
@@ -177,7 +177,7 @@ def test_table_has_a_line_for_each_class(run: Path, pictures: Path, capsys: pyte
     assert len({line.index("%") for line in lines}) == 1
 
 
-def test_unreadable_pictures_are_named_and_the_others_classified(
+def test_unreadable_pictures_are_reported_and_the_others_classified(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes((pictures / "cat" / "0.jpg").read_bytes()[:200])
@@ -209,7 +209,7 @@ def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) ->
         picture_files([tmp_path / "empty"])
 
 
-def test_names_that_are_no_text_are_printed_escaped(
+def test_names_that_are_not_utf8_are_escaped(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
@@ -238,7 +238,7 @@ def changed(run: Path, to: Path, **config: Any) -> Path:
     return to
 
 
-def test_what_is_no_run_of_a_classifier_of_pictures_is_refused_in_one_line(
+def test_other_directories_are_one_line_errors(
     compose: Compose, grey_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, empty, unfinished = tmp_path / "sweep", tmp_path / "empty", tmp_path / "unfinished"
@@ -267,7 +267,7 @@ def test_what_is_no_run_of_a_classifier_of_pictures_is_refused_in_one_line(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device that must be missing")
-def test_missing_device_is_named_as_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_a_missing_device_names_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(grey_run, "x.png", "--device", "cuda", capsys=capsys)
     assert (code, out) == (1, "")
     assert err.startswith("--device cuda: not available; expected one of auto, ")
@@ -281,16 +281,16 @@ def test_top_is_a_count(top: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines()[-1].endswith("argument --top: must be a whole number, 1 or greater")
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     asked = "import sys, dlhw.predict\ntry: dlhw.predict.main(['-h'])\nfinally: assert 'torch' not in sys.modules"
     ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "RUN PICTURE [PICTURE ...]" in ended.stdout
 
 
-def test_a_run_is_asked_in_its_own_precision() -> None:
+def test_predictions_use_the_precision_of_the_run() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-    x = torch.full((1, 3, 2, 2), 1.001)  # which bfloat16 cannot tell from 1
+    x = torch.full((1, 3, 2, 2), 1.001)  # 1 in bfloat16
     plain, lower = (
         PictureClassifier(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).top_classes(x, 1)
         for name in ("fp32", "bf16")

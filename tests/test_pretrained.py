@@ -1,4 +1,4 @@
-"""torchvision's networks: where weights come from, what of them is taken, and what is refused in one line."""
+"""torchvision's networks: sources of weights, loading, invalid options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.p
 
 
 def state_of(architecture: str, **options: Any) -> dict[str, Tensor]:
-    """A state_dict of the right shapes, each entry of one value of its own, which takes no room in a file."""
+    """A state_dict of the right shapes; each entry is one expanded value, so that files are small."""
     with torch.device("meta"):
         entries = models.get_model(architecture, weights=None, **options).state_dict().items()
     return {
@@ -45,7 +45,7 @@ def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where torch keeps weights, empty, in a world without network."""
+    """The folder of torch's cached weights, empty, without a network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -60,7 +60,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder, and the address under which its files are served."""
+    """A folder and the address of a local server for its files."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -112,7 +112,7 @@ def test_weights_are_downloaded_once_and_their_hash_is_checked(
         assert list(cache.iterdir()) == []
 
 
-def test_a_download_that_fails_says_what_to_place_where_and_how_to_go_on(cache: Path) -> None:
+def test_the_error_for_a_failed_download_gives_a_remedy(cache: Path) -> None:
     with pytest.raises(UsageError) as caught:
         classifier(SHAPE, 2, architecture="alexnet", weights="IMAGENET1K_V1")
     told = str(caught.value)
@@ -122,7 +122,7 @@ def test_a_download_that_fails_says_what_to_place_where_and_how_to_go_on(cache: 
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "text", "list"])
-def test_a_corrupt_cached_file_is_named(cache: Path, damage: str) -> None:
+def test_the_error_for_a_corrupt_cached_file_names_it(cache: Path, damage: str) -> None:
     path = cache / FILES["resnet18"]
     torch.save([1] if damage == "list" else state_of("resnet18"), path)
     content = bytearray(path.read_bytes())
@@ -135,7 +135,7 @@ def test_a_corrupt_cached_file_is_named(cache: Path, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_gives_its_weights_and_its_head_where_the_classes_are_as_many(
+def test_weights_of_a_run_include_the_head_if_the_classes_match(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "best.pt"
@@ -161,7 +161,7 @@ def test_files_from_before_zip_are_read(tmp_path: Path) -> None:
     assert_holds(network, state)
 
 
-def test_old_names_missing_counters_and_second_classifiers_are_no_misfit(tmp_path: Path) -> None:
+def test_old_names_missing_counters_and_auxiliary_classifiers_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     state = state_of("densenet121")
     old = {
@@ -203,7 +203,7 @@ def test_the_last_layer_fits_the_classes_and_masks_are_keyed(architecture: str, 
     assert torch.equal(torch.get_rng_state(), before)  # no layer draws from torch's stream
 
 
-def test_names_of_parameters_are_torchvisions_and_so_is_what_it_computes() -> None:
+def test_parameters_and_outputs_equal_torchvisions() -> None:
     torch.manual_seed(0)
     reference = models.mobilenet_v2(weights=None, num_classes=4).eval()
     network = classifier(SHAPE, 4, architecture="mobilenet_v2", weights=None).eval()
@@ -215,7 +215,7 @@ def test_names_of_parameters_are_torchvisions_and_so_is_what_it_computes() -> No
     assert rates == [layer.p for layer in reference.modules() if isinstance(layer, nn.Dropout)]
 
 
-def test_stochastic_depth_drops_samples_whole_and_keeps_the_mean() -> None:
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     layer = StochasticDepth(0.25)
     x = torch.ones(4000, 2, 3)
     y = layer(x)
@@ -246,7 +246,7 @@ def test_stochastic_depth_drops_samples_whole_and_keeps_the_mean() -> None:
         (SHAPE, {"architecture": "squeezenet1_0", "weights": "FILE"}, "features.0.weight is 64x3x3x3.*be 96x3x7x7"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
+def test_invalid_options_are_one_line_errors(
     tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], told: str
 ) -> None:
     if options.get("weights") == "FILE":
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_configs(compose: Compose) -> None:
+def test_the_configs_name_their_architectures(compose: Compose) -> None:
     for name in FILES | {"resnet34": "", "squeezenet1_0": "", "mobilenet_v2": ""}:
         model = compose(f"model={name}").model
         assert (model.architecture, model.weights) == (name, "IMAGENET1K_V1")

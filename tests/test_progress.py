@@ -1,4 +1,4 @@
-"""A log line is whole, at a terminal or not; the bar is there only at a terminal."""
+"""Progress on the console: complete log lines, and a bar at a terminal only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that is set by hand."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -68,13 +68,13 @@ def test_without_a_terminal_the_bar_writes_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_console_is_one_and_writes_to_stderr() -> None:
+def test_there_is_one_console_on_stderr() -> None:
     progress.console.cache_clear()
     assert progress.console() is progress.console()
     assert progress.console().stderr
 
 
-def test_a_log_line_at_a_terminal_is_whole_and_the_bar_is_redrawn_below(
+def test_a_log_line_at_a_terminal_is_complete_and_above_the_bar(
     attach: Callable[[bool], io.StringIO],
 ) -> None:
     file = attach(True)
@@ -105,7 +105,7 @@ def test_the_bar_shows_epochs_results_and_times(attach: Callable[[bool], io.Stri
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_the_bar_is_closed_whatever_happens(
+def test_the_bar_is_closed_even_after_an_error(
     attach: Callable[[bool], io.StringIO], error: type[BaseException] | None
 ) -> None:
     file, streams = attach(True), (sys.stdout, sys.stderr)
@@ -129,7 +129,7 @@ def test_the_bar_is_closed_whatever_happens(
     assert file.getvalue()[len(written) :] == "after\n"
 
 
-def test_first_and_last_epoch_are_logged_and_others_every_so_often(
+def test_the_first_and_last_epoch_and_some_others_are_logged(
     attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
 ) -> None:
     file, clock = attach(False), Clock()
@@ -161,7 +161,7 @@ def test_the_last_epoch_of_a_run_that_stops_early_is_logged(
     assert [message[:13] for message in messages(caplog)] == ["epoch   1/100", "epoch   3/100"]
 
 
-def test_a_resumed_run_counts_on_and_estimates_from_its_own_pace(
+def test_a_resumed_run_estimates_the_time_from_its_own_epochs(
     attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
 ) -> None:
     attach(False)
@@ -179,7 +179,7 @@ def test_missing_and_not_finite_values(attach: Callable[[bool], io.StringIO], ca
     assert "  train loss nan        validation error 100.00 %  " in messages(caplog)[0]
 
 
-def test_watching_draws_no_random_numbers(attach: Callable[[bool], io.StringIO]) -> None:
+def test_the_bar_draws_no_random_numbers(attach: Callable[[bool], io.StringIO]) -> None:
     attach(True)
     before = random.getstate(), torch.get_rng_state().tolist()
     with Progress(2, 1) as bar:
@@ -190,7 +190,7 @@ def test_watching_draws_no_random_numbers(attach: Callable[[bool], io.StringIO])
 
 @pytest.fixture
 def configured() -> Iterator[logging.Logger]:
-    """A logger set up as a config file does it, by the handler's dotted name."""
+    """A logger with the handler, configured by its dotted name as in a config file."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -208,7 +208,7 @@ def configured() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_handler_from_a_config(
+def test_a_handler_from_a_config(
     attach: Callable[[bool], io.StringIO], configured: logging.Logger, terminal: bool
 ) -> None:
     file = attach(terminal)

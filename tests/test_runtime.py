@@ -1,4 +1,4 @@
-"""What a run stands on: keys that never change, devices and precisions that are there or refused, provenance."""
+"""Keyed randomness, devices and precisions, files, downloads, provenance."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SEEDS = st.integers(0, 2**32)
 
 @pytest.fixture
 def switches() -> Iterator[None]:
-    """Give torch's process-wide switches back as they were."""
+    """Restore the process-wide settings of torch."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -58,17 +58,17 @@ def switches() -> Iterator[None]:
     ids=str,
 )
 def test_keys_never_change(place: tuple[int, str], expected: int) -> None:
-    assert key(*place) == expected  # or else no published number can be reproduced
+    assert key(*place) == expected  # otherwise published results could not be reproduced
 
 
 @given(seed=SEEDS, place=PLACES)
-def test_a_key_is_a_seed_that_torch_takes(seed: int, place: list[str | int]) -> None:
+def test_a_key_is_a_valid_seed_for_torch(seed: int, place: list[str | int]) -> None:
     assert 0 <= key(seed, *place) < 2**63
     assert key(seed, *place) == key(seed, *place)
 
 
 @given(one=st.tuples(SEEDS, PLACES), other=st.tuples(SEEDS, PLACES))
-def test_distinct_places_have_distinct_keys(
+def test_different_uses_have_different_keys(
     one: tuple[int, list[str | int]], other: tuple[int, list[str | int]]
 ) -> None:
     assume(one != other)
@@ -85,7 +85,7 @@ def test_distinct_places_have_distinct_keys(
     ],
     ids=str,
 )
-def test_places_that_look_alike_have_distinct_keys(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> None:
+def test_similar_uses_have_different_keys(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> None:
     assert key(0, *one) != key(0, *other)
 
 
@@ -97,7 +97,7 @@ def test_generators_are_reproducible(seed: int, place: list[str | int]) -> None:
 
 
 @pytest.mark.parametrize("other", [(0, "order", 2), (1, "order", 1), (0, "dropout", 1)], ids=str)
-def test_generators_of_other_places_are_unrelated(other: tuple[int, str, int]) -> None:
+def test_generators_of_different_uses_are_uncorrelated(other: tuple[int, str, int]) -> None:
     count = 10_000
     one = torch.randn(count, generator=generator(0, "order", 1), dtype=torch.float64)
     two = torch.randn(count, generator=generator(*other), dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_generators_of_other_places_are_unrelated(other: tuple[int, str, int]) -
     assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 5 / math.sqrt(count)
 
 
-def test_generators_and_the_global_one_leave_each_other_alone() -> None:
+def test_generators_and_the_global_generator_are_independent() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = torch.rand(5, generator=generator(0, "order"))
@@ -122,7 +122,7 @@ def test_generators_and_the_global_one_leave_each_other_alone() -> None:
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_is_the_first_device_there_is(
+def test_auto_is_the_first_available_device(
     cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -130,12 +130,12 @@ def test_auto_is_the_first_device_there_is(
     assert pick_device("auto").type == expected
 
 
-def test_cpu_is_always_there() -> None:
+def test_cpu_is_always_available() -> None:
     assert pick_device("cpu") == CPU
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UsageError, match=rf"^trainer\.device={name}: not available; expected one of auto, cpu$"):
@@ -146,7 +146,7 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("name", "device"), [("tf32", "cpu"), ("tf32", "mps"), ("fp64", "mps")])
-def test_a_format_that_the_device_lacks_is_refused(name: str, device: str) -> None:
+def test_a_precision_that_the_device_lacks_is_an_error(name: str, device: str) -> None:
     with pytest.raises(UsageError, match=rf"^trainer\.precision={name}: "):
         Precision(name, torch.device(device))
 
@@ -169,7 +169,7 @@ def test_dtype_of_products(name: str, expected: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("switches")
-def test_settle_takes_back_what_another_run_allowed() -> None:
+def test_settle_resets_the_settings_of_an_earlier_run() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     settle(CPU, Precision("fp32", CPU), deterministic=True)
     assert not torch.backends.cuda.matmul.allow_tf32
@@ -188,7 +188,7 @@ def test_settle_takes_back_what_another_run_allowed() -> None:
         pytest.param("bf16", 2**-12, 2**-7, id="bf16, 7 bits"),
     ],
 )
-def test_products_on_cuda_have_the_precision_asked_for(name: str, least: float, most: float) -> None:
+def test_products_on_cuda_have_the_requested_precision(name: str, least: float, most: float) -> None:
     device = torch.device("cuda")
     precision = Precision(name, device)
     settle(device, precision, deterministic=True)
@@ -225,7 +225,7 @@ def test_printable_escapes_what_is_not_utf8() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no route"), TimeoutError()], ids=repr)
-def test_a_failed_download_has_one_line_and_gives_the_timeout_back(error: Exception) -> None:
+def test_a_failed_download_has_a_reason_and_restores_the_timeout(error: Exception) -> None:
     before = socket.getdefaulttimeout()
 
     def fail() -> None:
@@ -253,7 +253,7 @@ def test_provenance_names_versions_and_command(monkeypatch: pytest.MonkeyPatch) 
 
 
 def revision_now() -> str | None:
-    """Asked anew, as by another process."""
+    """Return the revision, without the cache."""
     module._git_revision.cache_clear()
     try:
         revision: str | None = provenance(CPU)["git_revision"]
@@ -275,7 +275,7 @@ def test_no_revision_outside_of_a_checkout(tmp_path: Path, monkeypatch: pytest.M
 
 
 @needs_git
-def test_revision_of_a_checkout_tells_of_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_revision_of_a_changed_checkout_has_a_plus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
         command = ["git", *identity, *arguments]

@@ -19,7 +19,7 @@ FRACTIONS: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.25}
 
 
 def boston_csv(folder: Path) -> Path:
-    """A table of Boston's form, with other numbers."""
+    """Save a table in Boston's format, with other numbers."""
     numbers = np.random.default_rng(0).normal(3.0, 2.0, (506, 14))
     path = folder / "boston.csv"
     np.savetxt(path, numbers, delimiter=",", header=",".join(tabular.BOSTON), comments="", fmt="%.6f")
@@ -39,7 +39,7 @@ def test_boston_is_read_split_and_standardized_by_its_training_part(tmp_path: Pa
     assert torch.equal(targets.sort().values, torch.from_numpy(table[:, -1]).sort().values)
 
 
-def test_a_tables_fingerprint_is_that_of_its_content_whatever_the_split(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_split(tmp_path: Path) -> None:
     boston_csv(tmp_path)
     one, two = (tabular.boston(data_dir=tmp_path, seed=seed, download=False, **FRACTIONS) for seed in (0, 1))
     assert one.sha256 == two.sha256
@@ -49,7 +49,7 @@ def test_a_tables_fingerprint_is_that_of_its_content_whatever_the_split(tmp_path
     assert diabetes.sha256 != one.sha256
 
 
-def test_a_column_without_spread_is_left_at_zero(tmp_path: Path) -> None:
+def test_a_constant_column_becomes_zero(tmp_path: Path) -> None:
     path = boston_csv(tmp_path)
     table = np.loadtxt(path, delimiter=",", skiprows=1)
     table[:, 3] = 1.0
@@ -61,7 +61,7 @@ def test_a_column_without_spread_is_left_at_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["A,B\n1,2\n", "", ",".join(tabular.BOSTON) + "\n" + ",".join(["1"] * 14) + "\n", "a\nx\n", "\xff\xfe"]
 )
-def test_a_table_of_another_form_is_named_and_refused(content: str, tmp_path: Path) -> None:
+def test_an_invalid_table_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "boston.csv").write_text(content, encoding="latin1")
     with pytest.raises(UsageError, match=r"boston\.csv: (cannot be read|must have the columns)") as raised:
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
@@ -69,7 +69,7 @@ def test_a_table_of_another_form_is_named_and_refused(content: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("cell", ["nan", "inf", "-inf", "1e999"])
-def test_a_cell_that_is_no_finite_number_is_named(cell: str, tmp_path: Path) -> None:
+def test_the_error_for_a_cell_that_is_not_finite_names_it(cell: str, tmp_path: Path) -> None:
     path = boston_csv(tmp_path)
     lines = path.read_text().splitlines()
     lines[7] = ",".join([*lines[7].split(",")[:4], cell, *lines[7].split(",")[5:]])
@@ -78,7 +78,7 @@ def test_a_cell_that_is_no_finite_number_is_named(cell: str, tmp_path: Path) -> 
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
 
 
-def test_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_empty_lines_are_ignored(tmp_path: Path) -> None:
     path = boston_csv(tmp_path)
     plain = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
     path.write_text("\ufeff" + path.read_text() + "\n\n", encoding="utf-8")
@@ -86,7 +86,7 @@ def test_a_byte_order_mark_and_empty_lines_do_no_harm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell", ["1" * 200_000, "x" * 100_000])
-def test_a_huge_cell_is_refused_in_one_short_line(cell: str, tmp_path: Path) -> None:
+def test_the_error_for_a_huge_cell_is_one_short_line(cell: str, tmp_path: Path) -> None:
     path = boston_csv(tmp_path)
     path.write_text(path.read_text() + cell + "\n")
     with pytest.raises(UsageError, match=r"boston\.csv: cannot be read as a table of numbers") as caught:
@@ -96,7 +96,7 @@ def test_a_huge_cell_is_refused_in_one_short_line(cell: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("rows", "value", "message"), [(506, np.nan, "row 3, column RM"), (505, 1.0, "506 rows")])
-def test_what_openml_returns_is_checked_too(
+def test_the_table_from_openml_is_checked(
     rows: int, value: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = pd.DataFrame(np.ones((rows, 14)), columns=list(tabular.BOSTON))
@@ -106,7 +106,7 @@ def test_what_openml_returns_is_checked_too(
         tabular.boston(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
 
 
-def test_boston_is_fetched_from_openml_when_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_boston_is_downloaded_from_openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = (
         pd.read_csv(boston_csv(tmp_path))
         .astype({"CHAS": "str", "RAD": "str"})
@@ -127,7 +127,7 @@ def test_boston_is_fetched_from_openml_when_it_is_not_there(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("name", ["boston", "california_housing"])
-def test_without_a_network_a_table_says_what_to_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_network_gives_a_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(**options: Any) -> Any:
         raise OSError("<urlopen error [Errno -2] Name or\nservice not known>")
 
@@ -138,12 +138,12 @@ def test_without_a_network_a_table_says_what_to_do(name: str, tmp_path: Path, mo
     assert "\n" not in str(raised.value)
 
 
-def test_asking_for_no_download_of_boston_says_so(tmp_path: Path) -> None:
+def test_the_error_without_a_download_gives_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no file .*boston\.csv, and dataset\.download=false; put it there"):
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
 
 
-def test_numbers_to_predict_take_the_dtype_of_the_inputs(tmp_path: Path) -> None:
+def test_regression_targets_have_the_dtype_of_the_inputs(tmp_path: Path) -> None:
     data = tabular.diabetes(data_dir=tmp_path, seed=0, **FRACTIONS).to("cpu", torch.float32)
     x, y = data.train[:2]
     assert data.normalize(x).dtype == y.dtype == torch.float32

@@ -53,7 +53,7 @@ class Augmentation:
 
     @property
     def changes_pictures(self) -> bool:
-        """Whether single pictures are changed."""
+        """Whether single pictures are changed at random."""
         sizes = (self.crop_padding, self.flip, self.vertical_flip, self.rotation_degrees, self.erase)
         colours = (self.brightness, self.contrast, self.saturation, self.hue)
         return self.crop_scale is not None or any((*sizes, *colours))

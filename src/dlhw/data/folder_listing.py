@@ -22,7 +22,7 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """A data set of picture files: its name, where in ``data_dir`` to look for it, and where to get it."""
+    """A dataset of picture files: its name, where in ``data_dir`` to look for it, and where to get it."""
 
     name: str
     folders: tuple[str, ...] = ()

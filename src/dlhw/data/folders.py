@@ -1,4 +1,4 @@
-"""Data sets from folders of pictures: read, divided into parts that share no group of pictures, and described."""
+"""Datasets of picture files in folders: reading, splitting without dividing groups, describing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ HYMENOPTERA = PictureFolder(
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """The options of these data sets; ``conf/dataset/image_folder.yaml`` says what each one means.
+    """The options of these datasets; ``conf/dataset/image_folder.yaml`` explains each one.
 
     Raises UsageError for values that contradict each other.
     """
@@ -156,10 +156,14 @@ def load_folder(folder: PictureFolder, options: FolderOptions) -> Dataset:
     labels = grouping.labels(content.names, options.groups, known=content.listing.names)
     farthest = -1 if options.near_duplicates is None else options.near_duplicates
     near = content.near[content.near[:, 2] <= farthest]
-    groups = grouping.united(len(content.y), grouping.links_of(labels), content.identical, near[:, :2])
+    groups = grouping.connected_groups(
+        len(content.y), grouping.links_between_equal(labels), content.identical, near[:, :2]
+    )
     by_file = _assign_parts(content, np.arange(len(content.y)), options)
     parts = by_file if options.split == "files" else _assign_parts(content, groups, options)
-    related = grouping.united(len(content.y), grouping.links_of(groups.tolist()), content.near[:, :2])
+    related = grouping.connected_groups(
+        len(content.y), grouping.links_between_equal(groups.tolist()), content.near[:, :2]
+    )
     about = {
         **_about(content, parts, by_file),
         "groups": int(groups.max()) + 1,
@@ -238,7 +242,7 @@ def _read(folder: Path, options: FolderOptions, *, home: Path) -> FolderContent:
 
 
 def _assign_parts(content: FolderContent, groups: Ints, options: FolderOptions) -> Ints:
-    """Return the part of each picture: the published one, and missing parts are split off train by groups."""
+    """Return the part of each picture; missing parts are split off the published training part by groups."""
     assigned = content.parts.copy()
     fractions = {"val": options.validation_fraction, "test": options.test_fraction}
     published = content.listing.published
@@ -290,8 +294,8 @@ def _about(content: FolderContent, parts: Ints, by_file: Ints) -> dict[str, Any]
         "identical_groups": len(np.unique(content.identical[:, 0])),
         "identical_files": len(np.unique(content.identical)),
         "near_pairs": len(content.near),
-        "torn_pairs": len(grouping.torn(pairs, parts)),
-        "torn_pairs_by_file": len(grouping.torn(pairs, by_file)),
+        "torn_pairs": len(grouping.divided_pairs(pairs, parts)),
+        "torn_pairs_by_file": len(grouping.divided_pairs(pairs, by_file)),
     }
 
 

@@ -62,7 +62,7 @@ def identical(digests: Bits) -> Ints:
     return np.asarray(first[which.ravel()], np.int64)
 
 
-def united(count: int, *links: Ints) -> Ints:
+def connected_groups(count: int, *links: Ints) -> Ints:
     """Return the group number of each of ``count`` samples, from 0: the connected components of ``links`` (M, 2)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -72,7 +72,7 @@ def united(count: int, *links: Ints) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-def links_of(labels: Sequence[object]) -> Ints:
+def links_between_equal(labels: Sequence[object]) -> Ints:
     """Return links (M, 2) between samples with the same label; None means no label."""
     first: dict[object, int] = {}
     pairs = [(first.setdefault(label, i), i) for i, label in enumerate(labels) if label is not None]
@@ -157,7 +157,7 @@ def split(y: Ints, groups: Ints, shares: Mapping[str, float], *, seed: int) -> d
     return {name: np.flatnonzero(chosen[which] == number) for number, name in enumerate(parts)}
 
 
-def torn(pairs: Ints, parts: Ints) -> Ints:
+def divided_pairs(pairs: Ints, parts: Ints) -> Ints:
     """Return those of the pairs (M, 2 or more) whose first two samples are in different parts; ``parts`` is (N,)."""
     divided: Ints = pairs[parts[pairs[:, 0]] != parts[pairs[:, 1]]]
     return divided

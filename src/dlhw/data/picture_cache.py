@@ -70,9 +70,9 @@ class DecodedPictures:
     near: Ints
     """Rows (i, j, distance) for all pairs with a perceptual distance of at most FARTHEST."""
     skipped: dict[str, str]
-    """The reason why each other file could not be read, by name."""
+    """Why the other files could not be read, by name."""
     notes: dict[str, str]
-    """Which part of a file was used, where it is not all of it, by name."""
+    """Which part of a file was used, if not all of it, by name."""
 
 
 def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, cache_dir: Path) -> DecodedPictures:
@@ -86,8 +86,8 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
-        with locked(cache_dir / ".lock", wait=True, busy=busy):
-            for leftover in cache_dir.glob(".*.partial"):  # from processes that were killed
+        with locked(cache_dir / ".lock", wait=True, busy=busy) as alone:
+            for leftover in cache_dir.glob(".*.partial") if alone else ():  # from processes that were killed
                 leftover.unlink(missing_ok=True)
             contents = _hash_files(files, memo)
             path, pictures = lookup(contents)

@@ -27,14 +27,13 @@ EVALUATION_VALUES = 2**24
 class Split:
     """Some samples of a pool, in some order. The parts of a dataset share their pool.
 
-    Labels and targets are both called y. The samples may be on another device than the labels: batches are moved to
-    the device of the labels.
+    The samples may be on another device than the labels; batches are moved to the device of the labels.
     """
 
     pool_x: Tensor
     """All samples (P, *shape)."""
     pool_y: Tensor
-    """Their labels (P,) int64, or the targets (P,) of a regression."""
+    """Their labels (P,) int64, or for regression the numbers to predict (P,)."""
     rows: Tensor | None = None
     """Rows of the pool (n,), or (K, n) for K variants that are trained together; None: the whole pool."""
 
@@ -82,13 +81,13 @@ class Dataset:
     """A training and a validation part, perhaps a test part, and the normalization of their samples.
 
     Args:
-        test: the test part; None: there is none.
+        test: the test part, or None.
         normalize: turns pixels (N, C, H, W) into inputs, in the dtype given to :meth:`to` (float64 before).
-        classes: their names; empty: the targets are numbers to predict (regression).
+        classes: names of the classes; empty: regression.
         sha256: digest of the data before the split: training x and y, test x and y, as raw bytes.
         names: file names of the samples in the pool that all parts share; empty: the samples are not files.
         about: further entries for the summary of a run.
-        augmentation: random changes of training pictures; None: there are none.
+        augmentation: random changes of training pictures; None: no changes.
         views: replace ``train`` in turn, one per epoch: the same samples, augmented differently.
     """
 
@@ -144,6 +143,7 @@ class Dataset:
 
     @property
     def augments_pictures(self) -> bool:
+        """Whether single training pictures are changed at random."""
         return self.augmentation is not None and self.augmentation.changes_pictures
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
@@ -156,11 +156,8 @@ class Dataset:
         def part(split: Split) -> Split:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
-            pool = (
-                split.pool_x
-                if self.augments_pictures or _is_too_large(split.pool_x, device)
-                else _on(device, split.pool_x)
-            )
+            stays = self.augments_pictures or _is_too_large(split.pool_x, device)
+            pool = split.pool_x if stays else _on(device, split.pool_x)
             return Split(pool, _on(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
@@ -172,7 +169,7 @@ class Dataset:
         return replace(self, **changes)
 
     def of(self, variant: int) -> Dataset:
-        """Return the data of one variant, if the parts have rows for each variant (:func:`together`)."""
+        """Return the data of one variant, where parts are those of several variants (:func:`combine`)."""
         return self.with_parts({name: _rows_of(part, variant) for name, part in self.parts.items()})
 
 
@@ -236,7 +233,7 @@ def split_at(split: Split, index: Tensor) -> Split:
     return Split(split.pool_x, split.pool_y, index if split.rows is None else split.rows[index])
 
 
-def together(parts: Sequence[Split]) -> Split:
+def combine(parts: Sequence[Split]) -> Split:
     """Combine K parts of equal length: rows (K, n), or the first part if all are equal.
 
     Different pools are concatenated.

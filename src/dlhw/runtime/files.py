@@ -45,10 +45,11 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
+def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
     """Hold an exclusive lock on a directory or a file; a missing file is created.
 
-    The lock ends with the process, even if the process is killed. Windows has no such locks: there, this does nothing.
+    The lock ends with the process, even if the process is killed. Yields whether the lock is held: on Windows, which
+    has no such locks, it is not.
 
     Args:
         wait: if another process holds the lock, log ``busy`` and wait for it; otherwise raise UsageError.
@@ -57,7 +58,7 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:
-        yield
+        yield False
         return
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)
@@ -69,7 +70,7 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[None]:
                 raise UsageError(busy) from error
             log.info(busy)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield True
     finally:
         os.close(descriptor)
 

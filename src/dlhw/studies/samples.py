@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from dlhw.data.groups import FARTHEST, near_pairs, perceptual_hashes, torn
+from dlhw.data.groups import FARTHEST, divided_pairs, near_pairs, perceptual_hashes
 from dlhw.data.pictures import whole
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
@@ -122,7 +122,7 @@ def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> Copies:
             hashes.append(perceptual_hashes(part[some.to(part.pool_y.device)][0].cpu()))
             places += [(number, position) for position in some.tolist()]
     at = np.array(places)
-    pairs = torn(near_pairs(np.concatenate(hashes), distance), at[:, 0])
+    pairs = divided_pairs(near_pairs(np.concatenate(hashes), distance), at[:, 0])
     pairs = pairs[np.argsort(pairs[:, 2], kind="stable")]
     parts = list(data.parts.items())
 

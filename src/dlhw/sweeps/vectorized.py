@@ -26,7 +26,12 @@ from torch import nn
 
 from dlhw import train
 from dlhw.cli.assembly import Parts, assemble
+<<<<<<< HEAD
 from dlhw.data.tensors import together
+=======
+from dlhw.data.batches import Batches
+from dlhw.data.tensors import combine
+>>>>>>> data
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import devices
@@ -231,7 +236,7 @@ def train_together(jobs: Sequence[Job]) -> None:
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
     of_each = [parts.trained_on.parts for parts, _ in begun]
-    data = first.trained_on.with_parts({name: together([parts[name] for parts in of_each]) for name in of_each[0]})
+    data = first.trained_on.with_parts({name: combine([parts[name] for parts in of_each]) for name in of_each[0]})
     with _quiet():
         Training(
             Ensemble(
