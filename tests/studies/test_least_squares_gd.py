@@ -29,43 +29,41 @@ def problem(rank: int | None, samples: int = 9, features: int = 4) -> LeastSquar
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_closed_form_is_the_matrix_power(rank: int | None) -> None:
-    problem_ = problem(rank)
-    alpha = 0.3 * problem_.largest_stable
-    iterates = closed_form(problem_.x, problem_.y, problem_.start, alpha, 30)
-    w = minimizer(problem_.x, problem_.y, problem_.start)
-    step = torch.eye(4, dtype=torch.float64) - alpha[:, None, None] * problem_.x.mT @ problem_.x
+    case = problem(rank)
+    alpha = 0.3 * case.largest_stable
+    iterates = closed_form(case.x, case.y, case.start, alpha, 30)
+    w = minimizer(case.x, case.y, case.start)
+    step = torch.eye(4, dtype=torch.float64) - alpha[:, None, None] * case.x.mT @ case.x
     power = torch.linalg.matrix_power(step, 30)
-    torch.testing.assert_close(iterates[:, 30], w + (power @ (problem_.start - w)[..., None]).squeeze(-1))
-    torch.testing.assert_close(
-        iterates, descend(problem_.x, problem_.y, problem_.start, alpha, 30), rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(iterates[:, 30], w + (power @ (case.start - w)[..., None]).squeeze(-1))
+    torch.testing.assert_close(iterates, descend(case.x, case.y, case.start, alpha, 30), rtol=1e-10, atol=1e-12)
 
 
 def test_closed_form_holds_for_any_minimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    each = problem(2)
-    alpha = 0.3 * each.largest_stable
-    nearest = closed_form(each.x, each.y, each.start, alpha, 20)
-    other = minimizer(each.x, each.y, torch.full_like(each.start, 7.0))
+    case = problem(2)
+    alpha = 0.3 * case.largest_stable
+    nearest = closed_form(case.x, case.y, case.start, alpha, 20)
+    other = minimizer(case.x, case.y, torch.full_like(case.start, 7.0))
     monkeypatch.setattr(study, "minimizer", lambda x, y, start: other)
-    torch.testing.assert_close(closed_form(each.x, each.y, each.start, alpha, 20), nearest, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(closed_form(case.x, case.y, case.start, alpha, 20), nearest, rtol=1e-10, atol=1e-12)
 
 
 def test_the_part_of_the_start_in_the_null_space_remains() -> None:
-    each = problem(2)
-    w = descend(each.x, each.y, each.start, 0.5 * each.largest_stable, 400)
-    null = torch.eye(4, dtype=torch.float64) - torch.linalg.pinv(each.x, rtol=1e-6) @ each.x
+    case = problem(2)
+    w = descend(case.x, case.y, case.start, 0.5 * case.largest_stable, 400)
+    null = torch.eye(4, dtype=torch.float64) - torch.linalg.pinv(case.x, rtol=1e-6) @ case.x
     parts = (null[:, None] @ w[..., None]).squeeze(-1)
     torch.testing.assert_close(parts, parts[:, :1].expand_as(parts), rtol=1e-9, atol=1e-12)
     assert float(parts.norm(dim=-1).min()) > 1e-3
-    nearest = (null @ minimizer(each.x, each.y, each.start)[..., None]).squeeze(-1)
+    nearest = (null @ minimizer(case.x, case.y, case.start)[..., None]).squeeze(-1)
     torch.testing.assert_close(nearest, parts[:, 0], rtol=1e-9, atol=1e-12)
 
 
 def test_minimizer_of_full_rank_solves_the_normal_equations() -> None:
-    each = problem(None)
-    expected = torch.linalg.solve(each.x.mT @ each.x, (each.x.mT @ each.y[..., None])).squeeze(-1)
-    torch.testing.assert_close(minimizer(each.x, each.y, each.start), expected)
-    assert float(gradient(each.x, expected, each.y).abs().max()) < 1e-12
+    case = problem(None)
+    expected = torch.linalg.solve(case.x.mT @ case.x, (case.x.mT @ case.y[..., None])).squeeze(-1)
+    torch.testing.assert_close(minimizer(case.x, case.y, case.start), expected)
+    assert float(gradient(case.x, expected, case.y).abs().max()) < 1e-12
 
 
 def test_slowest_factor_leaves_zero_eigenvalues_out() -> None:

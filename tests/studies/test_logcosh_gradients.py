@@ -32,7 +32,7 @@ def test_log_cosh_near_zero_and_where_cosh_overflows() -> None:
 
 
 def test_cost_is_that_of_a_torch_module_sample_by_sample() -> None:
-    values = {name: each[2] for name, each in small().items()}
+    values = {name: value[2] for name, value in small().items()}
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     state = {"0.weight": values["W1"], "0.bias": values["b1"]}
     net.load_state_dict(state | {"2.weight": values["w2"][None], "2.bias": values["b2"][None]})

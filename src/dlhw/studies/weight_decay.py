@@ -187,7 +187,7 @@ class Forms:
         after_two = (self.paths["momentum", "penalty"] - self.paths["momentum", "shrinking"])[2]
         momentum_difference = (after_two + 2 * self.rates["momentum"] * strength * rho * start).abs().max().item()
         without, with_penalty = self.first_gradient, self.first_gradient + 2 * strength * start
-        # Adam's first direction is g / (|g| + epsilon), nearly the sign. The penalty matters only if it changes the sign.
+        # Adam's first direction g / (|g| + epsilon) is nearly the sign: the penalty matters only if it changes it.
         alpha, signs = self.rates["Adam"], [g / (g.abs() + 1e-8) for g in (with_penalty, without)]
         adam_difference = 2 * alpha * strength * start - alpha * (signs[0] - signs[1])
         first = (self.paths["Adam", "penalty"] - self.paths["Adam", "shrinking"])[1]
