@@ -96,7 +96,7 @@ def test_every_other_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["c4_2", "c4_2_off"])
-def test_c4_2_s_derivatives_by_the_formulas_asked_for(ask: Ask, name: str) -> None:
+def test_c4_2_s_derivatives_by_hand(ask: Ask, name: str) -> None:
     answer = ask("experiment=computational_graph", f"graph={name}")
     v, d = column(answer, "value"), column(answer, "derivative")
     y1, y2 = v["yhat1"], v["yhat2"]
@@ -120,7 +120,7 @@ def test_c4_2_s_derivatives_by_the_formulas_asked_for(ask: Ask, name: str) -> No
         "w11": to_z1 * v["x1"] * on,
         "w21": to_z1 * v["x2"] * on,
     }
-    assert {each: d[each] for each in by_hand} == pytest.approx(by_hand, rel=1e-12, abs=1e-15)
+    assert {name_: d[name_] for name_ in by_hand} == pytest.approx(by_hand, rel=1e-12, abs=1e-15)
 
 
 def test_e1_s_derivatives_by_hand(ask: Ask) -> None:

@@ -43,25 +43,25 @@ def nets(side: int, kernel: int) -> tuple[Parameters, Tensor, Tensor]:
 @pytest.mark.parametrize(("side", "kernel"), [(6, 3), (7, 3), (9, 1), (5, 4)])  # 7 - 3 + 1: a row is left over
 def test_equations_equal_autograd(side: int, kernel: int) -> None:
     p, a0, y = nets(side, kernel)
-    passed = forward(p, a0)
-    found = gradients(passed, deltas(p, passed, y), a0, kernel)
+    activations = forward(p, a0)
+    results = gradients(activations, deltas(p, activations, y), a0, kernel)
     leaves = [tensor.clone().requires_grad_() for tensor in p]
-    for mine, theirs in zip(found, torch.autograd.grad(cost(Parameters(*leaves), a0, y), leaves), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+    for computed, expected in zip(results, torch.autograd.grad(cost(Parameters(*leaves), a0, y), leaves), strict=True):
+        torch.testing.assert_close(computed, expected, rtol=0, atol=1e-13)
 
 
 def test_equations_equal_the_general_layers_by_hand() -> None:
     p, a0, y = nets(6, 3)
     layers = [by_hand.convolution(0), by_hand.SIGMOID, by_hand.max_pooling(2), by_hand.FLATTEN, by_hand.DENSE]
     layers.append(by_hand.SIGMOID)
-    passed = forward(p, a0)
-    found = gradients(passed, deltas(p, passed, y), a0, 3)
+    activations = forward(p, a0)
+    results = gradients(activations, deltas(p, activations, y), a0, 3)
     for n in range(3):
         weights = [(p.w1[n].view(1, 1, 3, 3), p.b1[n : n + 1]), (), (), (), (p.w3[n].flatten(1), p.b3[n]), ()]
         outputs = by_hand.activations(layers, weights, a0[n].view(1, 1, 6, 6))
         _, general = by_hand.gradients(layers, weights, outputs, outputs[-1] - y[n])
-        torch.testing.assert_close(general[0][0].view(3, 3), found.w1[n], rtol=0, atol=1e-14)
-        torch.testing.assert_close(general[4][0].view_as(found.w3[n]), found.w3[n], rtol=0, atol=1e-14)
+        torch.testing.assert_close(general[0][0].view(3, 3), results.w1[n], rtol=0, atol=1e-14)
+        torch.testing.assert_close(general[4][0].view_as(results.w3[n]), results.w3[n], rtol=0, atol=1e-14)
 
 
 def test_one_unit_of_each_patch_is_the_largest() -> None:
@@ -75,12 +75,12 @@ def test_one_unit_of_each_patch_is_the_largest() -> None:
 
 
 def test_answer_on_digits(data: Dataset) -> None:
-    found = conv_backprop(seed=0, data=data, kernel=3, draws=5)
-    assert found.disagreements == []
-    assert [row["gradient"] for row in found.tables["gradients"]] == ["w1", "b1", "w3", "b3"]
-    assert all(row["largest"] > 1e-4 for row in found.tables["gradients"])  # zeros would agree as well
-    assert found.numbers == {"nets": 5, "share_of_units_reached": 0.25}
-    assert set(found.figures) == {"route"}
+    answer = conv_backprop(seed=0, data=data, kernel=3, draws=5)
+    assert answer.disagreements == []
+    assert [row["gradient"] for row in answer.tables["gradients"]] == ["w1", "b1", "w3", "b3"]
+    assert all(row["largest"] > 1e-4 for row in answer.tables["gradients"])  # zeros would agree as well
+    assert answer.numbers == {"nets": 5, "share_of_units_reached": 0.25}
+    assert set(answer.figures) == {"route"}
 
 
 def test_unsuitable_data_are_refused(data: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""The cost study counts what can be counted by hand."""
+"""The cost study agrees with counts by hand."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def like_mnist() -> Dataset:
 
 
 def table_of(model: nn.Module, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    found = cost(data=like_mnist(), model=model)
-    found.write(Record(path))
-    return pd.read_csv(path / "tables" / "cost.csv", index_col="layer", dtype={"output": str}), dict(found.numbers)
+    answer = cost(data=like_mnist(), model=model)
+    answer.write(Record(path))
+    return pd.read_csv(path / "tables" / "cost.csv", index_col="layer", dtype={"output": str}), dict(answer.numbers)
 
 
 def test_cost_of_c5_2_s_mlp(tmp_path: Path) -> None:
-    table, found = table_of(mlp((1, 28, 28), 10, hidden=[500], **PLAIN), tmp_path)
+    table, numbers = table_of(mlp((1, 28, 28), 10, hidden=[500], **PLAIN), tmp_path)
     assert table["kind"].tolist() == ["Flatten", "Linear", "ReLU", "Linear"]
     assert table["output"].tolist() == ["784", "500", "500", "10"]
     assert table["parameters"].tolist() == [0, 784 * 500 + 500, 0, 500 * 10 + 10]
     assert table["multiply_adds"].tolist() == [0, 784 * 500, 0, 500 * 10]
-    assert found == {"multiply_adds": 397_000}
+    assert numbers == {"multiply_adds": 397_000}
 
 
 def test_cost_of_c5_5_s_cnn(tmp_path: Path) -> None:
-    table, found = table_of(cnn((1, 28, 28), 10, channels=[16, 32], kernel=5, **PLAIN), tmp_path)
+    table, numbers = table_of(cnn((1, 28, 28), 10, channels=[16, 32], kernel=5, **PLAIN), tmp_path)
     layers = table[table["multiply_adds"] > 0]
     # each output value of a convolution takes channels in x 5 x 5 multiply-adds; padding is counted too
     by_hand = [28 * 28 * 16 * 1 * 25, 14 * 14 * 32 * 16 * 25, 7 * 7 * 32 * 10]
@@ -59,7 +59,7 @@ def test_cost_of_c5_5_s_cnn(tmp_path: Path) -> None:
     assert layers["output"].tolist() == ["16x28x28", "32x14x14", "10"]
     assert layers["parameters"].tolist() == [416, 12_832, 15_690]
     assert layers["multiply_adds"].tolist() == by_hand
-    assert found == {"multiply_adds": sum(by_hand)}
+    assert numbers == {"multiply_adds": sum(by_hand)}
     assert table["parameters"].sum() == 28_938
 
 

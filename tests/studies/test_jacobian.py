@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {"width": 4, "inputs": 3, "outputs": 5}
 def test_the_net_equals_torch_modules() -> None:
     x, weights = draw(generator(0, "test"), draws=6, depth=2, **SIZES)
     for sample in range(6):
-        layers = [nn.Linear(each.shape[2], each.shape[1], bias=False) for each in weights.values()]
+        layers = [nn.Linear(weight.shape[2], weight.shape[1], bias=False) for weight in weights.values()]
         net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).double()
         for layer, weight in zip(layers, weights.values(), strict=True):
             layer.weight.data = weight[sample]

@@ -1,4 +1,4 @@
-"""Gradient descent on least squares is what the closed form says, whatever the rank."""
+"""Gradient descent on least squares equals the closed form, for full and deficient rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
 from dlhw.studies import least_squares_gd as study
 from dlhw.studies.least_squares_gd import (
-    Problem,
+    LeastSquares,
     closed_form,
     descend,
     draw,
@@ -23,47 +23,47 @@ from support.composing import Ask
 SMALL = ["experiment=least_squares_gd", "study.draws=8", "study.iterations=60", "study.rates=12"]
 
 
-def problem(rank: int | None, samples: int = 9, features: int = 4) -> Problem:
+def problem(rank: int | None, samples: int = 9, features: int = 4) -> LeastSquares:
     return draw(generator(0, "test"), draws=6, samples=samples, features=features, rank=rank)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_closed_form_is_the_matrix_power(rank: int | None) -> None:
-    each = problem(rank)
-    alpha = 0.3 * each.largest_stable
-    found = closed_form(each.x, each.y, each.start, alpha, 30)
-    w = minimizer(each.x, each.y, each.start)
-    step = torch.eye(4, dtype=torch.float64) - alpha[:, None, None] * each.x.mT @ each.x
+    case = problem(rank)
+    alpha = 0.3 * case.largest_stable
+    iterates = closed_form(case.x, case.y, case.start, alpha, 30)
+    w = minimizer(case.x, case.y, case.start)
+    step = torch.eye(4, dtype=torch.float64) - alpha[:, None, None] * case.x.mT @ case.x
     power = torch.linalg.matrix_power(step, 30)
-    torch.testing.assert_close(found[:, 30], w + (power @ (each.start - w)[..., None]).squeeze(-1))
-    torch.testing.assert_close(found, descend(each.x, each.y, each.start, alpha, 30), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(iterates[:, 30], w + (power @ (case.start - w)[..., None]).squeeze(-1))
+    torch.testing.assert_close(iterates, descend(case.x, case.y, case.start, alpha, 30), rtol=1e-10, atol=1e-12)
 
 
-def test_any_minimizer_serves_in_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    each = problem(2)
-    alpha = 0.3 * each.largest_stable
-    nearest = closed_form(each.x, each.y, each.start, alpha, 20)
-    other = minimizer(each.x, each.y, torch.full_like(each.start, 7.0))
+def test_closed_form_holds_for_any_minimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = problem(2)
+    alpha = 0.3 * case.largest_stable
+    nearest = closed_form(case.x, case.y, case.start, alpha, 20)
+    other = minimizer(case.x, case.y, torch.full_like(case.start, 7.0))
     monkeypatch.setattr(study, "minimizer", lambda x, y, start: other)
-    torch.testing.assert_close(closed_form(each.x, each.y, each.start, alpha, 20), nearest, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(closed_form(case.x, case.y, case.start, alpha, 20), nearest, rtol=1e-10, atol=1e-12)
 
 
-def test_what_x_maps_to_zero_stays_of_the_start() -> None:
-    each = problem(2)
-    w = descend(each.x, each.y, each.start, 0.5 * each.largest_stable, 400)
-    null = torch.eye(4, dtype=torch.float64) - torch.linalg.pinv(each.x, rtol=1e-6) @ each.x
+def test_the_part_of_the_start_in_the_null_space_remains() -> None:
+    case = problem(2)
+    w = descend(case.x, case.y, case.start, 0.5 * case.largest_stable, 400)
+    null = torch.eye(4, dtype=torch.float64) - torch.linalg.pinv(case.x, rtol=1e-6) @ case.x
     parts = (null[:, None] @ w[..., None]).squeeze(-1)
     torch.testing.assert_close(parts, parts[:, :1].expand_as(parts), rtol=1e-9, atol=1e-12)
     assert float(parts.norm(dim=-1).min()) > 1e-3
-    nearest = (null @ minimizer(each.x, each.y, each.start)[..., None]).squeeze(-1)
+    nearest = (null @ minimizer(case.x, case.y, case.start)[..., None]).squeeze(-1)
     torch.testing.assert_close(nearest, parts[:, 0], rtol=1e-9, atol=1e-12)
 
 
 def test_minimizer_of_full_rank_solves_the_normal_equations() -> None:
-    each = problem(None)
-    expected = torch.linalg.solve(each.x.mT @ each.x, (each.x.mT @ each.y[..., None])).squeeze(-1)
-    torch.testing.assert_close(minimizer(each.x, each.y, each.start), expected)
-    assert float(gradient(each.x, expected, each.y).abs().max()) < 1e-12
+    case = problem(None)
+    expected = torch.linalg.solve(case.x.mT @ case.x, (case.x.mT @ case.y[..., None])).squeeze(-1)
+    torch.testing.assert_close(minimizer(case.x, case.y, case.start), expected)
+    assert float(gradient(case.x, expected, case.y).abs().max()) < 1e-12
 
 
 def test_slowest_factor_leaves_zero_eigenvalues_out() -> None:
@@ -75,12 +75,12 @@ def test_slowest_factor_leaves_zero_eigenvalues_out() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-def test_measured_factors_come_to_the_predicted_ones(rank: int | None) -> None:
+def test_measured_factors_approach_the_predicted_ones(rank: int | None) -> None:
     fractions, measured, predicted, shrinks = rate_by_step(problem(rank).only(1), 24, 400)
     assert fractions[-1] == pytest.approx(1.2)
     torch.testing.assert_close(measured, predicted, rtol=0.02, atol=0.02)
-    there = (fractions - 1).abs() > 1e-9  # at 2 / lambda_max one direction neither shrinks nor grows
-    assert torch.equal(shrinks[there], (fractions < 1)[there])
+    stable = (fractions - 1).abs() > 1e-9  # at 2 / lambda_max one direction neither shrinks nor grows
+    assert torch.equal(shrinks[stable], (fractions < 1)[stable])
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_measured_factors_come_to_the_predicted_ones(rank: int | None) -> None:
     ],
 )
 def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
-    found = ask(*SMALL, *setting)
-    assert found.disagreements == []
-    assert len(found.checks) == 2 * 9
-    assert len(found.tables["errors"]) == 2 * 61
-    assert len(found.tables["rates"]) == 2 * 12
-    assert set(found.figures) == {"least_squares"}
-    assert float(found.numbers["stays_of_the_start"]) > 0.01
+    answer = ask(*SMALL, *setting)
+    assert answer.disagreements == []
+    assert len(answer.checks) == 2 * 9
+    assert len(answer.tables["errors"]) == 2 * 61
+    assert len(answer.tables["rates"]) == 2 * 12
+    assert set(answer.figures) == {"least_squares"}
+    assert float(answer.numbers["stays_of_the_start"]) > 0.01
 
 
 @pytest.mark.parametrize("sizes", [(10, 3, 1000), (2, 1, 5000)])
@@ -120,10 +120,10 @@ def test_a_wrong_step_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> No
     [
         (["study.rank=5"], "study.rank=5: must be less than study.samples=20 and study.features=5"),
         (["study.rate=0"], "study.rate=0"),
-        (["study.rate=2", "study.iterations=300"], "study.rate=2: diverges beyond float64"),
+        (["study.rate=2", "study.iterations=300"], "study.rate=2: overflows float64"),
         (["study.iterations=10"], "study.iterations=10"),
     ],
 )
-def test_illegal_settings_are_refused(ask: Ask, overrides: list[str], message: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask(*SMALL, *overrides)

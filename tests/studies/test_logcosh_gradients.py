@@ -1,4 +1,4 @@
-"""Three ways to the gradients of a net with log-cosh loss, and what limits the third."""
+"""Three methods for the gradients of a net with log-cosh loss, and the errors of finite differences."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_log_cosh_near_zero_and_where_cosh_overflows() -> None:
 
 
 def test_cost_is_that_of_a_torch_module_sample_by_sample() -> None:
-    values = {name: each[2] for name, each in small().items()}
+    values = {name: value[2] for name, value in small().items()}
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     state = {"0.weight": values["W1"], "0.bias": values["b1"]}
     net.load_state_dict(state | {"2.weight": values["w2"][None], "2.bias": values["b2"][None]})
@@ -42,15 +42,15 @@ def test_cost_is_that_of_a_torch_module_sample_by_sample() -> None:
 
 @pytest.mark.parametrize("distribution", list(study.DISTRIBUTIONS))
 @pytest.mark.parametrize("name", list(NAMES))
-def test_derived_gradient_is_autograds_and_the_differences(name: str, distribution: str) -> None:
+def test_derived_gradient_equals_autograd_and_differences(name: str, distribution: str) -> None:
     values = small(distribution)
-    found = gradients(values)[name]
-    assert found.shape == values[name].shape
-    torch.testing.assert_close(by_autograd(values)[name], found, rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(by_differences(values, name, 1e-5), found, rtol=0, atol=1e-9)
+    expected = gradients(values)[name]
+    assert expected.shape == values[name].shape
+    torch.testing.assert_close(by_autograd(values)[name], expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(by_differences(values, name, 1e-5), expected, rtol=0, atol=1e-9)
 
 
-def test_differences_do_not_depend_on_the_blocks_they_are_made_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = small()
     whole = by_differences(values, "W1", 1e-4)
     monkeypatch.setattr(study, "MOST_NUMBERS", 1)
@@ -78,12 +78,12 @@ def test_draws_follow_their_distribution() -> None:
 
 @pytest.mark.parametrize("setting", [[], ["seed=7", "study.samples=1"], ["study.step=1e-3"], ["study.step=1e-8"]])
 def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
-    found = ask(*SMALL, *setting)
-    assert found.disagreements == []
-    assert len(found.tables["differences"]) == 2 * 5
-    assert len(found.tables["steps"]) == 2 * 12
-    assert set(found.figures) == {"steps"}
-    assert 1e-7 < float(found.numbers["normal_best_step"]) < 1e-3
+    answer = ask(*SMALL, *setting)
+    assert answer.disagreements == []
+    assert len(answer.tables["differences"]) == 2 * 5
+    assert len(answer.tables["steps"]) == 2 * 12
+    assert set(answer.figures) == {"steps"}
+    assert 1e-7 < float(answer.numbers["normal_best_step"]) < 1e-3
 
 
 def test_a_wrong_derivation_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +91,13 @@ def test_a_wrong_derivation_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch)
     assert len(ask(*SMALL).disagreements) >= 4
 
 
-def test_what_would_take_minutes_is_refused(ask: Ask) -> None:
+def test_too_many_operations_are_refused(ask: Ask) -> None:
     with pytest.raises(UsageError, match=r"study\.samples=200: .*reduce study.samples, study.draws") as caught:
         ask("experiment=logcosh_gradients", "study.samples=200")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["study.step=0", "study.step=0.1", "study.hidden=0", "study.draws=1"])
-def test_illegal_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask(*SMALL, override)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.studies.logistic_ridge import curvature, drawn, gradient, objective, scikit_learn
+from dlhw.studies.logistic_ridge import curvature, draw_problem, gradient, objective, scikit_learn
 from support.composing import Ask
 
 QUICK = ("experiment=logistic_ridge", "study.problem=drawn", "study.draws=20", "study.strengths=[0.1,1]")
@@ -21,22 +21,22 @@ def double(*values: float) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("penalized", ["true", "false"])
 def test_every_check_holds(ask: Ask, seed: int, penalized: str) -> None:
-    found = ask(*QUICK, f"seed={seed}", f"study.penalize_intercept={penalized}")
-    assert found.disagreements == []
-    assert len(found.checks) == 4
-    assert [row["strength"] for row in found.tables["strengths"]] == [0.1, 1.0]
-    assert set(found.figures) == {"descent"}
+    answer = ask(*QUICK, f"seed={seed}", f"study.penalize_intercept={penalized}")
+    assert answer.disagreements == []
+    assert len(answer.checks) == 4
+    assert [row["strength"] for row in answer.tables["strengths"]] == [0.1, 1.0]
+    assert set(answer.figures) == {"descent"}
 
 
-def test_near_enough_where_the_intercept_is_free(ask: Ask) -> None:
+def test_free_intercept_is_near_enough(ask: Ask) -> None:
     """Its curvature, 1/4 at most, is below these strengths."""
     assert ask(*QUICK, "study.penalize_intercept=false", "study.strengths=[1,30,100]").disagreements == []
 
 
-def test_on_the_tumours(ask: Ask) -> None:
-    found = ask("experiment=logistic_ridge", "study.strengths=[1]", "study.draws=5")
-    assert found.disagreements == []
-    assert found.tables["strengths"][0]["C"] == pytest.approx(1 / 569)
+def test_on_the_breast_cancer_data(ask: Ask) -> None:
+    answer = ask("experiment=logistic_ridge", "study.strengths=[1]", "study.draws=5")
+    assert answer.disagreements == []
+    assert answer.tables["strengths"][0]["C"] == pytest.approx(1 / 569)
 
 
 def test_values_by_hand() -> None:
@@ -49,7 +49,7 @@ def test_values_by_hand() -> None:
     torch.testing.assert_close(gradient(theta, x, y, penalty), slope)
 
 
-def test_nothing_overflows_far_out() -> None:
+def test_large_values_do_not_overflow() -> None:
     x, penalty = torch.tensor([[1.0], [-1.0]]).double(), double(0)
     assert objective(double(1e5), x, double(1, 0), penalty).item() == 0.0
     assert objective(double(-1e5), x, double(1, 0), penalty).item() == 1e5
@@ -57,7 +57,7 @@ def test_nothing_overflows_far_out() -> None:
 
 
 def test_curvature_bounds_the_hessian_and_the_upper_bound_is_reached_at_zero() -> None:
-    x, y = drawn(torch.Generator().manual_seed(3))
+    x, y = draw_problem(torch.Generator().manual_seed(3))
     penalty = torch.full((6,), 0.3, dtype=x.dtype)
     least, most = curvature(x, penalty)
     for scale in (0.0, 1.0, 20.0):
@@ -72,7 +72,7 @@ def test_curvature_bounds_the_hessian_and_the_upper_bound_is_reached_at_zero() -
 
 @pytest.mark.parametrize("penalized", [True, False])
 def test_the_gradient_vanishes_at_scikit_learns_solution(penalized: bool) -> None:
-    x, y = drawn(torch.Generator().manual_seed(4))
+    x, y = draw_problem(torch.Generator().manual_seed(4))
     penalty = torch.full((6,), 0.2, dtype=x.dtype)
     penalty[-1] = 0.2 if penalized else 0.0
     theta = scikit_learn(x, y, 0.2, penalize_intercept=penalized)
@@ -80,7 +80,7 @@ def test_the_gradient_vanishes_at_scikit_learns_solution(penalized: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("study.strengths=[0]", "0.000001"),
         ("study.strengths=[1e9]", "1000000"),
@@ -89,6 +89,6 @@ def test_the_gradient_vanishes_at_scikit_learns_solution(penalized: bool) -> Non
         ("study.problem=iris", "breast_cancer"),
     ],
 )
-def test_what_is_refused(ask: Ask, override: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask(*QUICK, override)

@@ -22,22 +22,22 @@ def tensor(*values: float) -> torch.Tensor:
     "override",
     ["study.rate=0.1", "study.rate=0.001", "study.curvatures=[10,40,50]", "study.lowest=0", "study.points=15"],
 )
-def test_every_claim_holds(ask: Ask, override: str) -> None:
-    found = ask("experiment=momentum_range", *SMALL, override)
-    assert found.disagreements == []
-    assert set(found.figures) == {"trajectories", "spectral_radius", "stability"}
-    assert len(found.tables["rates"]) == 3 * (15 if override == "study.points=15" else 14)
+def test_all_checks_agree(ask: Ask, override: str) -> None:
+    answer = ask("experiment=momentum_range", *SMALL, override)
+    assert answer.disagreements == []
+    assert set(answer.figures) == {"trajectories", "spectral_radius", "stability"}
+    assert len(answer.tables["rates"]) == 3 * (15 if override == "study.points=15" else 14)
 
 
-def test_the_energy_near_the_border_is_kept_as_far_as_rounding_lets(ask: Ask) -> None:
+def test_the_energy_near_the_border_is_preserved_up_to_rounding(ask: Ask) -> None:
     assert ask("experiment=momentum_range", "study.curvatures=[39.999999]").disagreements == []
 
 
 def test_best_momentum_is_better_than_none(ask: Ask) -> None:
-    found = ask("experiment=momentum_range", "study.steps=200")
-    assert found.numbers["factor_per_step_without_momentum"] == pytest.approx(0.95)  # 1 - 0.1 * 0.5
-    assert found.numbers["best_momentum"] == pytest.approx(0.6)
-    assert found.numbers["best_factor_per_step"] == pytest.approx(0.8)  # at s = 1.55: (1.55 + 0.05) / 2
+    answer = ask("experiment=momentum_range", "study.steps=200")
+    assert answer.numbers["factor_per_step_without_momentum"] == pytest.approx(0.95)  # 1 - 0.1 * 0.5
+    assert answer.numbers["best_momentum"] == pytest.approx(0.6)
+    assert answer.numbers["best_factor_per_step"] == pytest.approx(0.8)  # at s = 1.55: (1.55 + 0.05) / 2
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 1.0, 1.2])
@@ -68,7 +68,7 @@ def test_rate_of_a_run_that_ends_at_the_minimum() -> None:
     assert float(measured_rate(logarithms)) < 1e-100 or float(logarithms[-1]) < -1000
 
 
-def test_without_friction_the_energy_stays_and_with_it_does_not() -> None:
+def test_energy_is_preserved_only_without_friction() -> None:
     for mu, kept in ((1.0, True), (0.99, False), (1.01, False)):
         w, v = 1.0, 0.0
         for _ in range(50):
@@ -79,7 +79,7 @@ def test_without_friction_the_energy_stays_and_with_it_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("study.lowest=1.5", "highest"),
         ("study.curvatures=[-1]", "0"),
@@ -88,6 +88,6 @@ def test_without_friction_the_energy_stays_and_with_it_does_not() -> None:
         ("study.curvatures=[2000]", "1e-6 to 10"),
     ],
 )
-def test_what_is_not_legal_is_refused(ask: Ask, override: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=momentum_range", override)

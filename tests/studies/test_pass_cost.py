@@ -1,4 +1,4 @@
-"""Counts of both passes by hand, and what the timings are made of."""
+"""Multiply-adds of both passes by hand, and the timings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dlhw.errors import UsageError
-from dlhw.studies.pass_cost import Net, cnn, counted, mlp, one_hidden, predicted, timed
+from dlhw.studies.pass_cost import Net, cnn, counted, mlp, one_hidden, predicted, time_passes
 from support.composing import Ask
 
 SMALL = (
@@ -26,14 +26,14 @@ def source() -> torch.Generator:
 
 @pytest.mark.parametrize("depth", [2, 5])
 def test_counts_are_as_predicted(ask: Ask, depth: int) -> None:
-    found = ask("experiment=pass_cost", *SMALL, f"study.depth={depth}")
-    assert found.disagreements == []
-    assert [check.computed for check in found.checks] == [5, 5]
-    assert [row["width"] for row in found.tables["passes"]] == [4, 8, 4, 8, 2]
-    for row in found.tables["passes"]:
+    answer = ask("experiment=pass_cost", *SMALL, f"study.depth={depth}")
+    assert answer.disagreements == []
+    assert [check.computed for check in answer.checks] == [5, 5]
+    assert [row["width"] for row in answer.tables["passes"]] == [4, 8, 4, 8, 2]
+    for row in answer.tables["passes"]:
         assert row["ratio"] == pytest.approx(row["ratio_predicted"])
         assert 0 < row["forward_seconds_low"] <= row["forward_seconds"] <= row["forward_seconds_high"]
-    assert set(found.figures) == {"cost", "ratio"}
+    assert set(answer.figures) == {"cost", "ratio"}
 
 
 def test_e1s_net_by_hand() -> None:
@@ -47,18 +47,18 @@ def test_products_of_the_other_nets() -> None:
     assert cnn(8, 4, 3, 2).products == [16 * 9 * 3 * 8, 16 * 9 * 8 * 8, 16 * 8 * 3]
 
 
-def test_a_first_layer_that_must_pass_gradients_on_costs_twice_its_forward() -> None:
-    """The counter is able to disagree: with a product in front, the second layer is no longer the first."""
+def test_a_layer_that_propagates_gradients_costs_twice_its_forward() -> None:
+    """The counter can disagree: with a product before it, the layer also computes the gradient by its input."""
     net = Net("two", 1, lambda: nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 2, bias=False)), (5,), [10])
     assert counted(net, 1, source()) == (25 + 10, 25 + 20)
     assert predicted(net.products) != counted(net, 1, source())
 
 
-def test_warm_up_is_not_among_the_timings() -> None:
-    assert len(timed(one_hidden(4, 3, 2), 2, 4, source(), torch.device("cpu"))) == 4
+def test_warm_up_is_not_timed() -> None:
+    assert len(time_passes(one_hidden(4, 3, 2), 2, 4, source(), torch.device("cpu"))) == 4
 
 
 @pytest.mark.parametrize("override", ["study.depth=1", "study.widths=[]", "study.repeats=1", "study.channels=[0]"])
-def test_what_is_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=pass_cost", override)

@@ -1,4 +1,4 @@
-"""Least squares as a projection, at full and at deficient rank, and what would not be one."""
+"""Least squares as a projection, at full and at deficient rank, and wrong projections."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def problem(rank: int, *, points: int = 9, features: int = 4) -> tuple[torch.Ten
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_check_holds_whatever_the_seed(ask: Ask, seed: int) -> None:
-    found = ask("experiment=projection", f"seed={seed}", "study.draws=20", "study.candidates=10")
-    assert found.disagreements == []
-    assert len(found.checks) == 9
-    assert found.numbers["candidates"] == 3 * 20 * 10
-    assert [row["rank"] for row in found.tables["ranks"]] == [6, 4, 1]
-    assert set(found.figures) == {"plane", "candidates"}
+    answer = ask("experiment=projection", f"seed={seed}", "study.draws=20", "study.candidates=10")
+    assert answer.disagreements == []
+    assert len(answer.checks) == 9
+    assert answer.numbers["candidates"] == 3 * 20 * 10
+    assert [row["rank"] for row in answer.tables["ranks"]] == [6, 4, 1]
+    assert set(answer.figures) == {"plane", "candidates"}
 
 
 @pytest.mark.parametrize("size", [(1, 2), (2, 1), (5, 5), (4, 9)])
 def test_any_shape(ask: Ask, size: tuple[int, int]) -> None:
     ranks = sorted({1, min(size)})
-    found = ask(
+    answer = ask(
         "experiment=projection", f"study.points={max(2, size[0])}", f"study.features={size[1]}", f"study.ranks={ranks}"
     )
-    assert found.disagreements == []
+    assert answer.disagreements == []
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4])
@@ -40,12 +40,12 @@ def test_drawn_matrices_have_the_rank_and_the_condition(rank: int) -> None:
     assert (sizes[:, rank:] < 1e-14).all()
 
 
-def test_the_solver_is_torchs_least_squares() -> None:
+def test_the_solver_equals_torchs_least_squares() -> None:
     x, y = problem(4)
     torch.testing.assert_close(applied(solver(x), y), torch.linalg.lstsq(x, y[..., None]).solution[..., 0])
 
 
-def test_the_shortest_solution_where_there_are_several() -> None:
+def test_the_shortest_of_several_solutions() -> None:
     x, y = problem(2)
     torch.testing.assert_close(applied(solver(x), y), applied(torch.linalg.pinv(x, rtol=1e-9), y))
 
@@ -61,22 +61,22 @@ def test_projection_on_a_known_plane(project: object) -> None:
 def test_gaps_are_those_of_a_line() -> None:
     """On the first axis, y = (3, 4) has yhat = (3, 0): a point 2 away from yhat is farther from y by 2^2, over 5^2."""
     x, y = torch.tensor([[[1.0], [0.0]]]).double(), torch.tensor([[3.0, 4.0]]).double()
-    found, theory = gaps(x, y, torch.tensor([[[2.0], [-1.0], [0.0]]]).double())
+    measured, theory = gaps(x, y, torch.tensor([[[2.0], [-1.0], [0.0]]]).double())
     expected = torch.tensor([[4.0, 1.0, 0.0]]).double() / 25
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(measured, expected)
     torch.testing.assert_close(theory, expected)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["study.ranks=[7]"], "at most 6"),
         (["study.ranks=[]"], "at least 1"),
-        (["study.ranks=[6,6]"], r"study.ranks=\[6, 6\]: one rank stands twice"),
-        (["study.columns=[[1,2,3],[2,4,6]]"], "on one line"),
+        (["study.ranks=[6,6]"], r"study.ranks=\[6, 6\]: must not contain duplicates"),
+        (["study.columns=[[1,2,3],[2,4,6]]"], "linearly independent"),
         (["study.columns=[[1,2],[2,4]]"], "at least 3"),
     ],
 )
-def test_what_is_refused(ask: Ask, overrides: list[str], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_settings_are_refused(ask: Ask, overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ask("experiment=projection", *overrides)

@@ -1,4 +1,4 @@
-"""A data set looked at: what is counted and measured is what is there, and copies across its parts are found."""
+"""Inspect datasets: correct counts and measurements, and copies across the parts are found."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dlhw.data.digits import digits
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
-from dlhw.studies.samples import channel_table, copies, drawn, samples
+from dlhw.studies.samples import channel_table, copies, draw_rows, samples
 from support.composing import Compose
 from support.pictures import dataset, folder_of, photo
 
 
-def look(data: Dataset, **changed: Any) -> Answer:
+def inspect(data: Dataset, **changed: Any) -> Answer:
     config = yaml.safe_load((conf_dir() / "study" / "samples.yaml").read_text())
     del config["_target_"]
     return samples(data=data, seed=0, **{**config, **changed})
@@ -30,7 +30,7 @@ def look(data: Dataset, **changed: Any) -> Answer:
 
 @pytest.fixture
 def animals(tmp_path: Path) -> Dataset:
-    """Twelve photos of each class, one of which is in training and in validation, and one in nearly the same form."""
+    """Twelve photos of each class; one is in training and in validation, and one has a near-identical copy."""
     for part, start in (("train", 0), ("val", 100)):
         folder_of(tmp_path / "animals" / part, {"cats": 6, "dogs": 6}, start=start)
     root = tmp_path / "animals"
@@ -40,28 +40,28 @@ def animals(tmp_path: Path) -> Dataset:
 
 
 def test_of_a_folder(animals: Dataset) -> None:
-    found = look(animals)
-    assert found.disagreements == []
-    assert found.tables["counts"] == [{"class": "cats", "train": 6, "val": 6}, {"class": "dogs", "train": 6, "val": 7}]
-    assert [row["size"] for row in found.tables["sizes"]] == ["smallest", "median", "largest"]
-    assert {(row["width"], row["height"]) for row in found.tables["sizes"]} == {(40, 30)}
-    assert (found.numbers["near_pairs_across"], found.numbers["identical_pairs_across"]) == (2, 1)
-    assert [(row["first"], row["second"], row["identical"]) for row in found.tables["copies"]] == [
+    answer = inspect(animals)
+    assert answer.disagreements == []
+    assert answer.tables["counts"] == [{"class": "cats", "train": 6, "val": 6}, {"class": "dogs", "train": 6, "val": 7}]
+    assert [row["size"] for row in answer.tables["sizes"]] == ["smallest", "median", "largest"]
+    assert {(row["width"], row["height"]) for row in answer.tables["sizes"]} == {(40, 30)}
+    assert (answer.numbers["near_pairs_across"], answer.numbers["identical_pairs_across"]) == (2, 1)
+    assert [(row["first"], row["second"], row["identical"]) for row in answer.tables["copies"]] == [
         ("train/cats/1.png", "val/cats/1.png", True),
         ("train/dogs/2.png", "val/dogs/2.jpg", False),
     ]
-    assert len(found.figures["samples"].axes) == 2 * (3 + 3)
-    assert len(found.figures["copies"].axes) == 4
+    assert len(answer.figures["samples"].axes) == 2 * (3 + 3)
+    assert len(answer.figures["copies"].axes) == 4
 
 
 def test_augmented_pictures_are_shown_and_change_nothing_else(animals: Dataset) -> None:
     off = yaml.safe_load((conf_dir() / "augmentation" / "none.yaml").read_text())
     del off["_target_"]
     state = torch.default_generator.get_state()
-    found = look(replace(animals, augmentation=Augmentation(**{**off, "flip": 0.5, "erase": 1.0})), augmented=2)
+    answer = inspect(replace(animals, augmentation=Augmentation(**{**off, "flip": 0.5, "erase": 1.0})), augmented=2)
     assert torch.equal(state, torch.default_generator.get_state())
-    assert len(found.figures["samples"].axes) == 2 * (3 + 3 + 2)
-    assert len(look(replace(animals, augmentation=Augmentation(**off))).figures["samples"].axes) == 2 * (3 + 3)
+    assert len(answer.figures["samples"].axes) == 2 * (3 + 3 + 2)
+    assert len(inspect(replace(animals, augmentation=Augmentation(**off))).figures["samples"].axes) == 2 * (3 + 3)
 
 
 def test_channels_are_measured_as_they_are(animals: Dataset) -> None:
@@ -79,16 +79,16 @@ def test_channels_are_measured_as_they_are(animals: Dataset) -> None:
 def test_of_grey_digits_that_have_no_files() -> None:
     config = yaml.safe_load((conf_dir() / "dataset" / "digits.yaml").read_text())
     del config["_target_"]
-    found = look(digits(data_dir="", seed=0, **config), per_class=1, distance=0)
-    assert found.disagreements == []
-    assert [row["channel"] for row in found.tables["channels"]] == ["grey"]
-    assert found.tables["channels"][0]["mean"] == pytest.approx(0.3054, abs=0.005)
-    assert sum(row["train"] + row["val"] for row in found.tables["counts"]) == 1415
-    assert len(found.figures["samples"].axes) == 20
+    answer = inspect(digits(data_dir="", seed=0, **config), per_class=1, distance=0)
+    assert answer.disagreements == []
+    assert [row["channel"] for row in answer.tables["channels"]] == ["grey"]
+    assert answer.tables["channels"][0]["mean"] == pytest.approx(0.3054, abs=0.005)
+    assert sum(row["train"] + row["val"] for row in answer.tables["counts"]) == 1415
+    assert len(answer.figures["samples"].axes) == 20
 
 
 def colours(size: int | None) -> Dataset:
-    """Pictures by numbers, of which two classes of eleven have few."""
+    """Pictures by index; two of eleven classes have few."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=draw)
     y = torch.arange(80) % 11
@@ -109,30 +109,30 @@ def colours(size: int | None) -> Dataset:
 
 @pytest.mark.parametrize("size", [None, 40])
 def test_samples_in_two_parts_disagree(size: int | None) -> None:
-    found = look(colours(size), per_class=6)
-    assert [check.what for check in found.disagreements] == ["samples in two parts"]
-    assert found.disagreements[0].computed == 80
-    assert found.numbers["identical_pairs_across"] == 80
-    assert len(found.figures["samples"].axes) == 10 * 2 * 5  # fewer than six of each are for training
-    assert len(found.figures["copies"].axes) == 16
+    answer = inspect(colours(size), per_class=6)
+    assert [check.what for check in answer.disagreements] == ["samples in two parts"]
+    assert answer.disagreements[0].computed == 80
+    assert answer.numbers["identical_pairs_across"] == 80
+    assert len(answer.figures["samples"].axes) == 10 * 2 * 5  # fewer than six of each are for training
+    assert len(answer.figures["copies"].axes) == 16
 
 
-def test_drawn_pictures_are_of_training_and_their_class() -> None:
+def test_drawn_pictures_are_training_pictures_of_their_class() -> None:
     data = colours(None)
-    for label, rows in enumerate(drawn(data, 3, seed=1)):
+    for label, rows in enumerate(draw_rows(data, 3, seed=1)):
         assert set(data.train.pool_y[rows].tolist()) <= {label}
         assert set(rows.tolist()) <= set(data.train.all_rows()[0].tolist())
 
 
-def test_only_so_many_are_compared() -> None:
-    found = copies(colours(None), compared=10, distance=0, seed=0)
-    assert found.compared == 30
-    assert found.pairs < 30
+def test_the_number_of_compared_pictures_is_limited() -> None:
+    answer = copies(colours(None), compared=10, distance=0, seed=0)
+    assert answer.compared == 30
+    assert answer.pairs < 30
 
 
-def test_what_is_no_picture_is_refused(compose: Compose) -> None:
+def test_data_without_pictures_are_refused(compose: Compose) -> None:
     data = colours(None)
-    with pytest.raises(UsageError, match="dataset=colours holds no pictures in classes"):
-        look(replace(data, classes=()))
+    with pytest.raises(UsageError, match="dataset=colours has no pictures in classes"):
+        inspect(replace(data, classes=()))
     for name in ("mask_samples", "cifar_samples"):
         assert compose(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"

@@ -12,15 +12,15 @@ from support.composing import Ask
 
 
 def test_the_published_maximum(ask: Ask) -> None:
-    found = ask("experiment=sigmoid_window", "study.points=10")
-    assert found.disagreements == []
-    assert found.numbers["weight_at_widest"] == pytest.approx(6.894151, abs=1e-5)  # D1.3c: 6.9
-    assert found.numbers["widest"] == pytest.approx(0.447743, abs=1e-6)  # D1.3c: 0.45
-    assert len(found.tables["widths"]) == 10
-    assert set(found.figures) == {"widths"}
+    answer = ask("experiment=sigmoid_window", "study.points=10")
+    assert answer.disagreements == []
+    assert answer.numbers["weight_at_widest"] == pytest.approx(6.894151, abs=1e-5)  # D1.3c: 6.9
+    assert answer.numbers["widest"] == pytest.approx(0.447743, abs=1e-6)  # D1.3c: 0.45
+    assert len(answer.tables["widths"]) == 10
+    assert set(answer.figures) == {"widths"}
 
 
-def test_slope_is_that_of_torchs_sigmoid() -> None:
+def test_slope_equals_that_of_torchs_sigmoid() -> None:
     z = torch.linspace(-30, 30, 101, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(torch.sigmoid(z).sum(), z)
     torch.testing.assert_close(torch.tensor([slope(value) for value in z.tolist()], dtype=z.dtype), expected)
@@ -28,7 +28,7 @@ def test_slope_is_that_of_torchs_sigmoid() -> None:
 
 
 @pytest.mark.parametrize("weight", [4.001, 5.0, 7.0, 40.0, -7.0])
-def test_inputs_inside_the_window_and_only_they_let_gradients_through(weight: float) -> None:
+def test_only_inputs_inside_the_window_preserve_gradients(weight: float) -> None:
     half = bound(np.array([weight]))[0] / 2
     assert abs(weight) * slope(weight * half * 0.999) > 1
     assert abs(weight) * slope(weight * half * 1.001) < 1

@@ -1,4 +1,4 @@
-"""Penalty against shrinking, by hand, against torch, and at the borders of what is stable."""
+"""Penalty against shrinking: by hand, against torch, and at the limits of stability."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FEW = ("experiment=weight_decay", "study.steps=20")
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_check_holds_whatever_the_seed(ask: Ask, seed: int) -> None:
-    found = ask(*FEW, f"seed={seed}", "study.hidden=4")
-    assert found.disagreements == []
-    assert len(found.checks) == 9
-    assert (len(found.tables["optimizers"]), len(found.tables["decay"])) == (6, 16)
-    assert set(found.figures) == {"forms", "range"}
+    answer = ask(*FEW, f"seed={seed}", "study.hidden=4")
+    assert answer.disagreements == []
+    assert len(answer.checks) == 9
+    assert (len(answer.tables["optimizers"]), len(answer.tables["decay"])) == (6, 16)
+    assert set(answer.figures) == {"forms", "range"}
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def double(*values: float) -> torch.Tensor:
 
 
 def test_adams_first_steps_differ_by_the_shrinking_and_the_sign() -> None:
-    """alpha = 0.1, lambda = 0.05: the penalty turns the sign of the second gradient alone."""
+    """alpha = 0.1, lambda = 0.05: the penalty changes the sign of the second gradient only."""
     w, gradient = double(2, -3), double(1, 0.2)
     after = [step(w, gradient, adam(), 0.1, 0.05) for step in (penalized, shrunk)]
     torch.testing.assert_close(after[0] - after[1], double(0.01 * 2, 0.01 * -3 + 0.1 * 2), rtol=1e-5, atol=0)
 
 
-def test_a_wrong_adam_is_seen(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that shrinks by alpha lambda only: it does not even compare with AdamW, but the first step is at fault."""
+def test_a_wrong_adam_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Adam that shrinks by alpha lambda only differs from the formula in the first step."""
     right = weight_decay.shrunk
     monkeypatch.setattr(weight_decay, "shrunk", lambda w, g, d, alpha, strength: right(w, g, d, alpha, strength / 2))
     assert any("Adam: difference after one step" in check.what for check in ask(*FEW).disagreements)
@@ -59,7 +59,7 @@ def test_one_step_of_sgd_by_hand() -> None:
 
 
 def test_two_steps_of_momentum_by_hand() -> None:
-    """No gradient but the penalty's: it goes on acting through v, while shrinking forgets."""
+    """Without any other gradient, the penalty keeps its effect through v, while shrinking has none later."""
     ends = []
     for step in (penalized, shrunk):
         direction, w = momentum(0.5), double(1)
@@ -70,7 +70,7 @@ def test_two_steps_of_momentum_by_hand() -> None:
     assert ends[0] - ends[1] == pytest.approx(-2 * 0.1 * 0.5 * 0.5)
 
 
-def test_adams_first_step_does_not_see_the_size_of_the_gradient() -> None:
+def test_adams_first_step_does_not_depend_on_the_size_of_the_gradient() -> None:
     torch.testing.assert_close(adam()(double(1e-3, -5.0, 200.0)), double(1, -1, 1), rtol=1e-4, atol=0)
 
 
@@ -84,7 +84,7 @@ def test_adams_first_step_does_not_see_the_size_of_the_gradient() -> None:
         (-1.01, "grows, alternating"),
     ],
 )
-def test_decay_at_and_between_its_borders(factor: float, expected: str) -> None:
+def test_decay_at_and_between_its_limits(factor: float, expected: str) -> None:
     strength = 0.3
     directions, logarithms = decay(double(2, -1), double((1 - factor) / (2 * strength)), strength, 3)
     size = 5**0.5 * logarithms[3, 0].exp()
@@ -104,6 +104,6 @@ def test_decay_at_and_between_its_borders(factor: float, expected: str) -> None:
         "study.batch=257",
     ],
 )
-def test_what_is_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=weight_decay", override)

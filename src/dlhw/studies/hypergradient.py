@@ -191,8 +191,8 @@ def _with_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Return the validation error after training with one learning rate, and its derivative by the rate."""
 
-    def loss(rate_: Tensor) -> tuple[Tensor, Tensor]:
-        hyper = torch.stack([torch.full_like(rate_, penalty), rate_])
+    def loss(learning_rate: Tensor) -> tuple[Tensor, Tensor]:
+        hyper = torch.stack([torch.full_like(learning_rate, penalty), learning_rate])
         result = after_training(w, hyper, steps, training, validation)
         return result, result
 

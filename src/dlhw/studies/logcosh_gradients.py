@@ -1,4 +1,4 @@
-"""A one-hidden-layer net's gradients by derivation, by autograd and by finite differences (B1.a-c)."""
+"""The gradients of a one-hidden-layer net by derivation, by autograd and by finite differences (B1.a-c)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Values = dict[str, Tensor]
 Path = Callable[[Tensor], Tensor]
-"""J as a function of how far one component of the weights or of the data has moved."""
+"""J as a function of the displacement of one component of the weights or of the data."""
 
 DISTRIBUTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "uniform": lambda empty, source: empty.uniform_(-1, 1, generator=source),
@@ -28,22 +28,22 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 NAMES = {"W1": "dJ/dW1", "w2": "dJ/dw2", "b1": "dJ/db1", "b2": "dJ/db2", "x": "dJ/dx"}
 ROUNDING = torch.finfo(torch.float64).eps
 MOST_NUMBERS = 2**18
-"""How many numbers of perturbed weights are in memory at once."""
+"""Maximum number of perturbed weights in memory at once."""
 MOST_WORK = 1.2e11
-"""Multiplications of all perturbed costs, a tanh counted as ten: a minute or two on one CPU core."""
+"""Maximum number of multiplications, with ten for a tanh: one or two minutes on one CPU core."""
 
 
 def log_cosh(z: Tensor) -> Tensor:
-    """log cosh z for any z: |z| + log(1 + exp(-2 |z|)) - log 2.
+    """Return log cosh z for any z: |z| + log(1 + exp(-2 |z|)) - log 2.
 
-    cosh z = exp(|z|) (1 + exp(-2 |z|)) / 2, of which no part overflows once the logarithm is taken.
+    This is the logarithm of cosh z = exp(|z|) (1 + exp(-2 |z|)) / 2, and no part of it overflows.
     """
     size = z.abs()
     return size + torch.log1p(torch.exp(-2 * size)) - math.log(2)
 
 
 def cost(values: Values) -> Tensor:
-    """J = 1/N sum_i log cosh(yhat_i - y_i) with yhat = w2' tanh(W1 x + b1) + b2 (B1.a), for any leading shape.
+    """Return J = 1/N sum_i log cosh(yhat_i - y_i) with yhat = w2^T tanh(W1 x + b1) + b2 (B1.a), for any leading shape.
 
     Args:
         values: x (..., N, D), y (..., N), W1 (..., H, D), b1 (..., H), w2 (..., H), b2 (...); leading shapes broadcast.
@@ -54,12 +54,12 @@ def cost(values: Values) -> Tensor:
 
 
 def gradients(values: Values) -> Values:
-    """The derivatives of :func:`cost` by W1, w2, b1, b2 and x, from the derived formulas (B1.a).
+    """Return the derivatives of :func:`cost` by W1, w2, b1, b2 and x, from the derived formulas (B1.a).
 
-    (log cosh)' = tanh, so J moves with yhat_i by e_i = tanh(yhat_i - y_i) / N. As yhat_i = w2' h_i + b2,
+    (log cosh)' = tanh, so the derivative of J by yhat_i is e_i = tanh(yhat_i - y_i) / N. As yhat_i = w2^T h_i + b2,
         dJ/dw2 = sum_i e_i h_i,  dJ/db2 = sum_i e_i.
-    tanh' = 1 - tanh^2, so J moves with the argument of unit j by delta_ij = e_i w2_j (1 - h_ij^2), and that is linear:
-        dJ/dW1 = sum_i delta_i x_i',  dJ/db1 = sum_i delta_i,  dJ/dx_i = W1' delta_i.
+    tanh' = 1 - tanh^2, so the derivative by the argument of unit j is delta_ij = e_i w2_j (1 - h_ij^2). It is linear:
+        dJ/dW1 = sum_i delta_i x_i^T,  dJ/db1 = sum_i delta_i,  dJ/dx_i = W1^T delta_i.
     """
     x, w1, w2 = values["x"], values["W1"], values["w2"]
     hidden = torch.tanh(x @ w1.mT + values["b1"][..., None, :])
@@ -76,16 +76,17 @@ def gradients(values: Values) -> Values:
 
 
 def by_autograd(values: Values) -> Values:
-    """The same derivatives by torch's reverse mode (B1.b); every draw has a cost of its own, so their sum will do."""
+    """Return the same derivatives by torch's reverse mode (B1.b), from the sum of the draws' independent costs."""
     leaves = {name: value.clone().requires_grad_() for name, value in values.items()}
-    found = torch.autograd.grad(cost(leaves).sum(), [leaves[name] for name in NAMES])
-    return dict(zip(NAMES, found, strict=True))
+    slopes = torch.autograd.grad(cost(leaves).sum(), [leaves[name] for name in NAMES])
+    return dict(zip(NAMES, slopes, strict=True))
 
 
 def along_each_component(values: Values, name: str, measure: Callable[[Path, Tensor], Tensor]) -> Tensor:
-    """``measure`` of the path t -> J(value + t e), and of t = 0, for every component e of one value: draws x its shape.
+    """Apply ``measure`` to the path t -> J(value + t e) and t = 0, for every component e of one value.
 
-    The components are one more batch dimension of t and of J, so no loop runs over them but for memory's sake.
+    The result has the shape (draws, *shape of the value). The components are an additional batch dimension of t and of
+    J; the loop over blocks only limits memory.
     """
     value = values[name]
     draws, shape = value.shape[0], value.shape[1:]
@@ -96,35 +97,35 @@ def along_each_component(values: Values, name: str, measure: Callable[[Path, Ten
         start = torch.zeros(len(directions), draws, dtype=value.dtype)
         return measure(lambda t: cost({**values, name: value + t.view(*t.shape, *[1] * len(shape)) * towards}), start)
 
-    largest_value = max(each.numel() for each in values.values())
+    largest_value = max(tensor.numel() for tensor in values.values())
     blocks = torch.eye(size, dtype=value.dtype).split(max(1, MOST_NUMBERS // largest_value))
     return torch.cat([measured(block) for block in blocks]).mT.reshape(value.shape)
 
 
 def by_differences(values: Values, name: str, step: float) -> Tensor:
-    """(J(value + h e) - J(value - h e)) / (2 h) for every component e of one value (B1.c)."""
+    """Return (J(value + h e) - J(value - h e)) / (2 h) for every component e of one value (B1.c)."""
     return along_each_component(values, name, lambda path, t: (path(t + step) - path(t - step)) / (2 * step))
 
 
 def third_derivatives(values: Values, name: str) -> Tensor:
-    """d^3 J / dv^3 for every component v of one value.
+    """Return d^3 J / dv^3 for every component v of one value.
 
-    In Taylor's series of J(v + h) - J(v - h) the even powers cancel: 2 h J' + h^3 J''' / 3 + ..., so that a central
-    difference is wrong by h^2 J''' / 6.
+    In the Taylor series of J(v + h) - J(v - h) the even powers cancel: 2 h J' + h^3 J''' / 3 + ... So the error of a
+    central difference is h^2 J''' / 6.
     """
 
-    def thrice(path: Path, t: Tensor) -> Tensor:
+    def differentiate_thrice(path: Path, t: Tensor) -> Tensor:
         t.requires_grad_()
-        found = path(t)
+        derivative = path(t)
         for _ in range(3):
-            (found,) = torch.autograd.grad(found.sum(), t, create_graph=True)
-        return found.detach()
+            (derivative,) = torch.autograd.grad(derivative.sum(), t, create_graph=True)
+        return derivative.detach()
 
-    return along_each_component(values, name, thrice)
+    return along_each_component(values, name, differentiate_thrice)
 
 
 def draw(distribution: str, *, draws: int, samples: int, inputs: int, hidden: int, source: torch.Generator) -> Values:
-    """Draws of data and weights; a unit's weights are divided by the root of their number, lest tanh saturate."""
+    """Draw data and weights; weights are divided by the root of their fan-in, so that tanh does not saturate."""
     shapes = {
         "x": (samples, inputs),
         "y": (samples,),
@@ -142,53 +143,53 @@ def draw(distribution: str, *, draws: int, samples: int, inputs: int, hidden: in
 
 
 def largest(gradient: Tensor) -> Tensor:
-    """The largest absolute component of each draw: (draws,)."""
+    """Return the largest absolute component of each draw: (draws,)."""
     return gradient.abs().reshape(len(gradient), -1).amax(1)
 
 
 def relative(differences: Values, gradient: Values) -> Values:
-    """Each draw's largest component of the differences over the gradient's largest in any draw, by name.
+    """Return each draw's largest component of the differences, relative to the gradient's largest in any draw, by name.
 
-    A draw's own gradient by b2, a single number, may happen to be near zero, and is no measure.
+    A single draw's gradient by b2, which is one number, may be near zero and is no suitable scale.
     """
-    return {name: largest(each) / largest(gradient[name]).max() for name, each in differences.items()}
+    return {name: largest(difference) / largest(gradient[name]).max() for name, difference in differences.items()}
 
 
 def differences(values: Values, gradient: Values, step: float) -> Values:
-    """Central differences of this step minus the gradient, by name."""
+    """Return central differences with this step minus the gradient, by name."""
     return {name: by_differences(values, name, step) - gradient[name] for name in NAMES}
 
 
 def worst(by_name: Values) -> Tensor:
-    """Each draw's largest over the names: (draws,)."""
+    """Return each draw's maximum over the names: (draws,)."""
     return torch.stack(list(by_name.values())).amax(0)
 
 
 def _slope(x: Tensor, y: Tensor) -> float:
-    """Of the least-squares line through (log x, log y)."""
+    """Return the slope of the least-squares line through (log x, log y)."""
     a, b = x.log() - x.log().mean(), y.log() - y.log().mean()
     return float((a * b).sum() / (a * a).sum())
 
 
 @dataclass(frozen=True)
-class Measured:
+class GradientErrors:
     """The draws of one distribution: the gradients at one step, then the errors of differences over many steps."""
 
     distribution: str
     rows: list[dict[str, Any]]
-    """Of each gradient its size and what the two others are off."""
+    """A table row for each gradient: its size and the errors of the two other methods."""
     autograd: float
-    """The largest of what autograd is off."""
+    """The largest error of autograd."""
     finite: float
-    """The largest of what central differences are off, with the step of the table."""
+    """The largest error of central differences, with the step of the table."""
     errors: list[list[float]]
-    """Quantiles 0.05, 0.5 and 0.95 over the draws, of each step of the sweep."""
+    """Quantiles 0.05, 0.5 and 0.95 over the draws, for each step of the sweep."""
     truncation: float
-    """Median of |J'''| / 6, relative as the errors are: times h^2 it is what Taylor's series leaves out."""
+    """Median of |J'''| / 6, relative like the errors; times h^2 it is the truncation error."""
     checks: list[Check]
 
     def curve(self, sweep: list[float]) -> list[dict[str, object]]:
-        """The errors as rows, one for each step."""
+        """Return the errors as table rows, one for each step."""
         name, factor = self.distribution, self.truncation
         return [
             {"distribution": name, "step": h, "q05": a, "median": b, "q95": c, "truncation": factor * h**2}
@@ -196,17 +197,17 @@ class Measured:
         ]
 
     def numbers(self, sweep: list[float]) -> dict[str, float]:
-        """The largest differences, and the step with the least median error."""
+        """Return the largest differences, and the step with the smallest median error."""
         error, step = min(zip(self.errors[1], sweep, strict=True))
         named = {"autograd": self.autograd, "differences": self.finite, "best_step": step, "best_error": error}
         return {f"{self.distribution}_{name}": value for name, value in named.items()}
 
 
-def measured(distribution: str, values: Values, *, step: float, sweep: list[float]) -> Measured:
-    """The three gradients at the same draws, and how the error of differences goes with their step."""
+def compare(distribution: str, values: Values, *, step: float, sweep: list[float]) -> GradientErrors:
+    """Compare the three gradients at the same draws, and measure the error of differences for many steps."""
     derived, automatic = gradients(values), by_autograd(values)
-    apart = {name: automatic[name] - derived[name] for name in NAMES}
-    autograd = {name: float(each.max()) for name, each in relative(apart, derived).items()}
+    deviations = {name: automatic[name] - derived[name] for name in NAMES}
+    autograd = {name: float(error.max()) for name, error in relative(deviations, derived).items()}
     finite = relative(differences(values, derived, step), derived)
     rows = [
         {
@@ -223,7 +224,7 @@ def measured(distribution: str, values: Values, *, step: float, sweep: list[floa
     quantiles = errors.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=1)
     cubic = worst(relative({name: third_derivatives(values, name) / 6 for name in NAMES}, derived))
     at = 1e-3
-    of_cubic = float((worst(relative(differences(values, derived, at), derived)) / (cubic * at**2)).median())
+    ratio = float((worst(relative(differences(values, derived, at), derived)) / (cubic * at**2)).median())
     h = torch.tensor(sweep, dtype=torch.float64)
     slope = _slope(h[h < 1e-7], quantiles[1][h < 1e-7])
     largest_autograd, largest_finite = max(autograd.values()), float(worst(finite).max())
@@ -231,26 +232,26 @@ def measured(distribution: str, values: Values, *, step: float, sweep: list[floa
     checks = [
         at_most(f"derived against autograd, {distribution} draws (B1.b)", largest_autograd, 1e-12),
         at_most(f"derived against differences, {distribution} draws (B1.c)", largest_finite, allowed),
-        close(f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws", of_cubic, 1.0, within=0.01),
+        close(f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws", ratio, 1.0, within=0.01),
         close(f"slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
     ]
     truncation = float(cubic.median())
-    return Measured(distribution, rows, largest_autograd, largest_finite, quantiles.tolist(), truncation, checks)
+    return GradientErrors(distribution, rows, largest_autograd, largest_finite, quantiles.tolist(), truncation, checks)
 
 
-def drawing(found: Sequence[Measured], sweep: list[float], *, step: float, subtitle: str) -> Figure:
-    """The error of central differences against their step, with the two errors that it is made of."""
+def plot_steps(results: Sequence[GradientErrors], sweep: list[float], *, step: float, subtitle: str) -> Figure:
+    """Plot the error of central differences against their step, with its two parts, truncation and rounding."""
     title = "logcosh_gradients: error of central differences against their step"
     figure, (axes,) = new_figure(1, title=title, subtitle=subtitle, panel_inches=3.6)
-    for color, each in zip(PALETTE, found, strict=False):
-        low, middle, high = each.errors
-        truncation, told = [each.truncation * h**2 for h in sweep], f"h^2 |J'''| / 6, {each.distribution}"
+    for color, result in zip(PALETTE, results, strict=False):
+        low, middle, high = result.errors
+        truncation, legend = [result.truncation * h**2 for h in sweep], f"h^2 |J'''| / 6, {result.distribution}"
         axes.fill_between(sweep, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(sweep, middle, "o-", color=color, markersize=3, linewidth=1.4, label=f"{each.distribution} draws")
-        axes.plot(sweep, truncation, color=color, linestyle="--", linewidth=1.0, label=told)
+        axes.plot(sweep, middle, "o-", color=color, markersize=3, linewidth=1.4, label=f"{result.distribution} draws")
+        axes.plot(sweep, truncation, color=color, linestyle="--", linewidth=1.0, label=legend)
     rounding = [ROUNDING / h for h in sweep]
     axes.plot(sweep, rounding, color=COLORS["reference"], linestyle=":", linewidth=1.2, label="eps / h")
-    axes.axvline(step, color=COLORS["reference"], linewidth=0.8, label=f"h = {step:g} of the table")
+    axes.axvline(step, color=COLORS["reference"], linewidth=0.8, label=f"h = {step:g} in the table")
     axes.set(xscale="log", yscale="log", ylim=(1e-13, 1))
     label(axes, x="step h", y="largest difference / largest component", place="lower left")
     return figure
@@ -266,28 +267,28 @@ def logcosh_gradients(
     steps: Annotated[int, Field(ge=12)],
     seed: int,
 ) -> Answer:
-    """How far the three gradients are apart over many draws, and how a finite difference's error goes with its step."""
+    """Compare the three gradients over many draws, and measure the error of finite differences by step."""
     components = hidden * (inputs + 2) + 1 + samples * inputs
     work = len(DISTRIBUTIONS) * (2 * steps + 20) * components * draws * samples * hidden * (inputs + 10)
     if work > MOST_WORK:
         raise UsageError(
-            f"study.samples={samples}: differences by all {components} components would take {work / MOST_WORK:.1f} "
-            "times what is done in a minute or two; reduce study.samples, study.draws, study.steps, study.hidden or "
+            f"study.samples={samples}: differences by all {components} components take {work / MOST_WORK:.1f} times "
+            "the maximum number of operations; reduce study.samples, study.draws, study.steps, study.hidden or "
             "study.inputs"
         )
     sweep = torch.logspace(-11, -0.5, steps, dtype=torch.float64).tolist()
-    found = []
+    results = []
     for distribution in DISTRIBUTIONS:
         source = generator(seed, "logcosh_gradients", distribution)
         values = draw(distribution, draws=draws, samples=samples, inputs=inputs, hidden=hidden, source=source)
-        found.append(measured(distribution, values, step=step, sweep=sweep))
-    rows = [row for each in found for row in each.rows]
-    net = f"{inputs}-{hidden}-1 tanh net, {samples} samples; median of {draws} draws, band from 5 to 95 %"
+        results.append(compare(distribution, values, step=step, sweep=sweep))
+    rows = [row for result in results for row in result.rows]
+    net = f"{inputs}-{hidden}-1 tanh net, {samples} samples; median of {draws} draws; band: 5 to 95 %"
     return Answer(
-        numbers={name: value for each in found for name, value in each.numbers(sweep).items()},
-        checks=[check for each in found for check in each.checks],
-        tables={"differences": rows, "steps": [row for each in found for row in each.curve(sweep)]},
-        figures={"steps": drawing(found, sweep, step=step, subtitle=net)},
+        numbers={name: value for result in results for name, value in result.numbers(sweep).items()},
+        checks=[check for result in results for check in result.checks],
+        tables={"differences": rows, "steps": [row for result in results for row in result.curve(sweep)]},
+        figures={"steps": plot_steps(results, sweep, step=step, subtitle=net)},
         told=[
             "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
             "differences within {derived_against_differences:.1e}".format(**row)

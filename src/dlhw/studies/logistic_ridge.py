@@ -17,13 +17,13 @@ from dlhw.views.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 
 
 def objective(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
-    """f = 1/N sum_i [-y_i z_i + log(1 + exp z_i)] + 1/2 sum_j penalty_j theta_j^2, z = X theta, per draw (C3.1).
+    """Return f = 1/N sum_i [-y_i z_i + log(1 + exp z_i)] + 1/2 sum_j penalty_j theta_j^2, z = X theta, per draw (C3.1).
 
-    log(1 + exp z) is log(exp 0 + exp z), computed as max(z, 0) + log(1 + exp -|z|): no exponential overflows.
+    log(1 + exp z) = log(exp 0 + exp z) is computed as max(z, 0) + log(1 + exp -|z|), so that no exponential overflows.
 
     Args:
         theta: (..., D).
-        x: (..., N, D), its constant feature included.
+        x: (..., N, D), including the constant feature.
         y: (..., N), 0 or 1.
         penalty: (..., D), lambda for each penalized coefficient, 0 for others.
     """
@@ -33,10 +33,10 @@ def objective(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
 
 def gradient(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
-    """df/dtheta_k = 1/N sum_i (s(z_i) - y_i) x_ik + penalty_k theta_k, (..., D) (C3.1).
+    """Return df/dtheta_k = 1/N sum_i (s(z_i) - y_i) x_ik + penalty_k theta_k, (..., D) (C3.1).
 
-    d/dz log(1 + exp z) = exp z / (1 + exp z) = s(z), the sigmoid, and dz_i/dtheta_k = x_ik; the ridge term gives
-    penalty_k theta_k. Descent updates theta_k <- theta_k - eta df/dtheta_k, all k at once.
+    d/dz log(1 + exp z) = exp z / (1 + exp z) = s(z), the sigmoid, and dz_i/dtheta_k = x_ik; the derivative of the ridge
+    term is penalty_k theta_k. Descent updates theta_k <- theta_k - eta df/dtheta_k, for all k at once.
     """
     z = (x @ theta[..., None])[..., 0]
     slopes = (torch.sigmoid(z) - y)[..., None, :] @ x / x.shape[-2]
@@ -44,17 +44,17 @@ def gradient(theta: Tensor, x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
 
 def curvature(x: Tensor, penalty: Tensor) -> tuple[float, float]:
-    """mu and L with mu <= f'' <= L everywhere, for f'' = 1/N sum_i s_i (1 - s_i) x_i x_i' + diag(penalty).
+    """Return mu and L with mu <= f'' <= L everywhere, for f'' = 1/N sum_i s_i (1 - s_i) x_i x_i^T + diag(penalty).
 
-    As 0 < s (1 - s) <= 1/4, f'' is at most X'X / (4 N) + diag(penalty), and at least the smallest penalty.
-    The step 1 / L then makes |theta - theta*|, f - f* too, smaller by 1 - mu / L or better at every iteration.
+    As 0 < s (1 - s) <= 1/4, f'' is at most X^T X / (4 N) + diag(penalty), and at least the smallest penalty. With the
+    step 1 / L, every iteration then multiplies |theta - theta*|, and also f - f*, by at most 1 - mu / L.
     """
     hessian = x.mT @ x / (4 * x.shape[0]) + torch.diag(penalty)
     return penalty.min().item(), torch.linalg.eigvalsh(hessian)[-1].item()
 
 
 def least_curvature(theta: Tensor, x: Tensor, penalty: Tensor) -> Tensor:
-    """Smallest eigenvalue of f'' at ``theta``, (D,)."""
+    """Return the smallest eigenvalue of f'' at ``theta``, (D,)."""
     s = torch.sigmoid(x @ theta)
     values: Tensor = torch.linalg.eigvalsh((x.mT * (s * (1 - s))) @ x / len(x) + torch.diag(penalty))
     return values[0]
@@ -62,27 +62,28 @@ def least_curvature(theta: Tensor, x: Tensor, penalty: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Descent:
-    """Gradient descent of K strengths at once: where each was at some of the iterations, (T, K, D), and at the end."""
+    """Gradient descent for K strengths: theta at some iterations, (T, K, D), and the last gradient norms."""
 
     iterations: list[int]
     thetas: Tensor
     last_gradient: Tensor
 
 
-def descend(x: Tensor, y: Tensor, penalty: Tensor, *, step: Tensor, until: Tensor, most: int) -> Descent:
-    """theta <- theta - step gradient from theta = 0, until no gradient is longer than ``until`` or ``most`` iterations.
+def descend(x: Tensor, y: Tensor, penalty: Tensor, *, step: Tensor, until: Tensor, max_iterations: int) -> Descent:
+    """Run theta <- theta - step gradient from theta = 0 until every gradient norm is at most ``until``.
 
     Args:
         penalty: (K, D).
         step: (K,).
         until: (K,).
+        most: the maximum number of iterations.
     """
     theta = torch.zeros_like(penalty)
     iterations: list[int] = []
     thetas = []
-    for k in range(most + 1):
+    for k in range(max_iterations + 1):
         slope = gradient(theta, x, y, penalty)
-        done = k == most or bool((slope.norm(dim=-1) <= until).all())
+        done = k == max_iterations or bool((slope.norm(dim=-1) <= until).all())
         if done or not iterations or k >= 1.02 * iterations[-1]:
             iterations.append(k)
             thetas.append(theta)
@@ -92,8 +93,8 @@ def descend(x: Tensor, y: Tensor, penalty: Tensor, *, step: Tensor, until: Tenso
     return Descent(iterations, torch.stack(thetas), slope.norm(dim=-1))
 
 
-def drawn(source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """300 samples of five normal features and a label by the logistic model; its constant feature comes last."""
+def draw_problem(source: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw 300 samples of five normal features and labels of the logistic model; the constant feature comes last."""
     x = torch.randn(300, 5, dtype=torch.float64, generator=source)
     logits = x @ torch.tensor([2.0, -1.0, 0.5, 0.0, 0.0], dtype=x.dtype) + 0.5
     y = (torch.rand(300, dtype=x.dtype, generator=source) < torch.sigmoid(logits)).to(x.dtype)
@@ -101,36 +102,39 @@ def drawn(source: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def breast_cancer() -> tuple[Tensor, Tensor]:
-    """569 tumours, 30 measurements each, standardized, and whether benign; the constant feature comes last."""
+    """Load 569 tumours with 30 standardized measurements each, and whether they are benign.
+
+    The constant feature comes last.
+    """
     from sklearn.datasets import load_breast_cancer
 
-    found = load_breast_cancer()
-    x = torch.from_numpy(found.data)
+    dataset = load_breast_cancer()
+    x = torch.from_numpy(dataset.data)
     x = (x - x.mean(0)) / x.std(0, correction=0)
-    return torch.cat((x, torch.ones(len(x), 1, dtype=x.dtype)), dim=1), torch.from_numpy(found.target).to(x.dtype)
+    return torch.cat((x, torch.ones(len(x), 1, dtype=x.dtype)), dim=1), torch.from_numpy(dataset.target).to(x.dtype)
 
 
 def scikit_learn(x: Tensor, y: Tensor, strength: float, *, penalize_intercept: bool) -> Tensor:
-    """theta by scikit-learn, which minimizes C sum_i loss_i + 1/2 |theta|^2: f times C N, with lambda = 1 / (C N).
+    """Return scikit-learn's theta, which minimizes C sum_i loss_i + 1/2 |theta|^2 = C N f, where lambda = 1 / (C N).
 
-    Its own intercept is not penalized; to penalize it, the constant feature is handed over as one of the others.
+    scikit-learn does not penalize its own intercept. To penalize it, the constant feature is passed like the others.
     """
     from sklearn.linear_model import LogisticRegression
 
     features = x if penalize_intercept else x[:, :-1]
-    found = LogisticRegression(
+    model = LogisticRegression(
         C=1 / (len(x) * strength),
         solver="newton-cholesky",
         tol=1e-11,
         max_iter=1000,
         fit_intercept=not penalize_intercept,
     ).fit(features.numpy(), y.numpy())
-    theta = torch.from_numpy(found.coef_[0])
-    return theta if penalize_intercept else torch.cat((theta, torch.from_numpy(found.intercept_)))
+    theta = torch.from_numpy(model.coef_[0])
+    return theta if penalize_intercept else torch.cat((theta, torch.from_numpy(model.intercept_)))
 
 
 def gradient_error(draws: int, source: torch.Generator) -> float:
-    """Largest difference of the formula and autograd over drawn problems, over the gradient's size where above 1."""
+    """Return the largest difference of the formula and autograd over drawn problems, relative to norms above 1."""
     x = 3 * torch.randn(draws, 20, 6, dtype=torch.float64, generator=source)
     y = torch.randint(0, 2, (draws, 20), generator=source).to(x.dtype)
     theta = 3 * torch.randn(draws, 6, dtype=x.dtype, generator=source)
@@ -151,8 +155,8 @@ def logistic_ridge(
     draws: Annotated[int, Field(ge=1)],
     seed: int,
 ) -> Answer:
-    """The gradient against autograd, and gradient descent with step 1 / L against scikit-learn's minimum."""
-    x, y = breast_cancer() if problem == "breast_cancer" else drawn(generator(seed, "logistic_ridge", "problem"))
+    """Compare the gradient with autograd, and gradient descent with step 1 / L with scikit-learn's minimum."""
+    x, y = breast_cancer() if problem == "breast_cancer" else draw_problem(generator(seed, "logistic_ridge", "problem"))
     strengths = sorted(set(strengths))
     lambdas = torch.tensor(strengths, dtype=x.dtype)
     penalty = lambdas[:, None].repeat(1, x.shape[1])
@@ -161,16 +165,16 @@ def logistic_ridge(
     bounds = torch.tensor([curvature(x, row) for row in penalty], dtype=x.dtype)
     convexity, smoothness = bounds.unbind(-1)
     best = torch.stack([scikit_learn(x, y, s, penalize_intercept=penalize_intercept) for s in strengths])
-    # Near the minimum |theta - theta*| <= |f'| / the curvature there, at least lambda if all of theta is penalized.
+    # Near the minimum |theta - theta*| <= |f'| / curvature, and the curvature is at least lambda if all is penalized.
     until = 1e-8 * torch.stack(
         [least_curvature(theta, x, row) for theta, row in zip(best, penalty, strict=True)]
     ).minimum(lambdas)
-    descent = descend(x, y, penalty, step=1 / smoothness, until=until, most=most_iterations)
-    unfinished = [s for s, left in zip(strengths, descent.last_gradient > until, strict=True) if left]
+    descent = descend(x, y, penalty, step=1 / smoothness, until=until, max_iterations=most_iterations)
+    unfinished = [s for s, above in zip(strengths, descent.last_gradient > until, strict=True) if above]
     if unfinished:
         raise UsageError(
             f"study.most_iterations={most_iterations}: too few for study.strengths={unfinished}; "
-            f"allow more, or take {'stronger ones' if penalize_intercept else 'others, nearer to 1'}"
+            f"use more, or {'greater strengths' if penalize_intercept else 'strengths nearer to 1'}"
         )
     distance = (descent.thetas - best).norm(dim=-1)
     excess = objective(descent.thetas, x, y, penalty) - objective(best, x, y, penalty)
@@ -212,7 +216,7 @@ def logistic_ridge(
                 rate[1:],
                 strengths,
                 subtitle=f"{problem}, step 1/L, constant feature {'' if penalize_intercept else 'not '}penalized; "
-                "dashed: bounds, by 1 - mu/L an iteration",
+                "dashed: bounds, with a factor of 1 - mu/L per iteration",
             )
         },
     )
@@ -221,7 +225,7 @@ def logistic_ridge(
 def _figure(
     iterations: list[int], shown: dict[str, Tensor], rate: Tensor, strengths: list[float], *, subtitle: str
 ) -> Figure:
-    """``shown``: (T, K) each, from iteration 0 on, which has no place on a log axis; the rest from iteration 1 on."""
+    """Plot the ``shown`` values (T, K), given from iteration 0 on; log axes show them from iteration 1 on."""
     figure, all_axes = new_figure(
         2,
         title="logistic_ridge: gradient descent reaches scikit-learn's minimum",

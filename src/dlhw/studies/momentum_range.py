@@ -1,4 +1,4 @@
-"""Momentum below 0, up to 1, at 1 and above: the heavy ball on a quadratic, measured and predicted (D1.4)."""
+"""The heavy ball on a quadratic with momenta below 0, up to 1, at 1 and above, measured and predicted (D1.4)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
-SMALLEST = 1e-300  # a state of length 0, which has no logarithm, counts as so long
+SMALLEST = 1e-300  # replaces the length of a state of length 0, which has no logarithm
 
 
 def iteration_matrix(mu: Tensor, stiffness: Tensor) -> Tensor:
-    """(..., 2, 2), of the step (w, v) to (w + v', v') with v' = mu v - eta lambda w; ``stiffness`` is eta lambda.
+    """Return the matrix (..., 2, 2) of the step (w, v) -> (w_next, v_next), with ``stiffness`` eta lambda.
 
-    On a quadratic each eigenvector of the Hessian moves for itself, with its eigenvalue lambda as curvature:
-    w' = (1 - eta lambda) w + mu v, and v' = -eta lambda w + mu v.
+    On a quadratic the components along the eigenvectors of the Hessian are independent, with the eigenvalues lambda as
+    curvatures: v_next = mu v - eta lambda w and w_next = w + v_next = (1 - eta lambda) w + mu v.
     """
     mu, stiffness = torch.broadcast_tensors(mu, stiffness)
     rows = [torch.stack([1 - stiffness, mu], -1), torch.stack([-stiffness, mu], -1)]
@@ -29,10 +29,10 @@ def iteration_matrix(mu: Tensor, stiffness: Tensor) -> Tensor:
 
 
 def spectral_radius(mu: Tensor, stiffness: Tensor) -> Tensor:
-    """Largest absolute value of the matrix's eigenvalues: the factor per step of the distance in the long run.
+    """Return the largest absolute eigenvalue of the matrix: the asymptotic factor per step on the distance.
 
-    Its determinant is mu, its trace is s = 1 + mu - eta lambda: z^2 - s z + mu = 0. For s^2 < 4 mu the roots are
-    conjugate, each of absolute value sqrt(mu): oscillation. Otherwise (|s| + sqrt(s^2 - 4 mu)) / 2.
+    The determinant is mu, the trace is s = 1 + mu - eta lambda: z^2 - s z + mu = 0. For s^2 < 4 mu the roots are
+    conjugate with absolute value sqrt(mu): oscillation. Otherwise it is (|s| + sqrt(s^2 - 4 mu)) / 2.
     """
     trace = 1 + mu - stiffness
     discriminant = trace.square() - 4 * mu
@@ -41,19 +41,19 @@ def spectral_radius(mu: Tensor, stiffness: Tensor) -> Tensor:
 
 
 def stable(mu: Tensor, stiffness: Tensor) -> Tensor:
-    """Whether the spectral radius is below 1: |mu| < 1 and 0 < eta lambda < 2 (1 + mu).
+    """Return whether the spectral radius is below 1: |mu| < 1 and 0 < eta lambda < 2 (1 + mu).
 
-    Both roots of z^2 - s z + mu are inside the unit circle just when |mu| < 1 and |s| < 1 + mu (Jury's criterion);
-    s = 1 + mu - eta lambda.
+    Both roots of z^2 - s z + mu are inside the unit circle if and only if |mu| < 1 and |s| < 1 + mu (Jury's criterion),
+    where s = 1 + mu - eta lambda.
     """
     return (mu.abs() < 1) & (stiffness > 0) & (stiffness < 2 * (1 + mu))
 
 
 def heavy_ball(mu: Tensor, stiffness: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Runs v <- mu v - eta lambda w, w <- w + v from w = 1, v = 0 for all ``mu`` (M,) and ``stiffness`` (K,) at once.
+    """Run v <- mu v - eta lambda w, w <- w + v from w = 1, v = 0 for all ``mu`` (M,) and ``stiffness`` (K,) at once.
 
-    Returns the states' directions (steps + 1, M, K, 2), as unit vectors (w, v), and the logarithms of their lengths
-    (steps + 1, M, K): kept apart, so that nothing overflows or vanishes.
+    Return the directions of the states as unit vectors (w, v), (steps + 1, M, K, 2), and the logarithms of their
+    lengths, (steps + 1, M, K). They are separate so that nothing overflows or underflows.
     """
     mu, stiffness = torch.broadcast_tensors(mu[:, None], stiffness[None, :])
     w, v, logarithm = torch.ones_like(mu), torch.zeros_like(mu), torch.zeros_like(mu)
@@ -69,7 +69,7 @@ def heavy_ball(mu: Tensor, stiffness: Tensor, steps: int) -> tuple[Tensor, Tenso
 
 
 def measured_rate(logarithms: Tensor) -> Tensor:
-    """Factor per step, from the straight line that fits the logarithms (steps + 1, ...) of the second half best."""
+    """Return the factor per step from logarithms (steps + 1, ...): the slope of a line through their second half."""
     late = logarithms[len(logarithms) // 2 :]
     times = torch.arange(len(late), dtype=late.dtype)
     times = (times - times.mean()).reshape(-1, *[1] * (late.ndim - 1))
@@ -77,9 +77,9 @@ def measured_rate(logarithms: Tensor) -> Tensor:
 
 
 def invariant(w: Tensor, v: Tensor, stiffness: Tensor) -> Tensor:
-    """v^2 - a v w + a w^2, a = eta lambda: the energy that steps without friction, mu = 1, leave as it is.
+    """Return v^2 - a v w + a w^2 with a = eta lambda: the energy that steps without friction (mu = 1) preserve.
 
-    With v' = v - a w and w' = w + v' it is v'^2 - a v' w' + a w'^2 = v'^2 + a v' w + a w^2; now put in v'.
+    With u = v - a w and w_next = w + u it is u^2 - a u w_next + a w_next^2 = u^2 + a u w + a w^2; substitute u.
     """
     return v.square() - stiffness * v * w + stiffness * w.square()
 
@@ -94,18 +94,20 @@ def momentum_range(
     points: Annotated[int, Field(ge=3)],
     steps: Annotated[int, Field(ge=200)],
 ) -> Answer:
-    """The heavy ball's rate for momenta from ``lowest`` to ``highest``, measured on runs and by the spectral radius."""
+    """Measure the heavy ball's rate for momenta from ``lowest`` to ``highest``; compare it with the spectral radius."""
     if lowest >= highest:
         raise UsageError(f"study.lowest={lowest:g}: must be below study.highest={highest:g}")
     stiffness = rate * torch.tensor(curvatures, dtype=torch.float64)
     if not ((stiffness >= 1e-6) & (stiffness <= 10)).all():
-        raise UsageError(f"study.rate={rate:g}: times each of study.curvatures={curvatures} it must be 1e-6 to 10")
+        raise UsageError(
+            f"study.rate={rate:g}: its product with each of study.curvatures={curvatures} must be from 1e-6 to 10"
+        )
     mu = torch.linspace(lowest, highest, points, dtype=torch.float64)
     radius = spectral_radius(mu[:, None], stiffness)
     measured = measured_rate(heavy_ball(mu, stiffness, steps)[1])
     by_eigenvalues = torch.linalg.eigvals(iteration_matrix(mu[:, None], stiffness)).abs().amax(-1)
 
-    grid_mu = torch.linspace(-1.4985, 1.4985, 300, dtype=torch.float64)  # no point of the grid is on a border
+    grid_mu = torch.linspace(-1.4985, 1.4985, 300, dtype=torch.float64)  # no grid point is on a border
     grid_stiffness = torch.linspace(0.01 * math.pi / 3, 4.999, 200, dtype=torch.float64)
     map_radius = spectral_radius(grid_mu[:, None], grid_stiffness)
     predicted = stable(grid_mu[:, None], grid_stiffness)
@@ -113,7 +115,7 @@ def momentum_range(
     gentle = stiffness[stiffness < 4]
     directions, logarithms = heavy_ball(torch.ones(1, dtype=torch.float64), gentle, steps)
     w, v = (directions * logarithms.exp()[..., None]).unbind(-1)
-    kept = invariant(w, v, gentle) / gentle
+    energy = invariant(w, v, gentle) / gentle
     checks = [
         at_most("spectral radius: formula less eigenvalues", float((radius - by_eigenvalues).abs().max()), 1e-6),
         at_most(
@@ -126,9 +128,10 @@ def momentum_range(
         ),
     ]
     if len(gentle):
-        # Rounding of a step moves the energy by epsilon times the form's condition, about (1 + a)^2 / (a (1 - a / 4)).
+        # Rounding of a step changes the energy by epsilon times the condition of the quadratic form, about
+        # (1 + a)^2 / (a (1 - a / 4)).
         rounding = steps * 1e-15 * (1 + gentle).square() / (gentle * (1 - gentle / 4))
-        change = float(((kept - 1).abs() / rounding).max())
+        change = float(((energy - 1).abs() / rounding).max())
         checks.append(at_most("mu = 1: largest relative change of the energy, over that by rounding", change, 1.0))
     best = radius.amax(-1).argmin()
     return Answer(
@@ -140,20 +143,20 @@ def momentum_range(
         checks=checks,
         tables={
             "rates": [
-                {"momentum": momentum, "curvature": curvature, "measured": found, "spectral_radius": expected}
-                for momentum, founds, expecteds in zip(mu.tolist(), measured.tolist(), radius.tolist(), strict=True)
-                for curvature, found, expected in zip(curvatures, founds, expecteds, strict=True)
+                {"momentum": momentum, "curvature": curvature, "measured": factor, "spectral_radius": expected}
+                for momentum, factors, radii in zip(mu.tolist(), measured.tolist(), radius.tolist(), strict=True)
+                for curvature, factor, expected in zip(curvatures, factors, radii, strict=True)
             ]
         },
         figures={
-            "trajectories": _draw_trajectories(shown, stiffness),
-            "spectral_radius": _draw_radius(mu, radius, measured, stiffness),
-            "stability": _draw_map(grid_mu, grid_stiffness, map_radius),
+            "trajectories": _plot_trajectories(shown, stiffness),
+            "spectral_radius": _plot_radius(mu, radius, measured, stiffness),
+            "stability": _plot_stability(grid_mu, grid_stiffness, map_radius),
         },
     )
 
 
-def _draw_trajectories(shown: list[float], stiffness: Tensor, steps: int = 80) -> Figure:
+def _plot_trajectories(shown: list[float], stiffness: Tensor, steps: int = 80) -> Figure:
     flat = stiffness.min()[None]
     directions, logarithms = heavy_ball(torch.tensor(shown, dtype=torch.float64), flat, steps)
     w, v = (directions * logarithms.exp()[..., None])[:, :, 0].unbind(-1)
@@ -171,34 +174,34 @@ def _draw_trajectories(shown: list[float], stiffness: Tensor, steps: int = 80) -
     floor = max(float(energy.min()), 1e-8)
     right.set_ylim(floor / 2, min(float(energy.max()), 1e6) * 2)
     label(left, x="step", y="w")
-    left.get_legend().remove()  # type: ignore[union-attr]  # the other panel's says the same
+    left.get_legend().remove()  # type: ignore[union-attr]  # the legend of the other panel is the same
     label(right, x="step", y="energy w^2 / 2 + v^2 / (2 eta lambda)", place="lower left")
     return figure
 
 
-def _draw_radius(mu: Tensor, radius: Tensor, measured: Tensor, stiffness: Tensor) -> Figure:
+def _plot_radius(mu: Tensor, radius: Tensor, measured: Tensor, stiffness: Tensor) -> Figure:
     figure, (axes,) = new_figure(
         1,
         title="momentum_range: factor per step against momentum",
         subtitle="lines: spectral radius of the iteration; points: measured on runs; below 1 the run converges",
         panel_inches=3.6,
     )
-    for i, each in enumerate(stiffness.tolist()):
-        axes.plot(mu, radius[:, i], color=PALETTE[i], linewidth=1.6, label=f"eta lambda = {each:g}")
+    for i, value in enumerate(stiffness.tolist()):
+        axes.plot(mu, radius[:, i], color=PALETTE[i], linewidth=1.6, label=f"eta lambda = {value:g}")
         axes.plot(mu, measured[:, i], "o", color=PALETTE[i], markersize=3.5)
     axes.axhline(1.0, color=COLORS["reference"], linestyle="--", linewidth=1.0)
     label(axes, x="momentum mu", y="factor per step")
     return figure
 
 
-def _draw_map(mu: Tensor, stiffness: Tensor, radius: Tensor) -> Figure:
+def _plot_stability(mu: Tensor, stiffness: Tensor, radius: Tensor) -> Figure:
     figure, (axes,) = new_figure(
         1,
         title="momentum_range: which momenta and step sizes converge",
-        subtitle="below 1 inside the black border, |mu| < 1 and eta lambda < 2 (1 + mu)",
+        subtitle="the spectral radius is below 1 inside the black border, |mu| < 1 and eta lambda < 2 (1 + mu)",
         panel_inches=3.6,
     )
-    drawn = axes.contourf(
+    contours = axes.contourf(
         mu.numpy(),
         stiffness.numpy(),
         radius.T.numpy(),
@@ -206,7 +209,7 @@ def _draw_map(mu: Tensor, stiffness: Tensor, radius: Tensor) -> Figure:
         cmap="cividis",
         extend="max",
     )
-    figure.colorbar(drawn, ax=axes, label="spectral radius")
+    figure.colorbar(contours, ax=axes, label="spectral radius")
     axes.plot([-1, 1, 1], [0, 4, 0], color="black", linewidth=2.0, label="border")
     label(axes, x="momentum mu", y="eta lambda", place="upper left")
     return figure

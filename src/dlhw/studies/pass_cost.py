@@ -1,4 +1,4 @@
-"""What the backward pass costs beside the forward pass: multiply-adds counted and seconds measured (E1)."""
+"""The cost of the backward pass relative to the forward pass: multiply-adds counted and seconds measured (E1)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Counts = Annotated[list[Count], Field(min_length=1)]
 
 @dataclass(frozen=True)
 class Net:
-    """A net with its input's shape, and the multiply-adds of each of its products for one sample, first layer first."""
+    """A net with its input shape, and the multiply-adds of each of its products for one sample, first layer first."""
 
     name: str
     width: int
@@ -37,7 +37,7 @@ class Net:
 
 
 def one_hidden(width: int, inputs: int, outputs: int) -> Net:
-    """E1's net: W2 s(W1 x) without biases."""
+    """Return E1's net: W2 s(W1 x) without biases."""
     return Net(
         "one hidden layer",
         width,
@@ -50,7 +50,7 @@ def one_hidden(width: int, inputs: int, outputs: int) -> Net:
 
 
 def mlp(width: int, inputs: int, outputs: int, depth: int) -> Net:
-    """``depth`` hidden layers of ``width`` ReLU units."""
+    """Return a net with ``depth`` hidden layers of ``width`` ReLU units."""
     sizes = [inputs, *[width] * depth, outputs]
 
     def make() -> nn.Module:
@@ -61,7 +61,10 @@ def mlp(width: int, inputs: int, outputs: int, depth: int) -> Net:
 
 
 def cnn(width: int, side: int, outputs: int, depth: int) -> Net:
-    """``depth`` 3x3 convolutions of ``width`` channels on 3-channel pictures, all of one size; then a linear layer."""
+    """Return a net with ``depth`` 3x3 convolutions of ``width`` channels on 3-channel pictures, then a linear layer.
+
+    All convolutions preserve the size of the pictures.
+    """
     channels = [3, *[width] * depth]
 
     def make() -> nn.Module:
@@ -74,18 +77,18 @@ def cnn(width: int, side: int, outputs: int, depth: int) -> Net:
 
 
 def predicted(products: Sequence[int]) -> tuple[int, int]:
-    """Multiply-adds of forward and backward for one sample (E1).
+    """Return the predicted multiply-adds of forward and backward for one sample (E1).
 
-    Forward, z_l = W_l u_(l-1) takes F_l. Backward, dL/dz_l makes dL/dW_l = dL/dz_l u_(l-1)' and
-    dL/du_(l-1) = W_l' dL/dz_l: the same three sizes multiplied, F_l each. Nobody asks for the derivative by the
-    input of the first layer. So backward is 2 F - F_1 and backward over forward is 2 - F_1 / F.
+    Forward, z_l = W_l u_(l-1) takes F_l. Backward, dL/dz_l gives dL/dW_l = dL/dz_l u_(l-1)^T and dL/du_(l-1) = W_l^T
+    dL/dz_l: products of the same three sizes, F_l each. The derivative by the input of the first layer is not needed.
+    So backward takes 2 F - F_1, and the ratio of backward to forward is 2 - F_1 / F.
     """
     return sum(products), 2 * sum(products) - products[0]
 
 
 def counted(net: Net, batch: int, source: torch.Generator) -> tuple[int, int]:
-    """Multiply-adds of both passes as torch's counter has them, half of its operations."""
-    model, x, target = _ready(net, batch, source, torch.device("cpu"))
+    """Return the multiply-adds of both passes by torch's counter, half of its operations."""
+    model, x, target = _prepare(net, batch, source, torch.device("cpu"))
     with FlopCounterMode(display=False) as forward:
         loss = (model(x) - target).square().sum()
     with FlopCounterMode(display=False) as backward:
@@ -93,17 +96,17 @@ def counted(net: Net, batch: int, source: torch.Generator) -> tuple[int, int]:
     return forward.get_total_flops() // 2, backward.get_total_flops() // 2
 
 
-def timed(
+def time_passes(
     net: Net, batch: int, repeats: int, source: torch.Generator, device: torch.device
 ) -> list[tuple[float, float]]:
-    """Seconds of both passes, ``repeats`` times after three to warm up."""
-    model, x, target = _ready(net, batch, source, device)
+    """Return the seconds of both passes, ``repeats`` times after three warm-up runs."""
+    model, x, target = _prepare(net, batch, source, device)
 
     def now() -> float:
         synchronize(device)
         return time.perf_counter()
 
-    def once() -> tuple[float, float]:
+    def run_once() -> tuple[float, float]:
         model.zero_grad()
         start = now()
         loss = (model(x) - target).square().sum()
@@ -111,7 +114,7 @@ def timed(
         loss.backward()
         return middle - start, now() - middle
 
-    return [once() for _ in range(3 + repeats)][3:]
+    return [run_once() for _ in range(3 + repeats)][3:]
 
 
 def pass_cost(
@@ -127,25 +130,25 @@ def pass_cost(
     seed: int,
     device: torch.device,
 ) -> Answer:
-    """Both passes of three kinds of nets, counted by torch against the prediction, and timed."""
+    """Count both passes of three kinds of nets, compare with the prediction, and time them."""
     widths, channels = sorted(set(widths)), sorted(set(channels))
     nets = [one_hidden(width, inputs, outputs) for width in widths]
     nets += [mlp(width, inputs, outputs, depth) for width in widths]
     nets += [cnn(width, side, outputs, depth) for width in channels]
     rows: list[dict[str, Any]] = []
-    as_predicted: list[tuple[bool, bool]] = []
+    agreements: list[tuple[bool, bool]] = []
     for net in nets:
         forward, backward = predicted(net.products)
-        seen = counted(net, batch, generator(seed, "pass_cost", net.name, net.width))
-        seconds = timed(net, batch, repeats, generator(seed, "pass_cost", net.name, net.width), device)
-        as_predicted.append((seen[0] == batch * forward, seen[1] == batch * backward))
+        counts = counted(net, batch, generator(seed, "pass_cost", net.name, net.width))
+        seconds = time_passes(net, batch, repeats, generator(seed, "pass_cost", net.name, net.width), device)
+        agreements.append((counts[0] == batch * forward, counts[1] == batch * backward))
         rows.append(
             {
                 "net": net.name,
                 "width": net.width,
-                "forward_multiply_adds": seen[0],
-                "backward_multiply_adds": seen[1],
-                "ratio": seen[1] / seen[0],
+                "forward_multiply_adds": counts[0],
+                "backward_multiply_adds": counts[1],
+                "ratio": counts[1] / counts[0],
                 "ratio_predicted": 2 - net.products[0] / sum(net.products),
                 **_quartiles("forward_seconds", [first for first, _ in seconds]),
                 **_quartiles("backward_seconds", [second for _, second in seconds]),
@@ -165,18 +168,16 @@ def pass_cost(
             **{f"seconds_ratio_{key[kind]}": row["seconds_ratio"] for kind, row in widest.items()},
         },
         checks=[
-            equal("nets whose forward multiply-adds are F, counted (E1)", sum(f for f, _ in as_predicted), len(nets)),
-            equal(
-                "nets whose backward multiply-adds are 2 F - F_1, counted", sum(b for _, b in as_predicted), len(nets)
-            ),
+            equal("nets whose forward multiply-adds are F, counted (E1)", sum(f for f, _ in agreements), len(nets)),
+            equal("nets whose backward multiply-adds are 2 F - F_1, counted", sum(b for _, b in agreements), len(nets)),
         ],
         tables={"passes": rows},
-        figures={"cost": _cost(rows, kinds, batch, where), "ratio": _ratio(rows, kinds, batch, where)},
+        figures={"cost": _plot_cost(rows, kinds, batch, where), "ratio": _plot_ratio(rows, kinds, batch, where)},
     )
 
 
-def _ready(net: Net, batch: int, source: torch.Generator, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
-    """The net with drawn weights of variance 1 / fan-in and no biases, a drawn batch and a target for it."""
+def _prepare(net: Net, batch: int, source: torch.Generator, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the net with weights of variance 1 / fan-in and zero biases, a random batch, and a target of zeros."""
     with torch.device("meta"):
         model = net.make()
     model.to_empty(device=device)
@@ -193,8 +194,8 @@ def _quartiles(name: str, values: list[float]) -> dict[str, float]:
     return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 
-def _bars(axes: Axes, rows: list[dict[str, Any]], column: str, **look: Any) -> None:
-    """The median of a column with its quartiles, against the width."""
+def _plot_quartiles(axes: Axes, rows: list[dict[str, Any]], column: str, **look: Any) -> None:
+    """Plot the median of a column with its quartiles against the width."""
     middle = [row[column] for row in rows]
     low = [row[column] - row[f"{column}_low"] for row in rows]
     high = [row[f"{column}_high"] - row[column] for row in rows]
@@ -203,22 +204,22 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], column: str, **look: Any) -> N
     )
 
 
-def _cost(rows: list[dict[str, Any]], kinds: list[str], batch: int, where: str) -> Figure:
+def _plot_cost(rows: list[dict[str, Any]], kinds: list[str], batch: int, where: str) -> Figure:
     figure, (counts, seconds) = new_figure(
         2,
         title="pass_cost: forward and backward, counted and timed",
-        subtitle=f"batches of {batch}; full: forward, dashed: backward; seconds: medians and quartiles on {where}",
+        subtitle=f"batches of {batch}; solid: forward, dashed: backward; seconds: medians and quartiles on {where}",
         panel_inches=3.1,
         foot_inches=0.3,
     )
     for i, kind in enumerate(kinds):
-        mine = [row for row in rows if row["net"] == kind]
+        selected = [row for row in rows if row["net"] == kind]
         look: dict[str, Any] = {"color": PALETTE[i], "marker": "os^"[i]}
         for name, style in (("forward", "-"), ("backward", "--")):
-            values = [row[f"{name}_multiply_adds"] for row in mine]
+            values = [row[f"{name}_multiply_adds"] for row in selected]
             shown = kind if name == "forward" else None
-            counts.plot([row["width"] for row in mine], values, linestyle=style, markersize=4, label=shown, **look)
-            _bars(seconds, mine, f"{name}_seconds", linestyle=style, **look)
+            counts.plot([row["width"] for row in selected], values, linestyle=style, markersize=4, label=shown, **look)
+            _plot_quartiles(seconds, selected, f"{name}_seconds", linestyle=style, **look)
     for axes, name in ((counts, "multiply-adds"), (seconds, "seconds")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -228,26 +229,26 @@ def _cost(rows: list[dict[str, Any]], kinds: list[str], batch: int, where: str) 
     return figure
 
 
-def _ratio(rows: list[dict[str, Any]], kinds: list[str], batch: int, where: str) -> Figure:
+def _plot_ratio(rows: list[dict[str, Any]], kinds: list[str], batch: int, where: str) -> Figure:
     figure, all_axes = new_figure(
         len(kinds),
-        title="pass_cost: backward over forward is 2 less the first layer's share",
+        title="pass_cost: backward / forward is 2 minus the first layer's share",
         subtitle=f"batches of {batch}; seconds: medians and quartiles on {where}",
     )
     for i, (axes, kind) in enumerate(zip(all_axes, kinds, strict=True)):
-        mine = [row for row in rows if row["net"] == kind]
-        widths = [row["width"] for row in mine]
+        selected = [row for row in rows if row["net"] == kind]
+        widths = [row["width"] for row in selected]
         axes.axhline(2, color=COLORS["reference"], linewidth=1, linestyle=":", label="2")
-        axes.plot(widths, [row["ratio_predicted"] for row in mine], color="black", linewidth=1, label="2 - F_1/F")
-        counted = [row["ratio"] for row in mine]
+        axes.plot(widths, [row["ratio_predicted"] for row in selected], color="black", linewidth=1, label="2 - F_1/F")
+        counted = [row["ratio"] for row in selected]
         axes.plot(widths, counted, "o", color=PALETTE[0], markersize=5, label="counted multiply-adds")
-        _bars(axes, mine, "seconds_ratio", color=PALETTE[1], marker="s", linestyle="--", label="seconds")
+        _plot_quartiles(axes, selected, "seconds_ratio", color=PALETTE[1], marker="s", linestyle="--", label="seconds")
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, max(3.0, 1.1 * max(row["seconds_ratio_high"] for row in rows)))
         last = axes is all_axes[-1]
         if not last:
             axes.set_xlabel("width", fontsize=TEXT_POINTS)
-            axes.set_ylabel("backward over forward" if i == 0 else "", fontsize=TEXT_POINTS)
+            axes.set_ylabel("backward / forward" if i == 0 else "", fontsize=TEXT_POINTS)
         else:
             label(axes, x="channels", y="", place="lower right")
         axes.set_title(kind, fontsize=TEXT_POINTS)

@@ -18,17 +18,17 @@ from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 Vector = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 CONDITION = 100.0
-"""Largest ratio of the singular values drawn that are not zero: squared, it costs four of float64's sixteen digits."""
+"""Maximum ratio of the nonzero singular values drawn; its square costs four of float64's sixteen digits."""
 
 RANK_TOLERANCE = 1e-9
-"""Singular values below this part of the largest count as zero; the drawn ones are far from it on either side."""
+"""Singular values below this fraction of the largest count as zero; drawn ones are far above or far below it."""
 
 
 def solver(x: Tensor) -> Tensor:
-    """(X'X)^+ X', (draws, D, N): the map from y to theta*, the shortest where several are least.
+    """Return (X^T X)^+ X^T, (draws, D, N): the map from y to theta*, the shortest minimizer of ||y - X theta||.
 
-    ||y - X theta||^2 is convex with the gradient -2 X'(y - X theta), so it is least exactly where the normal
-    equations X'X theta = X'y hold. They have a solution for every y, as the range of X'X is that of X'.
+    ||y - X theta||^2 is convex with the gradient -2 X^T (y - X theta), so it is minimal exactly where the normal
+    equations X^T X theta = X^T y hold. They have a solution for every y, as the range of X^T X is that of X^T.
 
     Args:
         x: (draws, N, D).
@@ -38,20 +38,20 @@ def solver(x: Tensor) -> Tensor:
 
 
 def projector(x: Tensor) -> Tensor:
-    """P = X (X'X)^+ X', (draws, N, N): the map from y to yhat = X theta*.
+    """Return P = X (X^T X)^+ X^T, (draws, N, N): the map from y to yhat = X theta*.
 
-    P is symmetric, P P = X (X'X)^+ X'X (X'X)^+ X' = P, and P X = X: it leaves the column space as it is.
-    So it is the orthogonal projection: X'(y - P y) = (X - P X)' y = 0.
+    P is symmetric, P P = X (X^T X)^+ X^T X (X^T X)^+ X^T = P, and P X = X: it preserves the column space. So it is the
+    orthogonal projection: X^T (y - P y) = (X - P X)^T y = 0.
     """
     onto: Tensor = x @ solver(x)
     return onto
 
 
 def onto_columns(x: Tensor) -> Tensor:
-    """U U', (draws, N, N), the orthogonal projection onto the column space by an orthonormal basis of it.
+    """Return U U^T, (draws, N, N), the orthogonal projection onto the column space by an orthonormal basis.
 
-    U has the left singular vectors of X whose singular values are not zero. U U' y is the sum of the shares of y
-    along each; no least squares are in it.
+    U contains the left singular vectors of X whose singular values are not zero. U U^T y is the sum of the components
+    of y along them. It does not involve least squares.
     """
     basis, sizes, _ = torch.linalg.svd(x, full_matrices=False)
     basis = basis * (sizes > RANK_TOLERANCE * sizes[..., :1])[..., None, :]
@@ -60,15 +60,15 @@ def onto_columns(x: Tensor) -> Tensor:
 
 
 def applied(matrix: Tensor, vector: Tensor) -> Tensor:
-    """The product of each matrix with its vector: (draws, M, N) and (draws, N) give (draws, M)."""
+    """Return the product of each matrix with its vector: (draws, M, N) and (draws, N) give (draws, M)."""
     return (matrix @ vector[..., None])[..., 0]
 
 
 def draw(draws: int, points: int, features: int, *, rank: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """X (draws, N, D) of the given rank and a normal y (draws, N).
+    """Draw X (draws, N, D) of the given rank and a normal y (draws, N).
 
-    X = Q diag(s) R' with orthonormal columns in Q and R. The singular
-    values s lie between 1 / CONDITION and 1, uniform on a log scale.
+    X = Q diag(s) R^T with orthonormal columns in Q and R. The singular values s lie between 1 / CONDITION and 1,
+    uniform on a log scale.
     """
 
     def orthonormal(size: int) -> Tensor:
@@ -82,16 +82,18 @@ def draw(draws: int, points: int, features: int, *, rank: int, source: torch.Gen
 
 
 def gaps(x: Tensor, y: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-    """How much farther from y than yhat other points of the column space are, in squares: measured and by Pythagoras.
+    """Return by how much other points z of the column space are farther from y than yhat, measured and by Pythagoras.
 
     For z = X (theta* + m), z - yhat = X m lies in the column space and y - yhat is orthogonal to it, so
     ||y - z||^2 - ||y - yhat||^2 = ||X m||^2, which is never negative.
 
     Args:
+        x: (draws, N, D).
+        y: (draws, N).
         moves: (draws, candidates, D), the m.
 
     Returns:
-        both sides, (draws, candidates), over ||y||^2.
+        Both sides, (draws, candidates), relative to ||y||^2.
     """
     theta = applied(solver(x), y)
     shift = moves @ x.mT
@@ -112,14 +114,14 @@ def projection(
     target: Vector,
     seed: int,
 ) -> Answer:
-    """Residuals, projection matrices and rivals of many drawn problems, of full and of deficient rank."""
+    """Compute residuals, projection matrices and candidates for many drawn problems, of full and of deficient rank."""
     if max(ranks) > min(points, features):
         raise UsageError(
-            f"study.ranks={ranks}: {max(ranks)} is more than a {points} x {features} matrix can have; "
-            f"at most {min(points, features)}"
+            f"study.ranks={ranks}: a {points} x {features} matrix cannot have rank {max(ranks)}; "
+            f"must be at most {min(points, features)}"
         )
     if len(set(ranks)) < len(ranks):
-        raise UsageError(f"study.ranks={ranks}: one rank stands twice; each may stand once")
+        raise UsageError(f"study.ranks={ranks}: must not contain duplicates")
     rows, measured, predicted = [], [], []
     for rank in ranks:
         source = generator(seed, "projection", rank)
@@ -129,10 +131,10 @@ def projection(
         residual = y - yhat
         directions = x / x.norm(dim=-2, keepdim=True)
         moves = torch.randn(draws, candidates, features, dtype=x.dtype, generator=source)
-        # from next to theta* to far away
+        # distances from theta* between 1e-4 and 10, uniform on a log scale
         moves = moves * 10 ** torch.empty(draws, candidates, 1, dtype=x.dtype).uniform_(-4, 1, generator=source)
-        found, theory = gaps(x, y, moves)
-        measured.append(found)
+        measured_gaps, theory = gaps(x, y, moves)
+        measured.append(measured_gaps)
         predicted.append(theory)
         size = y.norm(dim=-1)
         rows.append(
@@ -146,15 +148,15 @@ def projection(
                 "formula_less_basis": (p - onto).abs().max().item(),
                 "yhat_less_projection": (applied(onto, y) - yhat).abs().max().item(),
                 "trace_less_rank": (p.diagonal(dim1=-2, dim2=-1).sum(-1) - rank).abs().max().item(),
-                "pythagoras": (found - theory).abs().max().item() / max(1.0, theory.max().item()),
-                "least_gap": found.min().item(),
+                "pythagoras": (measured_gaps - theory).abs().max().item() / max(1.0, theory.max().item()),
+                "least_gap": measured_gaps.min().item(),
             }
         )
     largest = {name: max(row[name] for row in rows) for name in rows[0]}
-    nearer = sum((found < -1e-12).sum().item() for found in measured)
+    nearer = sum((measured_gaps < -1e-12).sum().item() for measured_gaps in measured)
     plane, drawn = torch.tensor(columns, dtype=torch.float64).T, torch.tensor(target, dtype=torch.float64)
     if int(torch.linalg.matrix_rank(plane, rtol=1e-6)) < 2:
-        raise UsageError(f"study.columns={columns}: they lie on one line; a plane needs two directions")
+        raise UsageError(f"study.columns={columns}: must be two linearly independent vectors")
     return Answer(
         numbers={"residual_by_columns": largest["residual_by_columns"], "candidates": len(rows) * draws * candidates},
         checks=[
@@ -169,24 +171,24 @@ def projection(
             at_most("Pythagoras: largest relative difference of the two sides", largest["pythagoras"], 1e-10),
         ],
         tables={"ranks": rows},
-        figures={"plane": _plane(plane, drawn), "candidates": _candidates(measured, predicted, ranks)},
+        figures={"plane": _plot_plane(plane, drawn), "candidates": _plot_candidates(measured, predicted, ranks)},
     )
 
 
-def _plane(x: Tensor, y: Tensor) -> Figure:
-    """y in three dimensions, the plane of the two columns, yhat in it and the residual at a right angle."""
+def _plot_plane(x: Tensor, y: Tensor) -> Figure:
+    """Plot y in three dimensions, the plane of the two columns, yhat in it, and the residual at a right angle."""
     yhat = projector(x) @ y
     residual = y - yhat
     figure, _ = new_figure(
         0,
         columns=1,
-        title="projection: yhat = X theta* is the point of the plane nearest to y",
+        title="projection: yhat = X theta* is the point of the plane that is nearest to y",
         subtitle=f"three samples, two columns x1 and x2; |y - yhat| = {residual.norm():.3f}, "
         f"(y - yhat) . yhat = {residual @ yhat:.0e}",
         foot_inches=4.2,
     )
     axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
-    # the patch of the plane that holds all that is drawn in it, with room around it
+    # the part of the plane that contains all plotted points, with a margin
     theta = solver(x) @ y
     ends = [(min(0.0, t) - 0.25, max(1.0, t) + 0.25) for t in theta.tolist()]
     around = [(ends[0][i], ends[1][j]) for i, j in ((0, 0), (0, 1), (1, 1), (1, 0))]
@@ -220,15 +222,13 @@ def _plane(x: Tensor, y: Tensor) -> Figure:
     return figure
 
 
-def _candidates(measured: list[Tensor], predicted: list[Tensor], ranks: list[int]) -> Figure:
+def _plot_candidates(measured: list[Tensor], predicted: list[Tensor], ranks: list[int]) -> Figure:
     figure, (axes,) = new_figure(
         1,
         title="projection: no other point of the column space is nearer to y",
-        subtitle="candidates z = X theta; what they are farther than yhat is their own distance from it (Pythagoras)",
+        subtitle="candidates z = X theta; |y - z|^2 exceeds |y - yhat|^2 by |z - yhat|^2 (Pythagoras)",
     )
-    shown = [
-        torch.stack((theory.flatten(), found.flatten())) for found, theory in zip(measured, predicted, strict=True)
-    ]
+    shown = [torch.stack((theory.flatten(), gap.flatten())) for gap, theory in zip(measured, predicted, strict=True)]
     shown = [pairs[:, :: max(1, pairs.shape[1] // 400)] for pairs in shown]
     for i, (rank, pairs) in enumerate(zip(ranks, shown, strict=True)):
         axes.plot(

@@ -1,4 +1,4 @@
-"""A data set of pictures looked at: counts, sizes, pictures before and after the transforms, copies across parts."""
+"""Inspect a dataset of pictures: counts, sizes, pictures before and after the transforms, copies across parts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from dlhw.views.plots import PALETTE, TEXT_POINTS, WIDTH_INCHES, new_figure
 
 Row = dict[str, Any]
 MOST_CLASSES = 10
-"""Of more, the figure shows the first ones."""
+"""Maximum number of classes in the figure, the first ones."""
 MOST_PAIRS, MOST_ROWS = 8, 1000
-"""Of copies, in the figure and in the table."""
+"""Maximum number of pairs of copies in the figure and in the table."""
 _AT_ONCE = 256  # pictures
 
 
@@ -39,46 +39,48 @@ def samples(
     data: Dataset,
     seed: int,
 ) -> Answer:
-    """What a data set of pictures holds, and whether its parts share pictures; see ``conf/study/samples.yaml``."""
+    """Describe a dataset of pictures, and find pictures that its parts share; see ``conf/study/samples.yaml``."""
     if not data.classes or data.train.pool_x.ndim != 4 or data.train.pool_x.shape[1] not in (1, 3):
-        raise UsageError(f"study=samples: dataset={data.name} holds no pictures in classes; mnist or face_mask does")
+        raise UsageError(
+            f"study=samples: dataset={data.name} has no pictures in classes; expected one such as mnist or face_mask"
+        )
     counts = [
         {"class": name, **{part: int((split.y == label).sum()) for part, split in data.parts.items()}}
         for label, name in enumerate(data.classes)
     ]
     channels, largest = channel_table(data)
-    found = copies(data, compared=compared, distance=distance, seed=seed)
-    chosen = drawn(data, per_class, seed=seed)
-    figures = {"samples": _samples_figure(data, chosen, largest, augmented=augmented, seed=seed)}
-    if found.nearest:
-        figures["copies"] = _copies_figure(data, found, largest)
+    shared = copies(data, compared=compared, distance=distance, seed=seed)
+    chosen = draw_rows(data, per_class, seed=seed)
+    figures = {"samples": _plot_samples(data, chosen, largest, augmented=augmented, seed=seed)}
+    if shared.nearest:
+        figures["copies"] = _plot_copies(data, shared, largest)
     numbers: dict[str, Number] = {
         **{f"{part}_pictures": len(split) for part, split in data.parts.items()},
         "classes": len(data.classes),
-        "compared_pictures": found.compared,
-        "identical_pairs_across": found.identical,
-        "near_pairs_across": found.pairs,
+        "compared_pictures": shared.compared,
+        "identical_pairs_across": shared.identical,
+        "near_pairs_across": shared.pairs,
     }
     numbers |= {name: data.about[name] for name in ("leaked_percent", "leaked_percent_by_file") if name in data.about}
     tables: dict[str, list[Row]] = {"counts": counts, "sizes": _sizes(data), "channels": channels}
     return Answer(
         numbers,
         [*_disjoint(data), _displayed_as_stored(data, chosen, largest)],
-        tables | {"copies": [{name: pair[name] for name in pair if name != "pixels"} for pair in found.nearest]},
+        tables | {"copies": [{name: pair[name] for name in pair if name != "pixels"} for pair in shared.nearest]},
         figures,
         [_line(row) for row in (*counts, *_sizes(data), *channels)],
     )
 
 
-def drawn(data: Dataset, per_class: int, *, seed: int) -> list[Tensor]:
-    """Rows in the pool of so many training pictures of each of the first classes, fewer where there are fewer."""
+def draw_rows(data: Dataset, per_class: int, *, seed: int) -> list[Tensor]:
+    """Draw training pictures of each of the first classes: rows in the pool, ``per_class`` or as many as there are."""
     labels, rows = data.train.y.cpu(), data.train.all_rows()[0].cpu()
     order = torch.randperm(len(rows), generator=generator(seed, "samples"))
     return [rows[order[labels[order] == label][:per_class]] for label in range(min(MOST_CLASSES, len(data.classes)))]
 
 
 def channel_table(data: Dataset) -> tuple[list[Row], int]:
-    """Mean and deviation of each channel of the training pixels and of what becomes of them; the largest pixel."""
+    """Return rows with mean and deviation of each channel, of pixels and network inputs, and the largest pixel."""
     sums = torch.zeros(2, data.train.pool_x.shape[1], dtype=torch.float64)
     largest = 0
     for start in range(0, len(data.train), _AT_ONCE):
@@ -110,17 +112,17 @@ class Copies:
     pairs: int
     identical: int
     nearest: list[Row]
-    """MOST_ROWS of them at most."""
+    """The nearest pairs, at most MOST_ROWS."""
 
 
 def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> Copies:
-    """Which pictures of different parts are near-identical, among ``compared`` of each part, drawn by the seed."""
+    """Find near-identical pictures in different parts, among ``compared`` pictures of each part, drawn by the seed."""
     hashes, places = [], []
     for number, (name, part) in enumerate(data.parts.items()):
         order = torch.randperm(len(part), generator=generator(seed, "samples", "compared", name))[:compared]
-        for some in order.sort().values.split(_AT_ONCE):
-            hashes.append(perceptual_hashes(part[some.to(part.pool_y.device)][0].cpu()))
-            places += [(number, position) for position in some.tolist()]
+        for positions in order.sort().values.split(_AT_ONCE):
+            hashes.append(perceptual_hashes(part[positions.to(part.pool_y.device)][0].cpu()))
+            places += [(number, position) for position in positions.tolist()]
     at = np.array(places)
     pairs = divided_pairs(near_pairs(np.concatenate(hashes), distance), at[:, 0])
     pairs = pairs[np.argsort(pairs[:, 2], kind="stable")]
@@ -130,47 +132,52 @@ def copies(data: Dataset, *, compared: int, distance: int, seed: int) -> Copies:
         part = parts[place[0]][1]
         return part.pool_x[part.all_rows()[0, place[1]]].cpu()
 
-    same = [torch.equal(pixels(at[i]), pixels(at[j])) for i, j, apart in pairs.tolist() if apart == 0]
+    identical = [torch.equal(pixels(at[i]), pixels(at[j])) for i, j, apart in pairs.tolist() if apart == 0]
     nearest = []
     for number, (i, j, apart) in enumerate(pairs[:MOST_ROWS].tolist()):
-        row: Row = {"distance": apart, "identical": number < len(same) and same[number]}
-        for side, (which, position) in (("first", at[i].tolist()), ("second", at[j].tolist())):
-            name, part = parts[which]
+        row: Row = {"distance": apart, "identical": number < len(identical) and identical[number]}
+        for side, (part_index, position) in (("first", at[i].tolist()), ("second", at[j].tolist())):
+            name, part = parts[part_index]
             index = int(part.all_rows()[0, position])
             row |= {f"{side}_part": name, f"{side}_class": data.classes[int(part.pool_y[index])]}
             row[side] = data.names[index] if data.names else position
         nearest.append({**row, "pixels": (pixels(at[i]), pixels(at[j]))})
-    return Copies(len(at), len(pairs), sum(same), nearest)
+    return Copies(len(at), len(pairs), sum(identical), nearest)
 
 
 def _disjoint(data: Dataset) -> list[Check]:
-    """No sample is in two parts, of those that share a pool."""
+    """Check that no sample is in two parts, among the parts that share a pool."""
     by_pool: dict[int, list[Tensor]] = {}
     for part in data.parts.values():
         by_pool.setdefault(id(part.pool_x), []).append(part.all_rows()[0])
-    rows = [torch.cat(each) for each in by_pool.values()]
-    return [equal("samples in two parts", sum(len(each) - len(each.unique()) for each in rows), 0)]
+    pools = [torch.cat(parts) for parts in by_pool.values()]
+    return [equal("samples in two parts", sum(len(rows) - len(rows.unique()) for rows in pools), 0)]
 
 
 def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> Check:
-    """What the network sees, turned back, is the picture, resized as torch does it where the data say so."""
+    """Check that the network's inputs, transformed back, equal the pictures, resized if the dataset has a size."""
     x = data.train.pool_x[torch.cat(chosen).to(data.train.pool_x.device)].cpu().double()
     if (size := data.normalize.size) is not None:
         x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     rows = torch.cat(chosen)
-    difference = float((_seen(data, data.train, rows, largest) - x / largest).abs().max())
+    difference = float((_network_view(data, data.train, rows, largest) - x / largest).abs().max())
     return at_most("what the network sees, turned back, against the picture", difference, 1e-5)
 
 
-def _seen(data: Dataset, part: Split, rows: Tensor, largest: int, changed: Tensor | None = None) -> Tensor:
-    """Pictures (N, C, H, W), or ``changed`` ones, as the network sees them, turned back to 0..1."""
+def _network_view(data: Dataset, part: Split, rows: Tensor, largest: int, changed: Tensor | None = None) -> Tensor:
+    """Return pictures (N, C, H, W), or ``changed`` ones, as network inputs transformed back to 0..1."""
     x = part.pool_x[rows.to(part.pool_x.device)] if changed is None else changed
+<<<<<<< HEAD
     seen = data.normalize.inverse(data.normalize(x.to(data.device)))
     return (seen / largest).double().cpu()
+=======
+    inputs = (data.normalize(x.to(data.scale.device)) - data.shift) / data.scale
+    return (inputs / largest).double().cpu()
+>>>>>>> studies
 
 
 def _before(data: Dataset, row: int, largest: int) -> Tensor:
-    """A training picture as it is in its file, or in the pool where there are no files, (C, H, W) in 0..1."""
+    """Return a training picture (C, H, W) in 0..1 from its file, or from the pool if there are no files."""
     if not data.names:
         return data.train.pool_x[row].cpu().double() / largest
     picture = whole(Path(data.about["root"]) / data.names[row])
@@ -178,8 +185,8 @@ def _before(data: Dataset, row: int, largest: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).double() / 255
 
 
-def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmented: int, seed: int) -> Figure:
-    """A row for each class: pictures as they are in their files, as the network sees them, and as training does."""
+def _plot_samples(data: Dataset, chosen: list[Tensor], largest: int, *, augmented: int, seed: int) -> Figure:
+    """Plot a row for each class: pictures as stored, as network inputs, and as training inputs."""
     changes = data.augmentation is not None and data.augmentation.changes_pictures
     per_class = max(map(len, chosen))
     views = augmented if changes else 0
@@ -189,15 +196,15 @@ def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmen
     figure, panels = new_figure(
         len(chosen) * columns,
         title=f"samples: {data.name} before and after the transforms",
-        subtitle=f"before: as stored; after: as the network sees them ({size}), turned back to colours"
-        + ("; then the first of a class as training sees it" if views else "")
+        subtitle=f"before: as stored; after: network inputs ({size}), transformed back to colours"
+        + ("; then the first picture with augmentation" if views else "")
         + shown,
         columns=columns,
         panel_inches=min(2.0, WIDTH_INCHES / columns),
     )
     for label, rows in enumerate(chosen):
         line = panels[label * columns : (label + 1) * columns]
-        after = _seen(data, data.train, rows, largest)
+        after = _network_view(data, data.train, rows, largest)
         for position, row in enumerate(rows.tolist()):
             _show(line[position], _before(data, row, largest))
             _show(line[per_class + position], after[position])
@@ -215,18 +222,23 @@ def _samples_figure(data: Dataset, chosen: list[Tensor], largest: int, *, augmen
 
 
 def _augmented(data: Dataset, row: int, largest: int, *, seed: int, epoch: int) -> Tensor:
-    """A training picture (C, H, W) as an epoch of the run with this seed would see it, in 0..1."""
+    """Return a training picture (C, H, W) in 0..1 as an epoch of a run with this seed augments it."""
     assert data.augmentation is not None
     with torch.random.fork_rng(devices=[]):
+<<<<<<< HEAD
         changed = data.augmentation.augment(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
     return _seen(data, data.train, torch.tensor([row]), largest, changed[None])[0]
+=======
+        changed = data.augmentation.changed(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
+    return _network_view(data, data.train, torch.tensor([row]), largest, changed[None])[0]
+>>>>>>> studies
 
 
-def _copies_figure(data: Dataset, found: Copies, largest: int) -> Figure:
-    """Some pairs, no picture twice; first those that are not identical, which no comparison of files finds."""
+def _plot_copies(data: Dataset, shared: Copies, largest: int) -> Figure:
+    """Plot some pairs, no picture twice; first those that are only near-identical, which file hashes miss."""
     shown: list[Row] = []
     used: set[tuple[str, object]] = set()
-    for pair in sorted(found.nearest, key=lambda pair: (pair["identical"], pair["distance"])):
+    for pair in sorted(shared.nearest, key=lambda pair: (pair["identical"], pair["distance"])):
         both = {(pair["first_part"], pair["first"]), (pair["second_part"], pair["second"])}
         if not both & used and len(shown) < MOST_PAIRS:
             shown.append(pair)
@@ -234,21 +246,21 @@ def _copies_figure(data: Dataset, found: Copies, largest: int) -> Figure:
     figure, panels = new_figure(
         2 * len(shown),
         title=f"samples: copies in two parts of {data.name}",
-        subtitle=f"{found.pairs} near-identical pairs, {found.identical} of them identical; {len(shown)} are shown",
+        subtitle=f"{shared.pairs} near-identical pairs, {shared.identical} of them identical; {len(shown)} are shown",
         columns=4 if len(shown) > 1 else 2,
         panel_inches=1.95,
     )
     for number, pair in enumerate(shown):
         for axes, side, picture in zip(panels[2 * number :], ("first", "second"), pair["pixels"], strict=False):
             _show(axes, picture.double() / largest)
-            apart = "identical" if pair["identical"] else f"distance {pair['distance']} of 256"
-            text = f"{pair[f'{side}_part']}: {pair[f'{side}_class']}\n{apart}"
+            distance = "identical" if pair["identical"] else f"distance {pair['distance']} of 256"
+            text = f"{pair[f'{side}_part']}: {pair[f'{side}_class']}\n{distance}"
             axes.set_title(text, fontsize=TEXT_POINTS, color=PALETTE[number % 2], parse_math=False)
     return figure
 
 
 def _show(axes: Axes, picture: Tensor) -> None:
-    """A picture (C, H, W) in 0..1, grey or in colours."""
+    """Plot a picture (C, H, W) in 0..1, grey or in colours."""
     image = picture.clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy()
     axes.imshow(image, cmap="gray", vmin=0, vmax=1)
     axes.grid(visible=False)
@@ -258,10 +270,10 @@ def _show(axes: Axes, picture: Tensor) -> None:
 
 
 def _sizes(data: Dataset) -> list[Row]:
-    """Width and height in the files, or of all where there are none."""
+    """Return rows of width and height in the files, or of all pictures if there are no files."""
     height, width = data.train.pool_x.shape[-2:]
     sizes = data.about.get("pixels", {"all": [width, height]})
-    return [{"size": name, "width": each[0], "height": each[1]} for name, each in sizes.items()]
+    return [{"size": name, "width": size[0], "height": size[1]} for name, size in sizes.items()]
 
 
 def _line(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Where a sigmoid unit lets gradients through undiminished: the window of inputs, against the weight (D1.2, D1.3)."""
+"""The range of inputs over which a sigmoid unit does not shrink gradients, as a function of the weight (D1.2, D1.3)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Array = NDArray[np.float64]
 
 
 def slope(z: float) -> float:
-    """The sigmoid's derivative, s(z) (1 - s(z)), written so that no exponential overflows."""
+    """Return the sigmoid's derivative s(z) (1 - s(z)), in a form in which no exponential overflows."""
     small = math.exp(-abs(z))
     return small / (1 + small) ** 2
 
 
 def bound(weight: Array) -> Array:
-    """2 / |w| ln(|w| (1 + sqrt(1 - 4 / |w|)) / 2 - 1), D1.3b, of weights of absolute value 4 or more.
+    """Return 2 / |w| ln(|w| (1 + sqrt(1 - 4 / |w|)) / 2 - 1), D1.3b, for weights with |w| >= 4.
 
     Let s = sigmoid(w a + b). |w| s (1 - s) >= 1 is quadratic in s and holds between the roots
-    (1 -+ sqrt(1 - 4 / |w|)) / 2. In z = ln(s / (1 - s)) the upper one is z+ = ln(|w| s+ - 1), since
-    1 / (1 - s+) = |w| s+, and the lower one is -z+. As z = w a + b, a ranges over 2 z+ / |w|: an equality.
+    (1 -+ sqrt(1 - 4 / |w|)) / 2. For z = ln(s / (1 - s)) the upper end is z+ = ln(|w| s+ - 1), since
+    1 / (1 - s+) = |w| s+, and the lower end is -z+. As z = w a + b, a has a range of 2 z+ / |w|: the bound is exact.
     """
     size = np.abs(weight)
     widths: Array = 2 / size * np.log(size * (1 + np.sqrt(1 - 4 / size)) / 2 - 1)
@@ -35,7 +35,7 @@ def bound(weight: Array) -> Array:
 
 
 def measured_width(weight: float) -> float:
-    """The width found by looking: where |w| slope(w a) crosses 1 on either side of a = 0, by root finding."""
+    """Return the width by root finding: where |w| slope(w a) crosses 1 on either side of a = 0."""
     size = abs(weight)
     if size <= 4:
         return 0.0
@@ -48,7 +48,7 @@ def sigmoid_window(
     largest_weight: Annotated[float, Field(gt=8, le=1e6)],
     points: Annotated[int, Field(ge=10)],
 ) -> Answer:
-    """The bound and the measured width against |w|, and where the bound is greatest."""
+    """Compute the bound and the measured width against |w|, and the weight with the greatest bound."""
     weights = np.linspace(4, largest_weight, points)
     bounds = bound(weights)
     widths = np.array([measured_width(weight) for weight in weights])
@@ -60,7 +60,7 @@ def sigmoid_window(
     figure, (axes,) = new_figure(
         1,
         title="sigmoid_window: inputs a for which |w s'(w a + b)| is at least 1",
-        subtitle=f"widest at |w| = {at:.4f}, where inputs may range over {widest:.4f}",
+        subtitle=f"the widest range of inputs is {widest:.4f}, at |w| = {at:.4f}",
     )
     axes.plot(weights, bounds, color=PALETTE[0], linewidth=2.2, label="bound by formula")
     axes.plot(weights, widths, color=PALETTE[1], linewidth=1.2, linestyle="--", label="width by root finding")
@@ -80,5 +80,5 @@ def sigmoid_window(
         ],
         tables={"widths": rows},
         figures={"widths": figure},
-        told=[f"the slope of the sigmoid is at most {slope(0.0):g}, so |w| must be {1 / slope(0.0):g}"],
+        told=[f"the slope of the sigmoid is at most {slope(0.0):g}, so |w| must be at least {1 / slope(0.0):g}"],
     )

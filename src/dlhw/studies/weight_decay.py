@@ -1,4 +1,4 @@
-"""An L2 penalty in the loss against shrinking the weights: where they are the same, and how far one may shrink (E3)."""
+"""An L2 penalty in the loss against shrinking the weights: when they are equal, and the stable range of decay (E3)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dlhw.runtime.randomness import generator
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Direction = Callable[[Tensor], Tensor]
-"""From the gradient to what the learning rate multiplies; it may remember earlier gradients."""
+"""A function from the gradient to the vector that the learning rate multiplies; it may depend on earlier gradients."""
 
 FEATURES, CLASSES, SAMPLES = 6, 3, 256
 TOLERANCE = 1e-12
 
 
 def plain(gradient: Tensor) -> Tensor:
-    """SGD's direction: the gradient itself."""
+    """Return SGD's direction: the gradient itself."""
     return gradient
 
 
 def momentum(rho: float) -> Direction:
-    """v <- rho v + g, from v = 0; the direction is v."""
+    """Return the direction v of momentum: v <- rho v + g, from v = 0."""
     velocity: Tensor | float = 0.0
 
     def direction(gradient: Tensor) -> Tensor:
@@ -44,9 +44,10 @@ def momentum(rho: float) -> Direction:
 
 
 def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Direction:
-    """m <- beta1 m + (1 - beta1) g, s <- beta2 s + (1 - beta2) g^2; the direction is m^ / (sqrt(s^) + epsilon).
+    """Return the direction m^ / (sqrt(s^) + epsilon) of Adam (Kingma and Ba, 2015).
 
-    m^ = m / (1 - beta1^t) and s^ = s / (1 - beta2^t) make up for the start at 0 (Kingma and Ba, 2015).
+    m <- beta1 m + (1 - beta1) g and s <- beta2 s + (1 - beta2) g^2 start at 0. m^ = m / (1 - beta1^t) and
+    s^ = s / (1 - beta2^t) correct the bias of this start.
     """
     mean: Tensor | float = 0.0
     square: Tensor | float = 0.0
@@ -63,22 +64,22 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Dir
 
 
 def penalized(w: Tensor, gradient: Tensor, direction: Direction, alpha: float, strength: float) -> Tensor:
-    """w - alpha d(g + 2 lambda w): a step on L(w) + lambda |w|^2, whose gradient is g + 2 lambda w (E3.a, b)."""
+    """Return w - alpha d(g + 2 lambda w): a step on L(w) + lambda |w|^2, whose gradient is g + 2 lambda w (E3.a, b)."""
     return w - alpha * direction(gradient + 2 * strength * w)
 
 
 def shrunk(w: Tensor, gradient: Tensor, direction: Direction, alpha: float, strength: float) -> Tensor:
-    """(1 - 2 alpha lambda) w - alpha d(g): the weights shrink, then step on L alone (E3.c).
+    """Return (1 - 2 alpha lambda) w - alpha d(g): shrink the weights, then step on L alone (E3.c).
 
-    If the direction is the gradient, this is ``penalized``: w - alpha (g + 2 lambda w) with the w collected. With
-    momentum it is not: there 2 lambda w enters v and acts again later, rho times as strong each step. After two
-    steps the first is ahead by -2 alpha lambda rho w_0. Adam divides 2 lambda w by the size of the gradients.
+    If the direction is the gradient, this equals ``penalized``: w - alpha (g + 2 lambda w). With momentum it does not:
+    there 2 lambda w enters v and has an effect in later steps, multiplied by rho in each step. After two steps
+    ``penalized`` is ahead by -2 alpha lambda rho w_0. Adam divides 2 lambda w by the size of the gradients.
     """
     return (1 - 2 * alpha * strength) * w - alpha * direction(gradient)
 
 
 def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of a net with one hidden layer of tanh units, all its weights and biases in one vector w."""
+    """Return the mean cross-entropy of a net with one hidden layer of tanh units and all parameters in a vector w."""
     hidden = (w.numel() - CLASSES) // (FEATURES + 1 + CLASSES)
     first, bias, second, last = w.split([hidden * FEATURES, hidden, CLASSES * hidden, CLASSES])
     units = torch.tanh(x @ first.view(hidden, FEATURES).T + bias)
@@ -94,7 +95,7 @@ def path(
     alpha: float,
     strength: float,
 ) -> Tensor:
-    """The weights before and after every step, (steps + 1, weights)."""
+    """Return the weights before and after every step, (steps + 1, weights)."""
     slope = torch.func.grad(loss)
     visited = [w]
     for x, y in batches:
@@ -102,10 +103,10 @@ def path(
     return torch.stack(visited)
 
 
-def torchs_path(
+def torch_path(
     w: Tensor, batches: Iterable[tuple[Tensor, Tensor]], make: Callable[..., torch.optim.Optimizer], **options: Any
 ) -> Tensor:
-    """The same by an optimizer of torch."""
+    """Return the same for an optimizer of torch."""
     leaf = w.clone().requires_grad_()
     optimizer = make([leaf], **options)
     visited = [w]
@@ -118,13 +119,14 @@ def torchs_path(
 
 
 def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Gradient descent on lambda |w|^2 alone, one row of weights per learning rate.
+    """Run gradient descent on lambda |w|^2 alone, with one row of weights per learning rate.
 
-    Returns w_k as directions of length 1, (steps + 1, learning rates, D), and the logarithms of |w_k| / |w_0|,
-    (steps + 1, learning rates): kept apart, so that nothing overflows or vanishes. 0 has length 0 and -inf.
+    w <- w - alpha 2 lambda w = (1 - 2 alpha lambda) w, so |w_k| = |1 - 2 alpha lambda|^k |w_0| (E3.d). The weights
+    shrink for 0 < alpha < 1 / lambda, and up to 1 / (2 lambda) without a change of sign.
 
-    w <- w - alpha 2 lambda w = (1 - 2 alpha lambda) w, so |w_k| = |1 - 2 alpha lambda|^k |w_0| (E3.d). This
-    shrinks for 0 < alpha < 1 / lambda, and up to 1 / (2 lambda) without a change of sign.
+    Return the directions of w_k as vectors of length 1, (steps + 1, learning rates, D), and the logarithms of
+    |w_k| / |w_0|, (steps + 1, learning rates). They are separate so that nothing overflows or underflows. A zero vector
+    has the direction 0 and the logarithm -inf.
     """
     directions, logarithms = [(w / w.norm()).expand(len(alphas), -1)], [torch.zeros_like(alphas)]
     for _ in range(steps):
@@ -138,34 +140,34 @@ def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> tuple[Tenso
 
 
 def behaviour(factor: float) -> str:
-    """What multiplying by ``factor`` again and again does."""
+    """Return the effect of repeated multiplication by ``factor``."""
     size = "kept" if abs(abs(factor) - 1) < 1e-9 else "shrinks" if abs(factor) < 1 else "grows"
     return size + (", alternating" if factor < -1e-9 else "")
 
 
 @dataclass(frozen=True)
 class Forms:
-    """What each optimizer made of both forms, from the same weights on the same batches; keys are (optimizer, form)."""
+    """The results of each optimizer in both forms, from the same weights and batches; keys are (optimizer, form)."""
 
     rates: dict[str, float]
     paths: dict[tuple[str, str], Tensor]
     losses: dict[tuple[str, str], float]
-    """After the last step, of all samples."""
+    """Loss over all samples after the last step."""
     first_gradient: Tensor
-    """At the start, of L on the first batch."""
+    """The gradient of L at the start, on the first batch."""
     from_torch: dict[tuple[str, str], float]
-    """Largest difference of a weight from torch's optimizer, where torch has one."""
+    """Largest difference of a weight from torch's optimizer, if torch has this optimizer and form."""
 
     @property
-    def apart(self) -> dict[str, Tensor]:
-        """The largest difference of a weight between the forms, (steps + 1,)."""
+    def differences(self) -> dict[str, Tensor]:
+        """The largest difference of a weight between the forms, (steps + 1,), by optimizer."""
         return {
             name: (self.paths[name, "penalty"] - self.paths[name, "shrinking"]).abs().amax(1) for name in self.rates
         }
 
     @property
     def rows(self) -> list[dict[str, object]]:
-        """Of each optimizer and form what the last step left."""
+        """Table rows with the state of each optimizer and form after the last step."""
         return [
             {
                 "optimizer": name,
@@ -173,38 +175,40 @@ class Forms:
                 "learning_rate": self.rates[name],
                 "loss": self.losses[name, form],
                 "norm": visited[-1].norm().item(),
-                "largest_difference_of_the_forms": self.apart[name].max().item(),
+                "largest_difference_of_the_forms": self.differences[name].max().item(),
                 "difference_from_torch": self.from_torch.get((name, form)),
             }
             for (name, form), visited in self.paths.items()
         ]
 
     def checks(self, strength: float, rho: float) -> list[Check]:
-        """The forms against each other, as the formulas have it, and against torch's optimizers."""
-        apart, start = self.apart, self.paths["momentum", "penalty"][0]
+        """Compare the forms with each other, with the formulas, and with torch's optimizers."""
+        differences, start = self.differences, self.paths["momentum", "penalty"][0]
         after_two = (self.paths["momentum", "penalty"] - self.paths["momentum", "shrinking"])[2]
-        early = (after_two + 2 * self.rates["momentum"] * strength * rho * start).abs().max().item()
+        momentum_difference = (after_two + 2 * self.rates["momentum"] * strength * rho * start).abs().max().item()
         without, with_penalty = self.first_gradient, self.first_gradient + 2 * strength * start
-        # Adam's first direction is g / (|g| + epsilon), all but the sign: the penalty acts only where it changes that.
+        # Adam's first direction g / (|g| + epsilon) is nearly the sign: the penalty matters only if it changes it.
         alpha, signs = self.rates["Adam"], [g / (g.abs() + 1e-8) for g in (with_penalty, without)]
-        by_sign = 2 * alpha * strength * start - alpha * (signs[0] - signs[1])
+        adam_difference = 2 * alpha * strength * start - alpha * (signs[0] - signs[1])
         first = (self.paths["Adam", "penalty"] - self.paths["Adam", "shrinking"])[1]
         return [
-            at_most("SGD: penalty less shrinking, largest in all steps (E3.c)", apart["SGD"].max().item(), TOLERANCE),
-            at_most("momentum: difference after two steps less -2 alpha lambda rho w_0", early, 1e-13),
+            at_most(
+                "SGD: penalty less shrinking, largest in all steps (E3.c)", differences["SGD"].max().item(), TOLERANCE
+            ),
+            at_most("momentum: difference after two steps less -2 alpha lambda rho w_0", momentum_difference, 1e-13),
             at_most(
                 "Adam: difference after one step less 2 alpha lambda w - alpha (change of the gradient's sign)",
-                (first - by_sign).abs().max().item(),
+                (first - adam_difference).abs().max().item(),
                 1e-13,
             ),
             *(at_most(f"{name}, {form}: from torch's", off, 1e-10) for (name, form), off in self.from_torch.items()),
         ]
 
 
-def trained(
+def train_all(
     rates: dict[str, float], *, strength: float, rho: float, hidden: int, batch: int, steps: int, seed: int
 ) -> Forms:
-    """Each optimizer in both forms, and torch's, on a small net that learns the classes of a noisy linear teacher."""
+    """Train a small net with each optimizer in both forms and with torch's, on classes by a noisy linear teacher."""
     source = generator(seed, "weight_decay", "problem")
     x = torch.randn(SAMPLES, FEATURES, dtype=torch.float64, generator=source)
     teacher = torch.randn(FEATURES, CLASSES, dtype=x.dtype, generator=source)
@@ -218,37 +222,34 @@ def trained(
         for name, alpha in rates.items()
         for form, step in (("penalty", penalized), ("shrinking", shrunk))
     }
-    torchs: dict[tuple[str, str], Callable[..., torch.optim.Optimizer]] = {
+    torch_optimizers: dict[tuple[str, str], Callable[..., torch.optim.Optimizer]] = {
         ("SGD", "penalty"): torch.optim.SGD,
         ("momentum", "penalty"): partial(torch.optim.SGD, momentum=rho),
         ("Adam", "penalty"): torch.optim.Adam,
         ("Adam", "shrinking"): torch.optim.AdamW,
     }
     from_torch = {
-        key: (torchs_path(w, batches, make, lr=rates[key[0]], weight_decay=2 * strength) - paths[key])
-        .abs()
-        .max()
-        .item()
-        for key, make in torchs.items()
+        key: (torch_path(w, batches, make, lr=rates[key[0]], weight_decay=2 * strength) - paths[key]).abs().max().item()
+        for key, make in torch_optimizers.items()
     }
     losses = {key: loss(visited[-1], x, y).item() for key, visited in paths.items()}
     return Forms(rates, paths, losses, torch.func.grad(loss)(w, *batches[0]), from_torch)
 
 
-def against_powers(
+def compare_with_powers(
     products: list[float], logarithms: Tensor, along: Tensor
 ) -> tuple[list[dict[str, object]], list[Check]]:
-    """What decay alone left of the weights, against |1 - 2 alpha lambda|^k: a row for each product, and the checks.
+    """Compare the weights after decay alone with |1 - 2 alpha lambda|^k: return a row per product, and the checks.
 
-    ``logarithms`` are those of |w_k| / |w_0|, ``along`` is w_k in units of w_0, with its sign: (steps + 1, products).
+    ``logarithms`` are those of |w_k| / |w_0|, and ``along`` is w_k in units of w_0 with its sign, (steps + 1,
+    products).
     """
     steps, last = len(logarithms) - 1, logarithms[-1]
     factors = 1 - 2 * torch.tensor(products, dtype=last.dtype)
-    seen = (last / steps).exp()
-    off = (
-        ((seen - factors.abs()).abs() / (1 + factors.abs())).max().item()
-    )  # a step rounds 1 and 2 alpha lambda, and the sum of logs
-    words = [behaviour(size * (-1 if sign < 0 else 1)) for size, sign in zip(seen.tolist(), along[1], strict=True)]
+    measured = (last / steps).exp()
+    # A step rounds 1 and 2 alpha lambda, and the sum of the logarithms rounds.
+    error = ((measured - factors.abs()).abs() / (1 + factors.abs())).max().item()
+    words = [behaviour(size * (-1 if sign < 0 else 1)) for size, sign in zip(measured.tolist(), along[1], strict=True)]
     as_predicted = sum(word == behaviour(factor) for word, factor in zip(words, factors.tolist(), strict=True))
     columns = products, factors.tolist(), last.exp().tolist(), (factors.abs() ** steps).tolist(), words
     return [
@@ -256,24 +257,26 @@ def against_powers(
         for p, f, size, power, word in zip(*columns, strict=True)
     ], [
         at_most(
-            f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it", off, 1e-15 * (10 + steps)
+            f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it",
+            error,
+            1e-15 * (10 + steps),
         ),
         equal("learning rates at which decay behaves as predicted (E3.d)", as_predicted, len(products)),
     ]
 
 
-def _forms(forms: Forms, strength: float) -> Figure:
+def _plot_forms(forms: Forms, strength: float) -> Figure:
     figure, (differences, norms) = new_figure(
         2,
-        title="weight_decay: a penalty and shrinking are the same for SGD alone",
-        subtitle=f"lambda = {strength:g}; right: full lines for the penalty, dashed for shrinking",
+        title="weight_decay: a penalty and shrinking are equal for SGD only",
+        subtitle=f"lambda = {strength:g}; right: solid lines for the penalty, dashed for shrinking",
         panel_inches=3.1,
     )
-    for i, (name, values) in enumerate(forms.apart.items()):
+    for i, (name, values) in enumerate(forms.differences.items()):
         differences.plot(values.clamp(min=1e-17).numpy(), color=PALETTE[i], linewidth=1.4, label=name)
         for form, style in (("penalty", "-"), ("shrinking", "--")):
-            told, size = name if form == "penalty" else None, forms.paths[name, form].norm(dim=1)
-            norms.plot(size.numpy(), style, color=PALETTE[i], linewidth=1.4, label=told)
+            legend, size = name if form == "penalty" else None, forms.paths[name, form].norm(dim=1)
+            norms.plot(size.numpy(), style, color=PALETTE[i], linewidth=1.4, label=legend)
     differences.axhline(TOLERANCE, color=COLORS["reference"], linestyle=":", linewidth=1, label="1e-12")
     differences.set_yscale("log")
     label(differences, x="step", y="largest |difference of a weight|")
@@ -281,12 +284,12 @@ def _forms(forms: Forms, strength: float) -> Figure:
     return figure
 
 
-def _range(products: list[float], sizes: Tensor, path: Tensor) -> Figure:
+def _plot_range(products: list[float], sizes: Tensor, path: Tensor) -> Figure:
     steps = len(sizes) - 1
     figure, (end, along) = new_figure(
         2,
-        title="weight_decay: decay alone, over the learning rate",
-        subtitle="no change of sign up to alpha lambda = 1/2, where w_1 = 0; smaller up to 1; divergence above",
+        title="weight_decay: decay alone, by learning rate",
+        subtitle="no change of sign up to alpha lambda = 1/2, where w_1 = 0; convergence up to 1; divergence above",
         panel_inches=3.1,
     )
     fine = torch.linspace(0, max(1.1, products[-1]), 2001, dtype=sizes.dtype)
@@ -321,28 +324,28 @@ def weight_decay(
     decay_steps: Annotated[int, Field(ge=1)],
     seed: int,
 ) -> Answer:
-    """Both forms for SGD, momentum and Adam on a small net; then decay alone over a range of learning rates."""
+    """Train a small net with both forms of SGD, momentum and Adam; then run decay alone for many learning rates."""
     if strength * max(learning_rate, adam_learning_rate) >= 0.5:
         raise UsageError(
-            f"study.strength={strength}: times the learning rates ({learning_rate}, {adam_learning_rate}) it must be "
-            "below 0.5, so that shrinking keeps the sign; beyond it, study.products looks at decay alone"
+            f"study.strength={strength}: its products with the learning rates ({learning_rate}, {adam_learning_rate}) "
+            "must be below 0.5, so that shrinking preserves the sign; greater products are in study.products"
         )
     rates = {"SGD": learning_rate, "momentum": learning_rate * (1 - rho), "Adam": adam_learning_rate}
-    forms = trained(rates, strength=strength, rho=rho, hidden=hidden, batch=batch, steps=steps, seed=seed)
+    forms = train_all(rates, strength=strength, rho=rho, hidden=hidden, batch=batch, steps=steps, seed=seed)
 
     products = sorted(set(products))
     start = torch.randn(4, dtype=torch.float64, generator=generator(seed, "weight_decay", "decay"))
     alphas = torch.tensor(products, dtype=start.dtype) / strength
     directions, logarithms = decay(start, alphas, strength, decay_steps)
     along = directions @ start / start.norm() * logarithms.exp()
-    decays, decay_checks = against_powers(products, logarithms, along)
+    decays, decay_checks = compare_with_powers(products, logarithms, along)
     return Answer(
         numbers={
-            **{f"difference_{name.lower()}": values.max().item() for name, values in forms.apart.items()},
+            **{f"difference_{name.lower()}": values.max().item() for name, values in forms.differences.items()},
             "norm_adam": forms.paths["Adam", "penalty"][-1].norm().item(),
             "norm_adamw": forms.paths["Adam", "shrinking"][-1].norm().item(),
         },
         checks=forms.checks(strength, rho) + decay_checks,
         tables={"optimizers": forms.rows, "decay": decays},
-        figures={"forms": _forms(forms, strength), "range": _range(products, logarithms.exp(), along[:11])},
+        figures={"forms": _plot_forms(forms, strength), "range": _plot_range(products, logarithms.exp(), along[:11])},
     )
