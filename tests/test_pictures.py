@@ -19,43 +19,7 @@ from PIL import Image
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
-<<<<<<< HEAD
 from support.pictures import dataset, folder_of, options, photo
-=======
-
-CONF = Path(__file__).parent.parent / "conf" / "dataset"
-
-
-def options(name: str, **changed: Any) -> dict[str, Any]:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    return {**{key: value for key, value in config.items() if key != "_target_"}, "seed": 0, **changed}
-
-
-def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """A smooth random picture; different seeds give clearly different pictures."""
-    draw = np.random.default_rng(seed)
-    return Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def folder_of(root: Path, classes: dict[str, int], *, start: int = 0) -> Path:
-    """Save photos 0.png, 1.png, ... in a folder per class, with an old modification time."""
-    for label, (name, count) in enumerate(classes.items()):
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            photo(start + 1000 * label + number).save(root / name / f"{number}.png")
-    settle(root)
-    return root
-
-
-def settle(root: Path) -> None:
-    for path in root.rglob("*.*"):
-        os.utime(path, (1e9, 1e9))
-
-
-def dataset(folder: Path, **changed: Any) -> Dataset:
-    small = {"resize": 16, "crop": 12, "data_dir": str(folder.parent), "root": str(folder), **changed}
-    return folders.image_folder(**options("image_folder", **small))
->>>>>>> data
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Folders of pictures, and the data sets that the config files make of them."""
+"""Folders of pictures, and the datasets that the config files make of them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def options(name: str, **changed: Any) -> dict[str, Any]:
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """Something smooth with colours, of which no two are near to each other."""
+    """A smooth random picture; different seeds give clearly different pictures."""
     draw = np.random.default_rng(seed)
     return Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def folder_of(root: Path, classes: dict[str, int], *, start: int = 0) -> Path:
-    """Photos 0.png, 1.png, ... in a folder for each class, all written long ago."""
+    """Save photos 0.png, 1.png, ... in a folder per class, with an old modification time."""
     for label, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)
         for number in range(count):

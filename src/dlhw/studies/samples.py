@@ -167,13 +167,8 @@ def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> C
 def _network_view(data: Dataset, part: Split, rows: Tensor, largest: int, changed: Tensor | None = None) -> Tensor:
     """Return pictures (N, C, H, W), or ``changed`` ones, as network inputs transformed back to 0..1."""
     x = part.pool_x[rows.to(part.pool_x.device)] if changed is None else changed
-<<<<<<< HEAD
-    seen = data.normalize.inverse(data.normalize(x.to(data.device)))
-    return (seen / largest).double().cpu()
-=======
-    inputs = (data.normalize(x.to(data.scale.device)) - data.shift) / data.scale
+    inputs = data.normalize.inverse(data.normalize(x.to(data.device)))
     return (inputs / largest).double().cpu()
->>>>>>> studies
 
 
 def _before(data: Dataset, row: int, largest: int) -> Tensor:
@@ -225,13 +220,8 @@ def _augmented(data: Dataset, row: int, largest: int, *, seed: int, epoch: int) 
     """Return a training picture (C, H, W) in 0..1 as an epoch of a run with this seed augments it."""
     assert data.augmentation is not None
     with torch.random.fork_rng(devices=[]):
-<<<<<<< HEAD
         changed = data.augmentation.augment(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
-    return _seen(data, data.train, torch.tensor([row]), largest, changed[None])[0]
-=======
-        changed = data.augmentation.changed(data.train.pool_x[row], seed=seed, epoch=epoch, row=row)
     return _network_view(data, data.train, torch.tensor([row]), largest, changed[None])[0]
->>>>>>> studies
 
 
 def _plot_copies(data: Dataset, shared: Copies, largest: int) -> Figure:

@@ -26,12 +26,7 @@ from torch import nn
 
 from dlhw import train
 from dlhw.cli.assembly import Parts, assemble
-<<<<<<< HEAD
-from dlhw.data.tensors import together
-=======
-from dlhw.data.batches import Batches
 from dlhw.data.tensors import combine
->>>>>>> data
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import devices
