@@ -229,7 +229,8 @@ def compare(bench: Bench, settings: Sequence[str], plain: Sequence[str] = ()) ->
         ratio = plain_run.whole(options.epochs) / warm.whole(options.epochs)
         print(
             f"\nWith {' '.join(plain)} a later epoch takes {epoch_ratio:.1f} times as long, and {options.epochs} "
-            f"epochs take {ratio:.1f} times as long (last round). In metrics.csv {largest_difference(warm.rows, plain_run.rows)}."
+            f"epochs take {ratio:.1f} times as long (last round)."
+            f" In metrics.csv {largest_difference(warm.rows, plain_run.rows)}."
         )
 
 
