@@ -66,8 +66,8 @@ def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
     }  # fmt: skip
     top1 = found.tables["accuracy"][0]
     assert (top1["low"], top1["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)  # Wilson's, 2 of 3
-    assert any(line.startswith("left out: ") and "broken.jpg" in line for line in found.told)
-    assert any("b.png: green" in line and "wrong: it is blue" in line for line in found.told)
+    assert any(line.startswith("left out: ") and "broken.jpg" in line for line in found.messages)
+    assert any("b.png: green" in line and "wrong: it is blue" in line for line in found.messages)
     assert len(found.tables["robustness"]) == 8
     assert {row["same_answer"] for row in found.tables["robustness"]} == {1.0}  # of pictures of one colour each
     assert set(found.figures) == {"top5", "robustness"}
@@ -76,8 +76,8 @@ def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
 def test_one_file_without_labels(ask: Ask, folder: Path) -> None:
     found = ask(*few(folder / "c.png"), network=Colors())
     assert (found.numbers["pictures"], "top1_accuracy" in found.numbers) == (1, False)
-    assert found.told[0].startswith("c.png: 1. blue")
-    assert len(found.told) == 5
+    assert found.messages[0].startswith("c.png: 1. blue")
+    assert len(found.messages) == 5
 
 
 def test_labels_by_name_in_a_file_of_their_own(ask: Ask, folder: Path, tmp_path: Path) -> None:

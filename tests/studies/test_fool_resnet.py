@@ -97,7 +97,7 @@ def test_a_network_that_no_size_tried_fools(ask: Ask, grey: list[str]) -> None:
     found = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
     assert found.disagreements == []
     assert math.isnan(float(found.numbers["smallest_fgsm"]))
-    assert any("fgsm: does not succeed up to 0.2 of 255" in line for line in found.told)
+    assert any("fgsm: does not succeed up to 0.2 of 255" in line for line in found.messages)
 
 
 def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:

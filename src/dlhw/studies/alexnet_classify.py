@@ -145,7 +145,7 @@ def alexnet_classify(
             "top5": _top5(network, pictures, clean, right, shown=shown, title=f"alexnet_classify: {name}"),
             "robustness": _robustness(table, len(pictures), f"alexnet_classify: {name}"),
         },
-        told=[
+        messages=[
             *refused,
             *("{file}: {rank}. {class} {probability:.4f}".format(**row) for row in answers if len(pictures) == 1),
             *(

@@ -236,7 +236,7 @@ def computational_graph(
         ],
         tables={"nodes": rows, "edges": edges},
         figures={"graph": draw(found, values, derivatives)},
-        told=told,
+        messages=told,
     )
 
 

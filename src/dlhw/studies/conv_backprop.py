@@ -160,7 +160,7 @@ def conv_backprop(
         checks=checks,
         tables={"gradients": table},
         figures={"route": route(a0[0], passed, found)},
-        told=[f"delta1 is not 0 at {100 * reached:.1f} % of the units, one of each 2x2 patch"],
+        messages=[f"delta1 is not 0 at {100 * reached:.1f} % of the units, one of each 2x2 patch"],
     )
 
 

@@ -164,7 +164,7 @@ def convolution(
             ),
             "picture": _pictures(photo, smoothed, f"{picture} filtered with {whose} filter", passes, left),
         },
-        told=["Y =", *("  " + "  ".join(f"{value:9.4f}" for value in line) for line in y.tolist()), *_told(shapes)],
+        messages=["Y =", *("  " + "  ".join(f"{value:9.4f}" for value in line) for line in y.tolist()), *_told(shapes)],
     )
 
 

@@ -259,5 +259,7 @@ def dropout_penalty(
         checks=[*moments(q, eta), *(check for each in found for check in each.checks), *accuracy_checks],
         tables={"penalties": [row for each in found for row in each.rows(rates)]},
         figures={"penalty": draw_penalties(q, found, subtitle=subtitle), "accuracy": draw_accuracy(off)},
-        told=[f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"],
+        messages=[
+            f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"
+        ],
     )

@@ -160,7 +160,7 @@ def fool_resnet(
             ),
             "curves": _curves(rows, needed, network.categories[said], title, draws),
         },
-        told=[
+        messages=[
             *("{rank}. {class}: {probability:.4f}".format(**row) for row in top(network, clean)),
             *(
                 f"{name}: succeeds from {text(size)} of 255 on"

@@ -129,7 +129,7 @@ def hand_built_networks(
         checks=checks,
         tables={"weights": weights_table(networks), "values": values},
         figures={"functions": draw(networks, s=s)},
-        told=[f"{name}(x) = {spoken(each)}" for name, each in networks.items()],
+        messages=[f"{name}(x) = {spoken(each)}" for name, each in networks.items()],
     )
 
 

@@ -288,7 +288,7 @@ def logcosh_gradients(
         checks=[check for each in found for check in each.checks],
         tables={"differences": rows, "steps": [row for each in found for row in each.curve(sweep)]},
         figures={"steps": drawing(found, sweep, step=step, subtitle=net)},
-        told=[
+        messages=[
             "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
             "differences within {derived_against_differences:.1e}".format(**row)
             for row in rows
