@@ -49,7 +49,7 @@ def found(*checks: Check) -> Answer:
         checks=checks,
         tables={"rows": [{"a": 1, "b": 2.5}]},
         figures={"drawn": figure},
-        told=["a matrix"],
+        messages=["a matrix"],
     )
 
 

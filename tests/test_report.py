@@ -269,7 +269,7 @@ def test_a_network_without_feature_maps_gets_gradient_maps(
     data: Dataset, make: Callable[[tuple[int, ...]], nn.Module], source: str
 ) -> None:
     answer = report.classifier(make(data.shape).double(), data, **OPTIONS)
-    assert answer.told[-1] == (
+    assert answer.messages[-1] == (
         "saliency: magnitude of the gradient with respect to the pixels instead of Grad-CAM, "
         f"because no layer of {source} outputs feature maps"
     )
@@ -284,7 +284,7 @@ def test_without_any_saliency_method_there_is_a_message_and_no_figure(data: Data
     with pytest.raises(SaliencyUnavailable):
         gradient(Blind(), data.normalize(data.val.x), data.val.y)
     answer = report.classifier(Blind(), data, **OPTIONS)
-    assert answer.told[-1] == "saliency: no maps, because Blind has no gradient with respect to its input"
+    assert answer.messages[-1] == "saliency: no maps, because Blind has no gradient with respect to its input"
     assert set(answer.figures) == {"confusion", "per_class", "mistakes"}
 
 
@@ -324,7 +324,7 @@ def test_without_a_test_part_there_are_only_validation_results(data: Dataset) ->
 
 def test_without_mistakes_there_is_a_message_and_no_figure(data: Dataset) -> None:
     answer = report.classifier(knowing(data, wrong=0), replace(data, test=None), **OPTIONS | {"saliency": "none"})
-    assert answer.told[-1] == "mistakes: none among 12 validation pictures"
+    assert answer.messages[-1] == "mistakes: none among 12 validation pictures"
     assert "mistakes" not in answer.figures
     assert answer.tables["mistakes_val"] == []
 
@@ -425,14 +425,14 @@ def test_filters_table_shows_known_changes(data: Dataset) -> None:
     changes = [float(str(row["norm_of_change"])) for row in rows]
     assert answer.numbers["filters_relative_change"] == pytest.approx(math.hypot(*changes) / float(before.norm()))
     most = changes.index(max(changes))
-    assert answer.told[-1].startswith("filters of layer 0: 4 of shape 3x3x3; relative change ")
-    assert answer.told[-1].endswith(f" %, largest for filter {most}")
+    assert answer.messages[-1].startswith("filters of layer 0: 4 of shape 3x3x3; relative change ")
+    assert answer.messages[-1].endswith(f" %, largest for filter {most}")
     assert [axes.get_title() for axes in answer.figures["filters"].axes] == ["before", "after", "after − before"]
 
 
 def test_unchanged_filters_are_noted(data: Dataset) -> None:
     answer = report.classifier(convolutions(), data, **OPTIONS | {"filters": "2", "untrained": convolutions})
-    assert answer.told[-1] == "filters of layer 2: 5 of shape 4x3x3; none changed"
+    assert answer.messages[-1] == "filters of layer 2: 5 of shape 4x3x3; none changed"
     assert answer.numbers["filters_relative_change"] == 0
     assert "no filter changed" in answer.figures["filters"].texts[-1].get_text()
 

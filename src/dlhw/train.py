@@ -214,7 +214,7 @@ def report(cfg: DictConfig, parts: Parts, record: Record) -> dict[str, Any]:
     with parts.precision.autocast():
         found: Answer = build(cfg, "report", model=parts.model.eval(), data=parts.data, untrained=untrained)
     found.write(record)
-    for line in found.told:
+    for line in found.messages:
         log.info("%s", line)
     return found.summary()
 

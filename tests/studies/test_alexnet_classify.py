@@ -66,8 +66,8 @@ def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
     }  # fmt: skip
     top1 = answer.tables["accuracy"][0]
     assert (top1["low"], top1["high"]) == pytest.approx((0.2077, 0.9385), abs=1e-4)  # Wilson's, 2 of 3
-    assert any(line.startswith("skipped: ") and "broken.jpg" in line for line in answer.told)
-    assert any("b.png: green" in line and "wrong: the true class is blue" in line for line in answer.told)
+    assert any(line.startswith("skipped: ") and "broken.jpg" in line for line in answer.messages)
+    assert any("b.png: green" in line and "wrong: the true class is blue" in line for line in answer.messages)
     assert len(answer.tables["robustness"]) == 8
     assert {row["same_answer"] for row in answer.tables["robustness"]} == {1.0}  # of pictures of one colour each
     assert set(answer.figures) == {"top5", "robustness"}
@@ -76,8 +76,8 @@ def test_a_folder_with_labels(ask: Ask, folder: Path) -> None:
 def test_one_file_without_labels(ask: Ask, folder: Path) -> None:
     answer = ask(*few(folder / "c.png"), network=Colors())
     assert (answer.numbers["pictures"], "top1_accuracy" in answer.numbers) == (1, False)
-    assert answer.told[0].startswith("c.png: 1. blue")
-    assert len(answer.told) == 5
+    assert answer.messages[0].startswith("c.png: 1. blue")
+    assert len(answer.messages) == 5
 
 
 def test_labels_by_name_in_another_file(ask: Ask, folder: Path, tmp_path: Path) -> None:

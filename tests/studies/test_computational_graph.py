@@ -138,9 +138,9 @@ def test_relu_has_derivative_one_at_zero_and_a_line_says_that_torchs_has_not() -
     answer = answer_for({"x": 0.0, "w": 2.0}, z="relu(w * x)", f="3 * z")
     assert answer.disagreements == []
     assert column(answer, "derivative")["x"] == 6.0
-    assert "df/dx would be 0 with torch.relu, whose derivative at 0 is 0, not 1" in answer.told
+    assert "df/dx would be 0 with torch.relu, whose derivative at 0 is 0, not 1" in answer.messages
     off_kink = answer_for({"x": 0.1, "w": 2.0}, z="relu(w * x)", f="3 * z")
-    assert not any("torch.relu" in line for line in off_kink.told)
+    assert not any("torch.relu" in line for line in off_kink.messages)
 
 
 def test_derivatives_add_up_over_the_nodes_that_a_name_feeds() -> None:

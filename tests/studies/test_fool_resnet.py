@@ -97,7 +97,7 @@ def test_a_network_that_no_size_fools(ask: Ask, grey: list[str]) -> None:
     answer = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
     assert answer.disagreements == []
     assert math.isnan(float(answer.numbers["smallest_fgsm"]))
-    assert any("fgsm: does not succeed up to size 0.2 of 255" in line for line in answer.told)
+    assert any("fgsm: does not succeed up to size 0.2 of 255" in line for line in answer.messages)
 
 
 def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:

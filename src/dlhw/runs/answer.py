@@ -55,14 +55,14 @@ class Answer:
         checks: comparisons with expected values. The run fails if one disagrees.
         tables: rows by name; each table is written to a file in ``tables/``.
         figures: by name; each is written to a file in ``figures/``.
-        told: lines for the console, such as expressions, matrices or weights.
+        messages: lines for the console, such as expressions, matrices or weights.
     """
 
     numbers: Mapping[str, Number]
     checks: Sequence[Check] = ()
     tables: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    told: Sequence[str] = ()
+    messages: Sequence[str] = ()
 
     @property
     def disagreements(self) -> list[Check]:
@@ -91,7 +91,7 @@ class Answer:
             f"expected {check.expected}"
             for check in self.checks
         ]
-        return [*self.told, *numbers, *checks]
+        return [*self.messages, *numbers, *checks]
 
 
 def text(value: Number) -> str:

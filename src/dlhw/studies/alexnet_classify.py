@@ -147,7 +147,7 @@ def alexnet_classify(
             "top5": _top5(network, pictures, clean, true_classes, shown=shown, title=f"alexnet_classify: {name}"),
             "robustness": _robustness(table, len(pictures), f"alexnet_classify: {name}"),
         },
-        told=[
+        messages=[
             *messages,
             *("{file}: {rank}. {class} {probability:.4f}".format(**row) for row in answers if len(pictures) == 1),
             *(

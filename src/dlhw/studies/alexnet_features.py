@@ -181,7 +181,7 @@ def alexnet_features(
             "filters": _filters(layer, f"alexnet_features: {count} filters {side}, {network.architecture}"),
             "changes": _changes(pictures, {"as it is": maps, **after}, order, f"alexnet_features: {name}"),
         },
-        told=[
+        messages=[
             f"first convolution: {count} maps of {height}x{width} from {tuple(x.shape)}, filters of {side}",
             *(
                 "{change}: correlation with the undisturbed maps {q50:.3f} ({q25:.3f} to {q75:.3f})".format(**row)

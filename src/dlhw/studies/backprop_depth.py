@@ -267,5 +267,5 @@ def backprop_depth(
                 nets, title=f"backprop_depth: {depth} hidden layers of {width} units, ELU", draws=draws
             )
         },
-        told=[f"output of {output_depth} hidden layers, {inits[0]} weights, x = {x}: ({probabilities})"],
+        messages=[f"output of {output_depth} hidden layers, {inits[0]} weights, x = {x}: ({probabilities})"],
     )

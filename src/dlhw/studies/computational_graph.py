@@ -244,7 +244,7 @@ def computational_graph(
         ],
         tables={"nodes": rows, "edges": edges},
         figures={"graph": plot_graph(graph, values, derivatives)},
-        told=lines,
+        messages=lines,
     )
 
 

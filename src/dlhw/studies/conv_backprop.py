@@ -162,7 +162,7 @@ def conv_backprop(
         checks=checks,
         tables={"gradients": table},
         figures={"route": plot_route(a0[0], activations, delta)},
-        told=[f"delta1 is not 0 at {100 * reached:.1f} % of the units, one unit of each 2x2 patch"],
+        messages=[f"delta1 is not 0 at {100 * reached:.1f} % of the units, one unit of each 2x2 patch"],
     )
 
 

@@ -168,7 +168,7 @@ def convolution(
                 photo, smoothed, f"{picture} filtered with {filter_name} filter", passes, variation_left
             ),
         },
-        told=[
+        messages=[
             "Y =",
             *("  " + "  ".join(f"{value:9.4f}" for value in line) for line in y.tolist()),
             *_shape_lines(shapes),

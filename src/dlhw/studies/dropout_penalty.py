@@ -259,5 +259,7 @@ def dropout_penalty(
         checks=[*moments(q, eta), *(check for model in penalties for check in model.checks), *error_checks],
         tables={"penalties": [row for model in penalties for row in model.rows(rates)]},
         figures={"penalty": plot_penalties(q, penalties, subtitle=subtitle), "accuracy": plot_accuracy(errors)},
-        told=[f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"],
+        messages=[
+            f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"
+        ],
     )

@@ -166,7 +166,7 @@ def fool_resnet(
             ),
             "curves": _curves(rows, needed, network.categories[first_answer], title, draws),
         },
-        told=[
+        messages=[
             *("{rank}. {class}: {probability:.4f}".format(**row) for row in top_classes(network, clean)),
             *(
                 f"{name}: succeeds from size {text(size)} of 255"

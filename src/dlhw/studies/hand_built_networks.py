@@ -129,7 +129,7 @@ def hand_built_networks(
         checks=checks,
         tables={"weights": weights_table(networks), "values": values},
         figures={"functions": plot_networks(networks, s=s)},
-        told=[f"{name}(x) = {formula(net)}" for name, net in networks.items()],
+        messages=[f"{name}(x) = {formula(net)}" for name, net in networks.items()],
     )
 
 

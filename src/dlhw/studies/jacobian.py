@@ -297,7 +297,7 @@ def jacobian(
             "ratios": ratios,
         },
         figures={"jacobian": plot_times(times, ratios, limit=(1 + outputs) / (1 + inputs), subtitle=subtitle)},
-        told=[
+        messages=[
             "L = {depth}, {device}: {reverse} takes {q50:.2f} ({q25:.2f} to {q75:.2f}) times as long as forward mode "
             "and {by_operations:.2f} times as many multiplications".format(**row)
             for row in ratios

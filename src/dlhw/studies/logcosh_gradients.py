@@ -289,7 +289,7 @@ def logcosh_gradients(
         checks=[check for result in results for check in result.checks],
         tables={"differences": rows, "steps": [row for result in results for row in result.curve(sweep)]},
         figures={"steps": plot_steps(results, sweep, step=step, subtitle=net)},
-        told=[
+        messages=[
             "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
             "differences within {derived_against_differences:.1e}".format(**row)
             for row in rows

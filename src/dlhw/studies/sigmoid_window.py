@@ -80,5 +80,5 @@ def sigmoid_window(
         ],
         tables={"widths": rows},
         figures={"widths": figure},
-        told=[f"the slope of the sigmoid is at most {slope(0.0):g}, so |w| must be at least {1 / slope(0.0):g}"],
+        messages=[f"the slope of the sigmoid is at most {slope(0.0):g}, so |w| must be at least {1 / slope(0.0):g}"],
     )

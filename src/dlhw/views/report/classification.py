@@ -98,7 +98,7 @@ def classifier(
         lists["filters"] = layer.rows()
         drawings["filters"] = figures.filters(layer, name=data.name)
         messages.append(layer.summary())
-    return Answer(numbers=numbers, tables=lists, figures=drawings, told=messages)
+    return Answer(numbers=numbers, tables=lists, figures=drawings, messages=messages)
 
 
 def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]) -> Tensor:
