@@ -176,7 +176,7 @@ def test_full_error_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
             ["dataset=mnist", "dataset.download=false", "data_dir=none"],
             "dataset=mnist: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "
             "t10k-labels-idx1-ubyte not in none/MNIST/raw or none/MNIST, and dataset.download=false; "
-            "place these files there, plain or as .gz, or use dataset=digits, which needs no download",
+            "put these files there, uncompressed or as .gz, or use dataset=digits, which needs no download",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

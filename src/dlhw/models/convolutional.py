@@ -34,7 +34,7 @@ def cnn(
     if len(shape) != 3:
         raise UsageError(f"model=cnn: needs images (C, H, W), but the dataset's samples are {shape}; use model=mlp")
     if kernel % 2 == 0:
-        raise UsageError(f"model.kernel={kernel}: must be odd, because padding must keep the size")
+        raise UsageError(f"model.kernel={kernel}: must be odd, so that padding keeps the size")
     blocks = [width * count for count in channels]
     depth, rows, columns = shape
     layers: list[nn.Module] = []
