@@ -45,8 +45,8 @@ from PIL import Image
 from benchmark_loop import OVERRIDES, machine
 from benchmark_startup import printed
 from benchmark_sweeps import seconds_of_steps
-from dlhw.cli.assembly import make_data, settle
-from dlhw.cli.build import build, make_model
+from dlhw.cli.assembly import load_data, set_up_process
+from dlhw.cli.build import build, make_model, validate
 from dlhw.cli.program import compose
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset
@@ -301,7 +301,8 @@ def augmentation(bench: Bench, cache: Path) -> None:
         for workers in WORKERS:
             chosen = [f"augmentation={name}", f"augmentation.workers={workers}"]
             cfg = compose(*bench.overrides(*chosen, cache=cache))
-            data = make_data(cfg, settle(cfg)[1])
+            components = validate(cfg)
+            data = load_data(components, set_up_process(components)[1])
             steps = -(-len(data.train) // BATCH)
             batches = Batches(data, [0], size=BATCH, steps=steps)
             x, y = data.train[:]

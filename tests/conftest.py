@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dlhw.cli import assembly, composition
-from dlhw.cli.build import check, deferred
+from dlhw.cli.build import validate
 from dlhw.runs.answer import Answer
 
 Compose = Callable[..., DictConfig]
@@ -32,9 +32,9 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
-    composition.prepare()
 
     def composed(*overrides: str, sweep: bool = False) -> DictConfig:
+        composition.prepare()
         before = Singleton.get_state()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))
         try:
@@ -59,11 +59,11 @@ def ask(compose: Compose) -> Ask:
 
     def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
         cfg = compose(*overrides)
-        check(cfg, assembly.GIVEN)
+        components = validate(cfg)
         given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
-        wanted = assembly.wanted_by_study(cfg)
-        assert wanted is not None
-        answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()
+        arguments = assembly.study_arguments(components)
+        assert arguments is not None
+        answer: Answer = components["study"].partial(**{name: given[name] for name in arguments})()
         return answer
 
     return asked
