@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw import train
-from dlhw.cli import composition, program, rules
+from dlhw.cli import composition, program
 from dlhw.errors import UsageError
 from dlhw.runs import identity
 from dlhw.runs.record import label
@@ -426,24 +426,6 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
-
-
-def test_other_launcher_comes_without_the_options_of_the_first() -> None:
-    def resumed(*given: str) -> list[str]:
-        overrides = [composition.parsed(line) for line in ("resume=S", *given)]
-        return rules.overrides_of_resumed_sweep(OmegaConf.create(content), overrides, composition.parsed)
-
-    stored = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1", "hydra.verbose=true"]
-    content = {
-        "data_dir": "data",
-        "hydra": {
-            "overrides": {"hydra": stored, "task": ["seed=0,1"]},
-            "runtime": {"choices": {"hydra/launcher": "vectorized"}},
-        },
-    }
-    assert resumed() == [*stored, "seed=0,1"]
-    assert resumed("hydra/launcher=basic") == ["hydra.verbose=true", "seed=0,1", "hydra/launcher=basic"]
-    assert resumed("hydra/launcher=vectorized") == [*stored[1:], "seed=0,1", "hydra/launcher=vectorized"]
 
 
 def test_jobs_of_one_config_keep_their_directories(tmp_path: Path) -> None:
