@@ -4,13 +4,12 @@ Hydra 1.3 has no public interface to change what a config file contributes to a 
 another package than ``hydra_plugins``. :class:`ComposingLoader` and the two ``install`` functions do both.
 ``tests/test_hydra_internals.py`` checks that all these names still exist with the same signatures.
 
-Hydra's main branch (1.4 in development) changes two of them. ``get_overrides_dirname`` is gone: a resolver computes
-``hydra.job.override_dirname`` when it is read, so :func:`set_override_dirname` has nothing to do there. For the main
-config, ``Hydra.compose_config`` calls ``ConfigLoaderImpl._load_configuration`` and no longer ``load_configuration``,
-so :meth:`ComposingLoader.load_configuration` must override that method instead (it gets two more arguments:
-``activate_config_repository`` and ``parsed_overrides``). ``get_mode`` moves from ``Hydra`` to the loader and reads
-``hydra.mode`` from the command line and ``train.yaml`` alone, so an experiment's ``hydra.mode: MULTIRUN`` and the
-``hydra.mode`` of a resumed sweep need another way to start a sweep.
+Hydra's main branch (1.4 in development) changes three things. ``get_overrides_dirname`` is gone: a resolver computes
+``hydra.job.override_dirname`` when it is read, and :func:`set_override_dirname` is not needed. ``Hydra.compose_config``
+calls ``_load_configuration`` of every ``ConfigLoaderImpl`` and not ``load_configuration``, so ``Loader`` must override
+that method, which has three more arguments. ``Hydra.get_mode`` does not compose any more but asks the loader, which
+reads ``hydra.mode`` from the command line and ``train.yaml`` alone; :class:`ComposingLoader` must override ``get_mode``
+and compose there, so that an experiment or a resumed sweep can still start a sweep.
 """
 
 from __future__ import annotations

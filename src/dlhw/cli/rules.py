@@ -31,9 +31,6 @@ def expected_one_of(word: str, valid: Sequence[str]) -> str:
     return f"{f' (did you mean {near[0]}?)' if near else ''}; expected one of {', '.join(valid)}"
 
 
-# References between the values of a config
-
-
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
     """For each top-level key that values of the config refer to: the dotted names of these values."""
     result: dict[str, list[str]] = {}
@@ -69,9 +66,6 @@ def _values(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
             yield from _values(value, (*path, str(name)))
     else:
         yield path, content
-
-
-# Composing
 
 
 def without_replaced_groups(
@@ -139,9 +133,6 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
             raise UsageError(f"{name}={selected}: unknown {name}{expected_one_of(selected, valid)}")
 
 
-# Resuming
-
-
 def changes_of_resumed_run(overrides: Sequence[Override]) -> dict[str, Any]:
     """The values that overrides beside ``resume=RUN`` change. Raises UsageError for one that may not change."""
     own = [line for line in overrides if not line.key_or_group.startswith("hydra")]
@@ -206,9 +197,6 @@ def overrides_of_resumed_sweep(
         return key not in replaced and not key.startswith(tuple(replaced_groups))
 
     return [*filter(is_kept, [*stored.hydra.overrides.hydra, *stored.hydra.overrides.task]), *added]
-
-
-# Studies
 
 
 def require_read_by_study(
