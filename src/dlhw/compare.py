@@ -52,13 +52,13 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     from dlhw.views.comparison import Comparison
 
     runs: dict[Path, None] = {}
-    failures: dict[Path, str] = {}
+    reasons: dict[Path, str] = {}
     overrides: dict[Path, list[str]] = {}
     for directory in directories:
         rows = {directory / row["job"]: row for row in comparison.past_jobs(directory)}
         paths = comparison.run_directories(directory)
         runs |= dict.fromkeys([*rows, *paths] if paths != [directory] else paths)
-        failures |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
+        reasons |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
         overrides |= {path: _overrides(row) for path, row in rows.items()}
     in_place = len(directories) == 1 and list(runs) != [directories[0]]
     if output is None and not in_place:
@@ -82,7 +82,7 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
         target.mkdir(parents=True, exist_ok=True)
     return str(
         comparison.conclude(
-            target, list(runs), comparison=declaration, failures=failures, overrides=overrides, about=about
+            target, list(runs), comparison=declaration, failures=reasons, overrides=overrides, about=about
         )
     )
 

@@ -121,13 +121,13 @@ class Components:
 
 def validate(cfg: DictConfig) -> Components:
     """Validate every value of a config. Raises UsageError with one line per mistake."""
-    own = without_hydra(cfg)
+    content = without_hydra(cfg)
     try:
-        OmegaConf.to_container(own, resolve=True)
+        OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(_unresolved(cfg, error)) from error
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
-    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(own)]
+    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(content)]
     groups = {}
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
         groups[group], lines = _component(cfg, group, arguments)

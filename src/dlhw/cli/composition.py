@@ -175,17 +175,17 @@ class Loader(ComposingLoader):
 
         lines = [quoted(line) for line in overrides]
         try:
-            given = OverridesParser.create().parse_overrides(lines)
-            resume = next((line for line in given if line.key_or_group == "resume"), None)
+            parsed_lines = OverridesParser.create().parse_overrides(lines)
+            resume = next((line for line in parsed_lines if line.key_or_group == "resume"), None)
             if resume is not None and resume.value() is not None:
                 if resume.is_sweep_override():
                     raise UsageError(f"{resume.input_line}: expected a single run or sweep")
                 directory = Path(str(resume.value())).expanduser().absolute()
                 if not str(resume.value()) or not (directory / "multirun.yaml").is_file():
-                    return _resume_run(directory if str(resume.value()) else None, given, compose)
-                lines = _lines_of_resumed_sweep(directory, given)
-                given = OverridesParser.create().parse_overrides(lines)
-            return self._apply_rules(compose(lines), given)
+                    return _resume_run(directory if str(resume.value()) else None, parsed_lines, compose)
+                lines = _lines_of_resumed_sweep(directory, parsed_lines)
+                parsed_lines = OverridesParser.create().parse_overrides(lines)
+            return self._apply_rules(compose(lines), parsed_lines)
         except UsageError:
             raise
         except COMPOSITION_ERRORS as error:

@@ -135,14 +135,14 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
 
 def changes_of_resumed_run(overrides: Sequence[Override]) -> dict[str, Any]:
     """The values that overrides beside ``resume=RUN`` change. Raises UsageError for one that may not change."""
-    own = [line for line in overrides if not line.key_or_group.startswith("hydra")]
-    for line in own:
+    changed = [line for line in overrides if not line.key_or_group.startswith("hydra")]
+    for line in changed:
         if line.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
             raise UsageError(
                 f"{line.input_line}: invalid with resume, a resumed run keeps its own config; "
                 f"expected one of {', '.join(RESUMED_RUN_MAY_CHANGE)}"
             )
-    return {line.key_or_group: line.value() for line in own}
+    return {line.key_or_group: line.value() for line in changed}
 
 
 def resumed_config(composed: DictConfig, stored: DictConfig, changes: Mapping[str, Any], directory: Path) -> DictConfig:
@@ -169,32 +169,32 @@ def resumed_config(composed: DictConfig, stored: DictConfig, changes: Mapping[st
 
 
 def overrides_of_resumed_sweep(
-    stored: DictConfig, given: Sequence[Override], parse: Callable[[str], Override]
+    stored: DictConfig, overrides: Sequence[Override], parse: Callable[[str], Override]
 ) -> list[str]:
-    """The overrides of a sweep's ``multirun.yaml``, then those given beside ``resume=SWEEP``.
+    """The overrides of a sweep's ``multirun.yaml``, then the given ones without ``resume=SWEEP``.
 
     Another launcher or sweeper comes without the options of the stored one. Raises UsageError for an override of a
     key that may not change.
     """
-    for line in given:
+    for line in overrides:
         if not line.is_hydra_override() and line.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
             raise UsageError(
                 f"{line.input_line}: invalid with resume, a resumed sweep keeps its own overrides; "
                 f"expected {' or '.join(RESUMED_SWEEP_MAY_CHANGE)}"
             )
-    added = [str(line.input_line) for line in given if line.key_or_group != "resume"]
+    added = [str(line.input_line) for line in overrides if line.key_or_group != "resume"]
     replaced = {"hydra.sweep.dir", "hydra.mode", "data_dir"}
-    replaced_groups = []
-    for line in given:
+    without_options = []
+    for line in overrides:
         if line.key_or_group in ("hydra/launcher", "hydra/sweeper"):
             replaced.add(line.key_or_group)
             stored_choices = OmegaConf.select(stored, "hydra.runtime.choices", default={})
             if stored_choices.get(line.key_or_group) != line.value():
-                replaced_groups.append(f"{line.key_or_group.replace('/', '.')}.")
+                without_options.append(line.key_or_group.replace("/", "."))
 
     def is_kept(text: str) -> bool:
         key = parse(text).key_or_group
-        return key not in replaced and not key.startswith(tuple(replaced_groups))
+        return key not in replaced and not any(f"{key}.".startswith(f"{group}.") for group in without_options)
 
     return [*filter(is_kept, [*stored.hydra.overrides.hydra, *stored.hydra.overrides.task]), *added]
 

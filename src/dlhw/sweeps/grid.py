@@ -294,7 +294,7 @@ UnreadParams = Callable[[Sequence[str]], frozenset[str]]
 
 def expand(
     params: Sequence[str],
-    given: Sequence[str],
+    overrides: Sequence[str],
     loader: ConfigLoader | None = None,
     unread_params: UnreadParams | None = None,
 ) -> list[Plan]:
@@ -306,7 +306,7 @@ def expand(
 
     Args:
         params: overrides of the experiment.
-        given: overrides of the command line, which replace those of ``params`` with the same key.
+        overrides: overrides of the command line, which replace those of ``params`` with the same key.
         loader: finds the files of a ``glob(...)`` over options.
         unread_params: the keys of ``params`` that a job with these overrides does not read; its plan omits them.
 
@@ -319,7 +319,7 @@ def expand(
             raise UsageError(f"{override.input_line}: a setting of Hydra cannot be a parameter of a sweep")
         axes[override.key_or_group] = (override, override.is_sweep_override())
         from_params.add(override.key_or_group)
-    for override in _parse(given, loader):
+    for override in _parse(overrides, loader):
         name = override.key_or_group
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
@@ -335,7 +335,7 @@ def expand(
         labelled = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
         labelled = labelled or [line for name, line in lines.items() if name not in MAY_DIFFER]
         plans.setdefault(tuple(lines.values()), label(labelled))
-    return [Plan(overrides, name) for overrides, name in plans.items()]
+    return [Plan(lines, name) for lines, name in plans.items()]
 
 
 def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
@@ -410,8 +410,8 @@ def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
     begun: list[list[Path]] = []
     taken: dict[Path, PlannedJob] = {}
     for job in jobs:
-        wanted = identity(job.config) if runs and job.config is not None else None
-        begun.append([path for path, stored in runs.items() if wanted is not None and stored == wanted])
+        own_identity = identity(job.config) if runs and job.config is not None else None
+        begun.append([path for path, stored in runs.items() if own_identity is not None and stored == own_identity])
         labelled = directory / job.plan.label
         if labelled in begun[-1]:
             taken.setdefault(labelled, job)
