@@ -45,8 +45,8 @@ from PIL import Image
 from benchmark_loop import OVERRIDES, machine
 from benchmark_startup import printed
 from benchmark_sweeps import seconds_of_steps
-from dlhw.cli.assembly import make_data, settle
-from dlhw.cli.build import build, make_model
+from dlhw.cli.assembly import load_data, set_up_process
+from dlhw.cli.build import build, make_model, validate
 from dlhw.cli.program import compose
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset
@@ -302,9 +302,10 @@ def augmentation(bench: Bench, cache: Path) -> None:
     print("|---|--:|--:|--:|--:|--:|--:|")
     for name, transforms in AUGMENTATIONS.items():
         for workers in WORKERS:
-            overrides = [f"augmentation={name}", f"augmentation.workers={workers}"]
-            cfg = compose(*bench.overrides(*overrides, cache=cache))
-            data = make_data(cfg, settle(cfg)[1])
+            chosen = [f"augmentation={name}", f"augmentation.workers={workers}"]
+            cfg = compose(*bench.overrides(*chosen, cache=cache))
+            components = validate(cfg)
+            data = load_data(components, set_up_process(components)[1])
             steps = -(-len(data.train) // BATCH)
             batches = Batches(data, [0], size=BATCH, steps=steps)
             x, y = data.train[:]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dlhw.cli import assembly, composition
-from dlhw.cli.build import check, deferred
+from dlhw.cli.build import validate
 from dlhw.runs.answer import Answer
 from support.composing import Ask, Compose
 from support.composing import compose as composed
@@ -63,9 +63,9 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
-    composition.prepare()
 
     def from_command_line(*overrides: str, sweep: bool = False) -> DictConfig:
+        composition.prepare()
         before = Singleton.get_state()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))
         try:
@@ -90,11 +90,11 @@ def ask() -> Ask:
 
     def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
         cfg = composed(*overrides)
-        check(cfg, assembly.GIVEN)
+        components = validate(cfg)
         given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
-        wanted = assembly.wanted_by_study(cfg)
-        assert wanted is not None
-        answer: Answer = deferred(cfg, "study", **{name: given[name] for name in wanted})()
+        arguments = assembly.study_arguments(components)
+        assert arguments is not None
+        answer: Answer = components["study"].partial(**{name: given[name] for name in arguments})()
         return answer
 
     return asked

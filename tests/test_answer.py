@@ -12,6 +12,8 @@ import pytest
 from pydantic import Field
 
 from dlhw import train
+from dlhw.cli import failures
+from dlhw.errors import ChecksFailed
 from dlhw.runs import answer
 from dlhw.runs.answer import Answer, Check
 from dlhw.runs.record import Record, read_summary
@@ -104,7 +106,7 @@ def test_a_study_whose_checks_agree_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_study_with_a_disagreement_fails_after_writing_its_files(tmp_path: Path) -> None:
-    with pytest.raises(train.Disagreement, match=r"^1 of 2 checks disagree: seed$"):
+    with pytest.raises(ChecksFailed, match=r"^1 of 2 checks disagree: seed$"):
         train.run(asked(tmp_path, "seed=7"), Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["reason"]) == ("failed", "1 of 2 checks disagree: seed")
@@ -112,9 +114,9 @@ def test_a_study_with_a_disagreement_fails_after_writing_its_files(tmp_path: Pat
     assert (tmp_path / "figures" / "drawn.png").is_file()
 
 
-def test_accounted_ends_a_disagreeing_run_with_exit_code_1_and_keeps_its_summary(tmp_path: Path) -> None:
+def test_a_run_whose_study_disagrees_ends_with_exit_code_1_and_keeps_its_summary(tmp_path: Path) -> None:
     record, cfg = Record(tmp_path), asked(tmp_path, "seed=7")
-    with pytest.raises(SystemExit) as ended, train.accounted(cfg, record, in_sweep=False):
+    with pytest.raises(SystemExit) as ended, failures.recorded(cfg, record, in_sweep=False):
         train.run(cfg, record)
     assert ended.value.code == 1
     assert read_summary(tmp_path)["widest"] == 0.44774
@@ -124,7 +126,7 @@ def test_resuming_refuses_a_finished_study_and_repeats_an_interrupted_one(tmp_pa
     cfg = asked(tmp_path)
     train.run(cfg, Record(tmp_path))
     cfg.resume = str(tmp_path)
-    with pytest.raises(ValueError, match="finished already"):
+    with pytest.raises(ValueError, match="already finished"):
         train.run(cfg, Record(tmp_path))
     (tmp_path / "summary.json").unlink()
     train.run(cfg, Record(tmp_path))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlhw import train as program
 from dlhw.cli import assembly, composition
-from dlhw.cli.build import build, check
+from dlhw.cli.build import build, validate
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
@@ -272,7 +272,7 @@ def test_mixup_and_cutmix_alternate_at_random() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_trains(option: str, tmp_path: Path) -> None:
     cfg = compose(*NOISE, f"augmentation={option}", "augmentation.workers=0")
-    check(cfg, assembly.GIVEN)
+    validate(cfg)
     program.run(cfg, Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["final"]["step"]) == ("finished", 2)
@@ -307,15 +307,15 @@ def test_a_resumed_run_sees_the_same_pictures(tmp_path: Path, monkeypatch: pytes
 
 
 REFUSED = {
-    "augmentation=flip dataset=clusters": "augmentation: is for pictures in classes, dataset=clusters has none",
+    "augmentation=flip dataset=clusters": "augmentation: needs pictures with classes, dataset=clusters has none",
     "augmentation=flip dataset=diabetes loss=mse trainer.monitor=val_mse": (
-        "augmentation: is for pictures in classes, dataset=diabetes has none"
+        "augmentation: needs pictures with classes, dataset=diabetes has none"
     ),
     "augmentation.mixup=0.2 loss=multi_margin": (
-        "loss=multi_margin_loss: takes no mixed pictures (augmentation.mixup, cutmix)"
+        "loss=multi_margin_loss: does not support augmentation.mixup and cutmix"
     ),
     "augmentation.cutmix=1 loss=cross_entropy_by_hand": (
-        "loss=cross_entropy_by_hand: takes no mixed pictures (augmentation.mixup, cutmix)"
+        "loss=cross_entropy_by_hand: does not support augmentation.mixup and cutmix"
     ),
     "augmentation.flip=1.5": "augmentation.flip=1.5: must be less than or equal to 1",
     "augmentation.hue=0.6": "augmentation.hue=0.6: must be less than or equal to 0.5",
@@ -338,4 +338,6 @@ def test_invalid_options_are_an_error(line: str, answer: str) -> None:
 
 def test_changes_of_colour_alone_are_an_error_for_grey_pictures() -> None:
     with pytest.raises(UsageError, match=r"augmentation\.hue: dataset=digits has no colours"):
-        assembly.make_data(compose("dataset=digits", "augmentation.hue=0.1"), Precision("fp32", torch.device("cpu")))
+        assembly.load_data(
+            validate(compose("dataset=digits", "augmentation.hue=0.1")), Precision("fp32", torch.device("cpu"))
+        )

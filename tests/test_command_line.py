@@ -49,6 +49,7 @@ Progress.step = waiting
 train.main()
 """
 """The program, which waits for a signal after so many steps."""
+FINISHED = "already finished after 2 epochs; a larger trainer.epochs continues training"
 MEASURED = {f"{part}_{metric}" for part in ("train", "val", "test") for metric in ("loss", "error_percent", "accuracy")}
 
 
@@ -161,14 +162,14 @@ def test_full_error_shows_where_a_mistake_came_from(tmp_path: Path) -> None:
     ended = start("lr=3", at=tmp_path, HYDRA_FULL_ERROR="1").end()
     assert ended.code == 1
     assert ended.lines.count("Traceback (most recent call last):") >= 1
-    assert ended.lines[-1].endswith("UsageError: lr: no such key; did you mean optimizer.lr?")
+    assert ended.lines[-1].endswith("UsageError: lr: unknown key; did you mean optimizer.lr?")
     assert files(tmp_path) == set()
 
 
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["lr=3"], "lr: no such key; did you mean optimizer.lr?"),
+        (["lr=3"], "lr: unknown key; did you mean optimizer.lr?"),
         (["model=cnn", "model.kernel=4"], "model.kernel=4: must be odd, so that padding keeps the size"),
         (["seed=-1"], "seed=-1: must be a whole number, 0 or greater"),
         (["resume=nowhere"], "resume={at}/nowhere: not a run directory (it has no config.yaml)"),
@@ -199,7 +200,7 @@ def test_diverging_run_fails_and_names_the_step(tmp_path: Path) -> None:
         content["reason"],
     )
     assert ended.lines[-1] == (
-        f"{content['reason'].removeprefix('TrainingFailed: ')} (what was trained until then is in {path})"
+        f"{content['reason'].removeprefix('TrainingFailed: ')} (the results so far are in {path})"
     )
     assert ended.lines[-1] in (path / "run.log").read_text()
     assert "metrics.csv" not in files(path)  # no epoch was finished
@@ -374,7 +375,7 @@ def test_stopped_run_says_how_to_go_on_and_then_finishes_as_if_nothing_had_been(
 ) -> None:
     run = stopped[sent]
     assert run.ended.code == code
-    assert run.ended.lines[-1] == f"interrupted; go on with resume={run.path}"
+    assert run.ended.lines[-1] == f"interrupted; resume with resume={run.path}"
     assert "Traceback" not in run.ended.err
     assert run.rows == 2
     assert "summary.json" not in run.files
@@ -395,7 +396,9 @@ def test_finished_run_is_not_resumed(finished: Finished, tmp_path: Path) -> None
     path = shutil.copytree(finished.path, tmp_path / "run")
     before = {file: (path / file).read_bytes() for file in files(path)}
     ended = dlhw("resume=run", at=tmp_path)
-    assert ended == Ended(1, "", f"resume={path}: finished already after 2 epochs; a larger trainer.epochs trains on\n")
+    assert ended == Ended(
+        1, "", f"resume={path}: already finished after 2 epochs; a larger trainer.epochs continues training\n"
+    )
     assert {file: (path / file).read_bytes() for file in files(path)} == before
 
 
@@ -452,7 +455,7 @@ def test_resume_of_a_finished_run_is_refused_by_a_process_of_its_own(finished: F
     before = {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()}
     ended = start(f"resume={finished.path}", at=finished.path.parent).end()
     assert ended.code == 1
-    assert ended.err == f"resume={finished.path}: finished already after 2 epochs; a larger trainer.epochs trains on\n"
+    assert ended.err == f"resume={finished.path}: {FINISHED}\n"
     assert {file: file.read_bytes() for file in finished.path.rglob("*") if file.is_file()} == before
 
 

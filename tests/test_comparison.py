@@ -604,12 +604,15 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
     ("arguments", "answer"),
     [
         (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)"),
-        (["{0}/sweep", "{0}/run"], "several directories need --output DIR for the comparison's files"),
+        (
+            ["{0}/sweep", "{0}/run"],
+            "--output: missing; expected a directory for the comparison of several directories",
+        ),
         (["{0}/latin"], "{0}/latin/sweep.csv: not a CSV file in UTF-8; repair or delete it"),
-        (["{0}/run"], "{0}/run: a single run needs --output DIR for the comparison's files"),
+        (["{0}/run"], "--output: missing; expected a directory for the comparison of a single run, {0}/run"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
-            "--output {0}/run: holds a run or a sweep of its own; choose another directory",
+            "--output {0}/run: contains another run or sweep; choose another directory",
         ),
     ],
 )

@@ -17,11 +17,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import dlhw
 from dlhw import train
-from dlhw.cli import assembly, composition, program
-from dlhw.cli.build import build, check, make_model
+from dlhw.cli import composition, program
+from dlhw.cli.build import PROGRAM_ARGUMENTS, build, make_model, validate
 from dlhw.data.tabular import _regression
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
+from dlhw.runs import identity
 from dlhw.runs.record import Record, read_summary
 from support.composing import Compose
 
@@ -51,7 +52,7 @@ def mistake(compose: Compose) -> Mistake:
     def said(*overrides: str, sweep: bool = False) -> str:
         try:
             cfg = compose(*overrides, sweep=sweep)
-            assembly.check_values(cfg, cfg.hydra.overrides.task)
+            train.check(cfg, cfg.hydra.overrides.task)
         except UsageError as error:
             return str(error)
         return ""
@@ -89,14 +90,14 @@ def test_no_config_file_is_lost_or_forgotten() -> None:
 
 def test_every_group_has_its_row_of_arguments_given_by_the_program() -> None:
     groups = {path.parts[0] for path in FILES if len(path.parts) > 1}
-    assert groups - {"experiment", "hydra"} == set(assembly.GIVEN)
+    assert groups - {"experiment", "hydra"} == set(PROGRAM_ARGUMENTS)
 
 
 @pytest.mark.parametrize("file", [path for path in FILES if path.parts[0] != "hydra"], ids=lambda path: path.as_posix())
 def test_every_file_composes_and_its_options_are_those_of_its_target(compose: Compose, file: Path) -> None:
     group = [] if file.parent == Path() else [f"{file.parent.as_posix()}={file.stem}"]
     cfg = compose(*group, *NEEDED.get(file.as_posix(), []))
-    check(cfg, assembly.GIVEN)
+    validate(cfg)
     choices = cfg.hydra.runtime.choices
     if group:
         assert choices[file.parent.as_posix()] == file.stem
@@ -203,19 +204,19 @@ def test_every_training_experiment_runs_two_steps(compose: Compose, tmp_path: Pa
 
 
 MISFITS = {
-    "loss=mse": "loss=mse: dataset=digits has classes to predict; use loss=cross_entropy",
-    "dataset=diabetes": "loss=cross_entropy: dataset=diabetes has a number to predict; use loss=mse or log_cosh",
+    "loss=mse": "loss=mse: dataset=digits is for classification; expected loss=cross_entropy",
+    "dataset=diabetes": "loss=cross_entropy: dataset=diabetes is for regression; expected loss=mse or log_cosh",
     "dataset=diabetes loss=mse": (
-        "trainer.monitor=val_error_percent: dataset=diabetes has a number to predict; use val_mse or val_loss"
+        "trainer.monitor=val_error_percent: dataset=diabetes is for regression; expected val_mse or val_loss"
     ),
     "trainer.monitor=val_mse": (
-        "trainer.monitor=val_mse: dataset=digits has classes to predict; use val_error_percent or val_loss"
+        "trainer.monitor=val_mse: dataset=digits is for classification; expected val_error_percent or val_loss"
     ),
     "dataset=diabetes loss=mse trainer.monitor=val_mse probe=layers": (
-        "probe=layers: looks at the loss of classes, dataset=diabetes has a number to predict"
+        "probe=layers: needs classes, dataset=diabetes is for regression; expected probe=none"
     ),
     "trainer.steps_per_epoch=10": (
-        "trainer.steps_per_epoch=10: dataset=digits has 9 batches of trainer.batch_size=128"
+        "trainer.steps_per_epoch=10: dataset=digits has only 9 batches of trainer.batch_size=128"
     ),
     "model=mlp_by_hand probe=layers": "probe=layers: found no layers in ByHand, which computes them without modules",
 }
@@ -340,75 +341,73 @@ MISTAKES = {
         "seed=-1: must be a whole number, 0 or greater"
     ),
     # options
-    "model=mpl": f"model=mpl: no such model; did you mean mlp? (there are: {', '.join(MODELS)})",
+    "model=mpl": f"model=mpl: unknown model (did you mean mlp?); expected one of {', '.join(MODELS)}",
     "loss=hinge": (
-        "loss=hinge: no such loss (there are: cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin)"
+        "loss=hinge: unknown loss; expected one of cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin"
     ),
     "experiment=sigmoid_window optimizer.lr=3 dataset=mnist": (
-        "optimizer.lr, dataset: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
-        "trainer.deterministic, trainer.threads"
+        "optimizer.lr, dataset: not read by the study sigmoid_window; expected one of study.largest_weight, "
+        "study.points, trainer.deterministic, trainer.threads"
     ),
     "study=cost trainer.epochs=3": (
-        "trainer.epochs: not read by the study cost, which reads augmentation, dataset, init, model, seed, "
+        "trainer.epochs: not read by the study cost; expected one of augmentation, dataset, init, model, seed, "
         "trainer.channels_last, trainer.deterministic, trainer.device, trainer.precision, trainer.threads"
     ),
     "experiment=sigmoid_window seed=3": (
-        "seed: not read by the study sigmoid_window, which reads study.largest_weight, study.points, "
+        "seed: not read by the study sigmoid_window; expected one of study.largest_weight, study.points, "
         "trainer.deterministic, trainer.threads"
     ),
     "experiment=backprop_depth seed=3 trainer.device=cpu": (
-        "trainer.device: not read by the study backprop_depth, which reads study.depth, study.output_depth, "
+        "trainer.device: not read by the study backprop_depth; expected one of study.depth, study.output_depth, "
         "study.width, study.x, study.classes, study.label_of_x, study.inits, study.d, study.draws, seed, "
         "trainer.deterministic, trainer.threads"
     ),
     "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
-    "model=": f"model=: no such model (there are: {', '.join(MODELS)})",
+    "model=": f"model=: unknown model; expected one of {', '.join(MODELS)}",
     "experiment=floding": (
-        f"experiment=floding: no such experiment; did you mean flooding? (there are: {', '.join(EXPERIMENTS)})"
+        f"experiment=floding: unknown experiment (did you mean flooding?); expected one of {', '.join(EXPERIMENTS)}"
     ),
-    "experiment=zzz": f"experiment=zzz: no such experiment (there are: {', '.join(EXPERIMENTS)})",
-    "experiment=zzz model=cnn": f"experiment=zzz: no such experiment (there are: {', '.join(EXPERIMENTS)})",
+    "experiment=zzz": f"experiment=zzz: unknown experiment; expected one of {', '.join(EXPERIMENTS)}",
+    "experiment=zzz model=cnn": f"experiment=zzz: unknown experiment; expected one of {', '.join(EXPERIMENTS)}",
     # keys
-    "lr=0.1": "lr: no such key; did you mean optimizer.lr?",
-    "epochs=3": "epochs: no such key; did you mean trainer.epochs?",
-    "trainr.epochs=3": "trainr.epochs: no such key; did you mean trainer.epochs?",
-    "trainer.epoch=3": "trainer.epoch: no such key; did you mean trainer.epochs?",
-    "Optimizer.lr=0.1": "Optimizer.lr: no such key; did you mean optimizer.lr?",
-    "optimizer.momentun=0.5": "optimizer.momentun: no such key; did you mean optimizer.momentum?",
-    "model.hiden=[5]": "model.hiden: no such key; did you mean model.hidden?",
+    "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
+    "epochs=3": "epochs: unknown key; did you mean trainer.epochs?",
+    "trainr.epochs=3": "trainr.epochs: unknown key; did you mean trainer.epochs?",
+    "trainer.epoch=3": "trainer.epoch: unknown key; did you mean trainer.epochs?",
+    "Optimizer.lr=0.1": "Optimizer.lr: unknown key; did you mean optimizer.lr?",
+    "optimizer.momentun=0.5": "optimizer.momentun: unknown key; did you mean optimizer.momentum?",
+    "model.hiden=[5]": "model.hiden: unknown key; did you mean model.hidden?",
     "+model.hiden=[5]": (
-        "model.hiden: no such option of model=mlp; did you mean model.hidden? "
-        "(there are: hidden, activation, dropout, batch_norm)"
+        "model.hiden: unknown option of model=mlp (did you mean hidden?); "
+        "expected one of hidden, activation, dropout, batch_norm"
     ),
-    "+model.zzz=5": ("model.zzz: no such option of model=mlp (there are: hidden, activation, dropout, batch_norm)"),
-    "zzz=3": "zzz: no such key; --cfg job shows all keys",
-    "b=0.1": "b: no such key; b is a knob of experiment=flooding",
-    "experiment=mnist_mlp b=0.1": "b: no such key; b is a knob of experiment=flooding",
-    "+b=0.1": "b: nothing in this config reads it; b is a knob of experiment=flooding",
-    "+bb=1": "bb: nothing in this config reads it; --cfg job shows all keys",
-    "experiment=flooding +bb=1": "bb: nothing in this config reads it; did you mean b?",
-    "+lr=0.1": "lr: nothing in this config reads it; did you mean optimizer.lr?",
+    "+model.zzz=5": "model.zzz: unknown option of model=mlp; expected one of hidden, activation, dropout, batch_norm",
+    "zzz=3": "zzz: unknown key; --cfg job shows all keys",
+    "b=0.1": "b: unknown key; b belongs to experiment=flooding",
+    "experiment=mnist_mlp b=0.1": "b: unknown key; b belongs to experiment=flooding",
+    "+b=0.1": "b: unused key, nothing in this config reads it; b belongs to experiment=flooding",
+    "+bb=1": "bb: unused key, nothing in this config reads it; --cfg job shows all keys",
+    "experiment=flooding +bb=1": "bb: unused key, nothing in this config reads it; did you mean b?",
+    "+lr=0.1": "lr: unused key, nothing in this config reads it; did you mean optimizer.lr?",
     "experiment=init_study init=he d=0.1": (
-        "d: nothing in this config reads it; what did has another value, or its group another option"
+        "d: unused key, the experiment reads it only in init.d, which is overridden"
     ),
     "experiment=logistic_separable size=full trainer.epochs=3": (
-        "size: nothing in this config reads it; what did has another value, or its group another option"
+        "size: unused key, the experiment reads it only in trainer.epochs, which is overridden"
     ),
     # what an experiment's knobs take
     "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
     "experiment=init_study d=abc": "d=abc (init.d): must be a number or 'xavier'",
     "experiment=init_study d=0": "d=0 (init.d): must be greater than 0 or 'xavier'",
-    "experiment=logistic_separable penalty=l3": "penalty=l3: no such penalty (there are: none, l2, l1)",
-    "experiment=optimizers size=ful": "size=ful: no such size; did you mean full? (there are: quick, full)",
+    "experiment=logistic_separable penalty=l3": "penalty=l3: unknown penalty; expected one of none, l2, l1",
+    "experiment=optimizers size=ful": "size=ful: unknown size (did you mean full?); expected one of quick, full",
     # form
     "optimizer.lr=0.1,0.2": (
-        "optimizer.lr=0.1,0.2: several values are a sweep, which needs -m; a list is written optimizer.lr=[...]"
+        "optimizer.lr=0.1,0.2: a sweep over several values needs -m; expected optimizer.lr=[...] for a list"
     ),
-    "seed=range(3)": "seed=range(3): several values are a sweep, which needs -m; a list is written seed=[...]",
-    "nonsense": ("nonsense: cannot be read as an override; write key=value, quoted if it holds spaces or commas"),
-    "optimizer.lr=0.1 a=[": (
-        "a=[: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
-    ),
+    "seed=range(3)": "seed=range(3): a sweep over several values needs -m; expected seed=[...] for a list",
+    "nonsense": ("nonsense: invalid override; expected key=value, in quotes if it has spaces or commas"),
+    "optimizer.lr=0.1 a=[": ("a=[: invalid override; expected key=value, in quotes if it has spaces or commas"),
 }
 
 
@@ -438,7 +437,7 @@ def test_odd_mistake_is_answered_in_one_line_that_names_it(mistake: Mistake, lin
 
 def test_unquoted_space_is_a_mistake(mistake: Mistake) -> None:
     assert mistake("my name=3") == (
-        "my name=3: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
+        "my name=3: invalid override; expected key=value, in quotes if it has spaces or commas"
     )
 
 
@@ -473,7 +472,7 @@ def test_compose_for_scripts_gives_what_the_command_line_gets(compose: Compose, 
 
 
 def test_compose_for_scripts_raises_what_the_command_line_says() -> None:
-    with pytest.raises(UsageError, match=r"^lr: no such key; did you mean optimizer\.lr\?$"):
+    with pytest.raises(UsageError, match=r"^lr: unknown key; did you mean optimizer\.lr\?$"):
         program.compose("lr=0.1")
 
 
@@ -513,7 +512,7 @@ def stored(compose: Compose, tmp_path: Path) -> Callable[..., Path]:
         cfg = compose(*overrides)
         with open_dict(cfg):
             del cfg["hydra"]
-        (tmp_path / "config.yaml").write_text(program.to_yaml(cfg))
+        (tmp_path / "config.yaml").write_text(identity.to_yaml(cfg))
         return tmp_path
 
     return store
@@ -535,9 +534,9 @@ def test_start_of_a_run_is_found_from_anywhere(
     given = compose("init=from_run", "init.run=S/b=0,seed=1")
     monkeypatch.chdir(start)
     assert compose(f"resume={directory}").init.run == str(start)
-    assert not program.same_run(given, directory)  # the same words name another directory here
+    assert not identity.same_run(given, directory)  # the same words name another directory here
     monkeypatch.chdir(tmp_path)
-    assert program.same_run(given, directory)
+    assert identity.same_run(given, directory)
 
 
 def test_resume_brings_back_the_config_of_the_run(compose: Compose, stored: Callable[..., Path]) -> None:
@@ -573,8 +572,7 @@ def test_resume_takes_a_path_relative_to_where_one_stands(
 @pytest.mark.parametrize("override", ["optimizer.lr=0.2", "model=cnn", "seed=0", "+b=1", "experiment=flooding"])
 def test_resume_refuses_to_change_anything_else(mistake: Mistake, stored: Callable[..., Path], override: str) -> None:
     assert mistake(f"resume={stored()}", override) == (
-        f"{override}: a resumed run goes on with its own config; "
-        "beside resume only data_dir and trainer.epochs may be given"
+        f"{override}: invalid with resume, a resumed run keeps its own config; expected one of data_dir, trainer.epochs"
     )
 
 
@@ -588,7 +586,7 @@ def test_resume_refuses_more_epochs_for_a_schedule_laid_out_for_fewer(
 ) -> None:
     directory = stored("scheduler=cosine", "trainer.epochs=10")
     assert mistake(f"resume={directory}", "trainer.epochs=20") == (
-        "trainer.epochs=20: this run's schedule was laid out for 10 epochs"
+        "trainer.epochs=20: the learning-rate schedule of this run depends on its number of epochs; expected 10"
     )
     assert compose(f"resume={directory}", "trainer.epochs=10").scheduler.epochs == 10
 

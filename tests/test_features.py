@@ -284,7 +284,7 @@ def test_without_views_augmented_pictures_go_through_the_whole_model() -> None:
 def test_mixed_pictures_have_no_views(tmp_path: Path) -> None:
     with pytest.raises(dlhw.UsageError) as raised:
         assembly.assemble(compose(*RUN, *AUGMENTED, "augmentation.mixup=0.2", "trainer.frozen_views=2"))
-    assert str(raised.value) == "trainer.frozen_views: pictures are mixed anew in every epoch; set it to null"
+    assert str(raised.value) == "trainer.frozen_views: mixup and cutmix draw new pictures in every epoch; expected null"
 
 
 @pytest.mark.parametrize("case", [(), (*AUGMENTED, "trainer.frozen_views=3")], ids=["plain", "views"])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from dlhw.cli import assembly, build
+from dlhw.cli import build
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
@@ -264,5 +264,5 @@ def test_the_configs_name_their_architectures(compose: Compose) -> None:
     scratch = compose("model=resnet34_scratch").model
     assert (scratch.architecture, scratch.weights) == ("resnet34", None)
     with pytest.raises(UsageError, match=r"model\.architecture: missing"):
-        build.check(compose("model=torchvision"), assembly.GIVEN)
-    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"), assembly.GIVEN)
+        build.validate(compose("model=torchvision"))
+    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"))

@@ -133,7 +133,7 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
 def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
     ranks(0, 2)
     said = dlhw("experiment=jacobian", at=tmp_path)
-    assert (said.code, said.lines) == (1, ["torchrun: a study computes in one process"])
+    assert (said.code, said.lines) == (1, ["torchrun: a study computes in a single process; start it without torchrun"])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -142,10 +142,16 @@ def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) 
     [
         (
             ["trainer.batch_size=1131"],
-            "trainer.batch_size=1131: leaves a batch of 1 of 1132 samples for 2 processes; choose another",
+            "trainer.batch_size=1131: the last batch of 1132 samples has 1 for 2 processes; choose another size",
         ),
-        (["trainer.compile=true"], "torchrun: trains without trainer.compile and trainer.cuda_graphs"),
-        (["trainer.cuda_graphs=true"], "torchrun: trains without trainer.compile and trainer.cuda_graphs"),
+        (
+            ["trainer.compile=true"],
+            "torchrun: does not support trainer.compile and trainer.cuda_graphs",
+        ),
+        (
+            ["trainer.cuda_graphs=true"],
+            "torchrun: does not support trainer.compile and trainer.cuda_graphs",
+        ),
     ],
 )
 def test_unsupported_settings_are_errors(
@@ -236,4 +242,4 @@ def test_two_processes_resume_a_run(tmp_path: Path) -> None:
     again = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
     assert again.returncode == 1
     assert "resume=" in again.stderr
-    assert "finished already after 4 epochs" in again.stderr
+    assert "already finished after 4 epochs" in again.stderr

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlhw import train
 from dlhw.cli import composition, program
 from dlhw.errors import UsageError
+from dlhw.runs import identity
 from dlhw.runs.record import directory_name
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
@@ -100,10 +101,10 @@ def test_command_line_replaces_the_values_of_params() -> None:
 
 
 def test_job_is_without_params_that_nothing_reads_in_it() -> None:
-    def left_over(given: Sequence[str]) -> frozenset[str]:
+    def unread_params(given: Sequence[str]) -> frozenset[str]:
         return frozenset({"d", "seed"} if "init=he" in given else ())
 
-    plans = expand(["d=1,2", "seed=0"], ["init=he,uniform", "seed=7"], left_over=left_over)
+    plans = expand(["d=1,2", "seed=0"], ["init=he,uniform", "seed=7"], unread_params=unread_params)
     assert [plan.overrides for plan in plans] == [
         ("seed=7", "init=he"),  # what the command line gives stays
         ("d=1", "seed=7", "init=uniform"),
@@ -148,10 +149,13 @@ def test_values_keep_what_the_grammar_needs() -> None:
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("b=interval(0,1)", "b=interval(0,1): a grid needs single values, as in b=0.1,0.2 or b=range(0,1,0.1)"),
-        ("b=range(3,1)", "b=range(3,1): has no values"),
-        ("b=range(0,1,0)", "b=range(0,1,0): a range needs finite ends and a step that is not 0"),
-        ("b=[", "b=[: cannot be read as the values of a sweep; write 1,2,3 or range(3)"),
+        (
+            "b=interval(0,1)",
+            "b=interval(0,1): a grid needs values such as b=0.1,0.2 or b=range(0,1,0.1)",
+        ),
+        ("b=range(3,1)", "b=range(3,1): must have at least one value"),
+        ("b=range(0,1,0)", "b=range(0,1,0): must have finite ends and a step other than 0"),
+        ("b=[", "b=[: invalid values of a sweep; expected a list such as 1,2,3 or range(3)"),
     ],
 )
 def test_what_is_no_grid_is_refused(line: str, answer: str) -> None:
@@ -162,7 +166,7 @@ def test_what_is_no_grid_is_refused(line: str, answer: str) -> None:
 
 
 def test_params_do_not_set_hydras_own_settings() -> None:
-    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: Hydra's own settings are no parameters of a sweep$"):
+    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot be a parameter of a sweep$"):
         expand(["hydra.job.num=1,2"], [])
 
 
@@ -170,12 +174,10 @@ def test_params_do_not_set_hydras_own_settings() -> None:
 
 
 @pytest.fixture(scope="module")
-def loader() -> Iterator[composition.Loader]:
+def loader() -> composition.Loader:
     composition.prepare()
     setup_globals()
-    composition.Loader.composed.clear()
-    yield composition.Loader(create_config_search_path(str(composition.conf_dir())))
-    composition.Loader.composed.clear()
+    return composition.Loader(create_config_search_path(str(composition.conf_dir())))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,7 @@ def test_job_composed_from_one_like_it_equals_hydras_composition(
         return f"{line.partition('=')[0]}={value}" if line[0] not in "+~" and line not in FIXED else line
 
     alike = [swapped(line, value) for line, value in zip(lines, others, strict=False)]
-    composition.Loader.composed.clear()
+    loader.composed.clear()
     answer(loader.load_sweep_config, master, alike)  # the one that it is copied from
     expected = answer(ConfigLoaderImpl.load_sweep_config, loader, master, lines)
     assert answer(loader.load_sweep_config, master, lines) == expected
@@ -303,18 +305,17 @@ def begun(ended: Ended) -> list[str]:
     [
         (
             ["optimizer=sgd,adamm"],
-            "optimizer=adamm: no such optimizer; did you mean adam? "
-            "(there are: adagrad, adam, adamw, momentum, momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, "
-            "sgd_by_hand, torch)",
+            "optimizer=adamm: unknown optimizer (did you mean adam?); expected one of adagrad, adam, adamw, momentum, "
+            "momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, sgd_by_hand, torch",
         ),
-        (["trainer.epoch=1,2"], "trainer.epoch: no such key; did you mean trainer.epochs?"),
-        (["b=0,0.1"], "b: no such key; b is a knob of experiment=flooding"),
-        (["+bb=0,0.1"], "bb: nothing in this config reads it; --cfg job shows all keys"),
+        (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
+        (["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding"),
+        (["+bb=0,0.1"], "bb: unused key, nothing in this config reads it; --cfg job shows all keys"),
         (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (
             ["seed=interval(0,1)"],
-            "seed=interval(0,1): a grid needs single values, as in seed=0.1,0.2 or seed=range(0,1,0.1)",
+            "seed=interval(0,1): a grid needs values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
         ),
         (["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number"),
         (
@@ -419,29 +420,10 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "seed=3: a resumed sweep goes on with its own overrides; beside resume only data_dir may be given\n",
+        "seed=3: invalid with resume, a resumed sweep keeps its own overrides; expected data_dir\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
-
-
-def test_other_launcher_comes_without_the_options_of_the_first(tmp_path: Path) -> None:
-    def resumed(*given: str) -> list[str]:
-        lines = [composition.parsed(line) for line in ("resume=S", *given)]
-        return composition._overrides_of_sweep(tmp_path, lines)[:-3]
-
-    stored = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1", "hydra.verbose=true"]
-    content = {
-        "data_dir": "data",
-        "hydra": {
-            "overrides": {"hydra": stored, "task": ["seed=0,1"]},
-            "runtime": {"choices": {"hydra/launcher": "vectorized"}},
-        },
-    }
-    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump(content))
-    assert resumed() == [*stored, "seed=0,1"]
-    assert resumed("hydra/launcher=basic") == ["hydra.verbose=true", "seed=0,1", "hydra/launcher=basic"]
-    assert resumed("hydra/launcher=vectorized") == [*stored[1:], "seed=0,1", "hydra/launcher=vectorized"]
 
 
 def test_jobs_of_one_config_keep_their_directories(tmp_path: Path) -> None:
@@ -449,11 +431,11 @@ def test_jobs_of_one_config_keep_their_directories(tmp_path: Path) -> None:
     plans = [grid.Plan((), name) for name in "cba"]
     for name in "ac":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(program.to_yaml(cfg))
+        (tmp_path / name / "config.yaml").write_text(identity.to_yaml(cfg))
     for order in (plans, plans[::-1]):
-        paths = grid._directories([grid.Job(plan, cfg) for plan in order], tmp_path)
+        paths = grid._directories([grid.PlannedJob(plan, cfg) for plan in order], tmp_path)
         assert [path.name for path in paths] == [plan.label for plan in order]
-    (renamed,) = grid._directories([grid.Job(grid.Plan((), "d"), cfg)], tmp_path)
+    (renamed,) = grid._directories([grid.PlannedJob(grid.Plan((), "d"), cfg)], tmp_path)
     assert renamed.name == "a"
 
 
@@ -483,7 +465,7 @@ def test_full_disk_does_not_hide_an_interruption(tmp_path: Path, monkeypatch: py
     ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert (ended.code, ended.lines[1:]) == (
         143,
-        ["S: No space left on device", "stopped early; go on with resume=S"],
+        ["S: No space left on device", "stopped early; resume with resume=S"],
     )
 
 
@@ -493,7 +475,7 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path: Path, conclusions: Concl
     assert ended.code == 1
     assert states(tmp_path / "S") == {"optimizer.lr=0.1": "finished", "optimizer.lr=1e+35": "failed"}
     assert list(conclusions.asked[0][2]) == ["optimizer.lr=1e+35"]
-    assert ended.lines[-1] == "stopped early; go on with resume=S"
+    assert ended.lines[-1] == "stopped early; resume with resume=S"
 
 
 def test_unexpected_failure_leaves_its_traceback_in_the_jobs_log(
@@ -501,10 +483,10 @@ def test_unexpected_failure_leaves_its_traceback_in_the_jobs_log(
 ) -> None:
     run = train.run
 
-    def broken(cfg: DictConfig, record: Any) -> None:
+    def broken(cfg: DictConfig, record: Any, overrides: Sequence[str]) -> None:
         if cfg.seed == 1:
             raise ZeroDivisionError("by seed 1")
-        run(cfg, record)
+        run(cfg, record, overrides)
 
     monkeypatch.setattr(train, "run", broken)
     ended = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
@@ -539,7 +521,7 @@ def test_stopped_sweep_goes_on_where_it_was(
         patch.setattr(Record, "append", stopping)
         ended = dlhw(*line, "hydra.sweep.dir=S", at=tmp_path)
     assert ended.code == code
-    assert ended.lines[-1] == "stopped early; go on with resume=S"
+    assert ended.lines[-1] == "stopped early; resume with resume=S"
     assert states(tmp_path / "S") == {"seed=0": "finished"}
     assert conclusions.asked == [(Path("S"), ["seed=0", "seed=1"], {})]
 
@@ -568,14 +550,14 @@ def test_experiment_declares_its_sweep(tmp_path: Path, conclusions: Conclusions)
     assert (stored["model"]["hidden"], stored["trainer"]["epochs"]) == ([3, 3], 1)
     for size in ("fulll", "quick,fulll"):
         assert dlhw(*line, f"size={size}", at=tmp_path).err == (
-            "size=fulll: no such size; did you mean full? (there are: quick, full)\n"
+            "size=fulll: unknown size (did you mean full?); expected one of quick, full\n"
         )
 
 
 def test_params_of_an_experiment_yield_to_another_option_of_their_group(tmp_path: Path) -> None:
     small = ("dataset=digits", "trainer.epochs=1", "model.hidden=[4]", "hydra.sweep.dir=S")
     ended = dlhw("experiment=init_study", "init=he,orthogonal", *small, at=tmp_path)
-    assert (ended.code, ended.lines[0]) == (0, "d is swept only where something reads it")
+    assert (ended.code, ended.lines[0]) == (0, "d varies only in jobs that read it")
     assert states(tmp_path / "S") == {"init=he": "finished", "init=orthogonal": "finished"}
     assert "d" not in yaml.safe_load((tmp_path / "S" / "init=he" / "config.yaml").read_text())
 
@@ -608,7 +590,7 @@ def test_sweep_stopped_before_its_first_job_is_told(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(grid.Grid, "_launch", interrupted)
     ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
-    assert (ended.code, ended.lines[-1]) == (130, "stopped early; go on with resume=S")
+    assert (ended.code, ended.lines[-1]) == (130, "stopped early; resume with resume=S")
     assert statuses(tmp_path / "S") == {"seed=0": "unfinished", "seed=1": "unfinished"}
 
 

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dlhw import train
+from dlhw.cli import lifecycle
 from dlhw.cli.assembly import assemble
 from dlhw.runs.record import Record
 from dlhw.sweeps.vectorized import Job, group_key, train_together
@@ -66,7 +67,7 @@ def begun(directory: Path, line: str) -> Job:
     directory.mkdir(parents=True)
     job = Job(compose(*words(line)))
     job.parts = assemble(job.cfg)
-    job.run = train.begin(job.cfg, Record(directory), job.parts)
+    job.run = lifecycle.begin(job.cfg, Record(directory), job.parts)
     return job
 
 

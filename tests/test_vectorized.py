@@ -89,7 +89,7 @@ def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (("study=cost", "seed=0,1"), "2 jobs are trained one by one: a study trains nothing"),
+        (("study=cost", "seed=0,1"), "2 jobs are trained one by one: a study does not train"),
         (
             ("optimizer=torch", "optimizer.name=Adafactor", "optimizer.lr=0.1,0.2"),
             "2 jobs are trained one by one: optimizer Adafactor does not update each weight by itself",
@@ -111,8 +111,8 @@ def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_pat
     said = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
     assert said.code == 0, said.err
     assert (
-        "2 jobs are trained one by one: vectorized convolutions are slower on a CPU; "
-        "set hydra.launcher.even_if_slower=true to use them" in said.lines
+        "2 jobs are trained one by one: on a CPU, training convolutional nets at once is slower "
+        "(hydra.launcher.even_if_slower)" in said.lines
     )
     said = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
     assert "training 2 jobs at once" in said.lines
@@ -147,7 +147,7 @@ def test_a_group_is_no_larger_than_asked_for(tmp_path: Path) -> None:
 def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = vectorized.train_together
 
-    def short_of_memory(jobs: list[vectorized.Job]) -> None:
+    def short_of_memory(jobs: list[vectorized.GroupedJob]) -> None:
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("no memory")
         train(jobs)
@@ -155,7 +155,7 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
     monkeypatch.setattr(vectorized, "train_together", short_of_memory)
     said = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err
-    assert "5 jobs at once do not fit into memory; going on with 2" in said.lines
+    assert "5 jobs at once do not fit into memory; continuing with 2" in said.lines
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 
@@ -207,11 +207,11 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_error_in_the_ensemble_leaves_the_jobs_to_be_trained_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(jobs: list[vectorized.Job]) -> None:
+    def broken(jobs: list[vectorized.GroupedJob]) -> None:
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(vectorized, "train_together", broken)
     said = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err
-    assert "training together failed (RuntimeError: no such kernel); going on one by one" in said.lines
+    assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one by one" in said.lines
     shutil.rmtree(tmp_path / "s")

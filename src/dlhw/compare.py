@@ -1,48 +1,47 @@
-"""The comparison of runs that are there already: ``python -m dlhw.compare DIR...``."""
+"""The command that compares finished runs: ``python -m dlhw.compare DIR...``."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlhw.cli import failures
 from dlhw.errors import UsageError
+from dlhw.runs.record import read_summary
 
 _WRITTEN = ("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "no_winner")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare the runs that the command line names; a mistake ends the program with one line and exit code 1."""
+    """Compare the runs that the command line names. An error ends the program with one line and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m dlhw.compare",
-        description="Compare finished runs: sweep.csv, tables, figures and the winner by validation. What is drawn is "
-        "what the first run's config says under `comparison`, unless an option below says otherwise.",
+        description="Compare finished runs: sweep.csv, tables, figures and the best setting by validation. The options "
+        "below override those under `comparison` in the config of the first run.",
     )
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, or a sweep for all its runs")
-    parser.add_argument("--curves", nargs="+", metavar="COLUMN", help="columns of metrics.csv, a panel each")
-    parser.add_argument("--overlay", metavar="KEY", help="a line per value of KEY, each at its best of all other keys")
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="a run, or a sweep with all its runs")
+    parser.add_argument("--curves", nargs="+", metavar="COLUMN", help="columns of metrics.csv to draw, one panel each")
+    parser.add_argument(
+        "--overlay", metavar="KEY", help="draw one line per value of KEY, with the best values of all other keys"
+    )
     parser.add_argument(
         "--against", nargs="+", metavar="KEY", help="numeric keys to draw the validation metric against"
     )
-    parser.add_argument("--probes", nargs="+", metavar="COLUMN", help="columns of probes/epoch_*.csv, by layer")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where to; a single sweep's own otherwise")
-    given = parser.parse_args(arguments)
-    try:
-        print(compare(given.directories, output=given.output, drawn=_drawn(given)))
-    except (UsageError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
-        sys.exit(1)
+    parser.add_argument("--probes", nargs="+", metavar="COLUMN", help="columns of probes/epoch_*.csv to draw by layer")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="output directory (default: that of a single sweep)"
+    )
+    options = parser.parse_args(arguments)
+    with failures.end_program(options.output or options.directories[0]):
+        print(compare(options.directories, output=options.output, drawn=_drawn(options)))
 
 
 def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: dict[str, Any] | None = None) -> str:
-    """Compare the runs of ``directories`` and leave the files in ``output``, or in the one sweep there is.
+    """Compare the runs of ``directories`` and write the files to ``output``, or to the directory of a single sweep.
 
-    ``drawn`` holds the options of :class:`dlhw.comparison.Comparison` that the first run's config shall not decide.
+    ``drawn`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first run's config.
     Returns the closing table. Raises UsageError.
     """
     import pydantic
@@ -53,22 +52,22 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     from dlhw.views.comparison import Comparison
 
     runs: dict[Path, None] = {}
-    failures: dict[Path, str] = {}
+    reasons: dict[Path, str] = {}
     overrides: dict[Path, list[str]] = {}
     for directory in directories:
         rows = {directory / row["job"]: row for row in comparison.read_sweep_rows(directory)}
-        found = comparison.run_directories(directory)
-        runs |= dict.fromkeys([*rows, *found] if found != [directory] else found)
-        failures |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
+        paths = comparison.run_directories(directory)
+        runs |= dict.fromkeys([*rows, *paths] if paths != [directory] else paths)
+        reasons |= {path: row.get("reason", "") for path, row in rows.items() if row.get("status") == "failed"}
         overrides |= {path: _overrides(row) for path, row in rows.items()}
     in_place = len(directories) == 1 and list(runs) != [directories[0]]
     if output is None and not in_place:
-        what = "several directories need" if len(directories) > 1 else f"{directories[0]}: a single run needs"
-        raise UsageError(f"{what} --output DIR for the comparison's files")
+        compared = "several directories" if len(directories) > 1 else f"a single run, {directories[0]}"
+        raise UsageError(f"--output: missing; expected a directory for the comparison of {compared}")
     target = directories[0] if output is None else output
-    own = target.resolve() == directories[0].resolve() and in_place
-    if not own and any((target / name).exists() for name in ("config.yaml", "multirun.yaml")):
-        raise UsageError(f"--output {target}: holds a run or a sweep of its own; choose another directory")
+    updates_sweep = target.resolve() == directories[0].resolve() and in_place
+    if not updates_sweep and any((target / name).exists() for name in ("config.yaml", "multirun.yaml")):
+        raise UsageError(f"--output {target}: contains another run or sweep; choose another directory")
     defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
     del defaults["_target_"]
     options = defaults | comparison.declared_options(runs) | (drawn or {})
@@ -77,30 +76,24 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"comparison.{first['loc'][0]}: {first['msg']}") from error
-    about = {k: v for k, v in _summary(target).items() if k not in _WRITTEN} if own else {}
-    if not own:
+    about = {k: v for k, v in read_summary(target).items() if k not in _WRITTEN} if updates_sweep else {}
+    if not updates_sweep:
         about = {"compared": [str(directory) for directory in directories]}
         target.mkdir(parents=True, exist_ok=True)
     return str(
         comparison.compare_runs(
-            target, list(runs), comparison=declaration, failures=failures, overrides=overrides, about=about
+            target, list(runs), comparison=declaration, failures=reasons, overrides=overrides, about=about
         )
     )
 
 
-def _drawn(given: argparse.Namespace) -> dict[str, Any]:
-    chosen = {name: getattr(given, name) for name in ("curves", "overlay", "against", "probes")}
+def _drawn(options: argparse.Namespace) -> dict[str, Any]:
+    chosen = {name: getattr(options, name) for name in ("curves", "overlay", "against", "probes")}
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _summary(directory: Path) -> dict[str, Any]:
-    from dlhw.runs.record import read_summary
-
-    return read_summary(directory)
-
-
 def _overrides(row: Mapping[str, str]) -> list[str]:
-    """What a row of ``sweep.csv`` says of the job's overrides, for when its directory does not."""
+    """The overrides of a job by its row of ``sweep.csv``, for a job without a directory."""
     columns = list(row)
     if "reason" not in columns or "seed" not in columns:
         return []

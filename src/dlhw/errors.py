@@ -1,7 +1,11 @@
-"""The errors that a person is told in one line."""
+"""Errors that a person reads in one line."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """Something a person wrote or left out. The message is one line: what, where, what is legal."""
+    """An invalid or missing value. The message is one line: ``key=value: what is wrong; expected ...``."""
+
+
+class ChecksFailed(RuntimeError):
+    """A study's results contradict what is expected; the message names the failed checks."""

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: the parts that are trained, or the question that a study answers."""
+"""Build all objects of a run: the parts for training, or a study with its arguments."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw.cli import build, program
-from dlhw.cli.build import choice, deferred
+from dlhw.cli import rules
+from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
+from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
@@ -27,24 +28,6 @@ from dlhw.training.settings import Trainer
 from dlhw.views import report
 from dlhw.views.report.filters import convolution
 
-GIVEN: dict[str, set[str]] = {
-    "dataset": {"data_dir", "seed"},
-    "augmentation": set(),
-    "model": {"shape", "outputs"},
-    "init": {"model", "generator"},
-    "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
-    "regularization": set(),
-    "optimizer": {"params"},
-    "scheduler": set(),
-    "trainer": set(),
-    "probe": {"model", "data"},
-    "study": {"seed", "device", "data", "model", "network"},
-    "report": {"model", "data", "untrained"},
-    "comparison": set(),
-}
-"""What the program itself passes to each group's target; everything else comes from the config. A study is given
-what its signature names of these, and what it does not name is not made."""
-
 READ_FOR: dict[str, tuple[str, ...]] = {
     "seed": ("seed",),
     "device": ("trainer.device",),
@@ -52,34 +35,41 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
 }
-"""Which groups and keys are read to make what a study is given; ``trainer.threads`` and the like always are."""
-READ_ALWAYS = ("study", "comparison", "trainer.threads", "trainer.deterministic")
-OF_NUMBERS = ("mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-"""Losses for numbers to predict; all others are for classes."""
+"""The groups and keys that are read to make each argument of a study."""
+READ_ALWAYS = ("trainer.threads", "trainer.deterministic")
+"""The keys that every study reads."""
+REGRESSION_LOSSES = ("mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"""The losses for regression; all others are for classification."""
 
 
-def check_values(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises UsageError with one line per mistake in a config's values, or for an override that nothing reads."""
-    build.check(cfg, GIVEN)
-    wanted = wanted_by_study(cfg)
-    if wanted is not None:
-        read = {key for name in wanted for key in READ_FOR[name]}
-        program.check_all_read(cfg, overrides, of={*GIVEN, "seed"}, read={*read, *READ_ALWAYS})
+def study_arguments(components: Components) -> frozenset[str] | None:
+    """The arguments that the config's study takes from the program; None without a study, to train."""
+    study = components["study"]
+    return None if study.target is None else study.arguments & PROGRAM_ARGUMENTS["study"]
 
 
-def wanted_by_study(cfg: DictConfig) -> frozenset[str] | None:
-    """What the config's study wants to be given; None when the config is to be trained."""
-    return None if cfg.study.get("_target_") is None else build.arguments(cfg, "study") & GIVEN["study"]
+def require_read(components: Components, overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides of groups and keys that the config's study does not read."""
+    arguments = study_arguments(components)
+    if arguments is not None:
+        rules.require_read_by_study(
+            components.cfg.study["_target_"].rpartition(".")[2],
+            [str(parsed(line).key_or_group) for line in overrides],
+            groups={*PROGRAM_ARGUMENTS, "seed"},
+            options=[f"study.{name}" for name in components.cfg.study if name != "_target_"],
+            read={*READ_ALWAYS, *(key for name in arguments for key in READ_FOR[name])},
+        )
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that a config describes, on their device, ready to be trained.
+    """The objects that a config describes, on their device, ready for training.
 
-    What trains is ``model`` on ``data`` or, where the frozen part of the model is computed once, the rest of it on what
-    that gives.
+    ``trained`` and ``trained_on`` are ``model`` and ``data``, or the rest of the model and the features that its frozen
+    part computes, where that is done once.
     """
 
+    components: Components
     trainer: Trainer
     precision: Precision
     data: Dataset
@@ -94,7 +84,7 @@ class Parts:
 
     @property
     def whole(self) -> State:
-        """What checkpoints say of the model besides what trains."""
+        """The part of a checkpoint that does not change in training: shapes, the data's hash, frozen weights."""
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
         sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
@@ -102,39 +92,45 @@ class Parts:
 
 
 def assemble(cfg: DictConfig) -> Parts:
-    """Check every value of the config, then build what it describes. Raises UsageError."""
+    """Validate a config, then build the parts that it describes. Raises UsageError."""
+    return assemble_parts(validate(cfg))
+
+
+def assemble_parts(components: Components) -> Parts:
+    """Build the parts that a valid config describes. Raises UsageError if they do not fit together."""
     acceleration.optimizers_without_dynamo()
-    build.check(cfg, GIVEN)
-    trainer, precision = settle(cfg)
-    data = make_data(cfg, precision)
-    check_fit(cfg, data, trainer)
-    model = make_model(cfg, trainer, precision, data)
+    cfg = components.cfg
+    trainer, precision = set_up_process(components)
+    data = load_data(components, precision)
+    require_matching_task(cfg, data, trainer)
+    model = initialized_model(components, trainer, precision, data)
     if cfg.report.get("filters") is not None:
         convolution(model, cfg.report.filters)
     finetuning.freeze(model, trainer.trains)
-    check_batches(model, data, trainer)
-    trained, trained_on = frozen_once(cfg, trainer, precision, data, model)
+    require_valid_batches(model, data, trainer)
+    trained, trained_on = with_computed_features(cfg, trainer, precision, data, model)
     groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
     return Parts(
+        components=components,
         trainer=trainer,
         precision=precision,
         data=data,
         model=model,
         trained=trained,
         trained_on=trained_on,
-        data_loss=deferred(cfg, "loss", GIVEN["loss"]),
-        regularization=build.build(cfg, "regularization"),
-        optimizer=build.build(cfg, "optimizer", params=groups),
-        schedule=build.build(cfg, "scheduler"),
-        probe=deferred(cfg, "probe", GIVEN["probe"]) if cfg.probe.get("_target_") else None,
+        data_loss=components["loss"].partial(),
+        regularization=components["regularization"].build(),
+        optimizer=components["optimizer"].build(params=groups),
+        schedule=components["scheduler"].build(),
+        probe=components["probe"].partial() if components["probe"].target else None,
     )
 
 
 @dataclass(frozen=True)
 class Question:
-    """A study with its options and what it wants to be given; data and model are None where it wants none.
+    """A study with its options and arguments; data and model are None if it takes none.
 
-    A study that wants a ``network`` has the config's model as it was published, with the classes it was trained for.
+    A study that takes a ``network`` gets the config's model with its pretrained weights and classes.
     """
 
     compute: Callable[[], Answer]
@@ -143,39 +139,36 @@ class Question:
     model: Module | None
 
 
-def question(cfg: DictConfig) -> Question | None:
-    """Check every value of the config, then make what its study wants; None when it has none. Raises UsageError."""
-    wanted = wanted_by_study(cfg)
-    if wanted is None:
-        return None
-    build.check(cfg, GIVEN)
-    trainer, precision = settle(cfg)
-    data = make_data(cfg, precision) if wanted & {"data", "model"} else None
-    model = make_model(cfg, trainer, precision, data) if wanted & {"model", "network"} else None
-    named = "network" if "network" in wanted else "model"
-    given = {"seed": cfg.seed, "device": precision.device, "data": data, named: model}
-    compute = deferred(cfg, "study", **{name: value for name, value in given.items() if name in wanted})
+def assemble_question(components: Components, arguments: frozenset[str]) -> Question:
+    """Build the config's study, which takes these arguments. Raises UsageError."""
+    trainer, precision = set_up_process(components)
+    data = load_data(components, precision) if arguments & {"data", "model"} else None
+    model = initialized_model(components, trainer, precision, data) if arguments & {"model", "network"} else None
+    model_argument = "network" if "network" in arguments else "model"
+    values = {"seed": components.cfg.seed, "device": precision.device, "data": data, model_argument: model}
+    compute = components["study"].partial(**{name: value for name, value in values.items() if name in arguments})
     return Question(compute, precision, data, model)
 
 
-def settle(cfg: DictConfig) -> tuple[Trainer, Precision]:
-    """The trainer's settings, with the process set up for them."""
-    trainer = build.build(cfg, "trainer")
+def set_up_process(components: Components) -> tuple[Trainer, Precision]:
+    """Apply the trainer's settings to this process; return them and the precision on its device."""
+    trainer = components["trainer"].build()
     device = devices.pick_device(trainer.device)
     precision = devices.Precision(trainer.precision, device)
     devices.settle(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
     return trainer, precision
 
 
-def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
-    """The config's data set on the run's device."""
-    data: Dataset = build.build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
-    augmentation = build.build(cfg, "augmentation")
+def load_data(components: Components, precision: Precision) -> Dataset:
+    """The config's dataset, with its augmentation, on the run's device."""
+    cfg = components.cfg
+    data: Dataset = components["dataset"].build(data_dir=cfg.data_dir, seed=cfg.seed)
+    augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:
-            raise UsageError(f"augmentation: is for pictures in classes, dataset={data.name} has none")
+            raise UsageError(f"augmentation: needs pictures with classes, dataset={data.name} has none")
         if augmentation.mixes and choice(cfg, "loss") != "cross_entropy":
-            raise UsageError(f"loss={choice(cfg, 'loss')}: takes no mixed pictures (augmentation.mixup, cutmix)")
+            raise UsageError(f"loss={choice(cfg, 'loss')}: does not support augmentation.mixup and cutmix")
         if data.shape[0] != 3:
             augmentation = replace(augmentation, saturation=0.0, hue=0.0)
         if not augmentation.changes_pictures and not augmentation.mixes:
@@ -184,41 +177,46 @@ def make_data(cfg: DictConfig, precision: Precision) -> Dataset:
     return data.to(precision.device, precision.dtype)
 
 
-def make_model(cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
-    """The config's model, initialized, on the run's device: for these data or, without, as it was published."""
+def initialized_model(components: Components, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
+    """The config's model on the run's device: initialized for these data or, without data, as it was pretrained."""
     if data is not None:
-        model = build.make_model(cfg, shape=data.shape, outputs=data.outputs)
-    elif "weights" in build.arguments(cfg, "model"):
-        model = build.make_model(cfg, shape=(3, 224, 224), outputs=None).eval()
+        model = components.model(shape=data.shape, outputs=data.outputs)
+    elif "weights" in components["model"].arguments:
+        model = components.model(shape=(3, 224, 224), outputs=None).eval()
     else:
-        raise UsageError(f"model={choice(cfg, 'model')}: the study needs a published network; use model=resnet18")
+        raise UsageError(
+            f"model={choice(components.cfg, 'model')}: the study needs a pretrained model; expected model=resnet18 or "
+            "another one with weights"
+        )
     model = model.to(precision.device, precision.dtype)
     return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
 
 
-def frozen_once(
+def with_computed_features(
     cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset, model: Module
 ) -> tuple[Module, Dataset]:
-    """What trains and on what: the rest of the model on features where its frozen part can be computed once."""
+    """The model that is trained and its data: where the frozen part can be computed once, the rest of the model and the
+    features that the frozen part computes.
+    """
     augmented = data.augmentation is not None
     views = min(trainer.frozen_views, trainer.epochs) if augmented and trainer.frozen_views is not None else None
     if not trainer.frozen_once or (augmented and views is None):
         return model, data
     if data.augmentation is not None and data.augmentation.mixes:
-        raise UsageError("trainer.frozen_views: pictures are mixed anew in every epoch; set it to null")
+        raise UsageError("trainer.frozen_views: mixup and cutmix draw new pictures in every epoch; expected null")
     halves = features.cut(model) if trainer.trains != "all" else None
     if halves is not None:
-        seen = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
-        if seen is not None:
-            return halves.rest, seen
-    if views is not None:  # without them every epoch has versions of its own: other numbers
-        why = "all of the model trains" if halves is None else "memory does not hold them"
-        raise UsageError(f"trainer.frozen_views={trainer.frozen_views}: {why}; set it to null")
+        computed = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
+        if computed is not None:
+            return halves.rest, computed
+    if views is not None:  # without features every epoch draws other versions of the pictures, with other results
+        reason = "no part of the model is frozen" if halves is None else "the features do not fit into memory"
+        raise UsageError(f"trainer.frozen_views={trainer.frozen_views}: {reason}; expected null")
     return model, data
 
 
-def takes_one(model: Module, data: Dataset) -> bool:
-    """Whether the model can be trained on a batch of one sample; batch norm of single numbers cannot."""
+def supports_batch_of_one(model: Module, data: Dataset) -> bool:
+    """Whether the model can be trained on a batch of one sample; batch norm cannot, unless it sees several pixels."""
     tried = copy.deepcopy(model).train()
     for module in finetuning.frozen_modules(tried):
         module.eval()
@@ -230,44 +228,44 @@ def takes_one(model: Module, data: Dataset) -> bool:
     return True
 
 
-def check_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
-    """Raises UsageError where a batch of an epoch is too small for batch norm, or for the processes that share it."""
-    left = len(data.train) % trainer.batch_size or trainer.batch_size
-    if left == 1 and not takes_one(model, data):
+def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> None:
+    """Raise UsageError if the last batch of an epoch is too small for batch norm or for the number of processes."""
+    last = len(data.train) % trainer.batch_size or trainer.batch_size
+    if last == 1 and not supports_batch_of_one(model, data):
         raise UsageError(
-            f"trainer.batch_size={trainer.batch_size}: leaves a batch of one of {len(data.train)} samples, of which "
-            "batch norm can take no variance; choose another"
+            f"trainer.batch_size={trainer.batch_size}: the last batch of {len(data.train)} samples has one sample, for "
+            "which batch norm cannot compute a variance; choose another size"
         )
-    if left < processes.world_size():
+    if last < processes.world_size():
         raise UsageError(
-            f"trainer.batch_size={trainer.batch_size}: leaves a batch of {left} of {len(data.train)} samples for "
-            f"{processes.world_size()} processes; choose another"
+            f"trainer.batch_size={trainer.batch_size}: the last batch of {len(data.train)} samples has {last} for "
+            f"{processes.world_size()} processes; choose another size"
         )
     if processes.world_size() > 1 and data.augmentation is not None and data.augmentation.mixes:
         raise UsageError(
-            "torchrun: pictures are mixed with others of the batch, which lie in other processes; set "
-            "augmentation.mixup and augmentation.cutmix to 0"
+            "torchrun: mixup and cutmix need the whole batch in one process; set augmentation.mixup and "
+            "augmentation.cutmix to 0"
         )
     if processes.world_size() > 1 and (trainer.compile or trainer.cuda_graphs):
-        raise UsageError("torchrun: trains without trainer.compile and trainer.cuda_graphs")
+        raise UsageError("torchrun: does not support trainer.compile and trainer.cuda_graphs")
 
 
-def check_fit(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
-    """Raises UsageError where loss, monitor, probe or the length of an epoch do not fit the data."""
-    kind, name = "classes" if data.classes else "a number", f"dataset={data.name}"
-    if (cfg.loss["_target_"].rpartition(".")[2] in OF_NUMBERS) == bool(data.classes):
-        fitting = "cross_entropy" if data.classes else "mse or log_cosh"
-        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} has {kind} to predict; use loss={fitting}")
+def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
+    """Raise UsageError if loss, monitor, report, probe or the length of an epoch do not fit the data."""
+    kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
+    if (cfg.loss["_target_"].rpartition(".")[2] in REGRESSION_LOSSES) == bool(data.classes):
+        valid = "cross_entropy" if data.classes else "mse or log_cosh"
+        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {kind}; expected loss={valid}")
     if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
-        fitting = "val_error_percent" if data.classes else "val_mse"
-        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} has {kind} to predict; use {fitting} or val_loss")
+        valid = "val_error_percent" if data.classes else "val_mse"
+        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; expected {valid} or val_loss")
     if cfg.report.get("_target_"):
         report.check(data)
     if not data.classes and cfg.probe.get("_target_"):
-        raise UsageError(f"probe={choice(cfg, 'probe')}: looks at the loss of classes, {name} has {kind} to predict")
+        raise UsageError(f"probe={choice(cfg, 'probe')}: needs classes, {name} is for {kind}; expected probe=none")
     batches = -(-len(data.train) // trainer.batch_size)
     if trainer.steps_per_epoch is not None and trainer.steps_per_epoch > batches:
         raise UsageError(
-            f"trainer.steps_per_epoch={trainer.steps_per_epoch}: {name} has {batches} batches of "
+            f"trainer.steps_per_epoch={trainer.steps_per_epoch}: {name} has only {batches} batches of "
             f"trainer.batch_size={trainer.batch_size}"
         )

@@ -1,17 +1,17 @@
-"""From a config to the objects it describes, with every value checked first.
+"""Validate a config and build the objects that it describes.
 
-A group of the config names a callable by ``_target_``; its other keys are that callable's keyword
-arguments. The callable's own annotations say what is legal: they are all the validation there is.
+A group of the config names a callable by ``_target_``; its other keys are keyword arguments of that callable. They are
+validated against the annotations of the callable and nothing else.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pydantic
@@ -23,12 +23,32 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
+from dlhw.cli.hydra_internals import references
+from dlhw.cli.rules import expected_one_of
 from dlhw.errors import UsageError
+from dlhw.runs.identity import without_hydra
 from dlhw.runtime.randomness import generator, key
 
+PROGRAM_ARGUMENTS: dict[str, set[str]] = {
+    "dataset": {"data_dir", "seed"},
+    "augmentation": set(),
+    "model": {"shape", "outputs"},
+    "init": {"model", "generator"},
+    "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
+    "regularization": set(),
+    "optimizer": {"params"},
+    "scheduler": set(),
+    "trainer": set(),
+    "probe": {"model", "data"},
+    "study": {"seed", "device", "data", "model", "network"},
+    "report": {"model", "data", "untrained"},
+    "comparison": set(),
+}
+"""The arguments that the program passes to the target of each group; all others come from the config."""
 OPTIONAL = ("probe", "report", "study")
+"""Groups that may name no target."""
 
-# Names that torch.optim and torch.nn.functional annotate as plain numbers, and what they may be.
+# Parameters that torch.optim and torch.nn.functional annotate as plain numbers, and the values they may have.
 NON_NEGATIVE = Annotated[float, Field(ge=0)]
 FRACTION = Annotated[float, Field(ge=0, lt=1)]
 TORCH_NUMBERS: dict[str, Any] = {
@@ -44,93 +64,130 @@ TORCH_NUMBERS: dict[str, Any] = {
 }
 
 
-def check(cfg: DictConfig, given: Mapping[str, set[str]]) -> None:
-    """Check every group's options against its target. Raises UsageError with one line per mistake.
+@dataclass(frozen=True)
+class Component:
+    """A group of a config: its target, None if it names none, and its valid options."""
 
-    Args:
-        cfg: the composed config.
-        given: per group, the arguments that the program itself will pass.
-    """
-    own = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
+    name: str
+    """As on the command line, such as ``optimizer=adam``."""
+    target: Callable[..., Any] | None
+    options: Mapping[str, Any]
+
+    def build(self, **arguments: Any) -> Any:
+        """Call the target; None without one. Raises UsageError if the target raises an error."""
+        if self.target is None:
+            return None
+        try:
+            return self.target(**arguments, **self.options)
+        except UsageError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:  # torch checks some values itself
+            raise UsageError(f"{self.name}: {str(error).splitlines()[0]}") from error
+
+    def partial(self, **arguments: Any) -> Callable[..., Any]:
+        """The target with its options bound, to be called later."""
+        assert self.target is not None, f"{self.name} names no target"
+        return functools.partial(self.target, **arguments, **self.options)
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """Names of the arguments that the target takes."""
+        return frozenset() if self.target is None else frozenset(inspect.signature(self.target).parameters)
+
+
+@dataclass(frozen=True)
+class Components:
+    """A valid config and the component of each of its groups."""
+
+    cfg: DictConfig
+    groups: Mapping[str, Component]
+
+    def __getitem__(self, group: str) -> Component:
+        return self.groups[group]
+
+    def model(self, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
+        """The model, initialized. Its random numbers depend on the seed alone, not on the device.
+
+        Of a pretrained model only the layers in its attribute ``fresh`` are initialized.
+        """
+        torch.manual_seed(key(self.cfg.seed, "model"))
+        model: nn.Module = self["model"].build(shape=shape, outputs=outputs)
+        draws = generator(self.cfg.seed, "init")
+        with torch.no_grad():
+            for name in getattr(model, "fresh", [""]):
+                self["init"].build(model=model.get_submodule(name), generator=draws)
+        return model
+
+
+def validate(cfg: DictConfig) -> Components:
+    """Validate every value of a config. Raises UsageError with one line per mistake."""
+    content = without_hydra(cfg)
     try:
-        OmegaConf.to_container(own, resolve=True)
+        OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException as error:
-        node = None if error.parent_node is None else error.parent_node._get_node(error.key)
-        names = [name for name in re.findall(r"\$\{(\w+)\}", str(getattr(node, "_value", str)())) if name in cfg]
-        spoken = f"{', '.join(f'{name}={cfg[name]}' for name in names)} ({error.full_key})" if names else error.full_key
-        reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
-        raise UsageError(f"{spoken}: {reason[2] or reason[0]}") from error
-    mistakes = [f"{group}: missing" for group in given if not isinstance(cfg.get(group), DictConfig)]
-    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(own)]
-    if not mistakes:
-        mistakes = [line for group, names in given.items() for line in _mistakes(cfg, group, names)]
+        raise UsageError(_unresolved(cfg, error)) from error
+    mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
+    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(content)]
+    groups = {}
+    for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
+        groups[group], lines = _component(cfg, group, arguments)
+        mistakes += lines
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
     if not re.fullmatch(r"[\w.+-]*\w", str(cfg.name)) or not isinstance(cfg.name, str):
-        mistakes.append(f"name={cfg.name}: must be letters, digits and . _ + - alone, it names a folder")
+        mistakes.append(f"name={cfg.name}: must be a folder name of letters, digits and . _ + -")
     for folder in ("data_dir", "output_dir"):
         if not isinstance(cfg[folder], str) or not cfg[folder]:
             mistakes.append(f"{folder}={cfg[folder]}: must be the path of a folder")
     if mistakes:
         raise UsageError("\n".join(mistakes))
-
-
-def build(cfg: DictConfig, group: str, **given: Any) -> Any:
-    """The object that ``cfg[group]`` describes, None when the group names no target.
-
-    Raises UsageError for options that are unknown, missing or not legal.
-    """
-    target, options = _target(cfg, group)
-    if target is None:
-        return None
-    mistakes = _mistakes(cfg, group, set(given))
-    if mistakes:
-        raise UsageError("\n".join(mistakes))
-    try:
-        return target(**given, **_validated(target, options, set(given)))
-    except UsageError:
-        raise
-    except (ValueError, TypeError, RuntimeError) as error:  # torch's own words for a value that it does not take
-        raise UsageError(f"{group}={choice(cfg, group)}: {str(error).splitlines()[0]}") from error
-
-
-def deferred(cfg: DictConfig, group: str, later: Collection[str] = (), **given: Any) -> Callable[..., Any]:
-    """Like :func:`build` for a target that is called later, then with the arguments ``later``: options bound to it."""
-    target, options = _target(cfg, group)
-    assert target is not None, f"{group} names no target"
-    return functools.partial(target, **given, **_validated(target, options, {*given, *later}))
-
-
-def arguments(cfg: DictConfig, group: str) -> frozenset[str]:
-    """Names of the arguments that the group's target takes."""
-    target, _ = _target(cfg, group)
-    return frozenset() if target is None else frozenset(inspect.signature(target).parameters)
+    return Components(cfg, groups)
 
 
 def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-    """The config's model, initialized. Its randomness depends on the seed alone, not on the device.
-
-    Of a model that comes with weights only the layers that they leave ``fresh`` are initialized.
-    """
-    torch.manual_seed(key(cfg.seed, "model"))
-    model: nn.Module = build(cfg, "model", shape=shape, outputs=outputs)
-    draws = generator(cfg.seed, "init")
-    with torch.no_grad():
-        for name in getattr(model, "fresh", [""]):
-            build(cfg, "init", model=model.get_submodule(name), generator=draws)
-    return model
+    """The initialized model of a config, for scripts and tests; see :meth:`Components.model`. Raises UsageError."""
+    return validate(cfg).model(shape=shape, outputs=outputs)
 
 
-def _target(cfg: DictConfig, group: str) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
+    """The object that one group of a config describes; None if it names no target. Raises UsageError."""
+    component, mistakes = _component(cfg, group, set(arguments))
+    if mistakes and component.target is not None:
+        raise UsageError("\n".join(mistakes))
+    return component.build(**arguments)
+
+
+def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
+    """The line for an interpolation that cannot be resolved, with the top-level keys that it refers to."""
+    content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
+    value = content[error.key] if isinstance(content, dict | list) else None
+    names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []
+    keys = ", ".join(f"{name}={cfg[name]}" for name in names if isinstance(name, str) and name in cfg)
+    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
+    return f"{f'{keys} ({error.full_key})' if keys else error.full_key}: {reason[2] or reason[0]}"
+
+
+def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Component, list[str]]:
+    """The component of a group and a line for each mistake in its options."""
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
     path = options.pop("_target_", None)
     if path is None:
-        return None, options
+        return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
     try:
-        return _located(path), options
+        target = _located(path)
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
+    name = f"{group}={choice(cfg, group)}"
+    try:
+        return Component(name, target, _validated(target, options, arguments)), []
+    except pydantic.ValidationError as error:
+        valid = [name for name in inspect.signature(target).parameters if name not in arguments]
+        by_option: dict[str, list[Any]] = {}
+        for detail in error.errors():
+            by_option.setdefault(str(detail["loc"][0]), []).append(detail)
+        lines = [_line(cfg, group, details, valid) for details in by_option.values()]
+        return Component(name, target, options), lines
 
 
 @functools.cache
@@ -139,18 +196,18 @@ def _located(path: str) -> Callable[..., Any]:
     return target
 
 
-def _validated(target: Callable[..., Any], options: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """``options`` as the target's annotations want them. Raises pydantic.ValidationError."""
-    true_or_false = frozenset(name for name, value in options.items() if isinstance(value, bool))
-    checked = _model(target, frozenset(options), true_or_false, frozenset(given)).model_validate(options)
-    return {name: getattr(checked, name) for name in options}
+def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: set[str]) -> dict[str, Any]:
+    """The options, converted to the types of the target's annotations. Raises pydantic.ValidationError."""
+    booleans = frozenset(name for name, value in options.items() if isinstance(value, bool))
+    valid = _options_model(target, frozenset(options), booleans, frozenset(arguments)).model_validate(options)
+    return {name: getattr(valid, name) for name in options}
 
 
 @functools.lru_cache(maxsize=256)  # jobs of a sweep have the same options, with other values
-def _model(
-    target: Callable[..., Any], options: frozenset[str], true_or_false: frozenset[str], given: frozenset[str]
+def _options_model(
+    target: Callable[..., Any], options: frozenset[str], booleans: frozenset[str], arguments: frozenset[str]
 ) -> type[pydantic.BaseModel]:
-    """What checks the named options of a target; those that are true or false must not pass for numbers."""
+    """The pydantic model of these options of a target. Those that are booleans are not accepted as numbers."""
     annotated: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
     of_torch = target.__module__.startswith("torch.")
@@ -159,10 +216,10 @@ def _model(
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             takes_more = True
-        elif name not in given and (name in options or (parameter.default is parameter.empty and not of_torch)):
+        elif name not in arguments and (name in options or (parameter.default is parameter.empty and not of_torch)):
             hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if of_torch else hints.get(name, Any)
-            if name in true_or_false:
-                hint = Annotated[hint, BeforeValidator(_true_or_false_for(hint))]
+            if name in booleans:
+                hint = Annotated[hint, BeforeValidator(_require_boolean(hint))]
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     model: type[pydantic.BaseModel] = pydantic.create_model(
         "Options",
@@ -174,34 +231,19 @@ def _model(
     return model
 
 
-def _true_or_false_for(hint: Any) -> Callable[[bool], bool]:
-    """A check that ``hint`` means true and false themselves, which pydantic also takes for the numbers 1 and 0."""
+def _require_boolean(hint: Any) -> Callable[[bool], bool]:
+    """A validator that refuses true and false if ``hint`` is a number, where pydantic takes them for 1 and 0."""
 
-    def check(value: bool) -> bool:
+    def refuse(value: bool) -> bool:
         takes_bool = bool in (hint, *typing.get_args(hint)) or hint is Any
         if not takes_bool:
             raise PydanticCustomError("bool", "must be a number, not true or false")
         return value
 
-    return check
+    return refuse
 
 
-def _mistakes(cfg: DictConfig, group: str, given: set[str]) -> list[str]:
-    target, options = _target(cfg, group)
-    if target is None:
-        return [] if group in OPTIONAL else [f"{group}._target_: missing"]
-    try:
-        _validated(target, options, given)
-    except pydantic.ValidationError as error:
-        legal = [name for name in inspect.signature(target).parameters if name not in given]
-        by_name: dict[str, list[Any]] = {}
-        for detail in error.errors():
-            by_name.setdefault(str(detail["loc"][0]), []).append(detail)
-        return [_line(cfg, group, details, legal) for details in by_name.values()]
-    return []
-
-
-def _line(cfg: DictConfig, group: str, details: Sequence[Any], legal: list[str]) -> str:
+def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str]) -> str:
     """The line for one option, from pydantic's errors about it."""
     detail = details[0]
     name = str(detail["loc"][0])
@@ -209,18 +251,24 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], legal: list[str])
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{full}: missing; {group}={choice(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, legal, 1)
-        hint = f"; did you mean {group}.{near[0]}?" if near else ""
-        return f"{full}: no such option of {group}={choice(cfg, group)}{hint} (there are: {', '.join(legal)})"
-    value = _as_written(cfg[group][name])
-    alias = re.fullmatch(r"\$\{(\w+)\}", str(OmegaConf.to_container(cfg[group])[name]))  # type: ignore[index,call-overload]
-    spoken = f"{alias[1]}={value} ({full})" if alias else f"{full}={value}"
+        return f"{full}: unknown option of {group}={choice(cfg, group)}{expected_one_of(name, valid)}"
+    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
+    setting = f"{full}={_as_written(cfg[group][name])}"
+    if alias := _alias(options[name]):
+        setting = f"{alias}={_as_written(cfg[group][name])} ({full})"
     alternatives = [other for other in details if len(other["loc"]) == 2 and isinstance(other["loc"][1], str)]
-    told = list(dict.fromkeys(map(_legal, alternatives or [detail])))  # a union has an error for each of its types
-    return f"{spoken}: {' or '.join([told[0], *(text.removeprefix('must be ') for text in told[1:])])}"
+    first, *others = dict.fromkeys(map(_requirement, alternatives or [detail]))  # a union has an error for each type
+    return f"{setting}: {' or '.join([first, *(text.removeprefix('must be ') for text in others)])}"
 
 
-def _legal(detail: Any) -> str:
+def _alias(value: Any) -> str | None:
+    """The top-level key of a value that is a reference to one, ``${b}``, and nothing else."""
+    keys = references(value)[0].keys if isinstance(value, str) and references(value) else ()
+    return str(keys[0]) if len(keys) == 1 and value == f"${{{keys[0]}}}" else None
+
+
+def _requirement(detail: Any) -> str:
+    """What a value must be, from pydantic's error."""
     message = "too few values" if detail["type"] == "missing" else str(detail["msg"])
     message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace(
         "a finite number", "finite (not nan or inf)"
@@ -230,11 +278,11 @@ def _legal(detail: Any) -> str:
 
 
 def _as_written(value: Any) -> str:
-    """A config value as its user writes it: null, true, 0.1, [1, 2]."""
+    """A config value as on the command line: null, true, 0.1, [1, 2]."""
     return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]
 
 
 def choice(cfg: DictConfig, group: str) -> str:
-    """What a user would call the option of a group: its name or architecture, or the last part of its target's."""
-    own = cfg[group].get("name") or cfg[group].get("architecture")
-    return str(own or cfg[group]["_target_"].rpartition(".")[2]).lower()
+    """The name of a group's option: its ``name`` or ``architecture``, or the last part of its target."""
+    name = cfg[group].get("name") or cfg[group].get("architecture")
+    return str(name or cfg[group]["_target_"].rpartition(".")[2]).lower()

@@ -1,56 +1,52 @@
-"""What is wrong with a command line that cannot be composed: one line with the key, the reason, the nearest key."""
+"""Explain a command line that cannot be composed: one line with the key, what is wrong, and the nearest valid key."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from dlhw.cli.hydra_internals import ComposingLoader
+from dlhw.cli.rules import expected_one_of
+
 Compose = Callable[[list[str]], DictConfig]
 
 
-def explain(overrides: Sequence[str], loader: ConfigLoaderImpl, compose: Compose, error: Exception) -> str:
-    """One line for what is wrong with the overrides, or Hydra's own first line."""
+def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose, error: Exception) -> str:
+    """One line for what is wrong with the overrides, or the first line of Hydra's error."""
     parsed = []
     for text in overrides:
         try:
             parsed += OverridesParser.create().parse_overrides([text])
             assert parsed[-1].key_or_group
         except (HydraException, AssertionError):
-            return f"{text}: cannot be read as an override; write key=value, quoted if it holds spaces or commas"
-    choices = [line for line in parsed if loader.repository.group_exists(line.key_or_group)]
+            return f"{text}: invalid override; expected key=value, in quotes if it has spaces or commas"
+    choices = [line for line in parsed if loader.has_group(line.key_or_group)]
     for line in choices:
         if line.is_add() and line.key_or_group in loader.list_groups(""):
-            return f"{line.input_line}: {line.key_or_group} is there already; leave out the +"
+            return f"{line.input_line}: {line.key_or_group} exists already; leave out the +"
         options = loader.get_group_options(line.key_or_group)
         if not line.is_sweep_override() and str(line.value()) not in options and not line.is_delete():
-            return f"{line.input_line}: no such {line.key_or_group}{among(str(line.value()), options)}"
+            return f"{line.input_line}: unknown {line.key_or_group}{expected_one_of(str(line.value()), options)}"
     for line in parsed:
         if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
             name = line.key_or_group
-            return f"{line.input_line}: several values are a sweep, which needs -m; a list is written {name}=[...]"
+            return f"{line.input_line}: a sweep over several values needs -m; expected {name}=[...] for a list"
     cfg = compose([str(line.input_line) for line in choices if not line.is_sweep_override()])
     for line in parsed:
         if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
-            return f"{line.key_or_group}: no such key{hint(line.key_or_group, loader, cfg)}"
+            return f"{line.key_or_group}: unknown key{hint(line.key_or_group, loader, cfg)}"
     return first_line(error)
 
 
-def among(word: str, legal: Sequence[str]) -> str:
-    """`; did you mean ...? (there are: ...)` for a word that is not legal."""
-    near = difflib.get_close_matches(word, legal, 1)
-    return f"{f'; did you mean {near[0]}?' if near else ''} (there are: {', '.join(legal)})"
-
-
-def hint(name: str, loader: ConfigLoaderImpl, cfg: DictConfig) -> str:
-    """`; did you mean ...?` for a key that is not there, or the experiments that have it."""
-    knobs = [option for option in loader.get_group_options("experiment") if name in _own_keys(option, loader)]
-    if knobs:
-        return f"; {name} is a knob of experiment={' and experiment='.join(knobs)}"
+def hint(name: str, loader: ComposingLoader, cfg: DictConfig) -> str:
+    """The end of the error for an unknown key: similar keys, or the experiments that have it."""
+    experiments = [option for option in loader.get_group_options("experiment") if name in _keys_of(option, loader)]
+    if experiments:
+        return f"; {name} belongs to experiment={' and experiment='.join(experiments)}"
     keys = [key for key in _leaves(cfg) if key != name]
     group, _, leaf = name.rpartition(".")
     siblings = [key for key in keys if group and key.startswith(f"{group}.")]
@@ -59,21 +55,21 @@ def hint(name: str, loader: ConfigLoaderImpl, cfg: DictConfig) -> str:
     near = near or [key for key in keys if key.rpartition(".")[2] == leaf]
     if near:
         return f"; did you mean {' or '.join(near[:3])}?"
-    return f"; {group} has {', '.join(_last_parts(siblings))}" if siblings else "; --cfg job shows all keys"
+    return f"; expected one of {', '.join(siblings)}" if siblings else "; --cfg job shows all keys"
 
 
-def _own_keys(experiment: str, loader: ConfigLoaderImpl) -> Iterable[str]:
-    loaded = loader.repository.load_config(f"experiment/{experiment}")
-    return [] if loaded is None else [str(key) for key in loaded.config]
+def _keys_of(experiment: str, loader: ComposingLoader) -> Iterable[str]:
+    return map(str, loader.file(f"experiment/{experiment}") or [])
 
 
 def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
-    """Dotted names of all keys that hold a value, Hydra's own and ``_target_`` left out."""
+    """Dotted names of all keys that hold a value, without Hydra's own and ``_target_``."""
     for name in map(str, cfg):
         if (not prefix and name == "hydra") or name == "_target_":
             continue
-        node = None if OmegaConf.is_missing(cfg, name) else cfg._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_none():
+        plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
+        node = cfg[name] if plain else None
+        if isinstance(node, DictConfig):
             yield from _leaves(node, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
@@ -84,7 +80,7 @@ def _last_parts(keys: Sequence[str]) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """What the innermost cause of an error says."""
+    """The first line of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).splitlines() or [type(error).__name__])[0]

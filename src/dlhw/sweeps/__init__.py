@@ -1,1 +1,1 @@
-"""Many runs from one command: which there are, and how they are trained."""
+"""Sweeps, many runs from one command: the grid of jobs, and a launcher that trains jobs at once."""

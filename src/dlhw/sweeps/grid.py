@@ -1,7 +1,7 @@
-"""The default sweeper: every combination of the values given, each trained once, whatever happens in between.
+"""The default sweeper: train every combination of the given values once, also over several calls.
 
-It finds mistakes before anything starts, names the jobs' directories by what varies, leaves out what an earlier call
-in the same directory has finished, hands the rest to any launcher, and compares what there is at the end.
+It validates all jobs before the first starts, names their directories by the keys that vary, skips the jobs that an
+earlier call in the same directory has finished, gives the others to any launcher, and compares all runs at the end.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw.cli import composition, program
+from dlhw.cli import composition, failures, program
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
+from dlhw.runs.identity import MAY_DIFFER, identity, identity_of_run, without_hydra
+from dlhw.runs.record import Record, directory_name, read_summary
+from dlhw.runtime.files import write_atomically
 
 log = logging.getLogger("dlhw")
 
 
 class Grid(Sweeper):
-    """All combinations of ``params`` and of the command line, where a key given again replaces that of ``params``.
+    """All combinations of the values in ``params`` and on the command line, which replaces keys of ``params``.
 
     Values are written as for Hydra's own sweeper: ``1,2``, ``choice(1,2)``, ``range(...)``, ``glob(...)``. With
-    ``fail_fast`` the first job that fails is the last.
+    ``fail_fast`` the sweep stops after the first job that fails.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, fail_fast: bool = False) -> None:
@@ -61,51 +64,47 @@ class Grid(Sweeper):
         self.cfg = config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs. Ends the program with code 1 when one failed; an interruption passes through."""
-        try:
+        """Run the jobs. Ends the program with code 1 if one failed."""
+        with failures.end_program(self.cfg.hydra.sweep.dir):
             lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
-            left_out: dict[str, None] = {}
-            jobs = self._compose(expand(lines, arguments, self.context.config_loader, self._left_over(left_out)))
+            unread: dict[str, None] = {}
+            jobs = self._compose(expand(lines, arguments, self.context.config_loader, self._unread_params(unread)))
             self._launcher(len(jobs))
-            for name in left_out:
-                log.info("%s is swept only where something reads it", name)
+            for name in unread:
+                log.info("%s varies only in jobs that read it", name)
             with self._directory() as directory:
-                failures = self._run(jobs, directory)
-        except UsageError as error:
-            composition.stop(error)
-        except OSError as error:
-            composition.stop(UsageError(_line(error, self.cfg.hydra.sweep.dir)))
-        if failures:
+                reasons = self._run(jobs, directory)
+        if reasons:
             sys.exit(1)
 
-    def _left_over(self, noted: dict[str, None]) -> LeftOver:
-        """What :func:`expand` asks which of ``params`` nothing reads in a job; those are noted."""
+    def _unread_params(self, noted: dict[str, None]) -> UnreadParams:
+        """The function with which :func:`expand` finds ``params`` that a job does not read; it notes them."""
         loader = self.context.config_loader
         assert isinstance(loader, composition.Loader)
         known: dict[tuple[str, ...], frozenset[str]] = {}
 
-        def left_over(given: Sequence[str]) -> frozenset[str]:
-            overrides = [composition.parsed(line) for line in given]
+        def unread_params(lines: Sequence[str]) -> frozenset[str]:
+            overrides = [composition.parsed(line) for line in lines]
             structure = loader.structure(overrides)
             if structure not in known:
-                known[structure] = loader.left_over(self.cfg, list(self.params), overrides)
+                known[structure] = loader.unread_params(self.cfg, list(self.params), overrides)
                 noted.update(dict.fromkeys(sorted(known[structure])))
             return known[structure]
 
-        return left_over
+        return unread_params
 
-    def _compose(self, plans: Sequence[Plan]) -> list[Job]:
-        """Compose every job. Raises UsageError for a value that no job can do with; a combination may fail alone."""
+    def _compose(self, plans: Sequence[Plan]) -> list[PlannedJob]:
+        """Compose every job. Raises UsageError for a value that is invalid in every job; one job may fail alone."""
         jobs = []
         for plan in plans:
             try:
                 cfg = self.context.config_loader.load_sweep_config(self.cfg, list(plan.overrides))
-                jobs.append(Job(plan, program.without_hydra(cfg)))
+                jobs.append(PlannedJob(plan, without_hydra(cfg)))
             except UsageError as error:
-                jobs.append(Job(plan, None, error))
+                jobs.append(PlannedJob(plan, None, error))
 
         @functools.cache
-        def mistake(number: int) -> UsageError | None:
+        def error_of(number: int) -> UsageError | None:
             job = jobs[number]
             try:
                 if job.config is not None:
@@ -119,32 +118,27 @@ class Grid(Sweeper):
             for override in job.plan.overrides:
                 with_value[override].append(number)
         for numbers in with_value.values():
-            if all(mistake(number) for number in numbers):  # asks the first alone, if that is right
-                raise mistake(numbers[0])  # type: ignore[misc]
+            if all(error_of(number) for number in numbers):  # checks only the first job if that one is valid
+                raise error_of(numbers[0])  # type: ignore[misc]
         return jobs
 
     @contextlib.contextmanager
     def _directory(self) -> Iterator[Path]:
-        """The sweep's directory, an earlier sweep's if it is named, held for this process. Raises UsageError."""
-        from dlhw.runs.record import Record
-        from dlhw.runtime.files import write_atomically
-
+        """The sweep's directory, locked: a new one, or that of an earlier call if it is named. Raises UsageError."""
         directory = Path(self.cfg.hydra.sweep.dir)
         if not (program.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
             directory = program.claim(self.cfg, "sweep")
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             try:
-                held.enter_context(Record(directory).locked())
+                locks.enter_context(Record(directory).locked())
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
-            self.cfg.data_dir = str(Path(self.cfg.data_dir).expanduser().absolute())  # as a run's config.yaml
+            self.cfg.data_dir = str(Path(self.cfg.data_dir).expanduser().absolute())  # as in config.yaml
             write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(self.cfg).encode())
             yield directory
 
-    def _run(self, jobs: Sequence[Job], directory: Path) -> dict[Path, str]:
-        """Launch what is not finished, compare all. Returns why jobs failed, by their directories."""
-        from dlhw.runs.record import Record
-
+    def _run(self, jobs: Sequence[PlannedJob], directory: Path) -> dict[Path, str]:
+        """Launch the jobs that are not finished, then compare all. Returns the reasons of failed jobs by directory."""
         started = time.monotonic()
         paths = _directories(jobs, directory)
         finished = sum(Record(path).finished for path in paths)
@@ -169,26 +163,26 @@ class Grid(Sweeper):
         finally:
             concluded = False
             try:
-                failures = {path: reason for path in paths if (reason := _reason(path, ended))}
+                reasons = {path: reason for path in paths if (reason := _reason(path, ended))}
                 planned = dict(zip(paths, jobs, strict=True))
-                log.info("%s", self._conclude(directory, planned, failures, seconds=time.monotonic() - started))
+                log.info("%s", self._conclude(directory, planned, reasons, seconds=time.monotonic() - started))
                 concluded = True
-            except (OSError, UsageError) as error:  # an interruption is not to be lost to it
+            except (OSError, UsageError) as error:  # it must not replace an interruption
                 log.debug("the comparison failed", exc_info=True)
-                log.error("%s", _line(error, directory))
+                log.error("%s", failures.one_line(error, directory))
             if ended == "":
-                log.warning("stopped early; go on with %s", shlex.quote(f"resume={directory}"))
+                log.warning("stopped early; resume with %s", shlex.quote(f"resume={directory}"))
         if not concluded:
             sys.exit(1)
-        return failures
+        return reasons
 
-    def _launch(self, jobs: Sequence[tuple[Job, Path]]) -> str | None:
-        """Run the jobs. Returns what ended it early: None, nothing (``""``) or the launcher's own failure."""
+    def _launch(self, jobs: Sequence[tuple[PlannedJob, Path]]) -> str | None:
+        """Run the jobs. Returns None or why it ended early: the launcher's error, or ``""`` after a failed job."""
         if not jobs:
             return None
         launcher = self._launcher(len(jobs))
         if not self.cfg.hydra.verbose:
-            for name in ("hydra", "hydra_plugins"):  # launchers' lines about each job, of which ours says more
+            for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, and so do we
                 logging.getLogger(name).setLevel(logging.WARNING)
         lines = [[*job.plan.overrides, f"hydra.sweep.subdir='{path.name}'"] for job, path in jobs]
         try:
@@ -205,19 +199,21 @@ class Grid(Sweeper):
         return None
 
     def _launcher(self, jobs: int) -> Launcher:
-        """The launcher that the config names, for so many jobs. Raises UsageError when it cannot be made."""
-        program = Worker(self.program, jobs, platform.node(), os.getpid())
+        """The launcher that the config names, for this number of jobs. Raises UsageError if it is invalid."""
+        worker = Worker(self.program, jobs, platform.node(), os.getpid())
         try:
-            return Plugins.instance().instantiate_launcher(self.context, program, self.cfg)
+            return Plugins.instance().instantiate_launcher(self.context, worker, self.cfg)
         except Exception as error:
-            if isinstance(error.__cause__, UsageError):  # ours say it all
+            if isinstance(error.__cause__, UsageError):  # of a launcher of dlhw
                 raise error.__cause__ from error
             name = self.cfg.hydra.runtime.choices["hydra/launcher"]
             reason = " ".join(str(error.__cause__ or error).split())
             raise UsageError(f"hydra/launcher={name}: cannot be used ({reason})") from error
 
-    def _conclude(self, directory: Path, jobs: Mapping[Path, Job], reasons: Mapping[Path, str], **about: Any) -> str:
-        """Compare the jobs, and runs of other calls beside theirs. Returns the table that the sweep ends with."""
+    def _conclude(
+        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], **about: Any
+    ) -> str:
+        """Compare the jobs and the runs of earlier calls in the directory. Returns the table that ends the log."""
         from dlhw.cli.build import build
         from dlhw.views.comparison import compare_runs, run_directories
 
@@ -238,15 +234,15 @@ class Grid(Sweeper):
 
 @dataclass(frozen=True)
 class Plan:
-    """A job as asked for: its overrides, and its directory's name."""
+    """The overrides of a job and the name of its directory."""
 
     overrides: tuple[str, ...]
     label: str
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job with its config, or with the reason that it has none."""
+class PlannedJob:
+    """A plan with its config, or with the error that composing raised."""
 
     plan: Plan
     config: DictConfig | None
@@ -255,86 +251,91 @@ class Job:
 
 @dataclass(frozen=True)
 class Worker:
-    """The program as a launcher's processes call it: it says which job it is, and ends with the sweep."""
+    """The function that a launcher calls for each job, in any process; a local process ends with the sweeper's."""
 
     program: Program
     jobs: int
     host: str
     sweeper: int
+    """The id of the sweeper's process."""
 
     def __call__(self, cfg: DictConfig) -> str | None:
-        """Run one job. Returns why it failed; an exception might not survive its way between processes."""
+        """Run one job. Returns why it failed, as text: not every exception can be sent between processes."""
         composition.prepare()
         if platform.node() == self.host and os.getpid() != self.sweeper:
             _end_with(self.sweeper)
         settings = HydraConfig.get()
         log.info("job %d of %d: %s", settings.job.num + 1, self.jobs, settings.sweep.subdir)
-        try:
-            self.program(cfg)
-        except Exception as error:  # told by the program already
-            return f"{type(error).__name__}: {error}"
-        return None
+        error = failures.failure_of(lambda: self.program(cfg))
+        return None if error is None else f"{type(error).__name__}: {error}"
 
 
 @functools.cache
 def _end_with(process: int) -> None:
-    """End this process when the other one is gone, however that ended. Runs are to be resumed after any end."""
-    child = os.getppid() == process
+    """End this process when another one has ended, in whatever way. A run can be resumed afterwards."""
+    is_child = os.getppid() == process
 
     def watch() -> None:
-        """Look twice a second whether the other process is there."""
+        """Check twice a second whether the other process exists."""
         while True:
             time.sleep(0.5)
             try:
                 os.kill(process, 0)
             except ProcessLookupError:
                 os._exit(1)
-            if child and os.getppid() != process:  # it is dead, but nobody has asked for its exit code
+            if is_child and os.getppid() != process:  # a zombie, which os.kill still finds
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-LeftOver = Callable[[Sequence[str]], frozenset[str]]
+UnreadParams = Callable[[Sequence[str]], frozenset[str]]
 
 
 def expand(
-    params: Sequence[str], given: Sequence[str], loader: ConfigLoader | None = None, left_over: LeftOver | None = None
+    params: Sequence[str],
+    overrides: Sequence[str],
+    loader: ConfigLoader | None = None,
+    unread_params: UnreadParams | None = None,
 ) -> list[Plan]:
-    """Every combination of the overrides' values, the last override's varying fastest; equal ones once.
+    """Every combination of the overrides' values, without duplicates; the values of the last override vary fastest.
 
-    Numbers are equal as numbers, and the first way of writing one stays. An override in ``given`` replaces the one of
-    ``params`` for the same key. A range is without its stop, for
-    fractions as for whole numbers and whatever their rounding: ``range(0,0.2,0.01)`` has 20 values, of 12 digits at
-    most. A job's label tells its values of the keys that have, or had in ``params``, several. Of ``params``, a job is
-    without the keys that ``left_over`` says for its overrides from ``given``. Raises UsageError.
+    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop, whatever the rounding:
+    ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label has its values of all keys that have
+    several, here or in ``params``.
+
+    Args:
+        params: overrides of the experiment.
+        overrides: overrides of the command line, which replace those of ``params`` with the same key.
+        loader: finds the files of a ``glob(...)`` over options.
+        unread_params: the keys of ``params`` that a job with these overrides does not read; its plan omits them.
+
+    Raises UsageError.
     """
-    from dlhw.runs.record import directory_name
-
-    axes: dict[str, tuple[Override, bool]] = {}
-    declared = set()
+    axes: dict[str, tuple[Override, bool]] = {}  # for each key, its override and whether it has several values
+    from_params = set()
     for override in _parse(params, loader):
         if override.is_hydra_override():
-            raise UsageError(f"{override.input_line}: Hydra's own settings are no parameters of a sweep")
+            raise UsageError(f"{override.input_line}: a setting of Hydra cannot be a parameter of a sweep")
         axes[override.key_or_group] = (override, override.is_sweep_override())
-        declared.add(override.key_or_group)
-    for override in _parse(given, loader):
+        from_params.add(override.key_or_group)
+    for override in _parse(overrides, loader):
         name = override.key_or_group
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
-        declared.discard(name)
+        from_params.discard(name)
     values = [_values(override) for override, _ in axes.values()]
     varies = [several for _, several in axes.values()]
     plans: dict[tuple[str, ...], str] = {}
     for combination in itertools.product(*values):
         lines = dict(zip(axes, combination, strict=True))
-        if left_over is not None and declared:
-            without = left_over([line for name, line in lines.items() if name not in declared]) & declared
-            lines = {name: line for name, line in lines.items() if name not in without}
-        told = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
-        told = told or [line for name, line in lines.items() if name not in program.NOT_COMPARED]
-        plans.setdefault(tuple(lines.values()), directory_name(told))
-    return [Plan(overrides, name) for overrides, name in plans.items()]
+        if unread_params is not None and from_params:
+            unread = unread_params([line for name, line in lines.items() if name not in from_params]) & from_params
+            lines = {name: line for name, line in lines.items() if name not in unread}
+        labelled = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
+        labelled = labelled or [line for name, line in lines.items() if name not in MAY_DIFFER]
+        plans.setdefault(tuple(lines.values()), directory_name(labelled))
+    return [Plan(lines, name) for lines, name in plans.items()]
 
 
 def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
@@ -343,37 +344,35 @@ def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
         try:
             parsed += OverridesParser.create(config_loader=loader).parse_overrides([line])
         except HydraException as error:
-            raise UsageError(f"{line}: cannot be read as the values of a sweep; write 1,2,3 or range(3)") from error
+            raise UsageError(f"{line}: invalid values of a sweep; expected a list such as 1,2,3 or range(3)") from error
     return parsed
 
 
 def _values(override: Override) -> list[str]:
-    """The override for each of its values, as a job's override list has it."""
+    """The override with each of its values, as it is in the overrides of a job."""
     key, value = override.get_key_element(), override.value()
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise UsageError(
-            f"{override.input_line}: a grid needs single values, as in {key}=0.1,0.2 or {key}=range(0,1,0.1)"
-        )
+        raise UsageError(f"{override.input_line}: a grid needs values such as {key}=0.1,0.2 or {key}=range(0,1,0.1)")
     if isinstance(value, RangeSweep):
         texts = [str(number) for number in _range(value, str(override.input_line))]
     else:
         distinct: dict[Any, Any] = {}
         for element in override.sweep_iterator():
-            distinct.setdefault(_meaning(element), element)
+            distinct.setdefault(_comparable(element), element)
         texts = [_written(element) for element in distinct.values()]
     if not texts:
-        raise UsageError(f"{override.input_line}: has no values")
+        raise UsageError(f"{override.input_line}: must have at least one value")
     return [f"{key}={text}" for text in texts]
 
 
-def _meaning(value: Any) -> Any:
-    """Of a parsed value, what is equal for ways of writing the same: 1 and 1.0, but neither true nor '1'."""
+def _comparable(value: Any) -> Any:
+    """A parsed value such that equal ones compare equal: 1 and 1.0, but not true or '1'."""
     if isinstance(value, list):
-        return tuple(map(_meaning, value))
+        return tuple(map(_comparable, value))
     if isinstance(value, dict):
-        return frozenset((_meaning(name), _meaning(entry)) for name, entry in value.items())
+        return frozenset((_comparable(name), _comparable(entry)) for name, entry in value.items())
     if isinstance(value, QuotedString):
         return value.text
     return (bool, value) if isinstance(value, bool) else value
@@ -384,7 +383,7 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
     assert start is not None
     assert stop is not None
     if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-        raise UsageError(f"{line}: a range needs finite ends and a step that is not 0")
+        raise UsageError(f"{line}: must have finite ends and a step other than 0")
     numbers: list[Any]
     if all(isinstance(number, int) for number in (start, stop, step)):
         numbers = list(range(start, stop, step))  # type: ignore[arg-type]
@@ -402,44 +401,37 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(Transformer.str(value))
 
 
-def _directories(jobs: Sequence[Job], directory: Path) -> list[Path]:
-    """Each job's directory: the one where an earlier call began it, whatever its name, else one that holds no run.
+def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
+    """The directory of each job: where an earlier call began a run with its config, else a new one named by its label.
 
-    Of jobs with the same config, those begun under their own names have these again.
+    Jobs with equal configs keep the directories that have their labels.
     """
-    runs = {path.parent: program.identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
+    runs = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
     begun: list[list[Path]] = []
-    taken: dict[Path, Job] = {}
+    taken: dict[Path, PlannedJob] = {}
     for job in jobs:
-        wanted = program.identity(job.config) if runs and job.config is not None else None
-        begun.append([path for path, stored in runs.items() if wanted is not None and stored == wanted])
-        own = directory / job.plan.label
-        if own in begun[-1]:
-            taken.setdefault(own, job)
+        own_identity = identity(job.config) if runs and job.config is not None else None
+        begun.append([path for path, stored in runs.items() if own_identity is not None and stored == own_identity])
+        labelled = directory / job.plan.label
+        if labelled in begun[-1]:
+            taken.setdefault(labelled, job)
     paths = []
     for job, earlier in zip(jobs, begun, strict=True):
-        own = directory / job.plan.label
-        if taken.get(own) is not job:
-            others = (own.with_name(f"{own.name}-{attempt}") for attempt in itertools.count(2))
-            new = (path for path in itertools.chain([own], others) if path not in runs)
-            own = next(path for path in itertools.chain(earlier, new) if path not in taken)
-            taken[own] = job
-        paths.append(own)
+        path = directory / job.plan.label
+        if taken.get(path) is not job:
+            numbered = (path.with_name(f"{path.name}-{attempt}") for attempt in itertools.count(2))
+            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in runs)
+            path = next(candidate for candidate in itertools.chain(earlier, new) if candidate not in taken)
+            taken[path] = job
+        paths.append(path)
     return paths
 
 
-def _line(error: OSError | UsageError, directory: str | Path) -> str:
-    """An error of the sweep in this directory in one line, an operating system's with the file that it is about."""
-    return f"{error.filename or directory}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
-
-
 def _reason(path: Path, ended: str | None) -> str | None:
-    """Why the job in this directory failed; None for one that is finished or was never to be."""
-    from dlhw.runs.record import read_summary
-
+    """Why the job in this directory failed or did not run; None if it is finished."""
     summary = read_summary(path)
     if summary.get("status") == "failed":
         return str(summary.get("reason"))
     if summary.get("status") == "finished":
         return None
-    return "it ended without a word; see its run.log" if ended is None else ended
+    return "it ended without a summary; see its run.log" if ended is None else ended

@@ -1,7 +1,7 @@
 """A launcher that trains many jobs of a sweep at once, as one ensemble: ``hydra/launcher=vectorized``.
 
-Jobs of one structure are computed together by the loop that trains each alone, and each gets the directory, files and
-numbers that it would have alone. What cannot be grouped is trained one by one, and a line says why.
+The training loop for single runs trains all jobs of one structure together, and each gets the directory, files and
+results of a single run. Jobs that cannot be grouped are trained one by one, and the log says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
-from dlhw import train
+from dlhw.cli import failures, lifecycle
 from dlhw.cli.assembly import Parts, assemble
 from dlhw.data.tensors import combine
 from dlhw.errors import UsageError
@@ -35,18 +35,18 @@ from dlhw.training.run import TrainingRun
 from dlhw.training.variants import Ensemble, NotVectorizable
 
 log = logging.getLogger("dlhw")
-_own_log = logging.getLogger("dlhw.job")  # of one job of many; not for the console
-_own_log.propagate = False
+_job_log = logging.getLogger("dlhw.job")  # for the run.log of one job, not for the console
+_job_log.propagate = False
 
 SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study")
-"""Parts of the config that are the same in all jobs of a group, but for the dropout rate; the others may differ."""
+"""Groups of the config that are equal for all jobs trained at once, except for the dropout rate."""
 SHARE_OF_MEMORY = 0.5
-"""Of the free memory, what weights and activations of an ensemble may take; evaluation and kernels need some too."""
+"""The share of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
 
 
 @dataclass
-class Job:
-    """A job on its way: composed, then begun, then ended."""
+class GroupedJob:
+    """A job of a sweep: composed, then begun, then ended."""
 
     cfg: DictConfig
     parts: Parts | None = None
@@ -56,10 +56,14 @@ class Job:
 
 
 class Vectorized(Launcher):
-    """Groups the jobs it is given and trains each group at once, ``largest`` jobs at most.
+    """Groups the jobs of a sweep and trains the jobs of each group at once.
 
-    Convolutional nets on a CPU are trained one by one unless ``even_if_slower``: one kernel for the convolutions of
-    several nets takes three to four times as long there as one kernel for each (docs/speed.md).
+    On a CPU, one kernel for the convolutions of several nets takes three to four times as long as one kernel per net
+    (docs/speed.md). There, convolutional nets are trained one by one.
+
+    Args:
+        largest: the largest number of jobs to train at once; None for as many as fit into half of the free memory.
+        even_if_slower: train convolutional nets at once on a CPU too.
     """
 
     def __init__(self, largest: int | None = None, *, even_if_slower: bool = False) -> None:
@@ -76,21 +80,21 @@ class Vectorized(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs. What fails is told in the directory of each."""
+        """Run the jobs. The directory of a failed job records why it failed."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        groups: dict[str, list[Job]] = defaultdict(list)
+        groups: dict[str, list[GroupedJob]] = defaultdict(list)
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(cfg):
                 cfg.hydra.job.id = cfg.hydra.job.num = number
-            groups[group_key(cfg)].append(Job(cfg))
+            groups[group_key(cfg)].append(GroupedJob(cfg))
         for group in groups.values():
             self._run(group)
         return [job.returned for group in groups.values() for job in group if job.returned is not None]
 
-    def _run(self, group: Sequence[Job]) -> None:
-        """Train a group at once as far as that goes, and what is left of it one by one."""
+    def _run(self, group: Sequence[GroupedJob]) -> None:
+        """Train the jobs of a group at once if possible, and the rest of them one by one."""
         try:
             if len(group) > 1:
                 self._run_together(group)
@@ -99,23 +103,25 @@ class Vectorized(Launcher):
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             log.warning(
-                "training together failed (%s); going on one by one", reason, exc_info=log.isEnabledFor(logging.DEBUG)
+                "training at once failed (%s); the jobs are trained one by one",
+                reason,
+                exc_info=log.isEnabledFor(logging.DEBUG),
             )
         for job in group:
             if not job.ended:
                 job.returned = self._enter(job.cfg, self.program, configure_logging=True)
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
-    def _run_together(self, group: Sequence[Job]) -> None:
-        """Raises NotVectorizable when the group is none after all."""
+    def _run_together(self, group: Sequence[GroupedJob]) -> None:
+        """Train a group at once. Raises NotVectorizable if that is not possible."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
-            raise NotVectorizable("augmented features belong to a seed (trainer.frozen_views)")
+            raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
         if group[0].cfg.study.get("_target_") is not None:
-            raise NotVectorizable("a study trains nothing")
+            raise NotVectorizable("a study does not train")
         two = _first_two([job.cfg for job in group])
         if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].trained):
             raise NotVectorizable(
-                "vectorized convolutions are slower on a CPU; set hydra.launcher.even_if_slower=true to use them"
+                "on a CPU, training convolutional nets at once is slower (hydra.launcher.even_if_slower)"
             )
         largest = min(len(group), largest_that_fits(two), self.largest or len(group))
         while waiting := [job for job in group if not job.ended]:
@@ -132,19 +138,19 @@ class Vectorized(Launcher):
                 if len(chunk) == 1:
                     raise
                 largest = len(chunk) // 2
-                log.info("%d jobs at once do not fit into memory; going on with %d", len(chunk), largest)
+                log.info("%d jobs at once do not fit into memory; continuing with %d", len(chunk), largest)
 
-    def _begin(self, jobs: Sequence[Job], locks: contextlib.ExitStack) -> list[list[Job]]:
-        """Make the jobs' directories and parts. Returns those that did not fail, by the epochs trained before."""
-        by_epochs: dict[int, list[Job]] = defaultdict(list)
+    def _begin(self, jobs: Sequence[GroupedJob], locks: contextlib.ExitStack) -> list[list[GroupedJob]]:
+        """Make the jobs' directories and parts. Returns the jobs without an error, grouped by their epochs so far."""
+        by_epochs: dict[int, list[GroupedJob]] = defaultdict(list)
 
         def begin(cfg: DictConfig) -> tuple[Parts, TrainingRun]:
             record = Record(Path(HydraConfig.get().runtime.output_dir))
             locks.enter_context(record.locked())
-            with train.accounted(cfg, record, in_sweep=True):
-                train.go_on_with(cfg, record)
+            with failures.recorded(cfg, record, in_sweep=True):
+                lifecycle.resume_same_run(cfg, record)
                 parts = assemble(cfg)
-                return parts, train.begin(cfg, record, parts)
+                return parts, lifecycle.begin(cfg, record, parts)
 
         for job in jobs:
             returned = self._enter(job.cfg, begin, configure_logging=False)
@@ -168,7 +174,7 @@ class Vectorized(Launcher):
 
 
 def group_key(cfg: DictConfig) -> str:
-    """Equal for jobs that may be trained as one ensemble."""
+    """A key that is equal for jobs that can be trained as one ensemble."""
     shared: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SHARED}
     rate = shared["model"].get("dropout", 0)
     shared["model"]["dropout"] = "some" if isinstance(rate, float) and rate > 0 else rate
@@ -177,14 +183,14 @@ def group_key(cfg: DictConfig) -> str:
 
 
 def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
-    """Of those that can be built; what is wrong with others is theirs to tell. Raises NotVectorizable."""
-    found: list[Parts] = []
+    """The parts of the first two valid configs; the jobs of the others fail later. Raises NotVectorizable."""
+    two: list[Parts] = []
     for cfg in cfgs:
         with contextlib.suppress(UsageError):
-            found.append(assemble(cfg))
-        if len(found) == 2:
-            return found
-    raise NotVectorizable("fewer than two of them can be trained at all")
+            two.append(assemble(cfg))
+        if len(two) == 2:
+            return two
+    raise NotVectorizable("fewer than two of them are valid")
 
 
 def _convolves(model: nn.Module) -> bool:
@@ -192,6 +198,7 @@ def _convolves(model: nn.Module) -> bool:
 
 
 def _written(node: DictConfig) -> str:
+    """A group of the config as text, equal for equal values."""
     return OmegaConf.to_yaml(node, resolve=True)
 
 
@@ -224,7 +231,7 @@ def largest_that_fits(two: Sequence[Parts]) -> int:
     return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(two))))
 
 
-def train_together(jobs: Sequence[Job]) -> None:
+def train_together(jobs: Sequence[GroupedJob]) -> None:
     """Train begun jobs, which have one group key and the same number of epochs behind them, as one ensemble."""
     jobs = sorted(jobs, key=lambda job: (_written(job.cfg.optimizer), _written(job.cfg.scheduler)))
     schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
@@ -248,32 +255,36 @@ def train_together(jobs: Sequence[Job]) -> None:
         ).fit()
 
 
-def _finish(job: Job) -> None:
-    """Leave the files of a job that was trained."""
-    assert job.parts is not None
-    assert job.run is not None
+def _finish(job: GroupedJob) -> None:
+    """Write the files of a trained job."""
+    parts, run = job.parts, job.run
+    assert parts is not None
+    assert run is not None
     assert job.returned is not None
-    try:
-        with train.accounted(job.cfg, job.run.record, in_sweep=True), _log_into([job], _own_log):
-            _own_log.info("%s", train.finish(job.cfg, job.parts, job.run))
-    except Exception as error:  # told by the program already
+
+    def finish() -> None:
+        with failures.recorded(job.cfg, run.record, in_sweep=True), _log_into([job], _job_log):
+            _job_log.info("%s", lifecycle.finish(job.cfg, parts, run))
+
+    error = failures.failure_of(finish)
+    if error is not None:
         job.returned.status = JobStatus.FAILED
         job.returned.return_value = error
     job.ended = True
 
 
 @contextlib.contextmanager
-def _log_into(jobs: Sequence[Job], logger: logging.Logger | None = None) -> Iterator[None]:
-    """Everything that is logged in here stands in every job's run.log too."""
+def _log_into(jobs: Sequence[GroupedJob], logger: logging.Logger | None = None) -> Iterator[None]:
+    """Write everything that is logged in this context into the run.log of every job too."""
 
-    class Each(logging.Handler):
+    class RunLogs(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             for job in jobs:
                 if job.run is not None:
                     with contextlib.suppress(OSError), (job.run.record.path / "run.log").open("a") as file:
                         file.write(self.format(record) + "\n")
 
-    handler = Each(logging.INFO)
+    handler = RunLogs(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logger or logging.getLogger()
     logger.addHandler(handler)
@@ -285,7 +296,7 @@ def _log_into(jobs: Sequence[Job], logger: logging.Logger | None = None) -> Iter
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warning that an operation is mapped one variant after the other."""
+    """Suppress torch's warning that vmap maps an operation one variant after the other."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
         yield

@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 
 from dlhw.errors import UsageError
+from dlhw.runs.identity import NOT_SETTINGS
 from dlhw.runs.record import read_summary
 
-NO_SETTINGS = ("seed", "resume", "data_dir", "output_dir", "name", "comparison", "hydra")
 _NOT_RESULTS = (
     "status",
     "seed",
@@ -242,7 +242,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _is_setting(name: str) -> bool:
-    return name.partition(".")[0].partition("/")[0] not in NO_SETTINGS
+    return name.partition(".")[0].partition("/")[0] not in NOT_SETTINGS
 
 
 def _is_run(path: Path) -> bool:

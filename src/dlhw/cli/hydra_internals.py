@@ -1,0 +1,151 @@
+"""Every private name of Hydra and OmegaConf that dlhw uses; no other module uses one.
+
+Hydra 1.3 has no public interface to change what a config file contributes to a composition, or to use a sweeper from
+another package than ``hydra_plugins``. :class:`ComposingLoader` and the two ``install`` functions do both.
+``tests/test_hydra_internals.py`` checks that all these names still exist with the same signatures.
+
+Hydra's main branch (1.4 in development) changes three things. ``get_overrides_dirname`` is gone: a resolver computes
+``hydra.job.override_dirname`` when it is read, and :func:`set_override_dirname` is not needed. ``Hydra.compose_config``
+calls ``_load_configuration`` of every ``ConfigLoaderImpl`` and not ``load_configuration``, so ``Loader`` must override
+that method, which has three more arguments. ``Hydra.get_mode`` does not compose any more but asks the loader, which
+reads ``hydra.mode`` from the command line and ``train.yaml`` alone; :class:`ComposingLoader` must override ``get_mode``
+and compose there, so that an experiment or a resumed sweep can still start a sweep.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from hydra.types import RunMode
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from omegaconf.grammar_parser import parse
+from omegaconf.grammar_visitor import OmegaConfGrammarParser as Grammar  # type: ignore[attr-defined]
+
+
+class ComposingLoader(ConfigLoaderImpl):
+    """Hydra's loader, with two methods that a subclass overrides to change what is composed."""
+
+    def edit_file(self, path: str, config: DictConfig) -> DictConfig:
+        """Return what the config file at ``path``, such as ``experiment/flooding``, contributes."""
+        return config
+
+    def edit_composed(self, cfg: DictConfig) -> DictConfig:
+        """Return the config made of all files, before the overrides are applied."""
+        return cfg
+
+    def compose(
+        self,
+        config_name: str | None,
+        overrides: Sequence[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose as Hydra does, with the two methods above. Raises Hydra's errors."""
+        return super().load_configuration(config_name, list(overrides), run_mode, from_shell, validate_sweep_overrides)
+
+    def choices(self, config_name: str, overrides: Sequence[Override]) -> dict[str, str | None]:
+        """The option of every group with these overrides. Raises Hydra's errors."""
+        planned = create_defaults_list(
+            repo=self.repository,
+            config_name=config_name,
+            overrides_list=list(overrides),
+            prepend_hydra=True,
+            skip_missing=True,
+        )
+        choices: dict[str, str | None] = planned.overrides.known_choices
+        return choices
+
+    def has_group(self, name: str) -> bool:
+        """Whether there is a folder of config files with this name."""
+        return self.repository.group_exists(name)
+
+    def file(self, path: str) -> DictConfig | None:
+        """The config file at ``path`` by itself; None if there is none."""
+        loaded = self.repository.load_config(path)
+        return loaded.config if loaded is not None and isinstance(loaded.config, DictConfig) else None
+
+    @staticmethod
+    def apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
+        """Apply overrides of values to a composed config, in place. Raises Hydra's errors."""
+        ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        result = super()._load_single_config(default, repo)
+        if isinstance(result.config, DictConfig):
+            result.config = self.edit_file(str(default.config_path), result.config)
+        return result
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        return self.edit_composed(super()._compose_config_from_defaults_list(defaults, repo))
+
+
+def install_loader(make: Callable[..., ConfigLoader]) -> None:
+    """Make Hydra create its config loader by ``make(config_search_path=...)``."""
+    hydra._internal.hydra.ConfigLoaderImpl = make  # type: ignore[attr-defined,assignment]
+
+
+def install_plugins(names: Collection[str]) -> None:
+    """Allow plugins of these classes, which are imported when a config first names them."""
+
+    def is_allowed(name: str) -> bool:
+        if name in names:
+            Plugins.instance().register(get_class(name))
+            return True
+        return Plugins.is_in_toplevel_plugins_module(name)
+
+    Plugins.instance().is_in_toplevel_plugins_module = is_allowed  # type: ignore[method-assign,assignment]
+
+
+def set_override_dirname(cfg: DictConfig, overrides: Sequence[Override]) -> None:
+    """Set ``hydra.job.override_dirname`` for these overrides of the task, as composing does."""
+    cfg.hydra.job.override_dirname = get_overrides_dirname(list(overrides), **cfg.hydra.job.config.override_dirname)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An interpolation such as ``${sizes.${size}.epochs}``: here ``("sizes", Reference(("size",)), "epochs")``."""
+
+    keys: tuple[str | Reference | None, ...]
+    """Names or, in their place, references; None for a key that a resolver computes."""
+    dots: int = 0
+    """Leading dots of a relative reference; 0 for one that starts at the root of the config."""
+
+
+@functools.lru_cache(maxsize=4096)
+def references(text: str) -> tuple[Reference, ...]:
+    """All references in a string value of a config, each one before those within it."""
+    return tuple(_references(parse(text))) if "${" in text else ()
+
+
+def _references(node: Any) -> Iterator[Reference]:
+    if isinstance(node, Grammar.InterpolationNodeContext):
+        yield _reference(node)
+    for child in getattr(node, "children", None) or ():
+        yield from _references(child)
+
+
+def _reference(node: Any) -> Reference:
+    dots, keys = 0, []
+    for child in node.getChildren():
+        if isinstance(child, Grammar.ConfigKeyContext):
+            nested = next(iter(_references(child)), None)
+            computed = isinstance(child.getChild(0), Grammar.InterpolationContext)
+            direct = computed and isinstance(child.getChild(0).getChild(0), Grammar.InterpolationNodeContext)
+            keys.append((nested if direct else None) if computed else child.getText())
+        elif child.getText() == "." and not keys:
+            dots += 1
+    return Reference(tuple(keys), dots)

@@ -1,0 +1,120 @@
+"""What an error does to a run: the exception that is raised, its directory and the log."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dlhw.cli import failures
+from dlhw.errors import ChecksFailed, UsageError
+from dlhw.runs.record import Record, read_summary
+from dlhw.training.loop import TrainingFailed
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+
+
+def ended(
+    error: BaseException, directory: Path, *, in_sweep: bool, resume: str | None = None, begun: bool = True
+) -> BaseException:
+    """The exception that reaches the caller when a run in ``directory`` raises this error."""
+    directory.mkdir()
+    if begun:
+        (directory / "config.yaml").touch()
+    with (
+        pytest.raises(BaseException) as raised,  # noqa: PT011
+        failures.recorded(OmegaConf.create({"resume": resume}), Record(directory), in_sweep=in_sweep),
+    ):
+        raise error
+    return raised.value
+
+
+@pytest.mark.parametrize("in_sweep", [False, True])
+@pytest.mark.parametrize("error", [TrainingFailed("loss nan"), FULL, ChecksFailed("1 of 2 checks disagree")], ids=repr)
+def test_expected_failure_ends_a_single_run_with_code_1(
+    tmp_path: Path, error: Exception, in_sweep: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    raised = ended(error, tmp_path / "run", in_sweep=in_sweep)
+    if in_sweep:
+        assert raised is error
+    else:
+        assert isinstance(raised, SystemExit)
+        assert raised.code == 1
+    assert [record.getMessage().startswith(str(error)) for record in caplog.records] == [True]
+    reason = None if isinstance(error, ChecksFailed) else f"{type(error).__name__}: {error}"  # its study wrote one
+    assert read_summary(tmp_path / "run").get("reason") == reason
+
+
+@pytest.mark.parametrize("in_sweep", [False, True])
+def test_unexpected_error_leaves_a_traceback(tmp_path: Path, in_sweep: bool) -> None:
+    error = ZeroDivisionError("by 0")
+    assert ended(error, tmp_path / "run", in_sweep=in_sweep) is error
+    assert read_summary(tmp_path / "run") == {"status": "failed", "reason": "ZeroDivisionError: by 0"}
+    assert "ZeroDivisionError: by 0" in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("in_sweep", "resume", "exists", "status"),
+    [
+        (False, None, False, None),
+        (False, "run", True, None),
+        (True, None, True, "failed"),
+        (True, "run", True, "failed"),
+    ],
+)
+def test_usage_error_removes_a_new_run_and_fails_a_job(
+    tmp_path: Path, in_sweep: bool, resume: str | None, exists: bool, status: str | None
+) -> None:
+    error = UsageError("seed=-1: must be a whole number")
+    assert ended(error, tmp_path / "run", in_sweep=in_sweep, resume=resume) is error
+    assert (tmp_path / "run").exists() is exists
+    assert read_summary(tmp_path / "run").get("status") == status
+
+
+@pytest.mark.parametrize("in_sweep", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_interrupted_run_stays_if_it_has_begun(
+    tmp_path: Path, in_sweep: bool, begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(ended(KeyboardInterrupt(), tmp_path / "run", in_sweep=in_sweep, begun=begun), KeyboardInterrupt)
+    assert (tmp_path / "run").exists() is begun
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if begun and not in_sweep else [])
+
+
+def test_failure_of_a_job_is_returned() -> None:
+    def fail() -> None:
+        raise FULL
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert failures.failure_of(fail) is FULL
+    assert failures.failure_of(lambda: 3) is None
+    with pytest.raises(KeyboardInterrupt):
+        failures.failure_of(interrupt)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UsageError("seed=-1: must be a whole number"), "seed=-1: must be a whole number"),
+        (FULL, "metrics.csv: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "here: No space left on device"),
+    ],
+    ids=repr,
+)
+def test_program_ends_with_one_line(
+    error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as ended, failures.end_program("here"):
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"{line}\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(type(error)), failures.end_program("here"):
+        raise error

@@ -1,0 +1,180 @@
+"""The rules on top of Hydra's composition, each by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from dlhw.cli import rules
+from dlhw.cli.composition import parsed
+from dlhw.errors import UsageError
+
+
+def config(**content: Any) -> DictConfig:
+    cfg = OmegaConf.create(content)
+    OmegaConf.set_struct(cfg, True)  # as Hydra composes it
+    return cfg
+
+
+def overrides(*lines: str) -> list[Override]:
+    return [parsed(line) for line in lines]
+
+
+def test_word_that_is_not_valid_gets_the_nearest_one_and_all() -> None:
+    assert rules.expected_one_of("mpl", ["cnn", "mlp"]) == " (did you mean mlp?); expected one of cnn, mlp"
+    assert rules.expected_one_of("zzz", ["cnn", "mlp"]) == "; expected one of cnn, mlp"
+
+
+def test_readers_of_each_key() -> None:
+    cfg = config(trainer={"epochs": "${sizes.${size}.epochs}", "rates": ["${b}", 1]}, init={"d": "${b}", "f": r"\${g}"})
+    assert rules.readers(cfg) == {
+        "sizes": ["trainer.epochs"],
+        "size": ["trainer.epochs"],
+        "b": ["trainer.rates.0", "init.d"],
+    }
+
+
+def test_relative_references_are_found() -> None:
+    assert rules.readers(config(init={"d": "${..b}", "e": "${.d}"})) == {"b": ["init.d"], "init": ["init.e"]}
+
+
+def test_selections() -> None:
+    cfg = config(a="${sizes.${size}.epochs}", b="${sizes.${size}.rates}", c="${sizes.quick}", d="${x.${y.z}}")
+    assert rules.selections(cfg) == (("sizes", "size"),)
+
+
+def test_experiment_loses_its_values_for_a_replaced_group() -> None:
+    experiment = config(name="e", model={"hidden": [5]}, optimizer={"lr": 1})
+    own = {"model": "mlp", "optimizer": "sgd", "loss": "mse"}
+    assert rules.without_replaced_groups(experiment, own, own) == experiment
+    kept = rules.without_replaced_groups(experiment, own, own | {"model": "cnn", "loss": "cross_entropy"})
+    assert kept == {"name": "e", "optimizer": {"lr": 1}}
+    assert "model" in experiment  # the argument is unchanged
+
+
+def test_options_that_are_mappings_take_new_keys() -> None:
+    cfg = config(trainer={"rates": {}, "epochs": "${n}", "missing": "???"}, other={"rates": {}}, n=1)
+    opened = rules.with_open_options(cfg, ["trainer"])
+    opened.trainer.rates["fc.*"] = 0.1
+    assert opened.trainer.rates == {"fc.*": 0.1}
+    assert cfg.trainer.rates == {}
+    with pytest.raises(AttributeError):
+        opened.other.rates.a = 1
+    with pytest.raises(AttributeError):
+        opened.trainer.other = 1
+
+
+def without_unread_keys(cfg: DictConfig, *overridden: str) -> DictConfig:
+    return rules.without_unread_keys(
+        cfg,
+        known=["init"],
+        overridden=overridden,
+        experiment_readers={"d": ["init.d"], "width": ["model.hidden", "model.width"]},
+        hint=lambda name: f"; no hint for {name}",
+    )
+
+
+def test_keys_that_nothing_reads_any_more_are_dropped() -> None:
+    read = config(init={"d": "${d}"}, d=1)
+    assert without_unread_keys(read) is read
+    unread = config(init={"x": 3}, d=1, width=5)
+    assert without_unread_keys(unread) == {"init": {"x": 3}}
+    assert "d" in unread  # the argument is unchanged
+    assert OmegaConf.is_struct(without_unread_keys(unread))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("d", "d: unused key, the experiment reads it only in init.d, which is overridden"),
+        (
+            "width",
+            "width: unused key, the experiment reads it only in model.hidden and model.width, which is overridden",
+        ),
+        ("b", "b: unused key, nothing in this config reads it; no hint for b"),
+    ],
+)
+def test_overridden_keys_that_nothing_reads_are_refused(name: str, line: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        without_unread_keys(OmegaConf.create({"init": {"x": 3}, name: 1}), name)
+    assert str(raised.value) == line
+
+
+def test_selected_entry_must_exist() -> None:
+    cfg = config(size="ful", sizes={"quick": 1, "full": 2})
+    rules.require_listed_entries(cfg, [("others", "other")])
+    with pytest.raises(UsageError, match=r"^size=ful: unknown size \(did you mean full\?\); expected one of"):
+        rules.require_listed_entries(cfg, [("sizes", "size")])
+    cfg.size = "full"
+    rules.require_listed_entries(cfg, [("sizes", "size")])
+
+
+def test_changes_of_a_resumed_run() -> None:
+    lines = overrides("resume=x", "trainer.epochs=9", "hydra.verbose=true", "data_dir=y")
+    assert rules.changes_of_resumed_run(lines) == {"resume": "x", "trainer.epochs": 9, "data_dir": "y"}
+    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .* one of data_dir, trainer.epochs$"):
+        rules.changes_of_resumed_run(overrides("resume=x", "seed=3"))
+
+
+COMPOSED = {"hydra": {"run": {"dir": "now"}, "output_subdir": ".hydra"}, "trainer": {"epochs": 20}, "resume": None}
+
+
+def test_config_of_a_resumed_run_is_its_own() -> None:
+    composed = config(**COMPOSED, model={"hidden": [1]})
+    stored = config(trainer={"epochs": 5}, scheduler={}, resume=None, old=True)
+    result = rules.resumed_config(composed, stored, {"resume": "r", "trainer.epochs": 9}, Path("/run"))
+    assert result == {
+        "hydra": {"run": {"dir": "/run"}, "output_subdir": None},
+        "trainer": {"epochs": 9},
+        "scheduler": {},
+        "resume": "/run",
+        "old": True,
+    }
+    assert stored.trainer.epochs == 5
+    assert composed == {**COMPOSED, "model": {"hidden": [1]}}
+
+
+def test_epochs_of_a_resumed_run_are_those_of_its_schedule() -> None:
+    stored = config(trainer={"epochs": 5}, scheduler={"epochs": 5}, resume=None)
+    assert rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 5}, Path("/run")).trainer.epochs == 5
+    with pytest.raises(UsageError, match=r"^trainer.epochs=9: the learning-rate schedule .*; expected 5$"):
+        rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 9}, Path("/run"))
+
+
+def resumed_sweep(*given: str) -> list[str]:
+    launcher = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1"]
+    stored = config(
+        hydra={
+            "overrides": {"hydra": [*launcher, "hydra.sweep.dir=old"], "task": ["seed=0,1", "data_dir=old"]},
+            "runtime": {"choices": {"hydra/launcher": "vectorized"}},
+        }
+    )
+    return rules.overrides_of_resumed_sweep(stored, overrides("resume=S", *given), parsed)
+
+
+def test_overrides_of_a_resumed_sweep_are_its_own() -> None:
+    options = ["hydra.launcher.largest=2", "+hydra.launcher.more=1"]
+    assert resumed_sweep() == ["hydra/launcher=vectorized", *options, "seed=0,1"]
+    assert resumed_sweep("data_dir=new") == ["hydra/launcher=vectorized", *options, "seed=0,1", "data_dir=new"]
+    assert resumed_sweep("hydra/launcher=vectorized") == [*options, "seed=0,1", "hydra/launcher=vectorized"]
+    assert resumed_sweep("hydra/launcher=basic") == ["seed=0,1", "hydra/launcher=basic"]
+    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .*; expected data_dir$"):
+        resumed_sweep("seed=3")
+
+
+def test_study_refuses_what_it_does_not_read() -> None:
+    def require(*overridden: str) -> None:
+        rules.require_read_by_study(
+            "cost", overridden, groups=["model", "optimizer", "seed"], options=["study.width"], read=["model", "seed"]
+        )
+
+    require("model", "model.hidden", "seed", "study", "study.width", "comparison.curves", "name", "output_dir")
+    with pytest.raises(UsageError) as raised:
+        require("optimizer.lr", "model.hidden", "optimizer")
+    assert str(raised.value) == (
+        "optimizer.lr, optimizer: not read by the study cost; expected one of study.width, model, seed"
+    )
