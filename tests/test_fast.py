@@ -144,7 +144,7 @@ def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
 def test_building_and_stepping_does_not_import_the_compiler() -> None:
     program = """
 import sys, torch
-from dlhw.fast import optimizers_without_dynamo, undecorated_step
+from dlhw.training.acceleration import optimizers_without_dynamo, undecorated_step
 optimizers_without_dynamo()
 for kind in (torch.optim.SGD, torch.optim.Adam):
     weight = torch.ones(3, requires_grad=True)

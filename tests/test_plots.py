@@ -271,7 +271,7 @@ def test_new_figure_prints_well() -> None:
 
 
 def test_plots_do_not_import_pyplot() -> None:
-    code = "import sys, dlhw.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, dlhw.views.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

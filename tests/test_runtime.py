@@ -21,6 +21,7 @@ from dlhw.runtime import provenance as module
 from dlhw.runtime.devices import Precision, pick_device, settle
 from dlhw.runtime.provenance import provenance
 from dlhw.runtime.randomness import generator, key
+from support.caches import forget
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -212,11 +213,11 @@ def test_provenance_names_versions_and_command(monkeypatch: pytest.MonkeyPatch) 
 
 def revision_now() -> str | None:
     """Asked anew, as by another process."""
-    module._git_revision.cache_clear()
+    forget()
     try:
         revision: str | None = provenance(CPU)["git_revision"]
     finally:
-        module._git_revision.cache_clear()
+        forget()
     return revision
 
 
