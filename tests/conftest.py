@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.singleton import Singleton
 from hydra.types import RunMode
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 from torch import nn
 
@@ -53,6 +57,10 @@ def usable_cores() -> int:
     return min(cores, MOST_WORKERS)
 
 
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
 def pytest_configure() -> None:
     """Settle what the tests and the processes they start inherit, before torch is imported."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: more threads only wait for each other
@@ -64,7 +72,16 @@ def pytest_configure() -> None:
 def compose() -> Compose:
     """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
 
+    @functools.lru_cache(256)
+    def options_chosen(*overrides: str) -> DictConfig:
+        return in_full(*overrides)
+
     def from_command_line(*overrides: str, sweep: bool = False) -> DictConfig:
+        if not sweep and all(re.fullmatch(r"(?!resume)[\w/]+=\w+", line) for line in overrides):
+            return copy.deepcopy(options_chosen(*overrides))
+        return in_full(*overrides, sweep=sweep)
+
+    def in_full(*overrides: str, sweep: bool = False) -> DictConfig:
         composition.prepare()
         before = Singleton.get_state()
         hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))

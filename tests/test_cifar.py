@@ -17,6 +17,7 @@ from dlhw.cli.composition import conf_dir
 from dlhw.data import cifar
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from support.caches import forget
 
 
 def loaded(data_dir: Path, **changed: Any) -> Dataset:
@@ -28,7 +29,7 @@ def loaded(data_dir: Path, **changed: Any) -> Dataset:
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small files in CIFAR-10's format, twenty pictures each, whose checksums are patched."""
-    cifar._read_all.cache_clear()
+    forget()
     (tmp_path / cifar.FOLDER).mkdir()
     for number, name in enumerate(cifar.MD5):
         draw = np.random.default_rng(number)

@@ -165,13 +165,30 @@ def test_l2_on_sgd_shrinks_the_weights(tmp_path: Path) -> None:
     assert rows[-1]["train_objective"] == pytest.approx(rows[-1]["train_loss"] + rows[-1]["train_penalty"], abs=1e-12)
 
 
-def test_flooding_holds_the_loss_up(tmp_path: Path) -> None:
-    """With b above any loss reached, training climbs: the objective is |R - b| + b, never below b."""
-    _, rows = trained(
-        tmp_path / "run", "regularization=flooding regularization.flood=1.5 trainer.train_metrics=running"
-    )
-    assert all(row["train_objective"] >= 1.5 for row in rows)
-    assert abs(rows[-1]["train_loss"] - 1.5) < 0.2
+def test_flooding_climbs_below_its_level(tmp_path: Path) -> None:
+    """The objective is |R - b| + b: batches with a loss below b move the weights uphill, and the loss floats at b."""
+    level, epochs = 1.5, 8
+    data, model = digits(), make_model(compose("model.hidden=[20]"), shape=(1, 8, 8), outputs=10).double()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    below, objectives = [], []
+    for epoch in range(1, epochs + 1):
+        for batch in torch.randperm(len(data.train), generator=generator(0, "order", epoch)).split(128):
+            plain.zero_grad()
+            loss = cross_entropy(model(data.normalize(data.train.x[batch])), data.train.y[batch])
+            objective = (loss - level).abs() + level
+            objective.backward()
+            plain.step()
+            below.append(loss.item() < level)
+            objectives.append((objective.item(), len(batch)))
+    assert 0 < sum(below) < len(below)
+    settings = f"model.hidden=[20] trainer.epochs={epochs} trainer.train_metrics=running"
+    ours, rows = trained(tmp_path / "run", f"{settings} regularization=flooding regularization.flood={level}")
+    torch.testing.assert_close(weights(ours), weights(model), rtol=0, atol=1e-12)
+    total = sum(value * count for value, count in objectives[-9:])
+    assert rows[-1]["train_objective"] == pytest.approx(total / len(data.train), abs=1e-12)
+    assert abs(rows[-1]["train_loss"] - level) < 0.1
+    _, without = trained(tmp_path / "without", settings)
+    assert without[-1]["train_loss"] < level - 0.3
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from dlhw.data import folders, picture_cache, pictures
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from support.caches import forget
 from support.pictures import folder_of, options, photo, settle
 from support.processes import Process
 
@@ -31,8 +33,9 @@ from dlhw.data import picture_cache
 from dlhw.data.picture_cache import PictureFile
 
 def slowly(content, decode=picture_cache.decode, **rest):
-    os.write(1, b"decoding" + bytes([10]))
-    time.sleep(float(sys.argv[2]))
+    os.write(1, b"decoding")
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
     return decode(content, **rest)
 
 picture_cache.decode = slowly
@@ -40,14 +43,13 @@ root = Path(sys.argv[1])
 files = [PictureFile(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
 picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent / ".pictures")
 """
-"""A program that decodes the folder in its first argument, with a delay per picture in its second one."""
+"""A program that opens the folder in its first argument and waits for the file in its second one to decode."""
 
 
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
     """Clear the caches of the process, as in a new process."""
-    picture_cache._open_cache.cache_clear()
-    folders._log_once.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def root(tmp_path: Path) -> Path:
 
 def opened(root: Path, **changed: Any) -> Dataset:
     """Return the dataset as a new process reads it."""
-    picture_cache._open_cache.cache_clear()
+    forget()
     small = {"resize": 16, "crop": 12, "data_dir": str(root.parent), "root": str(root), **changed}
     return folders.image_folder(**options("image_folder", **small))
 
@@ -139,7 +141,7 @@ def test_changes_in_the_folder_change_the_data_and_its_digest(root: Path, change
 def test_a_file_that_changes_within_the_resolution_of_the_clock_is_read_again(root: Path) -> None:
     path = root / "cats" / "1.png"
     path.write_bytes(photo(7).resize((4, 4)).convert("L").tobytes() * 10)
-    now = time.time_ns()
+    now = time.time_ns() + 10**12  # so that the tick is not over on a slow machine
     os.utime(path, ns=(now, now))
     assert "cats/1.png" in opened(root).about["skipped"]
     size = path.stat().st_size
@@ -206,9 +208,9 @@ def test_damaged_hashes_are_computed_again(root: Path, decoded: list[int], damag
     assert len(json.loads(notes.read_text())) == 12
 
 
-def start(root: Path, seconds: float) -> Process:
+def start(root: Path) -> Process:
     """Another process that opens the folder, when it has begun to decode."""
-    process = Process("-c", START, root, str(seconds), at=root)
+    process = Process("-c", START, root, root.parent / "go on", at=root)
     process.until(lambda: process.out)
     return process
 
@@ -218,11 +220,17 @@ def test_a_second_process_waits_and_a_killed_one_leaves_no_cache(
     root: Path, decoded: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    start(root, 10_000).kill()
+    start(root).kill()
     assert caches(root) == []
     assert list((root.parent / ".pictures").glob(".*.partial"))
-    other = start(root, 0.1)
-    opened(root)
+    other = start(root)
+    waiting = logging.Handler()
+    waiting.emit = lambda record: (root.parent / "go on").touch()  # type: ignore[method-assign]
+    logging.getLogger("dlhw").addHandler(waiting)
+    try:
+        opened(root)
+    finally:
+        logging.getLogger("dlhw").removeHandler(waiting)
     assert other.end().code == 0
     assert decoded == []
     assert any("waiting for it" in record.message for record in caplog.records)
@@ -256,19 +264,19 @@ def test_the_error_for_a_full_disk_names_the_key(root: Path, monkeypatch: pytest
     assert caches(root) == []
     assert not list((root.parent / ".pictures").glob(".*.partial"))
     monkeypatch.undo()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=100))
     with pytest.raises(UsageError, match=r"0.0 GB are needed, 0.0 GB are free"):
         opened(root)
 
 
 def test_pictures_that_change_while_they_are_read_are_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = picture_cache._write
+    decode = picture_cache.decode
 
-    def meddled(*args: Any, **rest: Any) -> None:
+    def meddled(*args: Any, **rest: Any) -> pictures.DecodedPicture:
         photo(77).save(root / "dogs" / "2.png")
-        write(*args, **rest)
+        return decode(*args, **rest)
 
-    monkeypatch.setattr(picture_cache, "_write", meddled)
+    monkeypatch.setattr(picture_cache, "decode", meddled)
     with pytest.raises(UsageError, match=r"dogs/2\.png: changed while it was read"):
         opened(root)
     settle(root)

@@ -16,17 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dlhw.data import folders, picture_cache, pictures
+from dlhw.data import folders, pictures
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
+from support.caches import forget
 from support.pictures import dataset, folder_of, options, photo
 
 
 @pytest.fixture(autouse=True)
 def _forgetting() -> None:
     """Clear the caches of the process, as in a new process."""
-    picture_cache._open_cache.cache_clear()
-    folders._log_once.cache_clear()
+    forget()
 
 
 # One picture

@@ -25,6 +25,7 @@ from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
 from dlhw.runtime.files import locked, printable
 from dlhw.runtime.provenance import provenance
 from dlhw.runtime.randomness import generator, key
+from support.caches import forget
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -254,11 +255,11 @@ def test_provenance_names_versions_and_command(monkeypatch: pytest.MonkeyPatch) 
 
 def revision_now() -> str | None:
     """Return the revision, without the cache."""
-    module._git_revision.cache_clear()
+    forget()
     try:
         revision: str | None = provenance(CPU)["git_revision"]
     finally:
-        module._git_revision.cache_clear()
+        forget()
     return revision
 
 

@@ -32,7 +32,7 @@ def assert_same_metrics(one: Path, two: Path) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A sweep of six jobs trained at once, and the same one by one; what the first said."""
     at = tmp_path_factory.mktemp("both")
-    grid = ("optimizer.lr=0.1,0.3,1e300", "seed=0,1", "model.dropout=0.2")
+    grid = ("optimizer.lr=0.1,0.3,1e300", "seed=0,1", "model.dropout=0.2", "trainer.checkpoint_seconds=1000")
     said = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=at)
     one_by_one = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=at)
     assert said.code == one_by_one.code == 1  # the rate 1e300 diverges
