@@ -55,7 +55,7 @@ def mistake(compose: Compose) -> Mistake:
     def said(*overrides: str, sweep: bool = False) -> str:
         try:
             if all(re.fullmatch(r"(?!hydra)\w+(\.\w+)*=[^,]*", line) for line in overrides):
-                assembly.check_values(composed(*overrides), overrides)
+                train.check(composed(*overrides), overrides)
                 return ""
             cfg = compose(*overrides, sweep=sweep)
             train.check(cfg, cfg.hydra.overrides.task)
