@@ -378,7 +378,7 @@ def test_layers_of_equal_names_and_weights_with_other_settings_are_told_apart() 
 def test_what_memory_does_not_hold_is_computed_in_every_epoch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(features.devices, "free_memory", lambda device: 0)
+    monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: 0)
     with caplog.at_level(logging.INFO, "dlhw"):
         one = made()
     assert one.trained is one.model

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import processes
 from dlhw.training.objective import flooded
-from support.commands import dlhw
+from support.commands import dlhw, start
 from support.composing import compose
+from support.processes import Ended, Process, environment
 
 BASE = ("trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=2", "trainer.train_metrics=evaluated")
 RUN = (*BASE, "model.hidden=[8]", "optimizer=adam", "trainer.batch_size=281", "regularization.flood=2.0",
@@ -172,17 +171,20 @@ def test_training_batch_norm_on_a_cpu_is_an_error(ranks: Callable[[int, int], No
 # --- real processes ---------------------------------------------------------------------------------------------
 
 
-def torchrun(*overrides: str, at: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(*overrides: str, at: Path) -> Ended:
+    """What torchrun does: two processes with the environment that tells each which one it is. The first one's end."""
     (at / "tmp").mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlhw.train", *overrides],
-        check=False,
-        cwd=at,
-        env={**os.environ, "TMPDIR": str(at / "tmp"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TMPDIR": str(at / "tmp")}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        start(*overrides, at=at, **shared, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0") for rank in range(2)
+    ]
+    first, second = (process.end() for process in ranks)
+    assert first.code == second.code, second.err
+    return first
 
 
 def rows(directory: Path) -> list[list[float]]:
@@ -202,13 +204,26 @@ def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
 
 def test_two_processes_give_the_results_and_files_of_one(tmp_path: Path) -> None:
     ended = torchrun(*RUN, at=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
     assert_like_alone(directory, tmp_path / "alone", *RUN)
     losses = [row[3] for row in rows(directory)]
     assert losses[0] > losses[-1]
-    assert len([line for line in ended.stderr.splitlines() if line.startswith("epoch 2/2")]) == 1
+    assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
     assert {path.name for path in directory.iterdir()} >= {"best.pt", "last.pt", "summary.json", "curves.png"}
+    assert not list((tmp_path / "tmp").glob("dlhw-*"))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_two(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    env = environment(TMPDIR=str(tmp_path / "tmp"))
+    command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlhw.train")
+    ended = Process(*command, *RUN, at=tmp_path, env=env, cold=True).end()
+    assert ended.code == 0, ended.err
+    (directory,) = (tmp_path / "outputs" / "train").iterdir()
+    assert_like_alone(directory, tmp_path / "alone", *RUN)
+    assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
     assert not list((tmp_path / "tmp").glob("dlhw-*"))
 
 
@@ -226,7 +241,7 @@ def test_two_processes_give_the_results_and_files_of_one(tmp_path: Path) -> None
 def test_two_processes_give_the_results_of_one_for_other_settings(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     lines = (*BASE, "trainer.batch_size=281", *overrides)
     ended = torchrun(*lines, at=tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
     assert_like_alone(directory, tmp_path / "alone", *lines)
 
@@ -234,12 +249,12 @@ def test_two_processes_give_the_results_of_one_for_other_settings(tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_resume_a_run(tmp_path: Path) -> None:
     first = torchrun(*RUN, "hydra.run.dir=here", at=tmp_path)
-    assert first.returncode == 0, first.stderr
+    assert first.code == 0, first.err
     second = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
-    assert second.returncode == 0, second.stderr
+    assert second.code == 0, second.err
     assert_like_alone(tmp_path / "here", tmp_path / "alone", *RUN, "trainer.epochs=4")
     assert not list((tmp_path / "tmp").glob("dlhw-*"))
     again = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
-    assert again.returncode == 1
-    assert "resume=" in again.stderr
-    assert "already finished after 4 epochs" in again.stderr
+    assert again.code == 1
+    assert "resume=" in again.err
+    assert "already finished after 4 epochs" in again.err
