@@ -211,7 +211,7 @@ RUN = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "model.dropout=0.3
 
 @pytest.fixture(autouse=True)
 def nothing_is_drawn_or_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(program, "finish", lambda *parts: None)
+    monkeypatch.setattr("dlhw.cli.lifecycle.finish", lambda *parts: None)
     features._kept.clear()
     yield
     features._kept.clear()

@@ -30,7 +30,7 @@ SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=
 
 @pytest.fixture(autouse=True)
 def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "finish", lambda *parts: None)
+    monkeypatch.setattr("dlhw.cli.lifecycle.finish", lambda *parts: None)
 
 
 def net() -> nn.Sequential:

@@ -124,7 +124,7 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
     said = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
     assert (said.code, said.lines) == (
         1,
-        ["torchrun: trains one run with all its processes; start a sweep without it"],
+        ["torchrun: trains a single run with all its processes; start a sweep without torchrun"],
     )
     assert not list(tmp_path.iterdir())
 
@@ -196,7 +196,7 @@ def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
     """metrics.csv equals that of one process, to nine of its ten digits."""
     alone.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish", lambda *given: None)
+        patch.setattr("dlhw.cli.lifecycle.finish", lambda *given: None)
         train.run(compose(*overrides), Record(alone))
     one, other = torch.tensor(rows(directory)), torch.tensor(rows(alone))
     torch.testing.assert_close(one, other, rtol=2e-9, atol=1e-9)

@@ -12,7 +12,7 @@ from dlhw import train
 from dlhw.cli import lifecycle
 from dlhw.cli.assembly import assemble
 from dlhw.runs.record import Record
-from dlhw.sweeps.vectorized import Job, group_key, train_together
+from dlhw.sweeps.vectorized import GroupedJob, group_key, train_together
 from support.comparing import assert_equal
 from support.composing import compose
 
@@ -63,9 +63,9 @@ def words(line: str) -> list[str]:
     return [*BASE, *(line if "model" in line else f"model.hidden=[12] {line}").split()]
 
 
-def begun(directory: Path, line: str) -> Job:
+def begun(directory: Path, line: str) -> GroupedJob:
     directory.mkdir(parents=True)
-    job = Job(compose(*words(line)))
+    job = GroupedJob(compose(*words(line)))
     job.parts = assemble(job.cfg)
     job.run = lifecycle.begin(job.cfg, Record(directory), job.parts)
     return job
