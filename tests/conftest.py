@@ -43,6 +43,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             option.dist = "worksteal"  # neighbours, which share fixtures, stay together until a worker has nothing left
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """The number of workers for ``-n auto``."""
     return usable_cores()

@@ -1,0 +1,252 @@
+"""The commands that README and documentation print are run, each on little data and for two steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from dlhw.sweeps.grid import expand
+from support.commands import dlhw
+from support.composing import Compose
+from support.pictures import folder_of, photo
+from support.processes import Ended, Process, environment
+
+PROJECT = Path(__file__).parents[1]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+PROGRAM = r"(?:uv run )?(?:python -m (?P<module>dlhw\.\w+)|dlhw) (?P<arguments>.+)"
+
+FEW_STEPS = ("trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.device=cpu")
+"""Appended to every command that trains, unless it gives these keys."""
+OTHER_DATA = {"mnist": "digits", "fashion_mnist": "digits", "kmnist": "digits", "boston": "diabetes"}
+"""Data sets that need a network, and data sets of the same kind that need none."""
+SMALLER_DATA = {
+    "face_mask": ("dataset.resize=20", "dataset.crop=16"),
+    "hymenoptera": ("dataset.resize=20", "dataset.crop=16"),
+    "image_folder": ("dataset.resize=20", "dataset.crop=16"),
+}
+SMALLER_STUDIES = {
+    "activation_slope": "study.draws=10 study.width=30 study.depth=20",
+    "alexnet_classify": "study.resize=80 study.crop=70",
+    "alexnet_features": "study.resize=80 study.crop=70",
+    "backprop_depth": "study.draws=4 study.depth=8",
+    "conv_backprop": "study.draws=5",
+    "dropout_penalty": "study.draws=2000 study.rates=[0.1,0.5] study.hidden=5",
+    "hypergradient": "study.rates=10 study.steps=[1,3,10] study.repeats=3 study.joint_steps=10",
+    "jacobian": "study.repeats=4 study.warmup=1 study.draws=5",
+    "least_squares_gd": "study.draws=8 study.iterations=60 study.rates=12",
+    "logcosh_gradients": "study.draws=10 study.steps=12",
+    "momentum_range": "study.steps=200 study.points=14",
+    "pass_cost": "study.widths=[8,4] study.channels=[2] study.side=4 study.inputs=6 study.batch=3 study.repeats=2",
+    "projection": "study.draws=20",
+    "separability": "study.draws=4",
+    "sgd_rate": "study.runs=30 study.steps=60",
+}
+MISSING = {
+    "model.weights": ("model.weights=FILE", "pretrained weights are not part of this project"),
+    "dataset.download": (
+        "dataset.download=false",
+        "the data set is not part of this project",
+    ),
+}
+"""What a command needs that is not here, by the key that its error names: the override that says so, and the reason.
+
+All values are checked before anything is read, so the command must end with the error about this key.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    module: str
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join((self.module, *self.words))
+
+    def given(self, key: str) -> bool:
+        """Whether the command line has an override of this key."""
+        return any(word.lstrip("+~").partition("=")[0] == key for word in self.words)
+
+
+def commands(text: str) -> Iterator[Command]:
+    """The commands in the indented lines, fenced blocks and inline code of a page, without their comments."""
+    text = re.sub(r"\\\n\s*", "", text)
+    lines = [line.rpartition("&& ")[2] for line in re.findall(r"^(?:    |\$ )?(\S.*)$", text, re.MULTILINE)]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    for line in [*lines, *inline]:
+        if match := re.fullmatch(PROGRAM, line.strip()):
+            words = shlex.split(re.split(r"\s{2,}|\s#", match["arguments"])[0])
+            if words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # else it is a sentence
+                yield Command(match["module"] or "dlhw.train", tuple(words))
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page.read_text())))
+SHOWN_FILE = re.compile(
+    r"`([\w/]+/experiment/\w+\.yaml)`.*?^( *)(# @package .*?)(?=^```|^(?!\2)\S|\Z)", re.DOTALL | re.MULTILINE
+)
+FILES = {
+    path: textwrap.dedent(indent + text)
+    for page in PAGES
+    for path, indent, text in SHOWN_FILE.findall(page.read_text())
+}
+"""Config files that a page shows."""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the commands expect to find: pictures, runs and sweeps."""
+    at = tmp_path_factory.mktemp("documentation")
+    small = ("dataset=digits", "model.hidden=[4]", *FEW_STEPS, "trainer.checkpoint_seconds=0")
+    runs = {
+        "outputs/flooding/2026-11-21_10-00-00": ("experiment=flooding", *small),
+        "outputs/mnist_mlp/2026-11-21_09-00-00": ("experiment=mnist_mlp", *small),
+        "outputs/finetune_resnet34/2026-11-21_11-34-38": (
+            *("dataset=image_folder", "dataset.root=DIR", "model=cnn", "model.channels=[2]", "model.kernel=3"),
+            *(*SMALLER_DATA["image_folder"], *FEW_STEPS, "trainer.steps_per_epoch=1"),
+        ),
+    }
+    folder_of(at / "DIR", {"cats": 10, "dogs": 10})
+    folder_of(at / "photos", {"cats": 1})
+    for part, first in (("train", 0), ("val", 100)):
+        folder_of(at / "data" / "hymenoptera_data" / part, {"ants": 10, "bees": 10}, start=first)
+    for label, folder in enumerate(("with_mask", "without_mask")):
+        (at / "data" / "face_mask" / folder).mkdir(parents=True)
+        for number in range(20):
+            name = f"{number}-with-mask.jpg" if folder == "with_mask" else f"{number}.jpg"
+            photo(1000 * label + number).save(at / "data" / "face_mask" / folder / name)
+    photo(5000).save(at / "data" / "face_mask" / "with_mask" / "augmented_image_0.jpg")  # left out by default
+    for name in ("cat.jpg", "ant.jpg", "zebra.jpg", "samoyed.jpg"):
+        photo(1).save(at / name)
+    for path, text in FILES.items():
+        (at / path).parent.mkdir(parents=True, exist_ok=True)
+        (at / path).write_text(text)
+    for path, overrides in runs.items():
+        ended = dlhw(*overrides, f"hydra.run.dir={path}", at=at)
+        assert ended.code == 0, ended.err
+    ended = dlhw("-m", "experiment=flooding", *small, "b=0,0.02", "hydra.sweep.dir=outputs/levels", at=at)
+    assert ended.code == 0, ended.err
+    shutil.copytree(at / "outputs" / "levels", at / "outputs" / "flooding" / "2026-11-21_11-00-00")
+    return at
+
+
+def execute(command: Command, *more: str, at: Path) -> Ended:
+    sweep = command.module == "dlhw.compare"
+    words = [re.sub(r"(outputs/\w+)/\.\.\.", lambda match: newest(at, match[1], sweep), word) for word in command.words]
+    env = environment(HYDRA_FULL_ERROR="0", TORCH_HOME=str(at / "torch"))
+    return Process("-m", command.module, *words, *more, at=at, env=env).end()
+
+
+def newest(at: Path, folder: str, sweep: bool) -> str:
+    """The newest run or sweep in a folder, which a page writes as three dots."""
+    paths = [path for path in (at / folder).iterdir() if (path / "multirun.yaml").exists() == sweep]
+    return max(paths).relative_to(at).as_posix()
+
+
+def declared(cfg: DictConfig, command: Command) -> Iterator[str]:
+    """Two values of the first key that an experiment sweeps, one of each other key."""
+    count = 2
+    for key, values in (cfg.hydra.sweeper.params or {}).items():
+        if not command.given(key) and values is not None:
+            plans = expand([f"{key}={values}"], [])[:count]
+            yield f"{key}=" + ",".join(plan.overrides[0].partition("=")[2] for plan in plans)
+            count = 1
+
+
+def shortened(command: Command, cfg: DictConfig) -> tuple[Command, tuple[str, ...]]:
+    """The command with data that is here, and overrides that make it quick."""
+    dataset = cfg.hydra.runtime.choices.dataset
+    words = [word for word in command.words if word != f"dataset={dataset}" or dataset not in OTHER_DATA]
+    more = list(declared(cfg, command))
+    if cfg.study.get("_target_") is not None:
+        study = cfg.study._target_.rpartition(".")[2]
+        more += SMALLER_STUDIES.get(study, "").split()
+        reads_data = study in ("samples", "cost")
+    else:
+        more += FEW_STEPS
+        reads_data = True
+    if reads_data:
+        more += [f"dataset={OTHER_DATA[dataset]}"] if dataset in OTHER_DATA else []
+        more += SMALLER_DATA.get(dataset, ())
+    return Command(command.module, tuple(words)), tuple(
+        line for line in more if not command.given(line.partition("=")[0])
+    )
+
+
+def missing(cfg: DictConfig) -> str | None:
+    """The key of MISSING that stands for what the command cannot have here."""
+    if cfg.hydra.runtime.choices.dataset == "cifar10":
+        return "dataset.download"
+    reads_model = cfg.study.get("_target_") is None or cfg.study._target_.startswith(
+        ("dlhw.studies.alexnet", "dlhw.studies.fool")
+    )
+    return "model.weights" if reads_model and cfg.model.get("weights") is not None else None
+
+
+def shown(command: Command) -> str | None:
+    """The config file that a page shows for the experiment of a command."""
+    name = next((word.partition("=")[2] for word in command.words if word.startswith("experiment=")), None)
+    return next((path for path in FILES if path.endswith(f"experiment/{name}.yaml")), None)
+
+
+def test_the_pages_have_commands() -> None:
+    modules = {command.module for command in COMMANDS}
+    assert modules >= {"dlhw.train", "dlhw.compare", "dlhw.predict"}
+    assert len(COMMANDS) > 50
+    assert any(FILES)
+
+
+PARAMETERS = [
+    # test_config runs every experiment without overrides
+    pytest.param(
+        command,
+        id=str(command),
+        marks=[pytest.mark.slow] * (command.words[0][:11] == "experiment=" and len(command.words) == 1),
+    )
+    for command in COMMANDS
+]
+
+
+@pytest.mark.parametrize("command", PARAMETERS)
+def test_command_runs(command: Command, started: Path, tmp_path: Path, compose: Compose) -> None:
+    at = tmp_path / "here"
+    shutil.copytree(started, at)
+    if command.module != "dlhw.train" or {"--help", "--cfg"} & set(command.words):
+        ended = execute(command, at=at)
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+        return
+    overrides = [word for word in command.words if "=" in word or word[0] == "~"]
+    if command.given("resume"):
+        path = at / newest(at, "outputs/flooding", sweep=False)
+        (path / "summary.json").unlink()
+        assert execute(command, at=at).code == 0
+        assert (path / "summary.json").exists()
+        return
+    if path := shown(command):
+        folder = () if "--config-dir" in command.words else ("--config-dir", str(Path(path).parents[1]))
+        trains = "model" in FILES[path] or "optimizer" in FILES[path]
+        ended = execute(command, *folder, *(("dataset=digits", *FEW_STEPS) if trains else ()), at=at)
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+        return
+    cfg = compose(*overrides, sweep=True)
+    key = missing(cfg)
+    command, more = shortened(command, cfg)
+    if key is None:
+        ended = execute(command, *more, at=at)
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+        assert list(at.glob("outputs/*/*/summary.json")) or list(at.glob("outputs/*/*/*/summary.json"))
+    else:
+        if "-m" in command.words:  # its first job, since each would have the same error
+            command = Command(command.module, expand([], overrides)[0].overrides)
+        absent, reason = MISSING[key]
+        more = tuple(line for line in more if line.partition("=")[0] != key)
+        ended = execute(command, *more, *([] if command.given(key) else [absent]), at=at)
+        assert ended.code == 1, reason
+        named = {"dataset.download": "dataset=cifar10"}.get(key, key)
+        assert any(line.startswith(named) or f": {named}" in line for line in ended.lines), ended.err
