@@ -55,7 +55,6 @@ def dlhw(*overrides: str, at: Path) -> Ended:
         for name in FROM_OUTSIDE:
             patch.delenv(name, raising=False)
         patch.setattr(sys, "argv", ["dlhw", *overrides])
-        patch.setattr(composition.Loader, "ends_program", False)
         torch.set_num_threads(1)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -71,6 +70,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
                     handler.close()
             root.handlers[:], root.level = handlers, level
             Singleton.set_state(singletons)
+            composition.prepare()
             progress.console.cache_clear()
     return Ended(code, out.getvalue(), err.getvalue())
 
