@@ -97,7 +97,7 @@ def test_run_says_what_it_does_and_draws_no_bar_without_a_terminal(finished: Fin
     best = summary(finished.path)["best"]
     assert ended.lines[-1] == (
         f"all epochs done; best validation error {best['val_error_percent']:.2f} % at epoch {best['epoch']}, "
-        f"test error there {best['test_error_percent']:.2f} %"
+        f"test error at this epoch {best['test_error_percent']:.2f} %"
     )
     logged = [line.split(" ", 3)[3] for line in (finished.path / "run.log").read_text().splitlines()]
     assert logged == ended.lines

@@ -265,4 +265,4 @@ def test_the_configs_name_their_architectures(compose: Compose) -> None:
     assert (scratch.architecture, scratch.weights) == ("resnet34", None)
     with pytest.raises(UsageError, match=r"model\.architecture: missing"):
         build.validate(compose("model=torchvision"))
-    build.check(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"))
+    build.validate(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"))

@@ -37,10 +37,12 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def _is_option(cfg: DictConfig, key: str) -> bool:
-    """Whether the config has this key and its value is no mapping."""
+    """Whether the config has this key with a value of its own, neither a mapping nor a reference."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    return isinstance(node, DictConfig) and name in node and not OmegaConf.is_dict(OmegaConf.select(cfg, key))
+    if not isinstance(node, DictConfig) or name not in node or OmegaConf.is_interpolation(node, name):
+        return False
+    return not OmegaConf.is_dict(OmegaConf.select(cfg, key))
 
 
 @functools.lru_cache(256)
