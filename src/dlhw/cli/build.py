@@ -192,8 +192,8 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
 
 @functools.cache
 def _located(path: str) -> Callable[..., Any]:
-    target: Callable[..., Any] = instantiate({"_target_": path, "_partial_": True}).func  # under Hydra's policy
-    return target
+    located: functools.partial[Any] = instantiate({"_target_": path, "_partial_": True})  # under Hydra's policy
+    return functools.partial(located.func, *located.args) if located.args else located.func
 
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: set[str]) -> dict[str, Any]:
@@ -208,9 +208,10 @@ def _options_model(
     target: Callable[..., Any], options: frozenset[str], booleans: frozenset[str], arguments: frozenset[str]
 ) -> type[pydantic.BaseModel]:
     """The pydantic model of these options of a target. Those that are booleans are not accepted as numbers."""
-    annotated: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    function: Any = target.func if isinstance(target, functools.partial) else target
+    annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
-    of_torch = target.__module__.startswith("torch.")
+    of_torch = function.__module__.startswith("torch.")
     fields: dict[str, Any] = {}
     takes_more = False
     for name, parameter in inspect.signature(target).parameters.items():

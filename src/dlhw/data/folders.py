@@ -35,53 +35,9 @@ TestFraction = Annotated[float, Field(ge=0, lt=1)]
 Distance = Annotated[int, Field(ge=0, le=FARTHEST)]
 SplitBy = Literal["groups", "files"]
 
-IMAGE_FOLDER = PictureFolder("image_folder")
-FACE_MASK = PictureFolder(
-    "face_mask",
-    ("face_mask",),
-    "put the folders with_mask and without_mask there, from experiements/data of "
-    "https://github.com/prajnasb/observations",
-)
-HYMENOPTERA = PictureFolder(
-    "hymenoptera",
-    ("hymenoptera", "hymenoptera_data"),
-    "unpack https://download.pytorch.org/tutorial/hymenoptera_data.zip there",
-)
 
-
-@dataclass(frozen=True, kw_only=True)
-class FolderOptions:
-    """The options of these datasets; ``conf/dataset/image_folder.yaml`` explains each one.
-
-    Raises UsageError for values that contradict each other.
-    """
-
-    data_dir: str
-    seed: int
-    root: str | None
-    resize: int
-    crop: int
-    mean: list[float]
-    std: list[float]
-    validation_fraction: float
-    test_fraction: float
-    split: SplitBy
-    groups: str | None
-    near_duplicates: int | None
-    exclude: list[str]
-    cache_dir: str | None
-
-    def __post_init__(self) -> None:
-        if self.crop > self.resize:
-            raise UsageError(f"dataset.crop={self.crop}: must be at most dataset.resize={self.resize}")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise UsageError(
-                f"dataset.test_fraction={self.test_fraction}: leaves nothing for training beside "
-                f"dataset.validation_fraction={self.validation_fraction}"
-            )
-
-
-def image_folder(
+def load_folder(
+    folder: PictureFolder,
     *,
     data_dir: str,
     seed: int,
@@ -98,75 +54,42 @@ def image_folder(
     exclude: list[str],
     cache_dir: NonEmpty | None,
 ) -> Dataset:
-    """The pictures in the folder ``root``, with one subfolder per class; see :func:`load_folder`."""
-    return load_folder(IMAGE_FOLDER, FolderOptions(**locals()))
-
-
-def face_mask(
-    *,
-    data_dir: str,
-    seed: int,
-    root: NonEmpty | None,
-    resize: PositiveInt,
-    crop: PositiveInt,
-    mean: Annotated[list[FiniteFloat], PerChannel],
-    std: Annotated[list[PositiveFloat], PerChannel],
-    validation_fraction: ValidationFraction,
-    test_fraction: TestFraction,
-    split: SplitBy,
-    groups: NonEmpty | None,
-    near_duplicates: Distance | None,
-    exclude: list[str],
-    cache_dir: NonEmpty | None,
-) -> Dataset:
-    """Faces with and without a mask drawn onto the photo; see :func:`load_folder`."""
-    return load_folder(FACE_MASK, FolderOptions(**locals()))
-
-
-def hymenoptera(
-    *,
-    data_dir: str,
-    seed: int,
-    root: NonEmpty | None,
-    resize: PositiveInt,
-    crop: PositiveInt,
-    mean: Annotated[list[FiniteFloat], PerChannel],
-    std: Annotated[list[PositiveFloat], PerChannel],
-    validation_fraction: ValidationFraction,
-    test_fraction: TestFraction,
-    split: SplitBy,
-    groups: NonEmpty | None,
-    near_duplicates: Distance | None,
-    exclude: list[str],
-    cache_dir: NonEmpty | None,
-) -> Dataset:
-    """Ants and bees, from PyTorch's tutorial on transfer learning; see :func:`load_folder`."""
-    return load_folder(HYMENOPTERA, FolderOptions(**locals()))
-
-
-def load_folder(folder: PictureFolder, options: FolderOptions) -> Dataset:
     """The pictures (3, crop, crop) of 0..255 in a folder's classes; ``mean`` and ``std`` are those of pixel / 255.
 
     Parts that the folder lacks are split off its training part, stratified by class and without splitting a group.
     A group consists of the pictures with the same label by ``groups``, of identical ones, and of those with a
     perceptual distance of at most ``near_duplicates``. ``split="files"`` ignores groups, to show the effect.
     """
-    home = Path(options.data_dir).expanduser()
-    content = _read(folder.locate(options.root, home), options, home=home)
-    labels = grouping.labels(content.names, options.groups, known=content.listing.names)
-    farthest = -1 if options.near_duplicates is None else options.near_duplicates
+    if crop > resize:
+        raise UsageError(f"dataset.crop={crop}: must be at most dataset.resize={resize}")
+    if validation_fraction + test_fraction >= 1:
+        raise UsageError(
+            f"dataset.test_fraction={test_fraction}: leaves nothing for training beside "
+            f"dataset.validation_fraction={validation_fraction}"
+        )
+    home = Path(data_dir).expanduser()
+    content = _read(
+        folder.locate(root, home),
+        exclude,
+        resize=resize,
+        crop=crop,
+        cache_dir=Path(cache_dir or home / ".pictures").expanduser(),
+    )
+    labels = grouping.labels(content.names, groups, known=content.listing.names)
+    farthest = -1 if near_duplicates is None else near_duplicates
     near = content.near[content.near[:, 2] <= farthest]
-    groups = grouping.connected_groups(
+    connected = grouping.connected_groups(
         len(content.y), grouping.links_between_equal(labels), content.identical, near[:, :2]
     )
-    by_file = _assign_parts(content, np.arange(len(content.y)), options)
-    parts = by_file if options.split == "files" else _assign_parts(content, groups, options)
+    fractions = {"val": validation_fraction, "test": test_fraction}
+    by_file = _assign_parts(content, np.arange(len(content.y)), fractions, seed=seed)
+    parts = by_file if split == "files" else _assign_parts(content, connected, fractions, seed=seed)
     related = grouping.connected_groups(
-        len(content.y), grouping.links_between_equal(groups.tolist()), content.near[:, :2]
+        len(content.y), grouping.links_between_equal(connected.tolist()), content.near[:, :2]
     )
     about = {
         **_about(content, parts, by_file),
-        "groups": int(groups.max()) + 1,
+        "groups": int(connected.max()) + 1,
         "leaked_percent": grouping.leaked_percent(related, parts),
         "leaked_percent_by_file": grouping.leaked_percent(related, by_file),
     }
@@ -180,9 +103,7 @@ def load_folder(folder: PictureFolder, options: FolderOptions) -> Dataset:
         train=splits["train"],
         val=splits["val"],
         test=splits["test"] if len(splits["test"]) else None,
-        normalize=Normalization.of_pixels(
-            options.mean, options.std, largest=255, shape=(3, options.crop, options.crop)
-        ),
+        normalize=Normalization.of_pixels(mean, std, largest=255, shape=(3, crop, crop)),
         classes=content.listing.classes,
         sha256=content.sha256,
         names=content.names,
@@ -219,13 +140,10 @@ class FolderContent:
         return digest.hexdigest()
 
 
-def _read(folder: Path, options: FolderOptions, *, home: Path) -> FolderContent:
+def _read(folder: Path, exclude: Sequence[str], *, resize: int, crop: int, cache_dir: Path) -> FolderContent:
     """Decode the folder's pictures. Raise UsageError for a class without pictures."""
-    listing = list_pictures(folder, options.exclude)
-    cache_dir = Path(options.cache_dir or home / ".pictures").expanduser()
-    pictures = load(
-        listing.files, root=folder.absolute(), resize=options.resize, crop=options.crop, cache_dir=cache_dir
-    )
+    listing = list_pictures(folder, exclude)
+    pictures = load(listing.files, root=folder.absolute(), resize=resize, crop=crop, cache_dir=cache_dir)
     y = np.array(listing.labels, np.int64)[pictures.kept]
     parts = np.array([PARTS.index(part) for part in listing.parts], np.int64)[pictures.kept]
     for part in listing.published:
@@ -241,10 +159,9 @@ def _read(folder: Path, options: FolderOptions, *, home: Path) -> FolderContent:
     return FolderContent(folder, listing, pictures, names, y, parts, links, near)
 
 
-def _assign_parts(content: FolderContent, groups: Ints, options: FolderOptions) -> Ints:
+def _assign_parts(content: FolderContent, groups: Ints, fractions: Mapping[str, float], *, seed: int) -> Ints:
     """Return the part of each picture; missing parts are split off the published training part by groups."""
     assigned = content.parts.copy()
-    fractions = {"val": options.validation_fraction, "test": options.test_fraction}
     published = content.listing.published
     missing = {part: share for part, share in fractions.items() if share > 0 and part not in published}
     if not missing:
@@ -252,7 +169,7 @@ def _assign_parts(content: FolderContent, groups: Ints, options: FolderOptions) 
     rows = np.flatnonzero(content.parts == 0)
     y = content.y[rows]
     shares = {"train": 1 - sum(missing.values()), **missing}
-    positions = grouping.split(y, groups[rows], shares, seed=options.seed)
+    positions = grouping.split(y, groups[rows], shares, seed=seed)
     for part, chosen in positions.items():
         assigned[rows[chosen]] = PARTS.index(part)
     for part, label in itertools.product(shares, range(len(content.listing.classes))):
@@ -348,3 +265,26 @@ def _log_once(name: str, lines: tuple[str, ...], warnings: tuple[str, ...]) -> N
         log.info("%s: %s", name, line)
     for line in warnings:
         log.warning("%s: %s", name, line)
+
+
+image_folder = functools.partial(load_folder, PictureFolder("image_folder"))
+"""A folder with one subfolder per class."""
+face_mask = functools.partial(
+    load_folder,
+    PictureFolder(
+        "face_mask",
+        ("face_mask",),
+        "put the folders with_mask and without_mask there, from experiements/data of "
+        "https://github.com/prajnasb/observations",
+    ),
+)
+"""Faces with and without a mask drawn onto the photo."""
+hymenoptera = functools.partial(
+    load_folder,
+    PictureFolder(
+        "hymenoptera",
+        ("hymenoptera", "hymenoptera_data"),
+        "unpack https://download.pytorch.org/tutorial/hymenoptera_data.zip there",
+    ),
+)
+"""Ants and bees, from PyTorch's tutorial on transfer learning."""

@@ -227,53 +227,14 @@ KMNIST = IdxDataset(
 )
 
 
-def mnist(
-    *,
-    data_dir: str,
-    seed: int,
-    mean: FiniteFloat,
-    std: PositiveFloat,
-    validation_fraction: Fraction,
-    download: bool,
-) -> Dataset:
-    """Handwritten digits; see :func:`load_dataset`."""
-    return load_dataset(MNIST, **locals())
-
-
-def fashion_mnist(
-    *,
-    data_dir: str,
-    seed: int,
-    mean: FiniteFloat,
-    std: PositiveFloat,
-    validation_fraction: Fraction,
-    download: bool,
-) -> Dataset:
-    """Articles of clothing; see :func:`load_dataset`."""
-    return load_dataset(FASHION_MNIST, **locals())
-
-
-def kmnist(
-    *,
-    data_dir: str,
-    seed: int,
-    mean: FiniteFloat,
-    std: PositiveFloat,
-    validation_fraction: Fraction,
-    download: bool,
-) -> Dataset:
-    """Handwritten Japanese characters (Kuzushiji); see :func:`load_dataset`."""
-    return load_dataset(KMNIST, **locals())
-
-
 def load_dataset(
     published: IdxDataset,
     *,
     data_dir: str,
     seed: int,
-    mean: float,
-    std: float,
-    validation_fraction: float,
+    mean: FiniteFloat,
+    std: PositiveFloat,
+    validation_fraction: Fraction,
     download: bool,
 ) -> Dataset:
     """60,000 + 10,000 images (1, 28, 28) of 0..255 in ten classes; ``mean`` and ``std`` are those of pixel / 255."""
@@ -289,3 +250,11 @@ def load_dataset(
         largest=255,
         classes=published.classes,
     )
+
+
+mnist = functools.partial(load_dataset, MNIST)
+"""Handwritten digits."""
+fashion_mnist = functools.partial(load_dataset, FASHION_MNIST)
+"""Articles of clothing."""
+kmnist = functools.partial(load_dataset, KMNIST)
+"""Handwritten Japanese characters (Kuzushiji)."""
