@@ -65,7 +65,8 @@ class Loader(ComposingLoader):
         super().__init__(config_search_path)
         self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
         self._ends_program = ends_program
-        self._choices: dict[str, str | None] = {}  # the option of every group in the config being composed
+        self._lines: tuple[str, ...] = ()  # the overrides of the config being composed
+        self._known_choices: dict[tuple[str, ...], dict[str, str | None]] = {}  # by overrides
         self._experiment_readers: dict[str, list[str]] = {}  # of the experiment files that were composed
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +171,7 @@ class Loader(ComposingLoader):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         def compose(lines: Sequence[str]) -> DictConfig:
-            self._choices, self._experiment_readers = self._choices_with(lines), {}
+            self._lines, self._experiment_readers = tuple(lines), {}
             return self.compose(config_name, lines, run_mode, from_shell, validate_sweep_overrides)
 
         lines = [quoted(line) for line in overrides]
@@ -214,19 +215,24 @@ class Loader(ComposingLoader):
 
     def edit_file(self, path: str, config: DictConfig) -> DictConfig:
         folder, _, name = path.rpartition("/")
-        if folder != "experiment" or not self._choices:
+        if folder != "experiment":
+            return config
+        choices = self._choices_with(self._lines)
+        if not choices:
             return config
         for key, values in rules.readers(config).items():
             self._experiment_readers.setdefault(key, []).extend(values)
-        return rules.without_replaced_groups(config, self._choices_with([f"experiment={name}"]), self._choices)
+        return rules.without_replaced_groups(config, self._choices_with((f"experiment={name}",)), choices)
 
-    def _choices_with(self, lines: Sequence[str]) -> dict[str, str | None]:
+    def _choices_with(self, lines: tuple[str, ...]) -> dict[str, str | None]:
         """The option of every group with these overrides; empty if one of them is invalid."""
-        try:
-            choices = self.choices(CONFIG_NAME, OverridesParser.create().parse_overrides(list(lines)))
-        except COMPOSITION_ERRORS:
-            return {}  # composing raises the error
-        return {group: option for group, option in choices.items() if group != "experiment"}
+        if lines not in self._known_choices:
+            try:
+                choices = self.choices(CONFIG_NAME, OverridesParser.create().parse_overrides(list(lines)))
+            except COMPOSITION_ERRORS:
+                choices = {}  # composing raises the error
+            self._known_choices[lines] = {group: name for group, name in choices.items() if group != "experiment"}
+        return self._known_choices[lines]
 
 
 def _resume_run(
