@@ -21,6 +21,7 @@ from dlhw.views.comparison.panels import (
     setting_colors,
 )
 from dlhw.views.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
+from support.marks import slow
 
 
 def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
@@ -194,8 +195,8 @@ EQUAL = {"train_loss": 0.5, "val_loss": 0.5, "test_loss": 0.5}
 NOTHING_FINITE = {"train_loss": math.nan, "val_loss": math.nan, "test_loss": math.inf}
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 20, 500])
-@pytest.mark.parametrize("best_epoch", [None, 1])
+@pytest.mark.parametrize("epochs", [1, slow(2), 20, slow(500)])
+@pytest.mark.parametrize("best_epoch", [slow(None), 1])
 @pytest.mark.parametrize(
     "fixed",
     [

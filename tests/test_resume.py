@@ -21,6 +21,7 @@ from dlhw.train import run
 from dlhw.training import loop
 from support.comparing import assert_same_run
 from support.composing import compose
+from support.marks import slow
 
 RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
        "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip
@@ -54,8 +55,8 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, kind: type[Base
     monkeypatch.setattr(Progress, "step", stop)
 
 
-@pytest.mark.parametrize("every_seconds", [0, 1000])
-@pytest.mark.parametrize("steps", [1, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 2, 6 * STEPS])
+@pytest.mark.parametrize("every_seconds", [0, slow(1000)])
+@pytest.mark.parametrize("steps", [slow(1), STEPS - 1, STEPS, STEPS + 1, slow(3 * STEPS + 2), slow(6 * STEPS)])
 def test_stopped_at_any_step(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every_seconds: int
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from dlhw.cli import program
 from dlhw.errors import UsageError
 from support.composing import compose
+from support.marks import slow
 from support.processes import Ended, Process
 
 LINES = [
@@ -33,7 +34,7 @@ def test_quickly_composed_configs_are_equal(line: str) -> None:
     assert compose(*line.split()) == expected
 
 
-@pytest.mark.parametrize("line", ["optimizer.lrr=3", "optimizer.lr=1,2", "lr=3", "optimizer.lr.x=3"])
+@pytest.mark.parametrize("line", ["optimizer.lrr=3", *map(slow, ["optimizer.lr=1,2", "lr=3", "optimizer.lr.x=3"])])
 def test_quickly_composed_configs_have_the_same_errors(line: str) -> None:
     messages = []
     for function in (compose, program.compose):

@@ -31,6 +31,7 @@ from dlhw.runs.record import directory_name
 from dlhw.sweeps import grid
 from dlhw.sweeps.grid import expand
 from support.commands import SMALL, Ended, dlhw, start, summary
+from support.marks import slow
 from support.processes import wait_for
 
 QUICK = (*SMALL, "trainer.epochs=1", "trainer.batch_size=500", "hydra.sweep.dir=S")
@@ -309,15 +310,15 @@ def begun(ended: Ended) -> list[str]:
             "momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, sgd_by_hand, torch",
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
-        (["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding"),
-        (["+bb=0,0.1"], "bb: unused key, nothing in this config reads it; --cfg job shows all keys"),
-        (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0"),
+        slow((["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding")),
+        slow((["+bb=0,0.1"], "bb: unused key, nothing in this config reads it; --cfg job shows all keys")),
+        slow((["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0")),
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (
             ["seed=interval(0,1)"],
             "seed=interval(0,1): a grid needs values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
         ),
-        (["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number"),
+        slow((["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number")),
         (
             ["seed=0,1", "hydra/launcher=vectorized", "hydra.launcher.largest=0"],
             "hydra.launcher.largest=0: must be a whole number, 1 or greater, or null",

@@ -15,6 +15,7 @@ from dlhw.runs.record import Record
 from dlhw.sweeps.vectorized import GroupedJob, group_key, train_together
 from support.comparing import assert_equal
 from support.composing import compose
+from support.marks import slow
 
 BASE = ("dataset=digits", "trainer.precision=fp64", "trainer.device=cpu", "trainer.epochs=12")
 DIFFERENT = {
@@ -58,6 +59,18 @@ DIFFERENT = {
     ],
 }
 
+QUICK = {
+    "flooding",
+    "seed",
+    "momentum",
+    "penalties",
+    "dropout and batch norm",
+    "schedule",
+    "clipping",
+    "samples of its own",
+}
+"""Those that the quick run takes; the others are slow."""
+
 
 def words(line: str) -> list[str]:
     return [*BASE, *(line if "model" in line else f"model.hidden=[12] {line}").split()]
@@ -88,7 +101,9 @@ def read_table(path: Path) -> list[list[float | str]]:
     return [[value(text) for text in line.split(",")] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("lines", DIFFERENT.values(), ids=DIFFERENT)
+@pytest.mark.parametrize(
+    "lines", [lines if name in QUICK else slow(lines, name=name) for name, lines in DIFFERENT.items()], ids=DIFFERENT
+)
 def test_every_variant_is_its_single_run(tmp_path: Path, lines: list[str]) -> None:
     jobs = [begun(tmp_path / f"together{k}", line) for k, line in enumerate(lines)]
     assert len({group_key(one.cfg) for one in jobs}) == 1

@@ -13,6 +13,7 @@ import torch
 from dlhw.sweeps import vectorized
 from support.commands import dlhw, files, summary
 from support.comparing import assert_equal
+from support.marks import slow
 
 BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
 TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
@@ -190,7 +191,7 @@ def interrupted(after: int) -> Callable[..., None]:
     return counted
 
 
-@pytest.mark.parametrize("after", [1, 5, 6, 7])
+@pytest.mark.parametrize("after", [slow(1), 5, 6, slow(7)])
 def test_a_stopped_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Three jobs of four epochs, stopped in the middle of an epoch's rows, after it, and in the first one."""
     grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
