@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,8 +11,3 @@ def slow(value: Any, *, name: str | None = None) -> Any:
     """A parameter whose test is slow; a tuple has the values of several arguments."""
     values = value if isinstance(value, tuple) else (value,)
     return pytest.param(*values, id=name, marks=pytest.mark.slow)
-
-
-def mostly_slow(values: Iterable[Any], *, every: int) -> list[Any]:
-    """The same parameters, all but every so many marked as slow."""
-    return [value if number % every == 0 else slow(value) for number, value in enumerate(values)]
