@@ -88,7 +88,7 @@ def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(a
     assert {row["noise"] for row in answer.tables["noise"]} == {
         "along the gradient's sign",
         "random, gaussian",
-        "towards the target",
+        "targeted",
     }
 
 
@@ -103,10 +103,10 @@ def test_a_network_that_no_size_fools(ask: Ask, grey: list[str]) -> None:
 def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:
     network = Brightness(margin(100, Brightness(0)) - 3)
     answer = ask("experiment=fool_resnet", *grey, "study.label=dark", network=network)
-    assert [check.what for check in answer.disagreements] == ["first answer"]
+    assert [check.what for check in answer.disagreements] == ["predicted class"]
 
     answer = ask("experiment=fool_resnet", *grey, network=Wrong(margin(100, Brightness(0)) - 3))
-    assert any("steepness" in check.what for check in answer.disagreements)
+    assert any("slope of the loss" in check.what for check in answer.disagreements)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "signs"])

@@ -96,7 +96,7 @@ def test_a_wrong_derivative_in_the_sweep_disagrees(ask: Ask, monkeypatch: pytest
         hypergradient, "_with_gradient", lambda *a, **k: (slopes(*a, **k)[0], 1.001 * slopes(*a, **k)[1])
     )
     assert [check.what for check in ask("experiment=hypergradient", *SMALL).disagreements] == [
-        "derivative in the sweep less that through the unrolled run, relative"
+        "relative difference between the derivatives in the sweep and through one unrolled run"
     ]
 
 

@@ -110,7 +110,7 @@ def colours(size: int | None) -> Dataset:
 @pytest.mark.parametrize("size", [None, 40])
 def test_samples_in_two_parts_disagree(size: int | None) -> None:
     answer = inspect(colours(size), per_class=6)
-    assert [check.what for check in answer.disagreements] == ["samples in two parts"]
+    assert [check.what for check in answer.disagreements] == ["samples in more than one part"]
     assert answer.disagreements[0].computed == 80
     assert answer.numbers["identical_pairs_across"] == 80
     assert len(answer.figures["samples"].axes) == 10 * 2 * 5  # fewer than six of each are for training

@@ -33,7 +33,7 @@ def equal(what: str, computed: Number, expected: Number) -> Check:
 
 def close(what: str, computed: float, expected: float, *, within: float) -> Check:
     """Check that two values differ by at most ``within``."""
-    return Check(what, computed, f"{text(expected)} within {text(within)}", abs(computed - expected) <= within)
+    return Check(what, computed, f"{text(expected)} +- {text(within)}", abs(computed - expected) <= within)
 
 
 def at_most(what: str, computed: float, largest: float) -> Check:

@@ -150,7 +150,7 @@ def activation_slope(
         },
         checks=[
             at_most(
-                "factor on |gradient|^2 per layer: measured less theory beyond 5 errors, relative",
+                "factor on |gradient|^2 per layer: largest |measured - theory| minus 5 standard errors, relative",
                 float((((factor - theory).abs() - 5 * error) / theory).max()),
                 5 / width,
             )

@@ -156,7 +156,7 @@ def alexnet_classify(
                 if row["rank"] == 1 and len(pictures) > 1
             ),
             *(
-                "{measure}: {right} of {pictures} right, {share:.3f} ({low:.3f} to {high:.3f})".format(**row)
+                "{measure}: {right} of {pictures} correct, {share:.3f} ({low:.3f} to {high:.3f})".format(**row)
                 for row in accuracy
             ),
         ],
@@ -230,7 +230,7 @@ def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check
     first = sum(probability.max().item() for probability in clean.values()) / len(clean)
     return [
         at_most(
-            f"change of the first answers' probability at {row['disturbance']} {row['strength']:g}",
+            f"change of the mean probability of the predicted classes at {row['disturbance']} {row['strength']:g}",
             abs(row["probability"] - first),
             1e-3,
         )
@@ -242,7 +242,9 @@ def undisturbed(table: Sequence[Row], clean: Mapping[str, Tensor]) -> list[Check
 def _verdict(network: TorchvisionNetwork, row: Row, true_classes: Mapping[str, int]) -> str:
     if row["file"] not in true_classes:
         return ""
-    return ", right" if row["right"] else f", wrong: the true class is {network.categories[true_classes[row['file']]]}"
+    return (
+        ", correct" if row["right"] else f", wrong: the true class is {network.categories[true_classes[row['file']]]}"
+    )
 
 
 def _top5(

@@ -202,7 +202,7 @@ def agreement(layer: nn.Conv2d, x: Tensor, maps: Tensor) -> list[Check]:
     return [
         equal("size of a map, by (n + 2 p - k) / s + 1", "x".join(map(str, maps.shape[1:])), size),
         at_most(
-            "largest difference of the maps from sums of filter times window, relative",
+            "largest relative difference between the maps and sums of filter times window",
             ((maps - expected).abs().max() / expected.abs().max()).item(),
             1e-2 if layer.weight.device.type == "cuda" else 1e-5,  # tf32
         ),

@@ -129,7 +129,7 @@ def against_autograd(weights: Weights, results: Passes, x: Tensor, y: Tensor, *,
     worst = float(torch.stack(apart).amax())
     # Each layer of one pass rounds, and the layers of the other pass propagate it: layers times layers.
     tolerance = 1e-12 * max(1.0, len(weights) / 31) ** 2
-    return at_most(f"{what}: gradients by hand and by autograd, largest relative difference", worst, tolerance)
+    return at_most(f"{what}: largest relative difference between gradients by hand and by autograd", worst, tolerance)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def measure_norms(name: Initialization, weights: Weights, x: Tensor, y: Tensor) 
     apart = float(((by_weight - product).abs() / product).max())
     checks = [
         against_autograd(weights, results, x, y, what=f"{len(weights) - 1} hidden layers, {name}"),
-        at_most(f"{name}: |dW| = |dz| |a| at every layer, largest relative difference", apart, 1e-12),
+        at_most(f"{name}: |dW| = |dz| |a|, largest relative difference over all layers", apart, 1e-12),
     ]
     growth, predicted = factor_per_layer(by_signal), predicted_factor(weights, results)
     return GradientNorms(name, by_weight, by_input, by_signal, growth, predicted, checks)

@@ -237,9 +237,15 @@ def computational_graph(
         numbers={output: values[output].value}
         | {f"d{output}_d{name}": derivatives[name].value for name in values if name != output},
         checks=[
-            at_most("values against torch's, over the bound on what rounding does to them", errors[0].item(), 1.0),
             at_most(
-                "derivatives against autograd, over the bound on what rounding does to them", errors[1].item(), 1.0
+                "largest difference between the values and torch's, relative to the rounding bound",
+                errors[0].item(),
+                1.0,
+            ),
+            at_most(
+                "largest difference between the derivatives and autograd's, relative to the rounding bound",
+                errors[1].item(),
+                1.0,
             ),
         ],
         tables={"nodes": rows, "edges": edges},

@@ -155,7 +155,9 @@ def conv_backprop(
     for name, computed, expected in zip(Parameters._fields, by_equations, by_autograd, strict=True):
         difference = float((computed - expected).abs().max())
         table.append({"gradient": name, "largest": float(expected.abs().max()), "largest_difference": difference})
-        checks.append(at_most(f"dC/d{name} by the equations and by autograd, largest difference", difference, 1e-12))
+        checks.append(
+            at_most(f"largest difference between dC/d{name} by the equations and by autograd", difference, 1e-12)
+        )
     reached = float((delta.delta1 != 0).double().mean())
     return Answer(
         numbers={"nets": count, "share_of_units_reached": reached},

@@ -129,16 +129,20 @@ def convolution(
     is_sheet = x == "sheet" and filter == "sheet" and (strides, padding, dilation) == ((1, 1), 0, 1)
     reference = functional.conv2d(image[None, None], kernel[None, None], **geometry)[0, 0]
     scale = max(1.0, (image.abs().max() * kernel.abs().sum()).item())
-    checks = [at_most("largest difference of Y and torch's", (y - reference).abs().max().item() / scale, 1e-14)]
+    checks = [at_most("largest difference between Y and torch's", (y - reference).abs().max().item() / scale, 1e-14)]
     if is_sheet:
-        checks.append(close("j, in row 3 and column 2 of Y (C4.1)", y[2, 1].item(), -0.875, within=1e-12))
+        checks.append(close("j, row 3 and column 2 of Y (C4.1)", y[2, 1].item(), -0.875, within=1e-12))
 
     settings = random_settings(draws, seed)
     checks += [
         equal(
-            "random settings in which sizes and refusals are torch's", sum(row["same_size"] for row in settings), draws
+            "random settings with the same output size or error as torch",
+            sum(row["same_size"] for row in settings),
+            draws,
         ),
-        at_most("largest difference from torch in them", max(row["difference"] for row in settings), 1e-12),
+        at_most(
+            "largest difference from torch in the random settings", max(row["difference"] for row in settings), 1e-12
+        ),
     ]
     shapes, shape_checks = shape_rows(map_size, map_filter, map_stride, layer_input, layer_kernel)
     layer_checks, layer_numbers = check_layer(layer_input, layer_kernel, shapes[-1], seed)
@@ -148,7 +152,11 @@ def convolution(
     gain = kernel.abs().sum().item()
     checks += [*shape_checks, *layer_checks]
     checks.append(
-        at_most("variation of the filtered picture over that of the picture", variation_left, gain * (1 + 1e-12))
+        at_most(
+            "total variation of the filtered picture, divided by that of the picture",
+            variation_left,
+            gain * (1 + 1e-12),
+        )
     )
     filter_name = "C4.1's" if filter == "sheet" else "the given"
     rows = [
@@ -241,12 +249,14 @@ def shape_rows(
         ),
     ]
     if None not in same_padding:
-        shapes.insert(1, _row("C4.1 map kept", (size, kernel, stride, same_padding), (*size, 1), 1, bias=False))
+        shapes.insert(
+            1, _row("C4.1 map, same padding", (size, kernel, stride, same_padding), (*size, 1), 1, bias=False)
+        )
     checks = [equal("parameters of one 4x4 filter without bias (C4.1)", shapes[-2]["parameters"], 16)]
     if (size, kernel, stride) == SHEET_MAP:
         checks += [
-            equal("output size of (6, 4) by (2, 2), stride (2, 2) (C4.1)", shapes[0]["output"], "3x2"),
-            equal("padding that keeps (6, 4): height x width (C4.1)", "x".join(map(str, same_padding)), "3x2"),
+            equal("output size for map (6, 4), kernel (2, 2), stride (2, 2) (C4.1)", shapes[0]["output"], "3x2"),
+            equal("same padding for map (6, 4): height x width (C4.1)", "x".join(map(str, same_padding)), "3x2"),
         ]
     if (layer_input, layer_kernel) == SHEET_LAYER:
         last = shapes[-1]
@@ -273,10 +283,10 @@ def check_layer(
     with FlopCounterMode(display=False) as counter:
         expected = functional.relu(functional.conv2d(channels_first, filters, bias))[0].permute(1, 2, 0)
     checks = [
-        equal("shape of Y, computed", "x".join(map(str, y.shape)), f"{counted['output']}x{kernel[3]}"),
-        at_most("largest difference of E2's Y from torch's", (y - expected).abs().max().item(), 1e-11),
+        equal("computed shape of Y", "x".join(map(str, y.shape)), f"{counted['output']}x{kernel[3]}"),
+        at_most("largest difference between E2's Y and torch's", (y - expected).abs().max().item(), 1e-11),
         equal("multiply-adds by torch's counter", counter.get_total_flops() // 2, counted["multiply_adds"]),
-        equal("parameters, counted in the tensors", weight.numel() + bias.numel(), counted["parameters"]),
+        equal("parameters, counted in weight and bias", weight.numel() + bias.numel(), counted["parameters"]),
     ]
     return checks, {"multiply_adds": counted["multiply_adds"], "parameters": counted["parameters"]}
 
@@ -325,7 +335,7 @@ def _row(
 
 def _shape_lines(shapes: list[dict[str, Any]]) -> list[str]:
     return [
-        "{question}: {input} by {kernel}, stride {stride}, padding {padding}: {output}, "
+        "{question}: input {input}, kernel {kernel}, stride {stride}, padding {padding}: output {output}, "
         "{parameters} parameters, {multiply_adds} multiply-adds".format(**row)
         for row in shapes
     ]

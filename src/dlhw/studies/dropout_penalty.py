@@ -131,18 +131,26 @@ def compare_sides(name: str, loss: Loss, h: Tensor, q: Tensor, eta: Tensor, *, c
     true_penalty, right = exact(loss, h, q), second_order(loss, h, q)
     checks = [
         at_most(
-            f"{name}: Monte-Carlo less exact, in standard errors", _largest_size((left - true_penalty) / error), ERRORS
+            f"{name}: largest |Monte Carlo - exact| in standard errors",
+            _largest_size((left - true_penalty) / error),
+            ERRORS,
         )
     ]
     if closed is not None:
         off = float(((true_penalty - closed).abs() / (loss(h) + closed)).max())
         checks += [
-            at_most(f"{name}: Monte-Carlo less closed form, in errors", _largest_size((left - closed) / error), ERRORS),
             at_most(
-                f"{name}: left side over all masks less closed form, relative to the loss with dropout", off, ROUNDING
+                f"{name}: largest |Monte Carlo - closed form| in standard errors",
+                _largest_size((left - closed) / error),
+                ERRORS,
             ),
             at_most(
-                f"{name}: second-order formula less closed form", _largest_relative_difference(right, closed), 1e-10
+                f"{name}: largest |mean over all masks - closed form|, relative to the loss with dropout", off, ROUNDING
+            ),
+            at_most(
+                f"{name}: largest relative difference between second-order formula and closed form",
+                _largest_relative_difference(right, closed),
+                1e-10,
             ),
         ]
     return Penalties(name, left, error, true_penalty, right, checks)
@@ -155,8 +163,8 @@ def moments(q: Tensor, eta: Tensor) -> list[Check]:
     variance = _largest_relative_difference(q * dropped**2 + (1 - q) * kept**2, q / (1 - q))
     return [
         at_most("E[eta] = 0 (A4.i), from its two values", _largest_size(q * dropped + (1 - q) * kept), 1e-15),
-        at_most("E[eta] = 0, Monte-Carlo: largest |mean| in standard errors", _largest_size(mean / error), ERRORS),
-        at_most("E[eta^2] less q / (1 - q), relative, from its two values", variance, 1e-14),
+        at_most("E[eta] = 0, Monte Carlo: largest |mean| in standard errors", _largest_size(mean / error), ERRORS),
+        at_most("E[eta^2] = q / (1 - q), largest relative difference, from its two values", variance, 1e-14),
     ]
 
 
@@ -168,7 +176,7 @@ def plot_penalties(q: Tensor, penalties: Sequence[Penalties], *, subtitle: str) 
     for model, axes in zip(penalties, all_axes, strict=True):
         axes.plot(q, model.exact, color=PALETTE[0], linewidth=2.0, label="exact, mean over all masks")
         axes.plot(q, model.second_order, color=PALETTE[1], linewidth=1.6, linestyle="--", label="second-order formula")
-        axes.errorbar(q, model.sampled, 2 * model.error, label="Monte-Carlo", **dots)
+        axes.errorbar(q, model.sampled, 2 * model.error, label="Monte Carlo", **dots)
         label(axes, x="dropout rate q", y="E[loss with dropout] - loss", title=model.name, place="upper left")
     return figure
 
@@ -188,12 +196,12 @@ def formula_errors(loss: Loss, h: Tensor) -> tuple[Tensor, list[Check], float]:
     rounding = ROUNDING * loss(layers[0]) / true_penalty[0].abs()
     checks = [
         at_most(
-            "net: exact left side / q less its slope at q = 0, relative to slope and loss",
+            "net: |exact left-hand side / q - slope at q = 0|, relative to |slope| + loss",
             float(((exact(loss, h, tiny) / tiny - slope) / (slope.abs() + loss(h))).abs()),
             1e-4,
         ),
         at_most(
-            "net: the formula's error at a scale of 0.001, less rounding, over that at 0.01",
+            "net: ratio of the formula's errors at scales 0.001 (minus rounding) and 0.01",
             float((off[0] - rounding).max() / off[10].max()),
             0.2,
         ),
@@ -259,7 +267,5 @@ def dropout_penalty(
         checks=[*moments(q, eta), *(check for model in penalties for check in model.checks), *error_checks],
         tables={"penalties": [row for model in penalties for row in model.rows(rates)]},
         figures={"penalty": plot_penalties(q, penalties, subtitle=subtitle), "accuracy": plot_accuracy(errors)},
-        messages=[
-            f"squared hidden activations times squared weights, summed: {float((weight * h).square().sum()):.6g}"
-        ],
+        messages=[f"sum of squared hidden activations times squared weights: {float((weight * h).square().sum()):.6g}"],
     )

@@ -37,7 +37,7 @@ Size = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]
 WITHIN = 0.01  # relative precision of the smallest sizes
-FGSM, RANDOM, TARGETED = "along the gradient's sign", "random", "towards the target"
+FGSM, RANDOM, TARGETED = "along the gradient's sign", "random", "targeted"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def gradient(network: TorchvisionNetwork, pixels: Tensor, index: int) -> tuple[T
     with torch.no_grad():
         measured = (loss(pixels + step * slope.sign()) - loss(pixels - step * slope.sign())).item() / (2 * step)
     total = slope.abs().sum().item()
-    what = f"steepness of the loss of {network.categories[index]} along the gradient's sign, by differences"
+    what = f"slope of the loss of {network.categories[index]} along the gradient's sign, by central differences"
     return slope, close(what, measured, total, within=0.01 * total + 1e-9)
 
 
@@ -126,7 +126,7 @@ def fool_resnet(
     checks = (
         []
         if true_class is None
-        else [equal("first answer", network.categories[first_answer], network.categories[true_class])]
+        else [equal("predicted class", network.categories[first_answer], network.categories[true_class])]
     )
 
     slope, check = gradient(network, pixels, first_answer)
@@ -183,15 +183,17 @@ def verify(fgsm: Noise, size: float, integer_size: int | None) -> list[Check]:
     names, checks = fgsm.network.categories, []
     if math.isfinite(size):
         change = (fgsm.disturbed(size) - fgsm.pixels).abs().max().item()
-        checks.append(at_most("largest change of a pixel at the smallest size along the gradient", change, size + 1e-9))
+        checks.append(
+            at_most("largest change of a pixel at the smallest size along the gradient's sign", change, size + 1e-9)
+        )
     if integer_size is not None:
         stored = fgsm.disturbed(float(integer_size)).to(torch.uint8)
         answer = names[int(probabilities(fgsm.network, stored.double()).argmax())]
         checks.append(
             Check(
-                f"answer for the 8-bit picture, {integer_size} of 255 along the gradient's sign",
+                f"predicted class of the 8-bit picture, {integer_size} of 255 along the gradient's sign",
                 answer,
-                f"not {names[fgsm.watched]}",
+                f"any class except {names[fgsm.watched]}",
                 answer != names[fgsm.watched],
             )
         )

@@ -109,7 +109,9 @@ def hand_built_networks(
         for (a, b), output in zip(CORNERS.tolist(), at_corners.tolist(), strict=True)
     ]
     differences = {"XNOR": float((networks["XNOR"](pairs) - distance).abs().max())}
-    checks.append(at_most("XNOR net against |a + b - 1| on the plane", differences["XNOR"], tolerance))
+    checks.append(
+        at_most("XNOR: largest difference between network and |a + b - 1| on the plane", differences["XNOR"], tolerance)
+    )
     curves: dict[str, tuple[Tensor, Callable[[Tensor], Tensor], list[float]]] = {
         "tent": (grid, tent, [0.0, 0.5, 1.0]),
         "shrink": (grid, lambda x: shrink(x, s), [-s, s]),
@@ -119,7 +121,13 @@ def hand_built_networks(
         x = with_neighbours(inputs, kinks)
         expected, outputs = function(x), networks[name](x[:, None])
         differences[name] = float((outputs - expected).abs().max())
-        checks.append(at_most(f"{name} net on {len(x)} points, kinks included", differences[name], tolerance))
+        checks.append(
+            at_most(
+                f"{name}: largest difference between network and function on {len(x)} points including the kinks",
+                differences[name],
+                tolerance,
+            )
+        )
         values += [
             {"function": name, "x": point, "value": value, "network": output}
             for point, value, output in zip(x.tolist(), expected.tolist(), outputs.tolist(), strict=True)

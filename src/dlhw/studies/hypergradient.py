@@ -230,7 +230,7 @@ def _sweep(w: Tensor, penalty: float, rates: Tensor, steps: int, **data: Data) -
     return Sweep(rates, *train(rates), float(error(w, data["validation"])), steps)
 
 
-def _sweep_less_unrolled(sweep: Sweep, w: Tensor, penalty: float, **data: Data) -> float:
+def _sweep_minus_unrolled(sweep: Sweep, w: Tensor, penalty: float, **data: Data) -> float:
     """Return the difference of the derivative in the sweep and that of an unrolled run, at half the rate of divergence.
 
     Near divergence, rounding is amplified a millionfold. The difference is relative to the derivative's size plus loss
@@ -250,14 +250,20 @@ def _checks(
     lambdas, derivatives, norms = joint
     off = ((derivatives - norms) / norms).abs().max()
     return [
-        at_most("training loss: derivative by lambda less |w|^2, relative", float(off), 1e-12),
-        at_most("largest change of lambda in a step", float(lambdas.diff().max()), 0.0),
+        at_most(
+            "training loss: largest relative difference between the derivative by lambda and |w|^2", float(off), 1e-12
+        ),
+        at_most("largest increase of lambda in one step", float(lambdas.diff().max()), 0.0),
         *(
-            at_most(f"validation loss by {name}: autograd less central differences, over these' error", value, 1.0)
+            at_most(f"validation loss by {name}: largest |autograd - central differences| / error bound", value, 1.0)
             for name, value in zip(HYPER, deviations.amax(0).tolist(), strict=True)
         ),
-        at_most("derivative in the sweep less that through the unrolled run, relative", sweep_difference, 1e-8),
-        at_most("bytes held per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
+        at_most(
+            "relative difference between the derivatives in the sweep and through one unrolled run",
+            sweep_difference,
+            1e-8,
+        ),
+        at_most("bytes saved per step: largest / smallest - 1", max(per_step) / min(per_step) - 1, 0.01),
     ]
 
 
@@ -379,7 +385,7 @@ def hypergradient(
             "seconds_at_most_steps": rows[-1]["seconds"],
             **sweep.numbers,
         },
-        checks=_checks(joint, deviations, _sweep_less_unrolled(sweep, w, penalty, **data), per_step),
+        checks=_checks(joint, deviations, _sweep_minus_unrolled(sweep, w, penalty, **data), per_step),
         tables={"cost": rows, "sweep": sweep.rows},
         figures={
             "training_loss": _plot_joint(lambdas, norms),

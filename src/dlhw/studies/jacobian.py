@@ -77,9 +77,9 @@ def reverse_mode_by_rows(x: Tensor, weights: Weights) -> Tensor:
 
 
 METHODS: dict[str, Callable[[Tensor, Weights], Tensor]] = {
-    "forward mode, ours": forward_mode,
+    "forward mode": forward_mode,
     "reverse mode, batched": reverse_mode,
-    "reverse mode, by rows": reverse_mode_by_rows,
+    "reverse mode, row by row": reverse_mode_by_rows,
     "torch.func.jacfwd": torch.func.jacfwd(tanh_net),
     "torch.func.jacrev": torch.func.jacrev(tanh_net),
 }
@@ -160,11 +160,11 @@ def agreement(x: Tensor, weights: Weights, differences: dict[str, float], counts
     at, first_draw = f"L = {len(weights) - 1}", (x[0], {name: weight[0] for name, weight in weights.items()})
     return [
         *(
-            at_most(f"{name} against forward mode, {at}, {len(x)} draws", difference, 1e-12)
+            at_most(f"{name}: largest relative difference from forward mode, {at}, {len(x)} draws", difference, 1e-12)
             for name, difference in differences.items()
         ),
         *(
-            equal(f"multiplications of {name}, {at}, by torch's counter", counted(METHODS[name], *first_draw), count)
+            equal(f"{name}: multiplications by torch's counter, {at}", counted(METHODS[name], *first_draw), count)
             for name, count in counts.items()
         ),
     ]
@@ -298,8 +298,8 @@ def jacobian(
         },
         figures={"jacobian": plot_times(times, ratios, limit=(1 + outputs) / (1 + inputs), subtitle=subtitle)},
         messages=[
-            "L = {depth}, {device}: {reverse} takes {q50:.2f} ({q25:.2f} to {q75:.2f}) times as long as forward mode "
-            "and {by_operations:.2f} times as many multiplications".format(**row)
+            "{reverse}, L = {depth}, {device}: {q50:.2f} ({q25:.2f} to {q75:.2f}) times as long as forward mode, "
+            "{by_operations:.2f} times as many multiplications".format(**row)
             for row in ratios
         ],
     )

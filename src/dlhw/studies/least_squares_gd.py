@@ -144,17 +144,29 @@ def against_formulas(problem: LeastSquares, w: Tensor, alpha: Tensor, *, name: s
     step = alpha[:, None]
     second = problem.start - 2 * step * g + step**2 * (x.mT @ (x @ g[..., None])).squeeze(-1)
     return [
-        at_most(f"gradient against autograd (B5.a), {name}", relative(g - by_autograd, g), 1e-12),
         at_most(
-            f"X^+ y against torch.linalg.lstsq (B5.a), {name}",
+            f"gradient: largest relative difference from autograd (B5.a), {name}", relative(g - by_autograd, g), 1e-12
+        ),
+        at_most(
+            f"X^+ y: largest difference from torch.linalg.lstsq, relative to |X| |X^+|^2 |y| (B5.a), {name}",
             relative(shortest - by_torch, most / least**2 * y.norm(dim=-1)),
             rounding,
         ),
-        at_most(f"gradient at w* over its terms (B5.a), {name}", relative(gradient(x, nearest, y), terms), rounding),
-        at_most(f"w_1 = w_0 - a g (B5.b), {name}", relative(w[:, 1] - (problem.start - step * g), w[:, 1]), 1e-12),
-        at_most(f"w_2 = w_0 - 2 a g + a^2 X'X g (B5.b), {name}", relative(w[:, 2] - second, w[:, 2]), 1e-12),
         at_most(
-            f"w_0 ... w_{iterations} against the closed form (B5.c), {name}",
+            f"gradient at w*, relative to its terms (B5.a), {name}", relative(gradient(x, nearest, y), terms), rounding
+        ),
+        at_most(
+            f"w_1 = w_0 - a g (B5.b), largest relative difference, {name}",
+            relative(w[:, 1] - (problem.start - step * g), w[:, 1]),
+            1e-12,
+        ),
+        at_most(
+            f"w_2 = w_0 - 2 a g + a^2 X^T X g (B5.b), largest relative difference, {name}",
+            relative(w[:, 2] - second, w[:, 2]),
+            1e-12,
+        ),
+        at_most(
+            f"w_0 ... w_{iterations}: largest relative difference from the closed form (B5.c), {name}",
             relative(w - formula, reached),
             rounding * iterations,
         ),
@@ -239,10 +251,14 @@ def compare(name: str, problem: LeastSquares, *, rate: float, iterations: int, r
     clear = (fractions - 1).abs() > 0.04
     checks = [
         *against_formulas(problem, w, alpha, name=name),
-        at_most(f"error above the bound by eigenvalue, {name}", excess, 1e-10),
-        at_most(f"rate above the largest |1 - alpha lambda|, {name}", float((factors - predicted).max()), 1e-6),
+        at_most(f"largest excess of the error over its bound by the eigenvalues, relative, {name}", excess, 1e-10),
+        at_most(
+            f"largest excess of the measured rate over max |1 - alpha lambda|, {name}",
+            float((factors - predicted).max()),
+            1e-6,
+        ),
         equal(
-            f"step sizes at which the error shrinks are those below 2 / lambda_max, {name}",
+            f"step sizes where the error shrinks if and only if alpha < 2 / lambda_max, {name}",
             int((shrinks == (fractions < 1))[clear].sum()),
             int(clear.sum()),
         ),

@@ -230,10 +230,18 @@ def compare(distribution: str, values: Values, *, step: float, sweep: list[float
     largest_autograd, largest_finite = max(autograd.values()), float(worst(finite).max())
     allowed = 100 * (step**2 + ROUNDING / step)
     checks = [
-        at_most(f"derived against autograd, {distribution} draws (B1.b)", largest_autograd, 1e-12),
-        at_most(f"derived against differences, {distribution} draws (B1.c)", largest_finite, allowed),
-        close(f"error over h^2 |J'''| / 6 at h = {at:g}, {distribution} draws", ratio, 1.0, within=0.01),
-        close(f"slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
+        at_most(
+            f"largest relative difference between derivation and autograd, {distribution} draws (B1.b)",
+            largest_autograd,
+            1e-12,
+        ),
+        at_most(
+            f"largest relative difference between derivation and central differences, {distribution} draws (B1.c)",
+            largest_finite,
+            allowed,
+        ),
+        close(f"median of error / (h^2 |J'''| / 6) at h = {at:g}, {distribution} draws", ratio, 1.0, within=0.01),
+        close(f"log-log slope of the error below h = 1e-7, {distribution} draws", slope, -1.0, within=0.25),
     ]
     truncation = float(cubic.median())
     return GradientErrors(distribution, rows, largest_autograd, largest_finite, quantiles.tolist(), truncation, checks)
@@ -290,8 +298,8 @@ def logcosh_gradients(
         tables={"differences": rows, "steps": [row for result in results for row in result.curve(sweep)]},
         figures={"steps": plot_steps(results, sweep, step=step, subtitle=net)},
         messages=[
-            "{distribution}: {gradient}: autograd within {derived_against_autograd:.1e}, "
-            "differences within {derived_against_differences:.1e}".format(**row)
+            "{distribution} draws, {gradient}: largest relative difference from autograd "
+            "{derived_against_autograd:.1e}, from central differences {derived_against_differences:.1e}".format(**row)
             for row in rows
         ],
     )

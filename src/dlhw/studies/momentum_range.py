@@ -117,14 +117,20 @@ def momentum_range(
     w, v = (directions * logarithms.exp()[..., None]).unbind(-1)
     energy = invariant(w, v, gentle) / gentle
     checks = [
-        at_most("spectral radius: formula less eigenvalues", float((radius - by_eigenvalues).abs().max()), 1e-6),
         at_most(
-            "factor per step: measured less spectral radius, relative to it or 0.1",
+            "spectral radius: largest difference between formula and eigenvalues",
+            float((radius - by_eigenvalues).abs().max()),
+            1e-6,
+        ),
+        at_most(
+            "factor per step: largest |measured - spectral radius| / max(spectral radius, 0.1)",
             float(((measured - radius).abs() / radius.clamp(min=0.1)).max()),
             10 / steps,
         ),
         equal(
-            "momenta and step sizes whose stability is not as predicted", int(((map_radius < 1) != predicted).sum()), 0
+            "pairs of momentum and step size with incorrectly predicted stability",
+            int(((map_radius < 1) != predicted).sum()),
+            0,
         ),
     ]
     if len(gentle):
@@ -132,7 +138,9 @@ def momentum_range(
         # (1 + a)^2 / (a (1 - a / 4)).
         rounding = steps * 1e-15 * (1 + gentle).square() / (gentle * (1 - gentle / 4))
         change = float(((energy - 1).abs() / rounding).max())
-        checks.append(at_most("mu = 1: largest relative change of the energy, over that by rounding", change, 1.0))
+        checks.append(
+            at_most("mu = 1: largest relative change of the energy, divided by the rounding bound", change, 1.0)
+        )
     best = radius.amax(-1).argmin()
     return Answer(
         numbers={

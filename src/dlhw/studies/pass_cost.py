@@ -168,8 +168,14 @@ def pass_cost(
             **{f"seconds_ratio_{key[kind]}": row["seconds_ratio"] for kind, row in widest.items()},
         },
         checks=[
-            equal("nets whose forward multiply-adds are F, counted (E1)", sum(f for f, _ in agreements), len(nets)),
-            equal("nets whose backward multiply-adds are 2 F - F_1, counted", sum(b for _, b in agreements), len(nets)),
+            equal(
+                "nets with F counted multiply-adds in the forward pass (E1)", sum(f for f, _ in agreements), len(nets)
+            ),
+            equal(
+                "nets with 2 F - F_1 counted multiply-adds in the backward pass",
+                sum(b for _, b in agreements),
+                len(nets),
+            ),
         ],
         tables={"passes": rows},
         figures={"cost": _plot_cost(rows, kinds, batch, where), "ratio": _plot_ratio(rows, kinds, batch, where)},

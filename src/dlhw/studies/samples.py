@@ -151,7 +151,7 @@ def _disjoint(data: Dataset) -> list[Check]:
     for part in data.parts.values():
         by_pool.setdefault(id(part.pool_x), []).append(part.all_rows()[0])
     pools = [torch.cat(parts) for parts in by_pool.values()]
-    return [equal("samples in two parts", sum(len(rows) - len(rows.unique()) for rows in pools), 0)]
+    return [equal("samples in more than one part", sum(len(rows) - len(rows.unique()) for rows in pools), 0)]
 
 
 def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> Check:
@@ -161,7 +161,7 @@ def _displayed_as_stored(data: Dataset, chosen: list[Tensor], largest: int) -> C
         x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
     rows = torch.cat(chosen)
     difference = float((_network_view(data, data.train, rows, largest) - x / largest).abs().max())
-    return at_most("what the network sees, turned back, against the picture", difference, 1e-5)
+    return at_most("largest difference between the network input, transformed back, and the picture", difference, 1e-5)
 
 
 def _network_view(data: Dataset, part: Split, rows: Tensor, largest: int, changed: Tensor | None = None) -> Tensor:

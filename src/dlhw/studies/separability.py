@@ -197,14 +197,22 @@ def separability(
             "smallest_gap_called_positive": float(min(gaps[gaps > TOLERANCE], default=math.inf)),
         },
         checks=[
-            equal("pairs of which either the hulls meet or a hyperplane separates, not both (C2.2)", agreed, len(gaps)),
+            equal(
+                "pairs with either intersecting hulls or a separating hyperplane, but not both (C2.2)",
+                agreed,
+                len(gaps),
+            ),
             at_most(
-                "largest difference of the gap and twice the margin (duality)",
+                "largest difference between the gap and twice the margin (duality)",
                 max(abs(near.gap - 2 * plane.margin) for near, plane in all_pairs),
                 TOLERANCE,
             ),
             equal("touching pairs that a hyperplane separates", _separated(cases, "touching"), 0),
-            equal("of these moved apart by 2^-16", _separated(cases, "apart"), len(KINDS) * touching_draws),
+            equal(
+                "touching pairs that a hyperplane separates after moving them apart by 2^-16",
+                _separated(cases, "apart"),
+                len(KINDS) * touching_draws,
+            ),
         ],
         tables={"cases": table, "distances": rows},
         figures={"pairs": _pairs(generator(seed, "separability", "figure")), "fractions": _fractions(rows, dimension)},

@@ -73,10 +73,10 @@ def sigmoid_window(
     return Answer(
         numbers={"weight_at_widest": at, "widest": widest},
         checks=[
-            close("|w| where the bound is greatest (D1.3c)", at, 6.9, within=0.05),
+            close("|w| with the greatest bound (D1.3c)", at, 6.9, within=0.05),
             close("the greatest bound (D1.3c)", widest, 0.45, within=0.005),
-            at_most("largest difference of bound and measured width", float(np.abs(bounds - widths).max()), 1e-9),
-            close("|w| at which the window opens (D1.3a)", 1 / slope(0.0), 4.0, within=1e-12),
+            at_most("largest difference between bound and measured width", float(np.abs(bounds - widths).max()), 1e-9),
+            close("smallest |w| with a window (D1.3a)", 1 / slope(0.0), 4.0, within=1e-12),
         ],
         tables={"widths": rows},
         figures={"widths": figure},

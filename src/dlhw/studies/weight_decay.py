@@ -141,7 +141,7 @@ def decay(w: Tensor, alphas: Tensor, strength: float, steps: int) -> tuple[Tenso
 
 def behaviour(factor: float) -> str:
     """Return the effect of repeated multiplication by ``factor``."""
-    size = "kept" if abs(abs(factor) - 1) < 1e-9 else "shrinks" if abs(factor) < 1 else "grows"
+    size = "constant" if abs(abs(factor) - 1) < 1e-9 else "shrinks" if abs(factor) < 1 else "grows"
     return size + (", alternating" if factor < -1e-9 else "")
 
 
@@ -193,15 +193,24 @@ class Forms:
         first = (self.paths["Adam", "penalty"] - self.paths["Adam", "shrinking"])[1]
         return [
             at_most(
-                "SGD: penalty less shrinking, largest in all steps (E3.c)", differences["SGD"].max().item(), TOLERANCE
+                "SGD: largest difference between penalty and shrinking over all steps (E3.c)",
+                differences["SGD"].max().item(),
+                TOLERANCE,
             ),
-            at_most("momentum: difference after two steps less -2 alpha lambda rho w_0", momentum_difference, 1e-13),
             at_most(
-                "Adam: difference after one step less 2 alpha lambda w - alpha (change of the gradient's sign)",
+                "momentum: error of the predicted difference -2 alpha lambda rho w_0 after two steps",
+                momentum_difference,
+                1e-13,
+            ),
+            at_most(
+                "Adam: error of the predicted difference 2 alpha lambda w - alpha (change of sign) after one step",
                 (first - adam_difference).abs().max().item(),
                 1e-13,
             ),
-            *(at_most(f"{name}, {form}: from torch's", off, 1e-10) for (name, form), off in self.from_torch.items()),
+            *(
+                at_most(f"{name}, {form}: largest difference from torch's optimizer", off, 1e-10)
+                for (name, form), off in self.from_torch.items()
+            ),
         ]
 
 
@@ -257,7 +266,8 @@ def compare_with_powers(
         for p, f, size, power, word in zip(*columns, strict=True)
     ], [
         at_most(
-            f"|w_k / w_0|^(1/k), k = {steps}, less |1 - 2 alpha lambda|, relative to 1 + it",
+            f"largest difference between |w_k / w_0|^(1/k), k = {steps}, and |1 - 2 alpha lambda|, "
+            "relative to 1 + |1 - 2 alpha lambda|",
             error,
             1e-15 * (10 + steps),
         ),
