@@ -310,7 +310,7 @@ def begun(ended: Ended) -> list[str]:
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
         (["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding"),
-        (["+bb=0,0.1"], "bb: unused key, nothing in this config reads it; --cfg job shows all keys"),
+        (["+bb=0,0.1"], "bb: unused key; no value in this config reads it; --cfg job shows all keys"),
         (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (
@@ -420,7 +420,7 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "seed=3: invalid with resume, a resumed sweep keeps its own overrides; expected data_dir\n",
+        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected data_dir\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")

@@ -1,4 +1,4 @@
-"""The trainer's settings, the keys of ``conf/trainer/default.yaml``: how long, how measured, what trains, how fast."""
+"""The trainer's settings, the keys of ``conf/trainer/default.yaml``: duration, evaluation, fine-tuning, execution."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, and when."""
+    """Which metrics are measured, and when."""
 
     train_metrics: Literal["running", "evaluated"] = "running"
     """``running``: means over the batches of the epoch; ``evaluated``: the whole training set after each epoch."""
