@@ -263,7 +263,7 @@ def test_a_run_is_never_overwritten(finished: Finished, tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "here: exists already, and runs are never overwritten; choose another directory, or resume=here\n",
+        "here: already exists, and runs are never overwritten; choose another directory, or use resume=here\n",
     )
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
 

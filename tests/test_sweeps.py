@@ -410,7 +410,7 @@ def test_directory_of_something_else_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "S" / "notes").write_text("mine")
     ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert ended.code == 1
-    assert ended.err == "S: exists already, and runs are never overwritten; choose another directory, or resume=S\n"
+    assert ended.err == "S: already exists, and runs are never overwritten; choose another directory, or use resume=S\n"
 
 
 def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:

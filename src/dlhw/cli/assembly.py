@@ -155,7 +155,7 @@ def set_up_process(components: Components) -> tuple[Trainer, Precision]:
     trainer = components["trainer"].build()
     device = devices.pick_device(trainer.device)
     precision = devices.Precision(trainer.precision, device)
-    devices.settle(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
+    devices.configure_torch(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
     return trainer, precision
 
 

@@ -27,7 +27,7 @@ def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose,
     choices = [override for override in parsed_overrides if loader.has_group(override.key_or_group)]
     for override in choices:
         if override.is_add() and override.key_or_group in loader.list_groups(""):
-            return f"{override.input_line}: {override.key_or_group} exists already; remove the +"
+            return f"{override.input_line}: {override.key_or_group} already exists; remove the +"
         group, option = override.key_or_group, str(override.value())
         options = loader.get_group_options(group)
         if not override.is_sweep_override() and option not in options and not override.is_delete():
