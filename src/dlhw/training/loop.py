@@ -228,4 +228,6 @@ class Training:
 
     def _probe(self, k: int, epoch: int) -> None:
         if self.probe is not None:
-            self.runs[k].record.probe(f"epoch_{epoch:04d}", self.probe(self.variants.model(k), self.data.of(k)))
+            self.runs[k].record.probe(
+                f"epoch_{epoch:04d}", self.probe(self.variants.model(k), self.data.for_variant(k))
+            )
