@@ -301,7 +301,7 @@ def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
         "b = 0.1  3.00 ± 2.65           7.00 ± 2.65     3",
         "b = 0    4.00 ± 2.00           6.00 ± 2.00     3",
         "b = 0.2  5.00 ± 0.00           5.00 ± 0.00     3",
-        "lowest mean validation error: b = 0.1 (3.00 ± 2.65 %, n = 3), test error there 7.00 ± 2.65 %",
+        "lowest mean validation error: b = 0.1 (3.00 ± 2.65 %, n = 3), test error 7.00 ± 2.65 %",
     ]
 
 
@@ -619,7 +619,7 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)"),
+        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in its subdirectories)"),
         (
             ["{0}/sweep", "{0}/run"],
             "--output: missing; expected a directory for the comparison of several directories",
