@@ -310,7 +310,7 @@ def numbered(count: int) -> Split:
 def test_split_is_disjoint_complete_and_keyed_by_the_seed(count: int, fraction: float, seed: int) -> None:
     split, wanted = numbered(count), round(fraction * count)
     if wanted in {0, count}:
-        with pytest.raises(UsageError, match="leaves none of the .* samples"):
+        with pytest.raises(UsageError, match=r"leaves none of the .* samples"):
             split_off(split, fraction, seed=seed)
         return
     rest, picked = split_off(split, fraction, seed=seed)

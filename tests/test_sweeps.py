@@ -151,10 +151,10 @@ def test_values_keep_what_the_grammar_needs() -> None:
     [
         (
             "b=interval(0,1)",
-            "b=interval(0,1): a grid needs values such as b=0.1,0.2 or b=range(0,1,0.1)",
+            "b=interval(0,1): invalid in a grid; expected values such as b=0.1,0.2 or b=range(0,1,0.1)",
         ),
         ("b=range(3,1)", "b=range(3,1): must have at least one value"),
-        ("b=range(0,1,0)", "b=range(0,1,0): must have finite ends and a step other than 0"),
+        ("b=range(0,1,0)", "b=range(0,1,0): must have finite limits and a step other than 0"),
         ("b=[", "b=[: invalid values of a sweep; expected a list such as 1,2,3 or range(3)"),
     ],
 )
@@ -166,7 +166,7 @@ def test_what_is_no_grid_is_refused(line: str, answer: str) -> None:
 
 
 def test_params_do_not_set_hydras_own_settings() -> None:
-    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot be a parameter of a sweep$"):
+    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot vary in a sweep; expected"):
         expand(["hydra.job.num=1,2"], [])
 
 
@@ -315,7 +315,7 @@ def begun(ended: Ended) -> list[str]:
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (
             ["seed=interval(0,1)"],
-            "seed=interval(0,1): a grid needs values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
+            "seed=interval(0,1): invalid in a grid; expected values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
         ),
         (["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number"),
         (
@@ -372,10 +372,10 @@ def test_second_call_does_what_is_left(tmp_path: Path, conclusions: Conclusions)
     before = {path: path.read_bytes() for path in tmp_path.glob("S/*/*") if path.is_file()}
     second = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
     assert (second.code, begun(second)) == (0, ["seed=2"])
-    assert second.lines[0] == "3 jobs, 2 of them finished before, in S"
+    assert second.lines[0] == "3 jobs, 2 of them already finished, in S"
     third = dlhw("resume=S", at=tmp_path)
     assert (third.code, begun(third)) == (0, [])
-    assert third.lines == [f"3 jobs, 3 of them finished before, in {tmp_path / 'S'}", "the table"]
+    assert third.lines == [f"3 jobs, 3 of them already finished, in {tmp_path / 'S'}", "the table"]
     assert {path: path.read_bytes() for path in before} == before
     assert [(runs, failures) for _, runs, failures in conclusions.asked] == [
         (["seed=0", "seed=1"], {}),
@@ -619,7 +619,7 @@ def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options:
     ours, other = (path / "S" / "optimizer.lr=0.1" / "metrics.csv" for path in (here, there))
     assert ours.read_bytes() == other.read_bytes()
     again = start("resume=S", at=there, cold=True).end()
-    assert "2 jobs, 1 of them finished before" in again.err
+    assert "2 jobs, 1 of them already finished" in again.err
 
 
 @pytest.mark.slow
