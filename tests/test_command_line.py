@@ -65,7 +65,7 @@ class Finished:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_data_folder() -> Iterator[None]:
-    """The folder of data sets is the default one, wherever these tests run."""
+    """The folder of datasets is the default one, wherever these tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DLHW_DATA", raising=False)
         yield
