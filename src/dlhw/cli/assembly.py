@@ -128,7 +128,7 @@ def assemble_parts(components: Components) -> Parts:
 
 @dataclass(frozen=True)
 class Question:
-    """A study with its options and arguments; data and model are None if it takes none.
+    """A study with its options and arguments; ``data`` and ``model`` are None if it does not take them.
 
     A study that takes a ``network`` gets the config's model with its pretrained weights and classes.
     """

@@ -7,7 +7,7 @@ another package than ``hydra_plugins``. :class:`ComposingLoader` and the two ``i
 Hydra's main branch (1.4 in development) changes three things. ``get_overrides_dirname`` is gone: a resolver computes
 ``hydra.job.override_dirname`` when it is read, and :func:`set_override_dirname` is not needed. ``Hydra.compose_config``
 calls ``_load_configuration`` of every ``ConfigLoaderImpl`` and not ``load_configuration``, so ``Loader`` must override
-that method, which has three more arguments. ``Hydra.get_mode`` does not compose any more but asks the loader, which
+that method, which has three more arguments. ``Hydra.get_mode`` no longer composes but asks the loader, which
 reads ``hydra.mode`` from the command line and ``train.yaml`` alone; :class:`ComposingLoader` must override ``get_mode``
 and compose there, so that an experiment or a resumed sweep can still start a sweep.
 """

@@ -4,7 +4,7 @@
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A resumed run keeps its config, and a resumed sweep its overrides; only a few keys may change.
-- A study refuses overrides of groups and keys that it does not read.
+- A study rejects overrides of groups and keys that it does not read.
 """
 
 from __future__ import annotations

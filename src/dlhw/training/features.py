@@ -157,7 +157,7 @@ def frozen_features(
     new = [pool for number, pool in enumerate(pools) if (*key_prefix, number) not in _cache]
     size = (sum(map(len, new)) + (views or 0) * len(data.train)) * example.nbytes
     too_large = size > SHARE_OF_MEMORY * devices.free_memory(precision.device)
-    if processes.sum_over_processes(example.new_tensor(float(too_large))):  # all processes must decide alike
+    if processes.sum_over_processes(example.new_tensor(float(too_large))):  # all processes must make the same decision
         log.info("the frozen part is computed in every epoch, because its features take %.1f GB", size / 2**30)
         return None
 

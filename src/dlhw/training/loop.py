@@ -1,8 +1,8 @@
 """The training loop: epochs, steps, evaluation, checkpoints and stopping, for one run or for K runs at once.
 
-An epoch is the plain PyTorch loop. The dataset lies on the device, so a batch is an index; losses stay there until the
-epoch ends, so no step waits for the device. Tensors have a leading dimension K, the number of runs, which is 1 for a
-single run; :mod:`dlhw.training.variants` computes K models at once.
+An epoch is the plain PyTorch loop. The dataset is stored on the device, so a batch is an index; losses stay there
+until the epoch ends, so no step waits for the device. Tensors have a leading dimension K, the number of runs, which
+is 1 for a single run; :mod:`dlhw.training.variants` computes K models at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """K models that are trained at once: stacked weights, one forward pass by ``torch.func.vmap``, one optimizer.
 
 ``Single`` is the case K = 1, without a copy of the model or a wrapper around it. The training loop sees only the
-common interface ``Variants``: tensors have a leading dimension K, whatever K is.
+common interface ``Variants``: tensors always have a leading dimension K.
 """
 
 from __future__ import annotations

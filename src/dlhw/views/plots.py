@@ -319,7 +319,7 @@ class Numbers(Formatter):
         return self.format_ticks([value])[0]
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Format values with as many digits as distinguish them."""
+        """Format values with enough digits to distinguish them."""
         for digits in (6, 12, 17):
             labels = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
             if len(set(labels)) == len(labels):
