@@ -196,7 +196,7 @@ def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> 
 
 def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
     """Return the seconds of ``epochs`` calls after a warm-up call, with torch's defaults."""
-    devices.settle(device, devices.Precision("fp32", device), deterministic=False)
+    devices.configure_torch(device, devices.Precision("fp32", device), deterministic=False)
     epoch()
     seconds = []
     for _ in range(epochs):

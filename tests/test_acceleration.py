@@ -139,7 +139,7 @@ def test_undecorated_step_records_no_graph() -> None:
 
 def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
     optimizer = torch.optim.LBFGS([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(UsageError, match=r"^optimizer=LBFGS: .*; use another class of torch\.optim$"):
+    with pytest.raises(UsageError, match=r"^optimizer=LBFGS: .*; expected another class of torch\.optim$"):
         undecorated_step(optimizer)
 
 

@@ -307,9 +307,9 @@ def test_a_resumed_run_sees_the_same_pictures(tmp_path: Path, monkeypatch: pytes
 
 
 REFUSED = {
-    "augmentation=flip dataset=clusters": "augmentation: needs pictures with classes, dataset=clusters has none",
+    "augmentation=flip dataset=clusters": "augmentation: needs pictures with classes; dataset=clusters has none",
     "augmentation=flip dataset=diabetes loss=mse trainer.monitor=val_mse": (
-        "augmentation: needs pictures with classes, dataset=diabetes has none"
+        "augmentation: needs pictures with classes; dataset=diabetes has none"
     ),
     "augmentation.mixup=0.2 loss=multi_margin": (
         "loss=multi_margin_loss: does not support augmentation.mixup and cutmix"
@@ -337,7 +337,7 @@ def test_invalid_options_are_an_error(line: str, answer: str) -> None:
 
 
 def test_changes_of_colour_alone_are_an_error_for_grey_pictures() -> None:
-    with pytest.raises(UsageError, match=r"augmentation\.hue: dataset=digits has no colours"):
+    with pytest.raises(UsageError, match=r"augmentation\.hue: need colour pictures; dataset=digits has none"):
         assembly.load_data(
             validate(compose("dataset=digits", "augmentation.hue=0.1")), Precision("fp32", torch.device("cpu"))
         )

@@ -63,7 +63,7 @@ def test_a_subset_is_balanced_and_determined_by_the_seed(published: Path) -> Non
 def test_an_altered_file_is_an_error(published: Path, name: str) -> None:
     path = published / cifar.FOLDER / name
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UsageError, match=rf"{name}: truncated or altered: its md5 is \w+, expected \w+; delete it"):
+    with pytest.raises(UsageError, match=rf"{name}: truncated or altered: its md5 is \w+; expected \w+; delete it"):
         loaded(published)
 
 

@@ -65,7 +65,7 @@ class Finished:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_data_folder() -> Iterator[None]:
-    """The folder of data sets is the default one, wherever these tests run."""
+    """The folder of datasets is the default one, wherever these tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DLHW_DATA", raising=False)
         yield
@@ -263,7 +263,7 @@ def test_a_run_is_never_overwritten(finished: Finished, tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "here: exists already, and runs are never overwritten; choose another directory, or resume=here\n",
+        "here: already exists, and runs are never overwritten; choose another directory, or use resume=here\n",
     )
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
 

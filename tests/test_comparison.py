@@ -301,7 +301,7 @@ def test_mean_standard_deviation_and_winner(tmp_path: Path) -> None:
         "b = 0.1  3.00 ± 2.65           7.00 ± 2.65     3",
         "b = 0    4.00 ± 2.00           6.00 ± 2.00     3",
         "b = 0.2  5.00 ± 0.00           5.00 ± 0.00     3",
-        "lowest mean validation error: b = 0.1 (3.00 ± 2.65 %, n = 3), test error there 7.00 ± 2.65 %",
+        "lowest mean validation error: b = 0.1 (3.00 ± 2.65 %, n = 3), test error 7.00 ± 2.65 %",
     ]
 
 
@@ -611,7 +611,7 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
     node = {"comparison": {"_target_": "x", "curves": ["nope"], "overlay": None, "against": [], "probes": ["norm"]}}
     make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]}, config=node)
     assert "comparison.png: not drawn (no run has any of the columns nope)" in compare([tmp_path])
-    said = compare([tmp_path], drawn={"curves": ["val_loss"]})
+    said = compare([tmp_path], figure_options={"curves": ["val_loss"]})
     assert "comparison.png" not in said
     assert "figures/probe_norm.png: not drawn" in said
 
@@ -619,7 +619,7 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [
-        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)"),
+        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in its subdirectories)"),
         (
             ["{0}/sweep", "{0}/run"],
             "--output: missing; expected a directory for the comparison of several directories",
@@ -628,7 +628,7 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
         (["{0}/run"], "--output: missing; expected a directory for the comparison of a single run, {0}/run"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
-            "--output {0}/run: contains another run or sweep; choose another directory",
+            "--output {0}/run: contains another run or sweep; expected another directory",
         ),
     ],
 )

@@ -209,9 +209,12 @@ MISFITS = {
         "probe=layers: needs classes, dataset=diabetes is for regression; expected probe=none"
     ),
     "trainer.steps_per_epoch=10": (
-        "trainer.steps_per_epoch=10: dataset=digits has only 9 batches of trainer.batch_size=128"
+        "trainer.steps_per_epoch=10: must be at most 9, the number of batches of dataset=digits with "
+        "trainer.batch_size=128"
     ),
-    "model=mlp_by_hand probe=layers": "probe=layers: found no layers in ByHand, which computes them without modules",
+    "model=mlp_by_hand probe=layers": (
+        "probe=layers: needs dense or convolutional modules, which ByHand does not call; expected probe=none"
+    ),
 }
 
 
@@ -378,15 +381,15 @@ MISTAKES = {
     "zzz=3": "zzz: unknown key; --cfg job shows all keys",
     "b=0.1": "b: unknown key; b belongs to experiment=flooding",
     "experiment=mnist_mlp b=0.1": "b: unknown key; b belongs to experiment=flooding",
-    "+b=0.1": "b: unused key, nothing in this config reads it; b belongs to experiment=flooding",
-    "+bb=1": "bb: unused key, nothing in this config reads it; --cfg job shows all keys",
-    "experiment=flooding +bb=1": "bb: unused key, nothing in this config reads it; did you mean b?",
-    "+lr=0.1": "lr: unused key, nothing in this config reads it; did you mean optimizer.lr?",
+    "+b=0.1": "b: unused key; no value in this config reads it; b belongs to experiment=flooding",
+    "+bb=1": "bb: unused key; no value in this config reads it; --cfg job shows all keys",
+    "experiment=flooding +bb=1": "bb: unused key; no value in this config reads it; did you mean b?",
+    "+lr=0.1": "lr: unused key; no value in this config reads it; did you mean optimizer.lr?",
     "experiment=init_study init=he d=0.1": (
-        "d: unused key, the experiment reads it only in init.d, which is overridden"
+        "d: unused key; the experiment reads it only in init.d, which is overridden"
     ),
     "experiment=logistic_separable size=full trainer.epochs=3": (
-        "size: unused key, the experiment reads it only in trainer.epochs, which is overridden"
+        "size: unused key; the experiment reads it only in trainer.epochs, which is overridden"
     ),
     # what an experiment's knobs take
     "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
@@ -565,7 +568,8 @@ def test_resume_takes_a_path_relative_to_where_one_stands(
 @pytest.mark.parametrize("override", ["optimizer.lr=0.2", "model=cnn", "seed=0", "+b=1", "experiment=flooding"])
 def test_resume_refuses_to_change_anything_else(mistake: Mistake, stored: Callable[..., Path], override: str) -> None:
     assert mistake(f"resume={stored()}", override) == (
-        f"{override}: invalid with resume, a resumed run keeps its own config; expected one of data_dir, trainer.epochs"
+        f"{override}: invalid with resume, because a resumed run keeps its config; "
+        "expected one of data_dir, trainer.epochs"
     )
 
 

@@ -26,7 +26,7 @@ PROGRAM = r"(?:uv run )?(?:python -m (?P<module>dlhw\.\w+)|dlhw) (?P<arguments>.
 FEW_STEPS = ("trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.device=cpu")
 """Appended to every command that trains, unless it gives these keys."""
 OTHER_DATA = {"mnist": "digits", "fashion_mnist": "digits", "kmnist": "digits", "boston": "diabetes"}
-"""Data sets that need a network, and data sets of the same kind that need none."""
+"""Datasets that need a download, and similar datasets that do not."""
 SMALLER_DATA = {
     "face_mask": ("dataset.resize=20", "dataset.crop=16"),
     "hymenoptera": ("dataset.resize=20", "dataset.crop=16"),
@@ -53,7 +53,7 @@ MISSING = {
     "model.weights": ("model.weights=FILE", "pretrained weights are not part of this project"),
     "dataset.download": (
         "dataset.download=false",
-        "the data set is not part of this project",
+        "the dataset is not part of this project",
     ),
 }
 """What a command needs that is not here, by the key that its error names: the override that says so, and the reason.

@@ -212,9 +212,9 @@ RUN = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "model.dropout=0.3
 @pytest.fixture(autouse=True)
 def nothing_is_drawn_or_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("dlhw.cli.lifecycle.finish", lambda *parts: None)
-    features._kept.clear()
+    features._cache.clear()
     yield
-    features._kept.clear()
+    features._cache.clear()
 
 
 def run(directory: Path, *overrides: str) -> list[list[float]]:
@@ -259,7 +259,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_are_those_of_the_whole_model_in_every_epoch(tmp_path: Path, name: str) -> None:
     once = run(tmp_path / "once", *CASES[name])
-    assert features._kept
+    assert features._cache
     every = run(tmp_path / "every", *CASES[name], "trainer.frozen_once=false")
     assert_equal(once, every)
 
@@ -284,7 +284,9 @@ def test_without_views_augmented_pictures_go_through_the_whole_model() -> None:
 def test_mixed_pictures_have_no_views(tmp_path: Path) -> None:
     with pytest.raises(dlhw.UsageError) as raised:
         assembly.assemble(compose(*RUN, *AUGMENTED, "augmentation.mixup=0.2", "trainer.frozen_views=2"))
-    assert str(raised.value) == "trainer.frozen_views: mixup and cutmix draw new pictures in every epoch; expected null"
+    assert (
+        str(raised.value) == "trainer.frozen_views: mixup and cutmix mix other pictures in every epoch; expected null"
+    )
 
 
 @pytest.mark.parametrize("case", [(), (*AUGMENTED, "trainer.frozen_views=3")], ids=["plain", "views"])
@@ -304,7 +306,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
         patch.setattr(Progress, "step", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "stopped", *case, "trainer.checkpoint_seconds=0")
-    features._kept.clear()
+    features._cache.clear()
     assert len(checkpoint.load(tmp_path / "stopped" / "last.pt")["rows"]) == 2
     run(tmp_path / "stopped", "resume")
     assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (tmp_path / "stopped" / "metrics.csv").read_bytes()
@@ -355,7 +357,7 @@ def test_another_frozen_part_has_features_of_its_own(other: str) -> None:
         taken = second.trained.eval()(second.trained_on.normalize(two.pool_x[:9]))
         whole = second.model.eval()(second.data.normalize(second.data.val.pool_x[:9]))
     torch.testing.assert_close(taken, whole)
-    assert all(tensor is not one.pool_x for tensor in features._kept.values())  # no memory for what is gone
+    assert all(tensor is not one.pool_x for tensor in features._cache.values())  # no memory for what is gone
 
 
 def test_layers_of_equal_names_and_weights_with_other_settings_are_told_apart() -> None:

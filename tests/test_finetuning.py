@@ -89,7 +89,7 @@ def test_the_head_is_the_last_layer_with_weights() -> None:
         ),
         (
             ["trainer.trains=[]"],
-            "trainer.trains=[]: nothing would train; expected all, head or patterns of parameter names",
+            "trainer.trains=[]: no parameter would be trained; expected all, head or patterns of parameter names",
         ),
         (
             ["trainer.rates={fc.*: 0.1}"],

@@ -267,7 +267,7 @@ def test_from_run_tells_how_to_make_a_run_that_is_not_there(tmp_path: Path) -> N
 
 def test_from_run_refuses_a_sweep(run: Path) -> None:
     (run / "multirun.yaml").touch()
-    assert refusal(dense(), run) == f"init.run={run}: is a sweep; expected the directory of one of its runs"
+    assert refusal(dense(), run) == f"init.run={run}: a sweep; expected the directory of one of its runs"
 
 
 def test_from_run_refuses_a_damaged_file(run: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_thread_of_randomness_is_the_seed(tmp_path: Path) -> None:
 
 
 def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
-    """The loop takes objects: a model, a data set and an optimizer made by hand train alike."""
+    """The loop takes objects: a model, a dataset and an optimizer made by hand train alike."""
     cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
     data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     run = TrainingRun(Record(tmp_path), seed=0, regularization=build(cfg, "regularization"))

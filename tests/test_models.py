@@ -199,7 +199,7 @@ def test_an_even_kernel_is_an_error(kernel: int) -> None:
 @pytest.mark.parametrize(("shape", "most"), [(DIGITS, 3), (MNIST, 4), ((1, 28, 5), 2)], ids=str)
 def test_too_many_poolings_are_an_error(shape: tuple[int, ...], most: int) -> None:
     assert logits_shape(cnn(shape, 10, channels=[2] * most, kernel=3, **PLAIN), shape) == (3, 10)
-    with pytest.raises(UsageError, match=rf"too many poolings for {shape[1]}x{shape[2]}"):
+    with pytest.raises(UsageError, match=rf"too many pooling layers for {shape[1]}x{shape[2]}"):
         cnn(shape, 10, channels=[2] * (most + 1), kernel=3, **PLAIN)
 
 

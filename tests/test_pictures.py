@@ -70,7 +70,7 @@ def test_pictures_are_rotated_by_their_exif_orientation(tmp_path: Path, orientat
     tags[0x0112] = orientation
     photo(2, 48, 32).save(path, exif=tags, lossless=True, quality=95)
     upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    assert np.array_equal(np.asarray(pictures.whole(path)), np.asarray(upright))
+    assert np.array_equal(np.asarray(pictures.read_full_size(path)), np.asarray(upright))
     with pictures.without_warnings():
         assert pictures.decode(path.read_bytes(), resize=32, crop=32).size == upright.size
 
@@ -174,7 +174,7 @@ def pipe(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("opened", [lambda path: read(path, resize=8, crop=8), pictures.whole])
+@pytest.mark.parametrize("opened", [lambda path: read(path, resize=8, crop=8), pictures.read_full_size])
 def test_a_pipe_is_unreadable(tmp_path: Path, opened: Callable[[Path], object]) -> None:
     with pytest.raises(Unreadable, match=r"^not a regular file$"):
         opened(pipe(tmp_path / "a.png"))
@@ -299,9 +299,9 @@ def layout(tmp_path: Path, *folders: str) -> Path:
     ("there", "message"),
     [
         (["train/cats", "train/dogs", "val/cats"], "val and train must have the same classes.* dogs"),
-        (["train/cats", "train/dogs", "valid/cats"], "has valid beside train; expected"),
-        (["val/cats", "val/dogs"], "has no train beside val"),
-        (["cats"], "only the class cats; at least two classes are needed"),
+        (["train/cats", "train/dogs", "valid/cats"], "contains valid besides train; expected"),
+        (["val/cats", "val/dogs"], "contains no train besides val"),
+        (["cats"], "only the class cats; expected at least two classes"),
         (["."], "no folders with pictures"),
         (["train/cats", "val/cats"], "only the class cats"),
     ],
@@ -320,7 +320,7 @@ def test_a_class_without_a_usable_picture_is_an_error(tmp_path: Path, bad: bytes
     os.unlink(root / "dogs" / "0.png")
     if bad is not None:
         (root / "dogs" / "0.png").write_bytes(bad)
-    with pytest.raises(UsageError, match=r"dogs: has no usable picture.*every class needs at least one"):
+    with pytest.raises(UsageError, match=r"dogs: contains no readable picture.*expected at least one for every class"):
         dataset(root)
 
 

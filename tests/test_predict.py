@@ -258,9 +258,9 @@ def test_other_directories_are_one_line_errors(
         empty: "not a run directory (it has no config.yaml)",
         sweep: f"the directory of a sweep; expected one of its runs, such as {sweep / 'b=1'}",
         unfinished: "has no best.pt (unfinished)",
-        study: "a run of a study, which saves no network; expected a training run",
+        study: "a run of a study, which does not save a network; expected a training run",
         numbers: "a regression run (dataset=diabetes); expected a run on pictures with classes",
-        points: "its samples are not pictures (dataset=clusters); expected a run on pictures with classes",
+        points: "a run on samples that are not pictures (dataset=clusters); expected a run on pictures with classes",
     }
     for path, line in lines.items():
         assert said(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")

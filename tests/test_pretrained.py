@@ -148,9 +148,9 @@ def test_weights_of_a_run_include_the_head_if_the_classes_match(
     assert caplog.messages == []
     other = classifier(SHAPE, 2, architecture="squeezenet1_1", weights=str(path))
     assert other.fresh == ["classifier.1"]
-    assert "has 5 classes: not loaded" in caplog.text
+    assert "has 5 classes; it is replaced by a new layer" in caplog.text
     assert_holds(other, {name: value for name, value in state.items() if not name.startswith("classifier.1.")})
-    with pytest.raises(UsageError, match="has 5 classes; must have the 1000 of ImageNet"):
+    with pytest.raises(UsageError, match="has 5 classes; expected the 1000 of ImageNet"):
         classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(path))
 
 
@@ -242,7 +242,11 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
             "one of null, IMAGENET1K_V1, DEFAULT, or a file",
         ),
         (SHAPE, {"architecture": "resnet18", "weights": "."}, "is a folder"),
-        (SHAPE, {"architecture": "resnet18", "weights": "FILE"}, "conv1.weight is missing there, must be 64x3x7x7"),
+        (
+            SHAPE,
+            {"architecture": "resnet18", "weights": "FILE"},
+            "conv1.weight is missing in the file; expected 64x3x7x7",
+        ),
         (SHAPE, {"architecture": "squeezenet1_0", "weights": "FILE"}, "features.0.weight is 64x3x3x3.*be 96x3x7x7"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
     said = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
     assert (said.code, said.lines) == (
         1,
-        ["torchrun: trains a single run with all its processes; start a sweep without torchrun"],
+        ["torchrun: invalid with -m, because it trains a single run; start the sweep without torchrun"],
     )
     assert not list(tmp_path.iterdir())
 
@@ -132,7 +132,10 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
 def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
     ranks(0, 2)
     said = dlhw("experiment=jacobian", at=tmp_path)
-    assert (said.code, said.lines) == (1, ["torchrun: a study computes in a single process; start it without torchrun"])
+    assert (said.code, said.lines) == (
+        1,
+        ["torchrun: invalid for a study, which runs in a single process; start it without torchrun"],
+    )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -141,15 +144,15 @@ def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) 
     [
         (
             ["trainer.batch_size=1131"],
-            "trainer.batch_size=1131: the last batch of 1132 samples has 1 for 2 processes; choose another size",
+            "trainer.batch_size=1131: with 1132 samples, the last batch has 1 for 2 processes; choose another size",
         ),
         (
             ["trainer.compile=true"],
-            "torchrun: does not support trainer.compile and trainer.cuda_graphs",
+            "torchrun: does not support trainer.compile or trainer.cuda_graphs",
         ),
         (
             ["trainer.cuda_graphs=true"],
-            "torchrun: does not support trainer.compile and trainer.cuda_graphs",
+            "torchrun: does not support trainer.compile or trainer.cuda_graphs",
         ),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_file_of_that_name_gives_the_next_number(tmp_path: Path) -> None:
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
     written(tmp_path / "run", rows_of(1))
-    with pytest.raises(UsageError, match=r"run: exists already, .* resume="):
+    with pytest.raises(UsageError, match=r"run: already exists, .* resume="):
         claim_directory(tmp_path / "run", exact=True)
 
 

@@ -358,10 +358,13 @@ def test_accuracy_equals_metrics_csv_at_the_best_epoch(compose: Compose, tmp_pat
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"classes": ()}, "report=classifier: dataset=drawn is a regression dataset without classes; use report=none"),
+        (
+            {"classes": ()},
+            "report=classifier: dataset=drawn is for regression and has no classes; expected report=none",
+        ),
         (
             {part: Split(torch.zeros(3, 5), torch.zeros(3)) for part in ("train", "val", "test")},
-            "report=classifier: dataset=drawn has no pictures, its samples have shape 5; use report=none",
+            "report=classifier: the samples of dataset=drawn have shape 5, not that of pictures; expected report=none",
         ),
     ],
 )
@@ -473,7 +476,7 @@ def test_only_the_64_filters_that_changed_most_are_drawn() -> None:
             "conv1",
             "report.filters=conv1: no such convolution in the model; expected one of first, 0, 2",
         ),
-        (nn.Linear(2, 3), "first", "report.filters=first: the model has no convolution; use report.filters=null"),
+        (nn.Linear(2, 3), "first", "report.filters=first: the model has no convolution; expected report.filters=null"),
     ],
 )
 def test_a_name_that_is_not_a_convolution_is_an_error(model: nn.Module, name: str, message: str) -> None:

@@ -90,12 +90,12 @@ def test_keys_that_nothing_reads_any_more_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("d", "d: unused key, the experiment reads it only in init.d, which is overridden"),
+        ("d", "d: unused key; the experiment reads it only in init.d, which is overridden"),
         (
             "width",
-            "width: unused key, the experiment reads it only in model.hidden and model.width, which is overridden",
+            "width: unused key; the experiment reads it only in model.hidden and model.width, which is overridden",
         ),
-        ("b", "b: unused key, nothing in this config reads it; no hint for b"),
+        ("b", "b: unused key; no value in this config reads it; no hint for b"),
     ],
 )
 def test_overridden_keys_that_nothing_reads_are_refused(name: str, line: str) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import dlhw
 from dlhw.errors import UsageError
 from dlhw.runtime import provenance as module
-from dlhw.runtime.devices import Precision, pick_device, settle
+from dlhw.runtime.devices import Precision, configure_torch, pick_device
 from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
 from dlhw.runtime.files import locked, printable
 from dlhw.runtime.provenance import provenance
@@ -172,7 +172,7 @@ def test_dtype_of_products(name: str, expected: torch.dtype) -> None:
 @pytest.mark.usefixtures("switches")
 def test_settle_resets_the_settings_of_an_earlier_run() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    settle(CPU, Precision("fp32", CPU), deterministic=True)
+    configure_torch(CPU, Precision("fp32", CPU), deterministic=True)
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
 
@@ -192,7 +192,7 @@ def test_settle_resets_the_settings_of_an_earlier_run() -> None:
 def test_products_on_cuda_have_the_requested_precision(name: str, least: float, most: float) -> None:
     device = torch.device("cuda")
     precision = Precision(name, device)
-    settle(device, precision, deterministic=True)
+    configure_torch(device, precision, deterministic=True)
     a, b = (torch.randn(512, 512, generator=generator(0, part)).to(device) for part in "ab")
     with precision.autocast():
         product = a @ b

@@ -152,10 +152,10 @@ def test_values_keep_what_the_grammar_needs() -> None:
     [
         (
             "b=interval(0,1)",
-            "b=interval(0,1): a grid needs values such as b=0.1,0.2 or b=range(0,1,0.1)",
+            "b=interval(0,1): invalid in a grid; expected values such as b=0.1,0.2 or b=range(0,1,0.1)",
         ),
         ("b=range(3,1)", "b=range(3,1): must have at least one value"),
-        ("b=range(0,1,0)", "b=range(0,1,0): must have finite ends and a step other than 0"),
+        ("b=range(0,1,0)", "b=range(0,1,0): must have finite limits and a step other than 0"),
         ("b=[", "b=[: invalid values of a sweep; expected a list such as 1,2,3 or range(3)"),
     ],
 )
@@ -167,7 +167,7 @@ def test_what_is_no_grid_is_refused(line: str, answer: str) -> None:
 
 
 def test_params_do_not_set_hydras_own_settings() -> None:
-    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot be a parameter of a sweep$"):
+    with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot vary in a sweep; expected"):
         expand(["hydra.job.num=1,2"], [])
 
 
@@ -311,12 +311,12 @@ def begun(ended: Ended) -> list[str]:
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
         slow((["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding")),
-        slow((["+bb=0,0.1"], "bb: unused key, nothing in this config reads it; --cfg job shows all keys")),
+        slow((["+bb=0,0.1"], "bb: unused key; no value in this config reads it; --cfg job shows all keys")),
         slow((["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0")),
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (
             ["seed=interval(0,1)"],
-            "seed=interval(0,1): a grid needs values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
+            "seed=interval(0,1): invalid in a grid; expected values such as seed=0.1,0.2 or seed=range(0,1,0.1)",
         ),
         slow((["hydra.sweeper.params={optimizer.lr:'0.1,abc'}"], "optimizer.lr=abc: must be a number")),
         (
@@ -373,10 +373,10 @@ def test_second_call_does_what_is_left(tmp_path: Path, conclusions: Conclusions)
     before = {path: path.read_bytes() for path in tmp_path.glob("S/*/*") if path.is_file()}
     second = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
     assert (second.code, begun(second)) == (0, ["seed=2"])
-    assert second.lines[0] == "3 jobs, 2 of them finished before, in S"
+    assert second.lines[0] == "3 jobs, 2 of them already finished, in S"
     third = dlhw("resume=S", at=tmp_path)
     assert (third.code, begun(third)) == (0, [])
-    assert third.lines == [f"3 jobs, 3 of them finished before, in {tmp_path / 'S'}", "the table"]
+    assert third.lines == [f"3 jobs, 3 of them already finished, in {tmp_path / 'S'}", "the table"]
     assert {path: path.read_bytes() for path in before} == before
     assert [(runs, failures) for _, runs, failures in conclusions.asked] == [
         (["seed=0", "seed=1"], {}),
@@ -411,7 +411,7 @@ def test_directory_of_something_else_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "S" / "notes").write_text("mine")
     ended = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert ended.code == 1
-    assert ended.err == "S: exists already, and runs are never overwritten; choose another directory, or resume=S\n"
+    assert ended.err == "S: already exists, and runs are never overwritten; choose another directory, or use resume=S\n"
 
 
 def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "seed=3: invalid with resume, a resumed sweep keeps its own overrides; expected data_dir\n",
+        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected data_dir\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
@@ -620,7 +620,7 @@ def test_other_launchers_run_the_same_jobs(tmp_path: Path, module: str, options:
     ours, other = (path / "S" / "optimizer.lr=0.1" / "metrics.csv" for path in (here, there))
     assert ours.read_bytes() == other.read_bytes()
     again = start("resume=S", at=there, cold=True).end()
-    assert "2 jobs, 1 of them finished before" in again.err
+    assert "2 jobs, 1 of them already finished" in again.err
 
 
 @pytest.mark.slow

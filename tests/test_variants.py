@@ -12,7 +12,7 @@ from dlhw import train
 from dlhw.cli import lifecycle
 from dlhw.cli.assembly import assemble
 from dlhw.runs.record import Record
-from dlhw.sweeps.vectorized import GroupedJob, group_key, train_together
+from dlhw.sweeps.vectorized import GroupedJob, group_key, train_at_once
 from support.comparing import assert_equal
 from support.composing import compose
 from support.marks import slow
@@ -107,7 +107,7 @@ def read_table(path: Path) -> list[list[float | str]]:
 def test_every_variant_is_its_single_run(tmp_path: Path, lines: list[str]) -> None:
     jobs = [begun(tmp_path / f"together{k}", line) for k, line in enumerate(lines)]
     assert len({group_key(one.cfg) for one in jobs}) == 1
-    train_together(jobs)
+    train_at_once(jobs)
     for k, line in enumerate(lines):
         single = alone(tmp_path / f"alone{k}", line)
         assert single.rows[-1]["step"] >= 100

@@ -112,7 +112,7 @@ def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_pat
     said = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
     assert said.code == 0, said.err
     assert (
-        "2 jobs are trained one by one: on a CPU, training convolutional nets at once is slower "
+        "2 jobs are trained one by one: on a CPU, training convolutional networks at once is slower "
         "(hydra.launcher.even_if_slower)" in said.lines
     )
     said = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
@@ -146,14 +146,14 @@ def test_a_group_is_no_larger_than_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = vectorized.train_together
+    train = vectorized.train_at_once
 
     def short_of_memory(jobs: list[vectorized.GroupedJob]) -> None:
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("no memory")
         train(jobs)
 
-    monkeypatch.setattr(vectorized, "train_together", short_of_memory)
+    monkeypatch.setattr(vectorized, "train_at_once", short_of_memory)
     said = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err
     assert "5 jobs at once do not fit into memory; continuing with 2" in said.lines
@@ -211,7 +211,7 @@ def test_an_error_in_the_ensemble_leaves_the_jobs_to_be_trained_alone(
     def broken(jobs: list[vectorized.GroupedJob]) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(vectorized, "train_together", broken)
+    monkeypatch.setattr(vectorized, "train_at_once", broken)
     said = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
     assert said.code == 0, said.err
     assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one by one" in said.lines

@@ -35,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     with failures.end_program(options.output or options.directories[0]):
-        print(compare(options.directories, output=options.output, drawn=_drawn(options)))
+        print(compare(options.directories, output=options.output, figure_options=_figure_options(options)))
 
 
-def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: dict[str, Any] | None = None) -> str:
+def compare(
+    directories: Sequence[Path], *, output: Path | None = None, figure_options: dict[str, Any] | None = None
+) -> str:
     """Compare the runs of ``directories`` and write the files to ``output``, or to the directory of a single sweep.
 
-    ``drawn`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first run's config.
-    Returns the closing table. Raises UsageError.
+    ``figure_options`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first run's
+    config. Return the final table. Raise UsageError.
     """
     import pydantic
     import yaml
@@ -67,16 +69,18 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     target = directories[0] if output is None else output
     updates_sweep = target.resolve() == directories[0].resolve() and in_place
     if not updates_sweep and any((target / name).exists() for name in ("config.yaml", "multirun.yaml")):
-        raise UsageError(f"--output {target}: contains another run or sweep; choose another directory")
+        raise UsageError(f"--output {target}: contains another run or sweep; expected another directory")
     defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
     del defaults["_target_"]
-    options = defaults | comparison.declared_options(runs) | (drawn or {})
+    options = defaults | comparison.declared_options(runs) | (figure_options or {})
     try:
         declaration = pydantic.TypeAdapter(Comparison).validate_python(options)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"comparison.{first['loc'][0]}: {first['msg']}") from error
-    about = {k: v for k, v in read_summary(target).items() if k not in _WRITTEN} if updates_sweep else {}
+    about = (
+        {name: value for name, value in read_summary(target).items() if name not in _WRITTEN} if updates_sweep else {}
+    )
     if not updates_sweep:
         about = {"compared": [str(directory) for directory in directories]}
         target.mkdir(parents=True, exist_ok=True)
@@ -87,13 +91,13 @@ def compare(directories: Sequence[Path], *, output: Path | None = None, drawn: d
     )
 
 
-def _drawn(options: argparse.Namespace) -> dict[str, Any]:
-    chosen = {name: getattr(options, name) for name in ("curves", "overlay", "against", "probes")}
-    return {name: value for name, value in chosen.items() if value is not None}
+def _figure_options(options: argparse.Namespace) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in ("curves", "overlay", "against", "probes")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _overrides(row: Mapping[str, str]) -> list[str]:
-    """The overrides of a job by its row of ``sweep.csv``, for a job without a directory."""
+    """Return the overrides of a job from its row of ``sweep.csv``, for a job without a directory."""
     columns = list(row)
     if "reason" not in columns or "seed" not in columns:
         return []

@@ -1,4 +1,4 @@
-"""Errors that a person reads in one line."""
+"""Errors that are reported to the user in one line."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class UsageError(ValueError):
 
 
 class ChecksFailed(RuntimeError):
-    """A study's results contradict what is expected; the message names the failed checks."""
+    """A study's results differ from the expected values. The message names the failed checks."""

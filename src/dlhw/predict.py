@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classify the pictures that the command line names.
 
-    Pictures that cannot be read are reported on stderr; the others are classified, and the exit code is 1. A wrong
-    argument ends the program with a one-line message and exit code 1.
+    Pictures that cannot be read are reported on stderr; the others are classified, and the exit code is 1. An
+    invalid argument ends the program with a one-line message and exit code 1.
     """
     parser = argparse.ArgumentParser(
         prog="python -m dlhw.predict",
@@ -85,7 +85,7 @@ def predict(
     """Classify pictures with the run at ``path``; a folder means the pictures in it and its subfolders.
 
     Each result has the ``picture`` and either its ``predictions``, the most probable class first, or an ``error``.
-    Raises UsageError.
+    Raise UsageError.
     """
     import torch
 
@@ -94,29 +94,31 @@ def predict(
     from dlhw.runtime.files import printable
 
     try:
-        place = pick_device(device)
-    except UsageError as error:  # names the config key
+        torch_device = pick_device(device)
+    except UsageError as error:  # its message names the config key
         raise UsageError(str(error).replace("trainer.device=", "--device ")) from error
-    classifier = open_classifier(path, weights, place)
+    classifier = open_classifier(path, weights, torch_device)
     files = picture_files(pictures)
     results: list[Prediction] = [{"picture": printable(file)} for file in files]
     for start in range(0, len(files), BATCH_SIZE):
         inputs: dict[int, Tensor] = {}
-        for at, file in enumerate(files[start : start + BATCH_SIZE], start):
+        for index, file in enumerate(files[start : start + BATCH_SIZE], start):
             try:
-                inputs[at] = prepare(file, shape=classifier.shape, options=classifier.options, dtype=classifier.dtype)
+                inputs[index] = prepare(
+                    file, shape=classifier.shape, options=classifier.options, dtype=classifier.dtype
+                )
             except Unreadable as error:
-                results[at]["error"] = str(error)
+                results[index]["error"] = str(error)
         if inputs:
-            batch = torch.stack(list(inputs.values())).to(place)
-            for at, predictions in zip(inputs, classifier.top_classes(batch, top), strict=True):
-                results[at]["predictions"] = predictions
+            batch = torch.stack(list(inputs.values())).to(torch_device)
+            for index, predictions in zip(inputs, classifier.top_classes(batch, top), strict=True):
+                results[index]["predictions"] = predictions
     return results
 
 
 @dataclass(frozen=True)
 class PictureClassifier:
-    """The network of a run, in evaluation mode, with facts about its inputs and outputs.
+    """The network of a run, in evaluation mode, with a description of its inputs and outputs.
 
     Args:
         model: maps normalized pictures (N, *shape) to logits.
@@ -149,7 +151,7 @@ class PictureClassifier:
         ]
 
 
-def open_classifier(path: Path, weights: Literal["best", "last"], place: torch.device) -> PictureClassifier:
+def open_classifier(path: Path, weights: Literal["best", "last"], device: torch.device) -> PictureClassifier:
     """Open the network of the run at ``path``. Raise UsageError if the run does not classify pictures."""
     from omegaconf import OmegaConf
 
@@ -165,7 +167,7 @@ def open_classifier(path: Path, weights: Literal["best", "last"], place: torch.d
         )
     run = load_run(path)
     if run.config.study.get("_target_") is not None:
-        raise UsageError(f"{path}: a run of a study, which saves no network; expected a training run")
+        raise UsageError(f"{path}: a run of a study, which does not save a network; expected a training run")
     model = run.model(weights)
     state = checkpoint.load(path / f"{weights}.pt")
     shape, name = tuple(state["shape"]), choice(run.config, "dataset")
@@ -173,12 +175,12 @@ def open_classifier(path: Path, weights: Literal["best", "last"], place: torch.d
         raise UsageError(f"{path}: a regression run (dataset={name}); expected a run on pictures with classes")
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UsageError(
-            f"{path}: its samples are not pictures (dataset={name}); expected a run on pictures with classes"
+            f"{path}: a run on samples that are not pictures (dataset={name}); expected a run on pictures with classes"
         )
     options: Any = OmegaConf.to_container(run.config.dataset, resolve=True)
     trained = run.config.trainer.precision
-    precision = Precision("fp32" if trained == "tf32" and place.type != "cuda" else trained, place)
-    return PictureClassifier(model.to(place), shape, options, class_names(run, state["outputs"]), precision)
+    precision = Precision("fp32" if trained == "tf32" and device.type != "cuda" else trained, device)
+    return PictureClassifier(model.to(device), shape, options, class_names(run, state["outputs"]), precision)
 
 
 def class_names(run: Run, outputs: int) -> tuple[str, ...]:
@@ -195,7 +197,7 @@ def prepare(path: Path, *, shape: tuple[int, ...], options: Mapping[str, Any], d
 
     ``options`` are those of the dataset. The short side is resized to ``resize``, followed by a center crop of size
     ``crop``; for datasets that are not files, both equal the size of their pictures. A picture with one channel is
-    converted to grey. The normalization is that of the dataset. Raises Unreadable.
+    converted to grey. The normalization is that of the dataset. Raise Unreadable.
     """
     import torch
 
@@ -218,15 +220,15 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
     files: list[Path] = []
     for path in paths:
-        below = sorted(filter(is_picture, files_below(path))) if path.is_dir() else [path]
-        if not below:
+        path_files = sorted(filter(is_picture, files_below(path))) if path.is_dir() else [path]
+        if not path_files:
             raise UsageError(f"{path}: a folder without pictures")
-        files += below
+        files += path_files
     return files
 
 
 def table(results: Sequence[Prediction]) -> str:
-    """Format the predictions: a line per class, with the picture in the first of its lines."""
+    """Format the predictions: a line per class, and the picture's name in the first line of each picture."""
     classified = [result for result in results if "predictions" in result]
     width = max(len(result["picture"]) for result in classified)
     lines = [f"{'picture':{width}}  probability  class"]

@@ -51,7 +51,7 @@ class Run:
     def model(self, weights: str = "best") -> nn.Module:
         """Build the model on the CPU in evaluation mode, with the ``best`` or the ``last`` weights.
 
-        It takes normalized inputs. The config names the class to build, so open only runs that you trust. Raises
+        It takes normalized inputs. The config names the class to build, so open only runs that you trust. Raise
         UsageError if the run has no such weights.
         """
         self._require(f"{weights}.pt")
@@ -71,7 +71,7 @@ class Run:
 
 
 def read_sweep(path: Path) -> pd.DataFrame:
-    """Read ``sweep.csv``: per job its settings, results and, if it failed, the reason. Raises UsageError."""
+    """Read ``sweep.csv``: per job its settings, results and, if it failed, the reason. Raise UsageError."""
     if not (path / "sweep.csv").is_file():
         raise UsageError(f"{path}: not a sweep directory (it has no sweep.csv)")
     return pd.read_csv(path / "sweep.csv", index_col="job")

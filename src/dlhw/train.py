@@ -1,7 +1,7 @@
 """The command that trains: ``python -m dlhw.train experiment=flooding b=0.05``.
 
 ``main`` starts Hydra, which composes a config and calls ``task`` for it; ``run`` trains what the config describes, or
-lets its study compute.
+runs its study.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
-    """Do one run in ``directory``, alone or as a job of a sweep."""
+    """Execute one run in ``directory``, by itself or as a job of a sweep."""
     from dlhw.cli import failures, lifecycle
     from dlhw.runs.record import Record
 
@@ -41,7 +41,7 @@ def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: b
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> Components:
-    """Validate a config and the overrides it was composed with. Raises UsageError with one line per mistake."""
+    """Validate a config and the overrides that it was composed with. Raise UsageError with one line per mistake."""
     from dlhw.cli import assembly, build
 
     components = build.validate(cfg)
@@ -50,8 +50,8 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Components:
 
 
 def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
-    """Train what the config describes, or let its study compute, and write the files of the run."""
-    from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do without it
+    """Train what the config describes, or run its study, and write the files of the run."""
+    from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
     from dlhw.runtime import devices, processes
     from dlhw.training.loop import Training
     from dlhw.training.variants import Single
@@ -60,16 +60,16 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
     arguments = assembly.study_arguments(components)
     if arguments is not None:
         if processes.world_size() > 1:
-            raise UsageError("torchrun: a study computes in a single process; start it without torchrun")
+            raise UsageError("torchrun: invalid for a study, which runs in a single process; start it without torchrun")
         lifecycle.answer(cfg, record, assembly.assemble_question(components, arguments))
         return
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assembly.assemble_parts(components)
-        job = lifecycle.begin(cfg, record, parts)
+        training_run = lifecycle.begin(cfg, record, parts)
         log.info("%s, in %s", lifecycle.title(cfg, parts), record.path)
         Training(
             Single(parts.trained, parts.optimizer, parts.schedule),
-            [job],
+            [training_run],
             parts.trained_on,
             parts.data_loss,
             trainer=parts.trainer,
@@ -77,7 +77,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
             probe=parts.probe,
         ).fit()
     if processes.rank() == 0:
-        log.info("%s", lifecycle.finish(cfg, parts, job))
+        log.info("%s", lifecycle.finish(cfg, parts, training_run))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ REGRESSION_LOSSES = ("mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss",
 
 
 def study_arguments(components: Components) -> frozenset[str] | None:
-    """The arguments that the config's study takes from the program; None without a study, to train."""
+    """Return the arguments that the config's study takes from the program; None to train instead."""
     study = components["study"]
     return None if study.target is None else study.arguments & PROGRAM_ARGUMENTS["study"]
 
@@ -65,8 +65,8 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
 class Parts:
     """The objects that a config describes, on their device, ready for training.
 
-    ``trained`` and ``trained_on`` are ``model`` and ``data``, or the rest of the model and the features that its frozen
-    part computes, where that is done once.
+    ``trained`` and ``trained_on`` are ``model`` and ``data``. If the output of the frozen part is computed only once,
+    they are the rest of the model and these features.
     """
 
     components: Components
@@ -83,8 +83,8 @@ class Parts:
     probe: Probe | None
 
     @property
-    def whole(self) -> State:
-        """The part of a checkpoint that does not change in training: shapes, the data's hash, frozen weights."""
+    def constants(self) -> State:
+        """The part of a checkpoint that does not change in training: shapes, the dataset's hash, frozen weights."""
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
         sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
@@ -92,12 +92,12 @@ class Parts:
 
 
 def assemble(cfg: DictConfig) -> Parts:
-    """Validate a config, then build the parts that it describes. Raises UsageError."""
+    """Validate a config, then build the parts that it describes. Raise UsageError."""
     return assemble_parts(validate(cfg))
 
 
 def assemble_parts(components: Components) -> Parts:
-    """Build the parts that a valid config describes. Raises UsageError if they do not fit together."""
+    """Build the parts that a valid config describes. Raise UsageError if they do not fit together."""
     acceleration.optimizers_without_dynamo()
     cfg = components.cfg
     trainer, precision = set_up_process(components)
@@ -128,7 +128,7 @@ def assemble_parts(components: Components) -> Parts:
 
 @dataclass(frozen=True)
 class Question:
-    """A study with its options and arguments; data and model are None if it takes none.
+    """A study with its options and arguments; ``data`` and ``model`` are None if it does not take them.
 
     A study that takes a ``network`` gets the config's model with its pretrained weights and classes.
     """
@@ -140,7 +140,7 @@ class Question:
 
 
 def assemble_question(components: Components, arguments: frozenset[str]) -> Question:
-    """Build the config's study, which takes these arguments. Raises UsageError."""
+    """Build the config's study, which takes these arguments. Raise UsageError."""
     trainer, precision = set_up_process(components)
     data = load_data(components, precision) if arguments & {"data", "model"} else None
     model = initialized_model(components, trainer, precision, data) if arguments & {"model", "network"} else None
@@ -155,30 +155,32 @@ def set_up_process(components: Components) -> tuple[Trainer, Precision]:
     trainer = components["trainer"].build()
     device = devices.pick_device(trainer.device)
     precision = devices.Precision(trainer.precision, device)
-    devices.settle(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
+    devices.configure_torch(device, precision, threads=trainer.threads, deterministic=trainer.deterministic)
     return trainer, precision
 
 
 def load_data(components: Components, precision: Precision) -> Dataset:
-    """The config's dataset, with its augmentation, on the run's device."""
+    """Load the config's dataset, with its augmentation, onto the run's device."""
     cfg = components.cfg
     data: Dataset = components["dataset"].build(data_dir=cfg.data_dir, seed=cfg.seed)
     augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:
-            raise UsageError(f"augmentation: needs pictures with classes, dataset={data.name} has none")
+            raise UsageError(f"augmentation: needs pictures with classes; dataset={data.name} has none")
         if augmentation.mixes and choice(cfg, "loss") != "cross_entropy":
             raise UsageError(f"loss={choice(cfg, 'loss')}: does not support augmentation.mixup and cutmix")
         if data.shape[0] != 3:
             augmentation = replace(augmentation, saturation=0.0, hue=0.0)
         if not augmentation.changes_pictures and not augmentation.mixes:
-            raise UsageError(f"augmentation.saturation, augmentation.hue: dataset={data.name} has no colours")
+            raise UsageError(
+                f"augmentation.saturation, augmentation.hue: need colour pictures; dataset={data.name} has none"
+            )
         data = replace(data, augmentation=augmentation)
     return data.to(precision.device, precision.dtype)
 
 
 def initialized_model(components: Components, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
-    """The config's model on the run's device: initialized for these data or, without data, as it was pretrained."""
+    """Build the config's model on the run's device: initialized for ``data``; pretrained if that is None."""
     if data is not None:
         model = components.model(shape=data.shape, outputs=data.outputs)
     elif "weights" in components["model"].arguments:
@@ -195,18 +197,19 @@ def initialized_model(components: Components, trainer: Trainer, precision: Preci
 def with_computed_features(
     cfg: DictConfig, trainer: Trainer, precision: Precision, data: Dataset, model: Module
 ) -> tuple[Module, Dataset]:
-    """The model that is trained and its data: where the frozen part can be computed once, the rest of the model and the
-    features that the frozen part computes.
+    """Return the model to train and its data.
+
+    If the output of the frozen part can be computed once, these are the rest of the model and this output.
     """
     augmented = data.augmentation is not None
     views = min(trainer.frozen_views, trainer.epochs) if augmented and trainer.frozen_views is not None else None
     if not trainer.frozen_once or (augmented and views is None):
         return model, data
     if data.augmentation is not None and data.augmentation.mixes:
-        raise UsageError("trainer.frozen_views: mixup and cutmix draw new pictures in every epoch; expected null")
+        raise UsageError("trainer.frozen_views: mixup and cutmix mix other pictures in every epoch; expected null")
     halves = features.cut(model) if trainer.trains != "all" else None
     if halves is not None:
-        computed = features.of_data(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
+        computed = features.frozen_features(halves.frozen, data, seed=cfg.seed, precision=precision, views=views)
         if computed is not None:
             return halves.rest, computed
     if views is not None:  # without features every epoch draws other versions of the pictures, with other results
@@ -216,13 +219,13 @@ def with_computed_features(
 
 
 def supports_batch_of_one(model: Module, data: Dataset) -> bool:
-    """Whether the model can be trained on a batch of one sample; batch norm cannot, unless it sees several pixels."""
-    tried = copy.deepcopy(model).train()
-    for module in finetuning.frozen_modules(tried):
+    """Return whether the model can be trained on one sample; batch norm cannot, unless a sample has several pixels."""
+    trial = copy.deepcopy(model).train()
+    for module in finetuning.frozen_modules(trial):
         module.eval()
     try:
         with torch.no_grad():
-            tried(data.normalize(data.train[:1][0]))
+            trial(data.normalize(data.train[:1][0]))
     except ValueError:
         return False
     return True
@@ -233,12 +236,12 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
     last = len(data.train) % trainer.batch_size or trainer.batch_size
     if last == 1 and not supports_batch_of_one(model, data):
         raise UsageError(
-            f"trainer.batch_size={trainer.batch_size}: the last batch of {len(data.train)} samples has one sample, for "
-            "which batch norm cannot compute a variance; choose another size"
+            f"trainer.batch_size={trainer.batch_size}: with {len(data.train)} samples, the last batch has one, and "
+            "batch norm cannot compute a variance of one sample; choose another size"
         )
     if last < processes.world_size():
         raise UsageError(
-            f"trainer.batch_size={trainer.batch_size}: the last batch of {len(data.train)} samples has {last} for "
+            f"trainer.batch_size={trainer.batch_size}: with {len(data.train)} samples, the last batch has {last} for "
             f"{processes.world_size()} processes; choose another size"
         )
     if processes.world_size() > 1 and data.augmentation is not None and data.augmentation.mixes:
@@ -247,11 +250,11 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
             "augmentation.cutmix to 0"
         )
     if processes.world_size() > 1 and (trainer.compile or trainer.cuda_graphs):
-        raise UsageError("torchrun: does not support trainer.compile and trainer.cuda_graphs")
+        raise UsageError("torchrun: does not support trainer.compile or trainer.cuda_graphs")
 
 
 def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
-    """Raise UsageError if loss, monitor, report, probe or the length of an epoch do not fit the data."""
+    """Raise UsageError if the loss, monitor, report, probe or length of an epoch does not fit the dataset."""
     kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
     if (cfg.loss["_target_"].rpartition(".")[2] in REGRESSION_LOSSES) == bool(data.classes):
         valid = "cross_entropy" if data.classes else "mse or log_cosh"
@@ -266,6 +269,6 @@ def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> N
     batches = -(-len(data.train) // trainer.batch_size)
     if trainer.steps_per_epoch is not None and trainer.steps_per_epoch > batches:
         raise UsageError(
-            f"trainer.steps_per_epoch={trainer.steps_per_epoch}: {name} has only {batches} batches of "
-            f"trainer.batch_size={trainer.batch_size}"
+            f"trainer.steps_per_epoch={trainer.steps_per_epoch}: must be at most {batches}, the number of "
+            f"batches of {name} with trainer.batch_size={trainer.batch_size}"
         )

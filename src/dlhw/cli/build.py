@@ -48,7 +48,7 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {
 OPTIONAL = ("probe", "report", "study")
 """Groups that may name no target."""
 
-# Parameters that torch.optim and torch.nn.functional annotate as plain numbers, and the values they may have.
+# The valid values of parameters that torch.optim and torch.nn.functional annotate as plain numbers.
 NON_NEGATIVE = Annotated[float, Field(ge=0)]
 FRACTION = Annotated[float, Field(ge=0, lt=1)]
 TORCH_NUMBERS: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Component:
     options: Mapping[str, Any]
 
     def build(self, **arguments: Any) -> Any:
-        """Call the target; None without one. Raises UsageError if the target raises an error."""
+        """Call the target and return its result; None without a target. Raise UsageError if the target fails."""
         if self.target is None:
             return None
         try:
@@ -85,7 +85,7 @@ class Component:
             raise UsageError(f"{self.name}: {str(error).splitlines()[0]}") from error
 
     def partial(self, **arguments: Any) -> Callable[..., Any]:
-        """The target with its options bound, to be called later."""
+        """Return the target with its options bound, to be called later."""
         assert self.target is not None, f"{self.name} names no target"
         return functools.partial(self.target, **arguments, **self.options)
 
@@ -106,28 +106,28 @@ class Components:
         return self.groups[group]
 
     def model(self, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-        """The model, initialized. Its random numbers depend on the seed alone, not on the device.
+        """Build and initialize the model. Its random numbers depend only on the seed, not on the device.
 
-        Of a pretrained model only the layers in its attribute ``fresh`` are initialized.
+        Only the layers in the attribute ``fresh`` of a pretrained model are initialized.
         """
         torch.manual_seed(key(self.cfg.seed, "model"))
         model: nn.Module = self["model"].build(shape=shape, outputs=outputs)
-        draws = generator(self.cfg.seed, "init")
+        random = generator(self.cfg.seed, "init")
         with torch.no_grad():
             for name in getattr(model, "fresh", [""]):
-                self["init"].build(model=model.get_submodule(name), generator=draws)
+                self["init"].build(model=model.get_submodule(name), generator=random)
         return model
 
 
 def validate(cfg: DictConfig) -> Components:
-    """Validate every value of a config. Raises UsageError with one line per mistake."""
+    """Validate every value of a config. Raise UsageError with one line per mistake."""
     content = without_hydra(cfg)
     try:
         OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException as error:
         raise UsageError(_unresolved(cfg, error)) from error
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
-    mistakes += [f"{name}: missing, give it a value" for name in OmegaConf.missing_keys(content)]
+    mistakes += [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(content)]
     groups = {}
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
         groups[group], lines = _component(cfg, group, arguments)
@@ -135,22 +135,22 @@ def validate(cfg: DictConfig) -> Components:
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
         mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
     if not re.fullmatch(r"[\w.+-]*\w", str(cfg.name)) or not isinstance(cfg.name, str):
-        mistakes.append(f"name={cfg.name}: must be a folder name of letters, digits and . _ + -")
-    for folder in ("data_dir", "output_dir"):
-        if not isinstance(cfg[folder], str) or not cfg[folder]:
-            mistakes.append(f"{folder}={cfg[folder]}: must be the path of a folder")
+        mistakes.append(f"name={cfg.name}: must be a directory name of letters, digits and . _ + -")
+    for directory in ("data_dir", "output_dir"):
+        if not isinstance(cfg[directory], str) or not cfg[directory]:
+            mistakes.append(f"{directory}={cfg[directory]}: must be the path of a directory")
     if mistakes:
         raise UsageError("\n".join(mistakes))
     return Components(cfg, groups)
 
 
 def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-    """The initialized model of a config, for scripts and tests; see :meth:`Components.model`. Raises UsageError."""
+    """Build the model of a config, for scripts and tests; see :meth:`Components.model`. Raise UsageError."""
     return validate(cfg).model(shape=shape, outputs=outputs)
 
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
-    """The object that one group of a config describes; None if it names no target. Raises UsageError."""
+    """Build the object that one group of a config describes; None without a target. Raise UsageError."""
     component, mistakes = _component(cfg, group, set(arguments))
     if mistakes and component.target is not None:
         raise UsageError("\n".join(mistakes))
@@ -158,7 +158,7 @@ def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
 
 
 def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
-    """The line for an interpolation that cannot be resolved, with the top-level keys that it refers to."""
+    """Return the line for an interpolation that cannot be resolved, with the top-level keys that it refers to."""
     content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
     value = content[error.key] if isinstance(content, dict | list) else None
     names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []
@@ -168,7 +168,7 @@ def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
 
 
 def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Component, list[str]]:
-    """The component of a group and a line for each mistake in its options."""
+    """Return the component of a group and a line for each mistake in its options."""
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
     path = options.pop("_target_", None)
     if path is None:
@@ -197,7 +197,7 @@ def _located(path: str) -> Callable[..., Any]:
 
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: set[str]) -> dict[str, Any]:
-    """The options, converted to the types of the target's annotations. Raises pydantic.ValidationError."""
+    """Return the options, converted to the types of the target's annotations. Raise pydantic.ValidationError."""
     booleans = frozenset(name for name, value in options.items() if isinstance(value, bool))
     valid = _options_model(target, frozenset(options), booleans, frozenset(arguments)).model_validate(options)
     return {name: getattr(valid, name) for name in options}
@@ -207,25 +207,25 @@ def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: s
 def _options_model(
     target: Callable[..., Any], options: frozenset[str], booleans: frozenset[str], arguments: frozenset[str]
 ) -> type[pydantic.BaseModel]:
-    """The pydantic model of these options of a target. Those that are booleans are not accepted as numbers."""
+    """Return the pydantic model of these options of a target. ``booleans`` are not accepted as numbers."""
     function: Any = target.func if isinstance(target, functools.partial) else target
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
-    of_torch = function.__module__.startswith("torch.")
+    in_torch = function.__module__.startswith("torch.")
     fields: dict[str, Any] = {}
-    takes_more = False
+    accepts_any = False
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            takes_more = True
-        elif name not in arguments and (name in options or (parameter.default is parameter.empty and not of_torch)):
-            hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if of_torch else hints.get(name, Any)
+            accepts_any = True
+        elif name not in arguments and (name in options or (parameter.default is parameter.empty and not in_torch)):
+            hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if in_torch else hints.get(name, Any)
             if name in booleans:
                 hint = Annotated[hint, BeforeValidator(_require_boolean(hint))]
             fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
     model: type[pydantic.BaseModel] = pydantic.create_model(
         "Options",
         __config__=pydantic.ConfigDict(
-            extra="allow" if takes_more else "forbid", arbitrary_types_allowed=True, allow_inf_nan=False
+            extra="allow" if accepts_any else "forbid", arbitrary_types_allowed=True, allow_inf_nan=False
         ),
         **fields,
     )
@@ -233,19 +233,19 @@ def _options_model(
 
 
 def _require_boolean(hint: Any) -> Callable[[bool], bool]:
-    """A validator that refuses true and false if ``hint`` is a number, where pydantic takes them for 1 and 0."""
+    """Return a validator that rejects true and false for numbers, where pydantic reads them as 1 and 0."""
 
-    def refuse(value: bool) -> bool:
+    def validate_boolean(value: bool) -> bool:
         takes_bool = bool in (hint, *typing.get_args(hint)) or hint is Any
         if not takes_bool:
             raise PydanticCustomError("bool", "must be a number, not true or false")
         return value
 
-    return refuse
+    return validate_boolean
 
 
 def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str]) -> str:
-    """The line for one option, from pydantic's errors about it."""
+    """Return the line for one option, from pydantic's errors about it."""
     detail = details[0]
     name = str(detail["loc"][0])
     full = f"{group}.{name}"
@@ -263,13 +263,13 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
 
 
 def _alias(value: Any) -> str | None:
-    """The top-level key of a value that is a reference to one, ``${b}``, and nothing else."""
+    """Return the top-level key that a value such as ``${b}`` consists of; None for other values."""
     keys = references(value)[0].keys if isinstance(value, str) and references(value) else ()
     return str(keys[0]) if len(keys) == 1 and value == f"${{{keys[0]}}}" else None
 
 
 def _requirement(detail: Any) -> str:
-    """What a value must be, from pydantic's error."""
+    """Return the requirement that a value does not meet, from pydantic's error."""
     message = "too few values" if detail["type"] == "missing" else str(detail["msg"])
     message = re.sub(r"^(Input|List|Tuple|Value) should", "must", message).replace(
         "a finite number", "finite (not nan or inf)"
@@ -279,11 +279,11 @@ def _requirement(detail: Any) -> str:
 
 
 def _as_written(value: Any) -> str:
-    """A config value as on the command line: null, true, 0.1, [1, 2]."""
+    """Format a config value as on the command line: null, true, 0.1, [1, 2]."""
     return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]
 
 
 def choice(cfg: DictConfig, group: str) -> str:
-    """The name of a group's option: its ``name`` or ``architecture``, or the last part of its target."""
+    """Return the name of a group's option: its ``name`` or ``architecture``, or the last part of its target."""
     name = cfg[group].get("name") or cfg[group].get("architecture")
     return str(name or cfg[group]["_target_"].rpartition(".")[2]).lower()

@@ -1,4 +1,4 @@
-"""Compose configs: Hydra's composition, the rules of :mod:`dlhw.cli.rules`, and one line for each mistake.
+"""Compose configs with Hydra and the rules of :mod:`dlhw.cli.rules`; report each mistake in one line.
 
 This module does not import torch, so that help and completion answer at once.
 """
@@ -38,7 +38,7 @@ PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized")
 
 
 def conf_dir() -> Path:
-    """The shipped ``conf/``: inside the installed package, or beside ``src/`` in a checkout."""
+    """Return the shipped ``conf/``: inside the installed package, or beside ``src/`` in a checkout."""
     packaged = Path(__file__).parents[1] / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
 
@@ -57,8 +57,8 @@ def prepare(*, ends_program: bool = False) -> None:
 class Loader(ComposingLoader):
     """Hydra's config loader with dlhw's rules. Raises UsageError, or ends the program with its message.
 
-    ``composed`` holds configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`), by everything
-    that they depend on except the values of plain overrides.
+    ``composed`` caches configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key is
+    everything that they depend on except the values of plain overrides.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
@@ -80,7 +80,7 @@ class Loader(ComposingLoader):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config for these overrides. Raises UsageError for an invalid one."""
+        """Return the config for these overrides. Raise UsageError for an invalid one."""
         try:
             return self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         except UsageError as error:
@@ -89,10 +89,10 @@ class Loader(ComposingLoader):
             raise
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        """The config of one job, equal to Hydra's, but composed once for jobs that differ in plain overrides only.
+        """Return the config of one job, as Hydra would compose it.
 
-        The others are copies with new values, which takes milliseconds. Raises UsageError, also where
-        :meth:`load_configuration` ends the program.
+        Jobs that differ only in plain overrides are composed once and then copied with new values, which takes
+        milliseconds. Raise UsageError, even where :meth:`load_configuration` ends the program.
         """
         prepare()  # this may be a worker process
         lines = [quoted(line) for line in [*master_config.hydra.overrides.hydra, *sweep_overrides]]
@@ -111,37 +111,39 @@ class Loader(ComposingLoader):
         return cfg
 
     def structure(self, overrides: Sequence[Override]) -> tuple[str, ...]:
-        """The overrides without the values of plain ones. Configs of equal structure have the same keys."""
-        return tuple(str(line.key_or_group if self._is_plain(line) else line.input_line) for line in overrides)
+        """Return the overrides without the values of plain ones. Configs of equal structure have the same keys."""
+        return tuple(
+            str(override.key_or_group if self._is_plain(override) else override.input_line) for override in overrides
+        )
 
-    def _updated(self, other: DictConfig, selections: rules.Selections, lines: list[Override]) -> DictConfig | None:
-        """Another job's config with the values of these overrides; None if they are invalid."""
+    def _updated(self, other: DictConfig, selections: rules.Selections, overrides: list[Override]) -> DictConfig | None:
+        """Return another job's config with the values of these overrides; None if they are invalid."""
         cfg = copy.deepcopy(other)
         try:
-            self.apply([line for line in lines if self._is_plain(line)], cfg)
+            self.apply([override for override in overrides if self._is_plain(override)], cfg)
             rules.require_listed_entries(cfg, selections)
         except COMPOSITION_ERRORS:
             return None
-        task = [line for line in lines if not line.is_hydra_override()]
-        cfg.hydra.overrides.hydra = [line.input_line for line in lines if line.is_hydra_override()]
-        cfg.hydra.overrides.task = [line.input_line for line in task]
+        task = [override for override in overrides if not override.is_hydra_override()]
+        cfg.hydra.overrides.hydra = [override.input_line for override in overrides if override.is_hydra_override()]
+        cfg.hydra.overrides.task = [override.input_line for override in task]
         hydra_internals.set_override_dirname(cfg, task)
         return cfg
 
     def unread_params(
         self, master_config: DictConfig, params: Sequence[str], overrides: Sequence[Override]
     ) -> frozenset[str]:
-        """Those of an experiment's swept keys that a job with these overrides does not read.
+        """Return the swept keys of an experiment that a job with these overrides does not read.
 
-        Such a key is an option of a group of which another option is chosen, or a top-level key that no value of the
-        config refers to any more.
+        Such a key belongs to an option of a group for which the job uses another option, or it is a top-level key that
+        no value of the config refers to any more.
         """
-        lines = [*master_config.hydra.overrides.hydra, *(str(line.input_line) for line in overrides)]
+        lines = [*master_config.hydra.overrides.hydra, *(str(override.input_line) for override in overrides)]
         try:
             cfg = self._load(master_config.hydra.job.config_name, lines, RunMode.RUN)
         except UsageError:
             return frozenset()  # composing the job raises the error
-        overridden = {line.key_or_group for line in overrides}
+        overridden = {override.key_or_group for override in overrides}
         return frozenset(
             name
             for name in params
@@ -150,7 +152,7 @@ class Loader(ComposingLoader):
         )
 
     def _is_plain(self, override: Override) -> bool:
-        """Whether the override only gives an existing key another number, text or list."""
+        """Return whether the override only gives an existing key another number, text or list."""
         return (
             override.type == OverrideType.CHANGE
             and override.value_type == ValueType.ELEMENT
@@ -176,17 +178,17 @@ class Loader(ComposingLoader):
 
         lines = [quoted(line) for line in overrides]
         try:
-            parsed_lines = OverridesParser.create().parse_overrides(lines)
-            resume = next((line for line in parsed_lines if line.key_or_group == "resume"), None)
+            parsed_overrides = OverridesParser.create().parse_overrides(lines)
+            resume = next((override for override in parsed_overrides if override.key_or_group == "resume"), None)
             if resume is not None and resume.value() is not None:
                 if resume.is_sweep_override():
-                    raise UsageError(f"{resume.input_line}: expected a single run or sweep")
+                    raise UsageError(f"{resume.input_line}: must be one run or sweep")
                 directory = Path(str(resume.value())).expanduser().absolute()
                 if not str(resume.value()) or not (directory / "multirun.yaml").is_file():
-                    return _resume_run(directory if str(resume.value()) else None, parsed_lines, compose)
-                lines = _lines_of_resumed_sweep(directory, parsed_lines)
-                parsed_lines = OverridesParser.create().parse_overrides(lines)
-            return self._apply_rules(compose(lines), parsed_lines)
+                    return _resume_run(directory if str(resume.value()) else None, parsed_overrides, compose)
+                lines = _lines_of_resumed_sweep(directory, parsed_overrides)
+                parsed_overrides = OverridesParser.create().parse_overrides(lines)
+            return self._apply_rules(compose(lines), parsed_overrides)
         except UsageError:
             raise
         except COMPOSITION_ERRORS as error:
@@ -202,7 +204,7 @@ class Loader(ComposingLoader):
         result = rules.without_unread_keys(
             cfg,
             known=[str(name) for name in cfg if name == "hydra" or name in primary or self.has_group(str(name))],
-            overridden={line.key_or_group.partition(".")[0] for line in overrides if not line.is_delete()},
+            overridden={override.key_or_group.partition(".")[0] for override in overrides if not override.is_delete()},
             experiment_readers=self._experiment_readers,
             hint=lambda name: messages.hint(name, self, cfg),
         )
@@ -225,7 +227,7 @@ class Loader(ComposingLoader):
         return rules.without_replaced_groups(config, self._choices_with((f"experiment={name}",)), choices)
 
     def _choices_with(self, lines: tuple[str, ...]) -> dict[str, str | None]:
-        """The option of every group with these overrides; empty if one of them is invalid."""
+        """Return the option of every group with these overrides; empty if one of them is invalid."""
         if lines not in self._known_choices:
             try:
                 choices = self.choices(CONFIG_NAME, OverridesParser.create().parse_overrides(list(lines)))
@@ -238,22 +240,22 @@ class Loader(ComposingLoader):
 def _resume_run(
     directory: Path | None, overrides: Sequence[Override], compose: Callable[[Sequence[str]], DictConfig]
 ) -> DictConfig:
-    """The config of the run in a directory, None for an empty path. Raises UsageError."""
+    """Return the config of the run in ``directory``, which is None for an empty path. Raise UsageError."""
     if directory is None or not (directory / "config.yaml").is_file():
         raise UsageError(f"resume={directory or ''}: not a run directory (it has no config.yaml)")
     changes = rules.changes_of_resumed_run(overrides)
-    composed = compose([str(line.input_line) for line in overrides if line.key_or_group not in changes])
+    composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])
     try:
         stored = OmegaConf.load(directory / "config.yaml")
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{directory / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(stored, DictConfig) or "trainer" not in stored:
-        raise UsageError(f"resume={directory}: not a run directory (its config.yaml is not that of a run)")
+        raise UsageError(f"resume={directory}: not a run directory (config.yaml is not the config of a run)")
     return rules.resumed_config(composed, stored, changes, directory)
 
 
 def _lines_of_resumed_sweep(directory: Path, overrides: Sequence[Override]) -> list[str]:
-    """The overrides that resume the sweep in a directory. Raises UsageError."""
+    """Return the overrides that resume the sweep in ``directory``. Raise UsageError."""
     path = directory / "multirun.yaml"
     try:
         stored = OmegaConf.load(path)
@@ -263,22 +265,22 @@ def _lines_of_resumed_sweep(directory: Path, overrides: Sequence[Override]) -> l
     except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException, AssertionError) as error:
         reason = (str(error).splitlines() or ["not a config"])[0]
         raise UsageError(f"{path}: cannot be read ({reason})") from error
-    if not any(line.key_or_group == "data_dir" for line in overrides):
+    if not any(override.key_or_group == "data_dir" for override in overrides):
         lines.append(quoted(f"data_dir={data_dir}"))
     return [*lines, "hydra.mode=MULTIRUN", quoted(f"hydra.sweep.dir={directory}")]
 
 
 @functools.lru_cache(maxsize=4096)
 def parsed(line: str) -> Override:
-    """An override as Hydra's grammar reads it."""
+    """Parse an override with Hydra's grammar."""
     override: Override = OverridesParser.create().parse_override(line)
     return override
 
 
 def quoted(line: str) -> str:
-    """An override whose value is a path, in quotes, without which Hydra's grammar takes no ``=``, comma or accent.
+    """Quote the value of an override if it is a path, so that it may contain ``=``, commas and accents.
 
-    For keys that may have several paths, a comma separates two unless a directory with the comma in its name exists.
+    For keys with several paths, a comma separates two paths unless a directory with this comma in its name exists.
     """
     name, equals, path = line.partition("=")
     key = name.lstrip("+")
@@ -292,7 +294,7 @@ def quoted(line: str) -> str:
     parts, paths = path.split(","), []
     while parts:
         joined = (",".join(parts[:count]) for count in range(len(parts), 0, -1))
-        paths.append(next((whole for whole in joined if Path(whole).expanduser().is_dir()), parts[0]))
+        paths.append(next((candidate for candidate in joined if Path(candidate).expanduser().is_dir()), parts[0]))
         del parts[: paths[-1].count(",") + 1]
     return f"{name}={','.join(text if text == 'null' else _in_quotes(text) for text in paths)}"
 
@@ -303,7 +305,7 @@ def _in_quotes(text: str) -> str:
 
 
 def _list_experiments() -> str:
-    """Names of the shipped experiments, each with the question in its first comment, for ``--help``."""
+    """Return the shipped experiments for ``--help``, each with the question in its first comment."""
     files = sorted((conf_dir() / "experiment").glob("*.yaml"))
     width = max(len(file.stem) for file in files)
     questions = [file.read_text().splitlines()[1].removeprefix("#").strip() for file in files]  # after @package
@@ -311,7 +313,7 @@ def _list_experiments() -> str:
 
 
 def _repeat(value: Any, times: int) -> list[Any]:
-    """``${dlhw.repeat:${width},${depth}}``: a list of ``depth`` hidden layers of one width."""
+    """Return a list of ``times`` equal values: ``${dlhw.repeat:${width},${depth}}`` gives ``depth`` equal widths."""
     if not isinstance(times, int) or isinstance(times, bool) or times < 0:
         raise ValueError(f"{times} must be a whole number, 0 or greater")
     return [value] * times

@@ -1,7 +1,7 @@
-"""What an error does to a run, its directory and the exit code.
+"""How errors affect a run, its directory and the exit code.
 
 ==========================  ============================================  =================  ====================
-the run ends with           its directory                                 in the log         exit code, alone
+the run ends with           its directory                                 in the log         exit code
 ==========================  ============================================  =================  ====================
 KeyboardInterrupt           removed if the run has not begun              how to resume      130, SIGTERM 143
 UsageError                  removed if the run is new                     the message        1
@@ -10,8 +10,8 @@ TrainingFailed, OSError     ``status: failed``                            the di
 any other error             ``status: failed``, traceback in ``run.log``  a traceback        1
 ==========================  ============================================  =================  ====================
 
-A job of a sweep differs in three ways: a UsageError keeps the directory, with ``status: failed``; the sweep logs how
-to resume it; the job's error goes to the launcher, and the sweep itself ends with exit code 1 if a job failed.
+A job of a sweep differs in three ways: after a UsageError its directory remains, with ``status: failed``; the sweep
+logs how to resume it; its error goes to the launcher, and the sweep ends with exit code 1 if a job failed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ log = logging.getLogger("dlhw")
 
 @contextlib.contextmanager
 def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[None]:
-    """Record in the run's directory and in the log why the run ends early.
+    """Record in the run's directory and in the log why the run ends early, and raise the error again.
 
-    Raises the error again. Outside a sweep, SystemExit takes the place of one that the log explains in a line.
+    Outside a sweep, an error that the log explains in one line is replaced by SystemExit.
     """
     from dlhw.training.run import TrainingFailed  # imports torch
 
@@ -60,7 +60,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
             record.discard()
         raise
     except (ChecksFailed, TrainingFailed, OSError) as error:
-        if isinstance(error, ChecksFailed):  # the summary is written
+        if isinstance(error, ChecksFailed):  # the summary is written already
             log.error("%s (see %s)", error, record.path / "tables" / "checks.csv")
         else:
             record.fail(error)
@@ -78,7 +78,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
 
 
 def failure_of(job: Callable[[], object]) -> Exception | None:
-    """Run a job of a sweep. Return the error that it ended with, which its directory and the log have already."""
+    """Run a job of a sweep. Return its error, which its directory and the log already contain; None on success."""
     try:
         job()
     except Exception as error:
@@ -90,7 +90,7 @@ def failure_of(job: Callable[[], object]) -> Exception | None:
 def end_program(directory: Path | str) -> Iterator[None]:
     """End the program with one line and exit code 1 after a UsageError or OSError.
 
-    An OSError without a file name is about ``directory``.
+    For an OSError without a file name, the line names ``directory``.
     """
     try:
         yield
@@ -107,5 +107,5 @@ def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
 
 
 def one_line(error: UsageError | OSError, directory: Path | str = "") -> str:
-    """The error as a line, an OSError with its file, or with ``directory`` if it has none."""
+    """Return the error as one line. That of an OSError starts with its file, or with ``directory`` if it has none."""
     return f"{error.filename or directory}: {error.strerror or error}" if isinstance(error, OSError) else str(error)

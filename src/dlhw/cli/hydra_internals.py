@@ -7,7 +7,7 @@ another package than ``hydra_plugins``. :class:`ComposingLoader` and the two ``i
 Hydra's main branch (1.4 in development) changes three things. ``get_overrides_dirname`` is gone: a resolver computes
 ``hydra.job.override_dirname`` when it is read, and :func:`set_override_dirname` is not needed. ``Hydra.compose_config``
 calls ``_load_configuration`` of every ``ConfigLoaderImpl`` and not ``load_configuration``, so ``Loader`` must override
-that method, which has three more arguments. ``Hydra.get_mode`` does not compose any more but asks the loader, which
+that method, which has three more arguments. ``Hydra.get_mode`` no longer composes but asks the loader, which
 reads ``hydra.mode`` from the command line and ``train.yaml`` alone; :class:`ComposingLoader` must override ``get_mode``
 and compose there, so that an experiment or a resumed sweep can still start a sweep.
 """
@@ -54,33 +54,33 @@ class ComposingLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Compose as Hydra does, with the two methods above. Raises Hydra's errors."""
+        """Compose as Hydra does, with the two methods above. Raise Hydra's errors."""
         return super().load_configuration(config_name, list(overrides), run_mode, from_shell, validate_sweep_overrides)
 
     def choices(self, config_name: str, overrides: Sequence[Override]) -> dict[str, str | None]:
-        """The option of every group with these overrides. Raises Hydra's errors."""
-        planned = create_defaults_list(
+        """Return the option of every group with these overrides. Raise Hydra's errors."""
+        defaults = create_defaults_list(
             repo=self.repository,
             config_name=config_name,
             overrides_list=list(overrides),
             prepend_hydra=True,
             skip_missing=True,
         )
-        choices: dict[str, str | None] = planned.overrides.known_choices
+        choices: dict[str, str | None] = defaults.overrides.known_choices
         return choices
 
     def has_group(self, name: str) -> bool:
-        """Whether there is a folder of config files with this name."""
+        """Return whether there is a folder of config files with this name."""
         return self.repository.group_exists(name)
 
     def file(self, path: str) -> DictConfig | None:
-        """The config file at ``path`` by itself; None if there is none."""
+        """Return the config file at ``path`` by itself; None if there is none."""
         loaded = self.repository.load_config(path)
         return loaded.config if loaded is not None and isinstance(loaded.config, DictConfig) else None
 
     @staticmethod
     def apply(overrides: Sequence[Override], cfg: DictConfig) -> None:
-        """Apply overrides of values to a composed config, in place. Raises Hydra's errors."""
+        """Apply overrides of values to a composed config, in place. Raise Hydra's errors."""
         ConfigLoaderImpl._apply_overrides_to_config(list(overrides), cfg)
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
@@ -111,7 +111,7 @@ def install_plugins(names: Collection[str]) -> None:
 
 
 def set_override_dirname(cfg: DictConfig, overrides: Sequence[Override]) -> None:
-    """Set ``hydra.job.override_dirname`` for these overrides of the task, as composing does."""
+    """Set ``hydra.job.override_dirname`` to the value that composing with these task overrides would give."""
     cfg.hydra.job.override_dirname = get_overrides_dirname(list(overrides), **cfg.hydra.job.config.override_dirname)
 
 
@@ -127,7 +127,7 @@ class Reference:
 
 @functools.lru_cache(maxsize=4096)
 def references(text: str) -> tuple[Reference, ...]:
-    """All references in a string value of a config, each one before those within it."""
+    """Return all references in a string value of a config; a reference comes before those nested in it."""
     return tuple(_references(parse(text))) if "${" in text else ()
 
 

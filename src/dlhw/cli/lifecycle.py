@@ -37,21 +37,23 @@ def resume_same_run(cfg: DictConfig, record: Record) -> None:
 
 
 def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
-    """The run that the config describes, at its start or, with ``cfg.resume``, at its last checkpoint."""
+    """Open the run that the config describes: a new one or, with ``cfg.resume``, one at its last checkpoint."""
     state = None
     if cfg.resume is not None:
-        state = state_to_resume(cfg, parts.whole)
+        state = state_to_resume(cfg, parts.constants)
         record.reopen()
         record.restore(state["rows"] if state else [])
     record.write_config(to_yaml(cfg), new=cfg.resume is None)
-    return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, whole=parts.whole)
+    return TrainingRun(
+        record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=parts.constants
+    )
 
 
-def state_to_resume(cfg: DictConfig, whole: State) -> State | None:
-    """The last checkpoint of the run ``cfg.resume``; None if it was interrupted before the first.
+def state_to_resume(cfg: DictConfig, constants: State) -> State | None:
+    """Return the last checkpoint of the run ``cfg.resume``; None if it was interrupted before the first.
 
-    Raises UsageError if the run is finished, if the checkpoint does not belong to it, or if its data or the frozen
-    weights in ``whole`` have changed.
+    Raise UsageError if the run is finished, if the checkpoint does not belong to it, or if its dataset or the frozen
+    weights in ``constants`` have changed.
     """
     directory = Path(cfg.resume)
     summary = read_summary(directory)
@@ -66,28 +68,28 @@ def state_to_resume(cfg: DictConfig, whole: State) -> State | None:
     rows = state["rows"] if state else []
     if len(rows) < trained or len(rows) > cfg.trainer.epochs:
         raise UsageError(
-            f"resume={cfg.resume}: the checkpoint is of epoch {len(rows)}; expected one of epoch {trained} to "
+            f"resume={cfg.resume}: the checkpoint is of epoch {len(rows)}; expected an epoch from {trained} to "
             f"{cfg.trainer.epochs}"
         )
     if rows:
         best = best_row(rows, cfg.trainer.monitor)["epoch"]
         if not (directory / "best.pt").exists() or checkpoint.load(directory / "best.pt")["epoch"] < best:
             raise UsageError(
-                f"resume={cfg.resume}: best.pt does not have the weights of the best epoch {best}; start a new run"
+                f"resume={cfg.resume}: best.pt does not contain the weights of the best epoch, {best}; start a new run"
             )
-    if state is not None and state.get("data", whole["data"]) != whole["data"]:
+    if state is not None and state.get("data", constants["data"]) != constants["data"]:
         raise UsageError(f"resume={cfg.resume}: the dataset has changed since this run started; start a new run")
-    frozen = {name: value.cpu() for name, value in whole["model"].items()}
+    frozen = {name: value.cpu() for name, value in constants["model"].items()}
     if state is not None and not all(torch.equal(state["model"][name], value) for name, value in frozen.items()):
         raise UsageError(f"resume={cfg.resume}: model.weights have changed since this run started; start a new run")
     return state
 
 
-def finish(cfg: DictConfig, parts: Parts, job: TrainingRun) -> Result:
-    """Draw the curves of a trained run and write its summary. Raises TrainingFailed if it failed."""
+def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
+    """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed."""
     from dlhw.views import plots  # imports matplotlib, which takes a second
 
-    result, record = job.result(parts.trainer), job.record
+    result, record = run.result(parts.trainer), run.record
     figure = plots.curves(
         record.rows,
         title=title(cfg, parts),
@@ -111,7 +113,7 @@ def finish(cfg: DictConfig, parts: Parts, job: TrainingRun) -> Result:
 
 
 def report(parts: Parts, record: Record) -> dict[str, Any]:
-    """Write the config's report on the best weights. Returns its numbers for the summary."""
+    """Write the config's report on the best weights, and return its numbers for the summary."""
     component = parts.components["report"]
     if component.target is None:
         return {}
@@ -126,7 +128,7 @@ def report(parts: Parts, record: Record) -> dict[str, Any]:
 
 
 def answer(cfg: DictConfig, record: Record, question: Question) -> None:
-    """Let the study compute, then log and write its results. Raises ChecksFailed after everything is written."""
+    """Run the study, then log and write its results. Raise ChecksFailed after everything is written."""
     if cfg.resume is not None:
         if record.finished:
             raise UsageError(f"resume={cfg.resume}: already finished")
@@ -154,12 +156,12 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
 
 
 def title(cfg: DictConfig, parts: Parts) -> str:
-    """A run in a few words: name, model, dataset."""
+    """Return the title of a run: its name, model and dataset."""
     return f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
 
 
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:
-    """The part of a summary that describes the run, not its results."""
+    """Return the part of a summary that describes the run rather than its results."""
     content: dict[str, Any] = {"experiment": cfg.name, "seed": cfg.seed}
     if model is not None:
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())

@@ -16,34 +16,39 @@ Compose = Callable[[list[str]], DictConfig]
 
 
 def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose, error: Exception) -> str:
-    """One line for what is wrong with the overrides, or the first line of Hydra's error."""
-    parsed = []
+    """Return one line that says what is wrong with the overrides, or else the first line of Hydra's error."""
+    parsed_overrides = []
     for text in overrides:
         try:
-            parsed += OverridesParser.create().parse_overrides([text])
-            assert parsed[-1].key_or_group
+            parsed_overrides += OverridesParser.create().parse_overrides([text])
+            assert parsed_overrides[-1].key_or_group
         except (HydraException, AssertionError):
             return f"{text}: invalid override; expected key=value, in quotes if it has spaces or commas"
-    choices = [line for line in parsed if loader.has_group(line.key_or_group)]
-    for line in choices:
-        if line.is_add() and line.key_or_group in loader.list_groups(""):
-            return f"{line.input_line}: {line.key_or_group} exists already; leave out the +"
-        options = loader.get_group_options(line.key_or_group)
-        if not line.is_sweep_override() and str(line.value()) not in options and not line.is_delete():
-            return f"{line.input_line}: unknown {line.key_or_group}{expected_one_of(str(line.value()), options)}"
-    for line in parsed:
-        if line.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
-            name = line.key_or_group
-            return f"{line.input_line}: a sweep over several values needs -m; expected {name}=[...] for a list"
-    cfg = compose([str(line.input_line) for line in choices if not line.is_sweep_override()])
-    for line in parsed:
-        if line not in choices and not line.is_add() and OmegaConf.select(cfg, line.key_or_group, default=cfg) is cfg:
-            return f"{line.key_or_group}: unknown key{hint(line.key_or_group, loader, cfg)}"
+    choices = [override for override in parsed_overrides if loader.has_group(override.key_or_group)]
+    for override in choices:
+        if override.is_add() and override.key_or_group in loader.list_groups(""):
+            return f"{override.input_line}: {override.key_or_group} already exists; remove the +"
+        group, option = override.key_or_group, str(override.value())
+        options = loader.get_group_options(group)
+        if not override.is_sweep_override() and option not in options and not override.is_delete():
+            return f"{override.input_line}: unknown {group}{expected_one_of(option, options)}"
+    for override in parsed_overrides:
+        if override.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
+            name = override.key_or_group
+            return f"{override.input_line}: a sweep over several values needs -m; expected {name}=[...] for a list"
+    cfg = compose([str(override.input_line) for override in choices if not override.is_sweep_override()])
+    for override in parsed_overrides:
+        if (
+            override not in choices
+            and not override.is_add()
+            and OmegaConf.select(cfg, override.key_or_group, default=cfg) is cfg
+        ):
+            return f"{override.key_or_group}: unknown key{hint(override.key_or_group, loader, cfg)}"
     return first_line(error)
 
 
 def hint(name: str, loader: ComposingLoader, cfg: DictConfig) -> str:
-    """The end of the error for an unknown key: similar keys, or the experiments that have it."""
+    """Return the end of the error for an unknown key: similar keys, or the experiments that have it."""
     experiments = [option for option in loader.get_group_options("experiment") if name in _keys_of(option, loader)]
     if experiments:
         return f"; {name} belongs to experiment={' and experiment='.join(experiments)}"
@@ -63,7 +68,7 @@ def _keys_of(experiment: str, loader: ComposingLoader) -> Iterable[str]:
 
 
 def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
-    """Dotted names of all keys that hold a value, without Hydra's own and ``_target_``."""
+    """Yield the dotted names of all keys that hold a value, except ``hydra`` and ``_target_``."""
     for name in map(str, cfg):
         if (not prefix and name == "hydra") or name == "_target_":
             continue
@@ -80,7 +85,7 @@ def _last_parts(keys: Sequence[str]) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the innermost cause of an error."""
+    """Return the first line of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).splitlines() or [type(error).__name__])[0]

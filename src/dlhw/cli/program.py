@@ -34,7 +34,7 @@ class Program:
     """The function that Hydra calls for every config.
 
     Args:
-        task: ``task(cfg, directory, overrides, in_sweep)`` does one run; the overrides are those of its command line.
+        task: ``task(cfg, directory, overrides, in_sweep)`` executes one run with these overrides of the command line.
         check: ``check(cfg, overrides)`` raises UsageError for a config that cannot be run.
     """
 
@@ -53,9 +53,9 @@ class Program:
 
 
 def command_line(program: Program) -> None:
-    """Run the program as the command line asks.
+    """Run the program with the arguments in ``sys.argv``.
 
-    A UsageError ends it with its message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
+    A UsageError ends it with the error's message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
     """
     prepare(ends_program=True)
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
@@ -70,7 +70,7 @@ def command_line(program: Program) -> None:
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The config of a command line with these overrides, for scripts, notebooks and tests. Raises UsageError."""
+    """Return the config of a command line with these overrides, for scripts, notebooks and tests. Raise UsageError."""
     prepare()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return hydra.compose(CONFIG_NAME, overrides=list(overrides))
@@ -85,7 +85,7 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 class ClaimDirectory(Callback):
-    """Creates the directory of every run, and of every sweep by another sweeper than dlhw's."""
+    """Creates the directory of every run, and of every sweep whose sweeper is not dlhw's."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if processes.rank():  # only the first process writes the run
@@ -97,7 +97,11 @@ class ClaimDirectory(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if processes.world_size() > 1:
-            stop(UsageError("torchrun: trains a single run with all its processes; start a sweep without torchrun"))
+            stop(
+                UsageError(
+                    "torchrun: invalid with -m, because it trains a single run; start the sweep without torchrun"
+                )
+            )
         if config.resume is not None:
             stop(UsageError(f"resume={config.resume}: invalid with -m; resume a single run without -m"))
         if config.hydra.sweeper._target_ not in PLUGINS:  # dlhw's sweeper checks the jobs first
@@ -115,7 +119,7 @@ def _claim_or_stop(config: DictConfig, kind: str) -> None:
 def claim(config: DictConfig, kind: str) -> Path:
     """Create the directory of a ``run`` or ``sweep`` and set it in its config.
 
-    Raises UsageError if the command line names one that exists.
+    Raise UsageError if the command line names a directory that exists.
     """
     from dlhw.runs.record import claim_directory
 
@@ -128,5 +132,5 @@ def claim(config: DictConfig, kind: str) -> Path:
 
 
 def names_directory(config: DictConfig, kind: str) -> bool:
-    """Whether the command line names the directory of the ``run`` or ``sweep``."""
+    """Return whether the command line names the directory of the ``run`` or ``sweep``."""
     return any(line.startswith(f"hydra.{kind}.dir=") for line in config.hydra.overrides.hydra)

@@ -2,9 +2,9 @@
 
 - An experiment's values for a group are dropped when another option of that group is chosen.
 - Every top-level key must be read by some value of the config.
-- A key that selects an entry of another one, as ``size`` does in ``${sizes.${size}.epochs}``, must name an entry.
-- A resumed run keeps its own config, a resumed sweep its own overrides; few keys may change.
-- A study refuses overrides of groups and keys that it does not read.
+- A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
+- A resumed run keeps its config, and a resumed sweep its overrides; only a few keys may change.
+- A study rejects overrides of groups and keys that it does not read.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Selections = Collection[tuple[str, str]]
 
 
 def expected_one_of(word: str, valid: Sequence[str]) -> str:
-    """`` (did you mean ...?); expected one of ...`` for an invalid word."""
+    """Return `` (did you mean ...?); expected one of ...`` for an invalid word."""
     near = difflib.get_close_matches(word, valid, 1)
     return f"{f' (did you mean {near[0]}?)' if near else ''}; expected one of {', '.join(valid)}"
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
-    """For each top-level key that values of the config refer to: the dotted names of these values."""
+    """Return the dotted names of the values that refer to a top-level key, for each such key."""
     result: dict[str, list[str]] = {}
     for path, reference in _references(cfg):
         start = path[: len(path) - reference.dots] if reference.dots else ()
@@ -43,7 +43,7 @@ def readers(cfg: DictConfig) -> dict[str, list[str]]:
 
 
 def selections(cfg: DictConfig) -> tuple[tuple[str, str], ...]:
-    """Pairs such as ``("sizes", "size")``, where the second key's value selects an entry of the first."""
+    """Return pairs such as ``("sizes", "size")``, where the second key's value selects an entry of the first."""
     pairs: dict[tuple[str, str], None] = {}
     for _, reference in _references(cfg):
         match reference:
@@ -53,14 +53,14 @@ def selections(cfg: DictConfig) -> tuple[tuple[str, str], ...]:
 
 
 def _references(cfg: DictConfig) -> Iterator[tuple[tuple[str, ...], Reference]]:
-    """Every reference in the config, with the path of the value that holds it."""
+    """Yield every reference in the config, with the path of the value that contains it."""
     for path, value in _values(OmegaConf.to_container(cfg, resolve=False)):
         if isinstance(value, str):
             yield from ((path, reference) for reference in references(value))
 
 
 def _values(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All values in nested dictionaries and lists, with their paths."""
+    """Yield all values in nested dictionaries and lists, with their paths."""
     if isinstance(content, dict | list):
         for name, value in content.items() if isinstance(content, dict) else enumerate(content):
             yield from _values(value, (*path, str(name)))
@@ -69,15 +69,17 @@ def _values(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 
 def without_replaced_groups(
-    experiment: DictConfig, own_choices: Mapping[str, str | None], choices: Mapping[str, str | None]
+    experiment: DictConfig, experiment_choices: Mapping[str, str | None], choices: Mapping[str, str | None]
 ) -> DictConfig:
-    """An experiment's config without the groups of which another option is chosen than the experiment's own."""
-    replaced = [group for group, option in own_choices.items() if choices.get(group) != option and group in experiment]
+    """Return an experiment's config without the groups for which another option than the experiment's is chosen."""
+    replaced = [
+        group for group, option in experiment_choices.items() if choices.get(group) != option and group in experiment
+    ]
     return _without(experiment, replaced)
 
 
 def with_open_options(cfg: DictConfig, groups: Collection[str]) -> DictConfig:
-    """The config with options that take new keys if they are mappings, as in ``trainer.rates={fc.*: 0.1}``."""
+    """Return the config, in which options that are mappings accept new keys: ``trainer.rates={fc.*: 0.1}``."""
     result = copy.deepcopy(cfg)
     for options in [result[group] for group in result if group in groups]:
         for name in map(str, options) if isinstance(options, DictConfig) else ():
@@ -95,7 +97,7 @@ def without_unread_keys(
     experiment_readers: Mapping[str, Sequence[str]],
     hint: Callable[[str], str],
 ) -> DictConfig:
-    """The config without the experiment's top-level keys that nothing reads any more.
+    """Return the config without the experiment's top-level keys that no value reads any more.
 
     Args:
         cfg: the composed config.
@@ -104,16 +106,16 @@ def without_unread_keys(
         experiment_readers: :func:`readers` of the experiment's files.
         hint: the end of the error for a key that the experiment does not have either.
 
-    Raises UsageError for all other keys that nothing reads.
+    Raise UsageError for any other key that no value reads.
     """
     read = {*known, *readers(cfg)}
     unread = [str(name) for name in cfg if name not in read]
     for name in unread:
         if name not in experiment_readers:
-            raise UsageError(f"{name}: unused key, nothing in this config reads it{hint(name)}")
+            raise UsageError(f"{name}: unused key; no value in this config reads it{hint(name)}")
         if name in overridden:
             values = " and ".join(experiment_readers[name])
-            raise UsageError(f"{name}: unused key, the experiment reads it only in {values}, which is overridden")
+            raise UsageError(f"{name}: unused key; the experiment reads it only in {values}, which is overridden")
     return _without(cfg, unread) if unread else cfg
 
 
@@ -126,7 +128,7 @@ def _without(cfg: DictConfig, names: Collection[str]) -> DictConfig:
 
 
 def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
-    """Raise UsageError if the value of the second key of a pair is no entry of the first; see :func:`selections`."""
+    """Raise UsageError if the value of a pair's second key is not an entry of its first; see :func:`selections`."""
     for entries, name in pairs:
         valid, selected = list(map(str, cfg.get(entries) or ())), str(cfg.get(name))
         if name in cfg and selected not in valid:
@@ -134,21 +136,21 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
 
 
 def changes_of_resumed_run(overrides: Sequence[Override]) -> dict[str, Any]:
-    """The values that overrides beside ``resume=RUN`` change. Raises UsageError for one that may not change."""
-    changed = [line for line in overrides if not line.key_or_group.startswith("hydra")]
-    for line in changed:
-        if line.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
+    """Return the values that the overrides besides ``resume=RUN`` change. Raise UsageError for a fixed key."""
+    changed = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+    for override in changed:
+        if override.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
             raise UsageError(
-                f"{line.input_line}: invalid with resume, a resumed run keeps its own config; "
+                f"{override.input_line}: invalid with resume, because a resumed run keeps its config; "
                 f"expected one of {', '.join(RESUMED_RUN_MAY_CHANGE)}"
             )
-    return {line.key_or_group: line.value() for line in changed}
+    return {override.key_or_group: override.value() for override in changed}
 
 
 def resumed_config(composed: DictConfig, stored: DictConfig, changes: Mapping[str, Any], directory: Path) -> DictConfig:
-    """The config of the run in ``directory``, with Hydra's part of the composed config and the changes.
+    """Return the config of the run in ``directory``, with Hydra's part of the composed config and the changes.
 
-    Raises UsageError for another number of epochs where the learning-rate schedule depends on it.
+    Raise UsageError if the number of epochs changes and the learning-rate schedule depends on it.
     """
     result = _without(composed, [str(name) for name in composed if name != "hydra"])
     with open_dict(result):
@@ -171,26 +173,26 @@ def resumed_config(composed: DictConfig, stored: DictConfig, changes: Mapping[st
 def overrides_of_resumed_sweep(
     stored: DictConfig, overrides: Sequence[Override], parse: Callable[[str], Override]
 ) -> list[str]:
-    """The overrides of a sweep's ``multirun.yaml``, then the given ones without ``resume=SWEEP``.
+    """Return the overrides in a sweep's ``multirun.yaml``, then those of the command line without ``resume=SWEEP``.
 
-    Another launcher or sweeper comes without the options of the stored one. Raises UsageError for an override of a
-    key that may not change.
+    The options of the stored launcher or sweeper are dropped if the command line names another one. Raise UsageError
+    for an override of a key that may not change.
     """
-    for line in overrides:
-        if not line.is_hydra_override() and line.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
+    for override in overrides:
+        if not override.is_hydra_override() and override.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
             raise UsageError(
-                f"{line.input_line}: invalid with resume, a resumed sweep keeps its own overrides; "
+                f"{override.input_line}: invalid with resume, because a resumed sweep keeps its overrides; "
                 f"expected {' or '.join(RESUMED_SWEEP_MAY_CHANGE)}"
             )
-    added = [str(line.input_line) for line in overrides if line.key_or_group != "resume"]
+    added = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
     replaced = {"hydra.sweep.dir", "hydra.mode", "data_dir"}
     without_options = []
-    for line in overrides:
-        if line.key_or_group in ("hydra/launcher", "hydra/sweeper"):
-            replaced.add(line.key_or_group)
+    for override in overrides:
+        if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
+            replaced.add(override.key_or_group)
             stored_choices = OmegaConf.select(stored, "hydra.runtime.choices", default={})
-            if stored_choices.get(line.key_or_group) != line.value():
-                without_options.append(line.key_or_group.replace("/", "."))
+            if stored_choices.get(override.key_or_group) != override.value():
+                without_options.append(override.key_or_group.replace("/", "."))
 
     def is_kept(text: str) -> bool:
         key = parse(text).key_or_group
@@ -209,7 +211,7 @@ def require_read_by_study(
         overridden: the keys and groups that the command line overrides.
         groups: the groups and top-level keys that are read only if the study needs them.
         options: the study's own options.
-        read: the groups and keys that this study reads besides.
+        read: the other groups and keys that this study reads.
     """
     valid = {"study", "comparison", *read}
     unused = [key for key in overridden if key.partition(".")[0] in groups and not {key, key.partition(".")[0]} & valid]

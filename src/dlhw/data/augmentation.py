@@ -64,7 +64,7 @@ class Augmentation:
         return bool(self.mixup or self.cutmix)
 
     def augment(self, x: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
-        """Augment the picture (C, H, W) uint8 at ``row`` of the pool. This seeds torch's default generator."""
+        """Augment the picture (C, H, W), uint8, at ``row`` of the pool. This seeds torch's default generator."""
         torch.default_generator.manual_seed(key(seed, "augmentation", epoch, row))
         augmented: Tensor = _transforms(self, tuple(x.shape[-2:]), x.shape[0])(x)
         return augmented
@@ -81,7 +81,7 @@ class Augmentation:
         return x, y.to(x.dtype)
 
     def processes(self, device: torch.device) -> int:
-        """The number of worker processes for training on this device."""
+        """Return the number of worker processes for training on this device."""
         if self.workers is not None:
             return self.workers
         return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
@@ -102,4 +102,4 @@ def _transforms(augmentation: Augmentation, size: tuple[int, ...], channels: int
         v2.ColorJitter(*jitter): any(jitter),
         v2.RandomErasing(a.erase): a.erase,
     }
-    return v2.Compose([transform for transform, on in enabled.items() if on])
+    return v2.Compose([transform for transform, is_enabled in enabled.items() if is_enabled])

@@ -20,8 +20,8 @@ Rows = list[list[int]]
 class Batches:
     """The training batches of runs with these seeds: ``batches(epoch)`` yields x (K, B, *shape) and y (K, B) per step.
 
-    K is 1 if all seeds are equal. With several processes, each one gets its share of every batch. With mixup or cutmix,
-    y is (K, B, C).
+    K is 1 if all seeds are equal. With several processes, each process gets its share of every batch. With mixup or
+    cutmix, y is (K, B, C).
     """
 
     def __init__(self, data: Dataset, seeds: Sequence[int], *, size: int, steps: int) -> None:
@@ -87,7 +87,7 @@ class AugmentedPictures(torch_data.Sampler[tuple[int, Rows]]):
 
 
 class _AugmentedBatches(torch_data.Dataset[Tensor]):
-    """The dataset of the DataLoader: an item is a batch of augmented pictures, given by the epoch and the rows."""
+    """The dataset of the DataLoader: an item is a batch of augmented pictures, indexed by epoch and rows."""
 
     def __init__(self, augmentation: Augmentation, pool: Tensor, seeds: Sequence[int]) -> None:
         self._augmentation, self._pool, self._seeds = augmentation, pool, seeds

@@ -50,8 +50,8 @@ def cifar10(
 
     Args:
         size: pictures are resized to this many rows and columns, batch by batch; None: they are not.
-        samples: size of a random subset of the training pictures, balanced over the classes; a subset of the test
-            pictures has a fifth of that. None: all pictures.
+        samples: size of a random subset of the training pictures, balanced over the classes; the subset of
+            the test pictures has a fifth of this size. None: all pictures.
     """
     folder = Path(data_dir).expanduser() / FOLDER
     _ensure(folder, download=download)
@@ -93,7 +93,7 @@ def _ensure(folder: Path, *, download: bool) -> None:
 
 @functools.lru_cache(maxsize=1)  # the jobs of a sweep read the same files
 def _read_all(folder: Path, mtimes_ns: tuple[int, ...]) -> tuple[Split, Split]:
-    """Read the training and test part from the files, given with their modification times."""
+    """Read the training and test part from files with these modification times."""
     batches = [read(folder / name, md5) for name, md5 in MD5.items()]
     train, test = (
         Split(torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])) for part in (batches[:-1], batches[-1:])
@@ -110,7 +110,7 @@ def read(path: Path, md5: str) -> tuple[torch.Tensor, torch.Tensor]:
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != md5:
         raise UsageError(
-            f"{path}: truncated or altered: its md5 is {actual}, expected {md5}; delete it to download it again, or "
+            f"{path}: truncated or altered: its md5 is {actual}; expected {md5}; delete it to download it again, or "
             "replace it with the published file"
         )
     batch = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -121,14 +121,14 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds only arrays and plain values; a pickle that names any other class or function is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
-        makers = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
-        if module.partition(".")[0] == "numpy" and name in makers:
-            return makers[name]
+        factories = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.partition(".")[0] == "numpy" and name in factories:
+            return factories[name]
         raise pickle.UnpicklingError(f"{module}.{name}: not allowed in a data file")
 
 
 def _subset(part: Split, per_class: int, *, seed: int, part_name: str) -> Split:
-    """Return a random subset with a pool of its own, so that nothing is computed for the other pictures."""
+    """Return a random subset with its own pool, so that nothing is computed for the other pictures."""
     order = torch.randperm(len(part), generator=generator(seed, "samples", part_name))
     labels = part.y[order]
     rows = torch.cat([order[labels == label][:per_class] for label in range(len(CLASSES))])

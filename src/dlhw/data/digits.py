@@ -16,8 +16,8 @@ from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 
 TEST_FROM = 1415
-"""The first test sample. The file is ordered by writer, and all writers copied the same sequence of labels. It starts
-again here, so the last three writers (382 samples) are in the test part only."""
+"""The first test sample. The file is ordered by writer, and all writers copied the same sequence of labels. The
+sequence starts again here, so the last three writers (382 samples) are in the test part only."""
 
 
 def digits(

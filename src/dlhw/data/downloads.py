@@ -1,4 +1,4 @@
-"""Download the files of published datasets with torchvision; incomplete files never get their final name."""
+"""Download the files of published datasets with torchvision. Only complete files get their final names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def fetch(dataset: str, inside: Path, names: Sequence[str], *, to: Path) -> None:
-    """Let a class of ``torchvision.datasets`` download, then move files from the folder ``inside`` its root.
+    """Download with a class of ``torchvision.datasets``, then move files from the folder ``inside`` its root.
 
-    Raises DownloadFailed.
+    Raise DownloadFailed.
     """
     import torchvision  # takes seconds to import
 

@@ -1,4 +1,4 @@
-"""The picture files in a folder, with their classes and parts, as the layout of its subfolders gives them."""
+"""List the picture files in a folder, with their classes and parts, which are given by its subfolders."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ class FolderListing:
 def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
     """List the picture files in a folder, except those that match a pattern of ``exclude``.
 
-    Raises UsageError for an unknown layout, and for a pattern that matches no picture.
+    Raise UsageError for an unknown layout, and for a pattern that matches no picture.
     """
     folders = _subfolders(root)
     published = [part for part in PARTS if part in folders and _subfolders(root / part)]
     extra = sorted(set(folders) - set(published))
     if published and extra:
-        raise UsageError(f"{root}: has {', '.join(extra)} beside {', '.join(published)}; {LAYOUT}")
+        raise UsageError(f"{root}: contains {', '.join(extra)} besides {', '.join(published)}; {LAYOUT}")
     if published and "train" not in published:
-        raise UsageError(f"{root}: has no train beside {', '.join(published)}; {LAYOUT}")
+        raise UsageError(f"{root}: contains no train besides {', '.join(published)}; {LAYOUT}")
     tops = {part: root / part for part in published} or {"train": root}
     names = _class_folders(root, tops)
     classes = tuple(map(printable, names))
     if len(classes) < 2:
         present = f"only the class {classes[0]}" if classes else "no folders with pictures"
-        raise UsageError(f"{tops['train']}: has {present}; at least two classes are needed; {LAYOUT}")
+        raise UsageError(f"{tops['train']}: contains {present}; expected at least two classes; {LAYOUT}")
     listing = FolderListing(classes=classes, published=tuple(published or ["train"]))
     unmatched = set(exclude)
     for part, top in tops.items():

@@ -1,4 +1,4 @@
-"""Datasets of picture files in folders: reading, splitting without dividing groups, describing."""
+"""Datasets of picture files in folders: read them, split them without dividing groups, and describe them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dlhw.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-MOST_LINES = 20  # on the console, about skipped pictures
+MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerChannel = Field(min_length=3, max_length=3)
@@ -64,7 +64,7 @@ def load_folder(
         raise UsageError(f"dataset.crop={crop}: must be at most dataset.resize={resize}")
     if validation_fraction + test_fraction >= 1:
         raise UsageError(
-            f"dataset.test_fraction={test_fraction}: leaves nothing for training beside "
+            f"dataset.test_fraction={test_fraction}: leaves nothing for training in addition to "
             f"dataset.validation_fraction={validation_fraction}"
         )
     home = Path(data_dir).expanduser()
@@ -150,8 +150,12 @@ def _read(folder: Path, exclude: Sequence[str], *, resize: int, crop: int, cache
         for label, name in enumerate(listing.classes):
             if not ((y == label) & (parts == PARTS.index(part))).any():
                 where = folder / part / name if len(listing.published) > 1 else folder / name
-                bad = next((f", {file}: {why}" for file, why in pictures.skipped.items() if f"{name}/" in file), "")
-                raise UsageError(f"{where}: has no usable picture{bad}; every class needs at least one")
+                reason = next(
+                    (f" ({file}: {error})" for file, error in pictures.skipped.items() if f"{name}/" in file), ""
+                )
+                raise UsageError(
+                    f"{where}: contains no readable picture{reason}; expected at least one for every class"
+                )
     first = grouping.identical(pictures.digests)
     links = np.column_stack((first, np.arange(len(first))))[first != np.arange(len(first))]
     near = pictures.near[first[pictures.near[:, 0]] != first[pictures.near[:, 1]]]
@@ -217,7 +221,7 @@ def _about(content: FolderContent, parts: Ints, by_file: Ints) -> dict[str, Any]
 
 
 def _description(about: Mapping[str, Any]) -> Iterator[str]:
-    """Log lines about the pictures and the split."""
+    """Yield log lines about the pictures and the split."""
     parts = ", ".join(
         f"{part} {sum(counts.values())} ({', '.join(f'{name} {count}' for name, count in counts.items())})"
         for part, counts in about["counts"].items()
@@ -244,7 +248,7 @@ def _warnings(about: Mapping[str, Any]) -> Iterator[str]:
     yield from _shortened([f"{name}: skipped, {reason}" for name, reason in about["skipped"].items()])
     if about["leaked_percent"]:
         yield (
-            "some validation or test pictures are copies of training pictures, so results look better than they are; "
+            "some validation or test pictures are copies of training pictures, so the measured errors are too low; "
             f"dataset.split=groups dataset.near_duplicates={FARTHEST} keeps copies in one part, except where the "
             "folder itself divides them"
         )

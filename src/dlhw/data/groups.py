@@ -39,7 +39,7 @@ def perceptual_hashes(pixels: Tensor) -> Bits:
 def near_pairs(hashes: Bits, farthest: int) -> Ints:
     """Return rows (i, j, distance) for all pairs i < j whose hashes differ in at most ``farthest`` bits.
 
-    Hashes of zeros, which pictures of one colour have, are in no pair.
+    Hashes of only zeros, which pictures of one colour have, are in no pair.
     """
     nonzero = np.flatnonzero(hashes.any(1))
     signs = torch.from_numpy(np.unpackbits(hashes[nonzero], axis=1)).to(torch.float32).mul_(2).sub_(1)
@@ -84,7 +84,7 @@ def labels(names: Sequence[str], groups: str | None, *, known: Sequence[str]) ->
 
     ``groups`` is a regular expression, searched in the file's name without folders: the label is its first group. Or
     it is the path of a CSV file with the columns group and file. ``known`` are all files of the folder, ``names`` those
-    that are used. Raises UsageError.
+    that are used. Raise UsageError.
     """
     if groups is None:
         return [None] * len(names)
@@ -122,13 +122,16 @@ def _read_table(path: Path, known: Sequence[str]) -> dict[str, str]:
                     )
                 group = table.setdefault(row["file"], row["group"])
                 if group != row["group"]:
-                    raise UsageError(f"dataset.groups={path}: {row['file']} is in {group!r} and in {row['group']!r}")
+                    raise UsageError(
+                        f"dataset.groups={path}: {row['file']} is in the groups {group!r} and {row['group']!r}; "
+                        "expected one group per file"
+                    )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"dataset.groups={path}: cannot be read ({error})") from error
     unknown = sorted(set(table) - set(known), key=str)
     if unknown:
         raise UsageError(
-            f"dataset.groups={path}: unknown files, {len(unknown)} in all, such as {unknown[0]}; expected paths "
+            f"dataset.groups={path}: unknown files ({len(unknown)}), such as {unknown[0]}; expected paths "
             f"relative to the dataset's folder, such as {known[0]}"
         )
     return {name: group for name, group in table.items() if group}
@@ -158,7 +161,7 @@ def split(y: Ints, groups: Ints, shares: Mapping[str, float], *, seed: int) -> d
 
 
 def divided_pairs(pairs: Ints, parts: Ints) -> Ints:
-    """Return those of the pairs (M, 2 or more) whose first two samples are in different parts; ``parts`` is (N,)."""
+    """Return the pairs (M, 2 or more) whose first two samples are in different parts; ``parts`` is (N,)."""
     divided: Ints = pairs[parts[pairs[:, 0]] != parts[pairs[:, 1]]]
     return divided
 

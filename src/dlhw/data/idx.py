@@ -1,7 +1,7 @@
 """MNIST and the datasets published in its format (IDX): finding, downloading, checking and reading the files.
 
 Every file is checked against its published checksum or, where there is none (unpacked Fashion-MNIST and KMNIST),
-against its exact length and header. An invalid file is an error, even if a valid copy lies beside it.
+against its exact length and header. An invalid file is an error, even if there is a valid copy in the same folder.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def load(published: IdxDataset, data_dir: Path, *, download: bool) -> tuple[Spli
 
 @functools.lru_cache(maxsize=2)  # the jobs of a sweep read the same files
 def _read_all(files: tuple[tuple[IdxFile, Path, int], ...]) -> tuple[Split, Split]:
-    """Read the training and test part from files, each given with its path and modification time."""
+    """Read the training and test part from files with their paths and modification times."""
     with ThreadPoolExecutor(2) as pool:  # md5 releases the GIL
         arrays = pool.map(lambda file: torch.from_numpy(read(*file[:2])), files)
         x_train, y_train, x_test, y_test = arrays
@@ -137,23 +137,23 @@ def parse(content: Bytes, file: IdxFile) -> Bytes:
         raise ValueError(f"truncated: {len(content)} of {file.size} bytes")
     magic, *shape = content[:start].view(">u4").tolist()
     if magic != 0x0800 + len(file.shape):
-        raise ValueError(f"invalid header: starts with {magic:#010x}, expected {0x0800 + len(file.shape):#010x}")
+        raise ValueError(f"invalid header: starts with {magic:#010x}; expected {0x0800 + len(file.shape):#010x}")
     if tuple(shape) != file.shape:
-        raise ValueError(f"has the shape {tuple(shape)}, expected {file.shape}")
+        raise ValueError(f"has the shape {tuple(shape)}; expected {file.shape}")
     if len(content) < file.size:
         raise ValueError(f"truncated: {len(content)} of {file.size} bytes")
     if len(content) > file.size:
         raise ValueError(f"too long: more than {file.size} bytes")
     array = content[start:].reshape(file.shape)
     if file.below < 256 and array.max(initial=0) >= file.below:
-        raise ValueError(f"contains the label {array.max()}, expected 0 to {file.below - 1}")
+        raise ValueError(f"contains the label {array.max()}; expected 0 to {file.below - 1}")
     return array
 
 
 def _check_md5(content: Bytes, expected: str) -> None:
     md5 = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
     if md5 != expected:
-        raise ValueError(f"truncated or altered: its md5 is {md5}, expected {expected}")
+        raise ValueError(f"truncated or altered: its md5 is {md5}; expected {expected}")
 
 
 def _folders(published: IdxDataset, data_dir: Path) -> tuple[Path, Path]:

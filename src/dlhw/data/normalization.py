@@ -14,7 +14,7 @@ from dlhw.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class Normalization:
-    """Maps pixels x to the inputs x * scale + shift = (x / largest - mean) / std; see :meth:`of_pixels`.
+    """Maps pixels x to inputs x * scale + shift = (x / largest - mean) / std; see :meth:`of_pixels`.
 
     Args:
         shift: -mean / std, (C, 1, 1).
@@ -36,9 +36,9 @@ class Normalization:
         shape: tuple[int, ...],
         size: int | None = None,
     ) -> Normalization:
-        """Build it for samples of ``shape`` (C, ...) whose largest possible value is ``largest``.
+        """Build the normalization for samples of ``shape`` (C, ...) whose largest possible value is ``largest``.
 
-        ``mean`` and ``std`` are those of pixel / ``largest``: one number, or one per channel. Raises UsageError for
+        ``mean`` and ``std`` are those of pixel / ``largest``: one number, or one per channel. Raise UsageError for
         another number of values.
         """
         per_channel = (shape[0], *[1] * (len(shape) - 1))
@@ -46,7 +46,9 @@ class Normalization:
         def constant(name: str, values: float | Sequence[float]) -> Tensor:
             tensor = torch.tensor(values, dtype=torch.float64).view(-1, *per_channel[1:])
             if len(tensor) not in (1, shape[0]):
-                raise UsageError(f"dataset.{name}={values}: must be one number, or one for each of {shape[0]} channels")
+                raise UsageError(
+                    f"dataset.{name}={values}: must be one number, or one for each of the {shape[0]} channels"
+                )
             return tensor.expand(per_channel)
 
         means, stds = constant("mean", mean), constant("std", std)
@@ -54,7 +56,7 @@ class Normalization:
 
     @classmethod
     def identity(cls, device: torch.device, dtype: torch.dtype) -> Normalization:
-        """Leave inputs as they are, except for their dtype."""
+        """Build the normalization that changes only the dtype of inputs."""
         return cls(torch.zeros((), device=device, dtype=dtype), torch.ones((), device=device, dtype=dtype))
 
     @property
@@ -67,14 +69,14 @@ class Normalization:
         return self.scale.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Pixels (N, C, H, W) to inputs (N, C, size, size); ``x`` itself is not changed."""
+        """Convert pixels (N, C, H, W) to inputs (N, C, size, size); ``x`` itself is not changed."""
         x = x.to(self.dtype, copy=True)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
             x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return x.mul_(self.scale).add_(self.shift)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Inputs back to pixels; a change of size is not undone."""
+        """Convert inputs back to pixels. Resizing is not undone."""
         return (x - self.shift) / self.scale
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Normalization:

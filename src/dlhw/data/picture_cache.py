@@ -43,7 +43,7 @@ MAGIC = b"dlhw pictures 1\n"
 """The start of the file. The pixels follow from OFFSET on, then an index (npz), its length and its SHA-256."""
 OFFSET = 4096  # a page of memory
 _FOOTER_BYTES = 8 + 32
-_CLOCK_SECONDS = 2.0  # the coarsest clock of a file system: two changes within it may have the same time
+_CLOCK_SECONDS = 2.0  # resolution of the coarsest file system clock; two changes within it may have the same time
 _WORKERS = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -86,8 +86,8 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
-        with locked(cache_dir / ".lock", wait=True, busy=busy) as alone:
-            for leftover in cache_dir.glob(".*.partial") if alone else ():  # from processes that were killed
+        with locked(cache_dir / ".lock", wait=True, busy=busy) as held:
+            for leftover in cache_dir.glob(".*.partial") if held else ():  # from processes that were killed
                 leftover.unlink(missing_ok=True)
             contents = _hash_files(files, memo)
             path, pictures = lookup(contents)
@@ -100,7 +100,7 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
             f"dataset.cache_dir={cache_dir}: decoded pictures cannot be saved there ({error.strerror or error}); "
             "choose a writable folder with enough space"
         ) from error
-    assert pictures is not None, f"{path} was written just now"
+    assert pictures is not None, f"{path} was just written"
     return pictures
 
 
@@ -148,7 +148,7 @@ def _open_cache(path: Path, crop: int, mtime_ns: int) -> DecodedPictures:
 
 
 def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *, resize: int, crop: int) -> None:
-    """Decode all files in parallel and write them to the file ``path``, completely or not at all."""
+    """Decode all files in parallel and write them to the file ``path``, which exists only if it is complete."""
 
     def read(file: PictureFile) -> tuple[DecodedPicture, bytes, Bits] | Unreadable:
         """Return the picture with its digest and perceptual hash, or the error. Raise UsageError if it changed."""
@@ -157,7 +157,9 @@ def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *
         except OSError as error:
             return Unreadable(_reason(error))
         if hashlib.sha256(content).hexdigest() != contents[file.name]:
-            raise UsageError(f"{file.path}: changed while it was read; start again when nothing writes to the folder")
+            raise UsageError(
+                f"{file.path}: changed while it was read; start again when no process writes to the folder"
+            )
         try:
             picture = decode(content, resize=resize, crop=crop)
         except Unreadable as error:
@@ -271,7 +273,7 @@ def _check_space(directory: Path, needed: int) -> None:
 
 
 def _map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """``map`` with threads: results in order, with a limited number of them in memory."""
+    """Map with threads. Yield the results in order, with a limited number of them in memory."""
     ahead: collections.deque[Future[R]] = collections.deque()
     with ThreadPoolExecutor(_WORKERS) as pool:
         try:

@@ -23,9 +23,9 @@ SUFFIXES = frozenset((
     ".mpo", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))
 # fmt: on
-"""File name endings of pictures; the format itself is recognized from the content."""
+"""File name suffixes of pictures. The format itself is recognized from the content."""
 LARGEST = 2**26
-"""Most pixels to decode, in a picture or its resized form; a large JPEG is decoded at a fraction of its size."""
+"""Largest number of pixels to decode, before and after resizing; a large JPEG is decoded at a fraction of its size."""
 _LARGE = 2**23  # pixels; such pictures are decoded one at a time, to save memory
 _one_large = threading.Lock()
 _UPRIGHT = dict(
@@ -85,8 +85,8 @@ def decode(content: bytes, *, resize: int, crop: int) -> DecodedPicture:
 
     The result equals torchvision's ``Resize`` (bilinear, antialiased) and ``CenterCrop`` on a PIL image, with one
     exception: a JPEG at least four times as large is decoded at 1/2, 1/4 or 1/8 of its size, which changes pixels by
-    a level or two. Transparent pixels become white, 16-bit grey is scaled to 8 bits, and an animation gives its first
-    frame. Call within :func:`without_warnings`.
+    one or two levels. Transparent pixels become white, 16-bit grey is scaled to 8 bits, and the first frame of an
+    animation is used. Call within :func:`without_warnings`.
     """
     picture, size, note = _open_upright(content, least=2 * resize)
     width, height = picture.size
@@ -102,7 +102,7 @@ def decode(content: bytes, *, resize: int, crop: int) -> DecodedPicture:
     return DecodedPicture(torch.from_numpy(array).permute(2, 0, 1).contiguous(), size, note)
 
 
-def whole(path: Path) -> Image.Image:
+def read_full_size(path: Path) -> Image.Image:
     """Return the picture in a file at its full size, upright, RGB. Raise Unreadable."""
     content = _content(path)
     with without_warnings():

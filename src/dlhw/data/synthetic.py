@@ -73,7 +73,7 @@ def separable(
 
     The line is perpendicular to the direction at ``angle_degrees``. Along the line, the points are normal with standard
     deviation ``noise``; their distance from it is ``margin`` plus the absolute value of another such number. Half of
-    the points, rounded up, are of class 0. The test part has ``n`` points, too. ``data_dir`` is not used.
+    the points, rounded up, are of class 0. The test part also has ``n`` points. ``data_dir`` is not used.
     """
     draw = generator(seed, "points")
     angle = math.radians(angle_degrees)

@@ -25,8 +25,8 @@ def boston(
 ) -> Dataset:
     """506 census tracts (13,) and the median value of their homes in 1000 $ (Harrison & Rubinfeld 1978; B1.d).
 
-    Read from ``boston.csv`` in ``data_dir``, with a header, or downloaded from OpenML (number 531). Raises UsageError
-    if neither is available.
+    Read from ``boston.csv`` in ``data_dir``, which has a header, or downloaded from OpenML (dataset 531). Raise
+    UsageError if neither is available.
     """
     path = Path(data_dir).expanduser() / "boston.csv"
     table = _read_boston(path) if path.is_file() else _fetch_boston(path, download=download)
@@ -58,7 +58,7 @@ def california_housing(
 ) -> Dataset:
     """20,640 block groups (8,) and the median value of their homes in 100,000 $, downloaded by scikit-learn once.
 
-    scikit-learn stores them as a pickle, which can contain code: use no such file from an untrusted source. Raises
+    scikit-learn stores them as a pickle, which can contain code: do not use a file from an untrusted source. Raise
     UsageError if the file is not in ``data_dir`` and cannot be downloaded.
     """
     from sklearn.datasets import fetch_california_housing
@@ -70,7 +70,7 @@ def california_housing(
     except OSError as error:
         raise UsageError(
             f"dataset=california_housing: not in {data_dir}, and the download failed: {_reason(error)}; copy "
-            "cal_housing_py3.pkz there from a computer that downloaded it, or use dataset=diabetes, which needs no "
+            "cal_housing_py3.pkz there from a computer that has downloaded it, or use dataset=diabetes, which needs no "
             "download"
         ) from error
     return _regression(

@@ -78,7 +78,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a validation part, perhaps a test part, and the normalization of their samples.
+    """A training part, a validation part, an optional test part, and the normalization of their samples.
 
     Args:
         test: the test part, or None.
@@ -120,7 +120,7 @@ class Dataset:
 
     @property
     def evaluated_at_once(self) -> int:
-        """The largest useful batch for evaluation: larger ones take more memory but no less time."""
+        """The largest useful batch for evaluation. Larger batches need more memory and are not faster."""
         return max(1, EVALUATION_VALUES // math.prod(self.shape))
 
     @property
@@ -149,16 +149,16 @@ class Dataset:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
         """Return the data on ``device``, with inputs and regression targets of ``dtype``. Pixels stay uint8.
 
-        Some pictures stay where they are, and are moved batch by batch: those to augment, which is done on the CPU, and
-        those that do not fit into the device's memory.
+        Pictures that are augmented, which is done on the CPU, and those that do not fit into the device's memory stay
+        where they are and are moved batch by batch.
         """
 
         def part(split: Split) -> Split:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
             stays = self.augments_pictures or _is_too_large(split.pool_x, device)
-            pool = split.pool_x if stays else _on(device, split.pool_x)
-            return Split(pool, _on(device, split.pool_y, targets), rows)
+            pool = split.pool_x if stays else _to_device(device, split.pool_x)
+            return Split(pool, _to_device(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
         return self.with_parts(parts, normalize=self.normalize.to(device, dtype))
@@ -168,8 +168,8 @@ class Dataset:
         changes: dict[str, Any] = {**parts, **fields}
         return replace(self, **changes)
 
-    def of(self, variant: int) -> Dataset:
-        """Return the data of one variant, where parts are those of several variants (:func:`combine`)."""
+    def for_variant(self, variant: int) -> Dataset:
+        """Return the dataset of one variant, if the parts combine those of several variants (:func:`combine`)."""
         return self.with_parts({name: _rows_of(part, variant) for name, part in self.parts.items()})
 
 
@@ -179,7 +179,7 @@ def _is_too_large(pool: Tensor, device: torch.device | str) -> bool:
 
 
 @functools.lru_cache(maxsize=8)  # parts and jobs that share a pool on the CPU share it on the device, too
-def _on(device: torch.device | str, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def _to_device(device: torch.device | str, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return tensor.to(device, dtype)
 
 
@@ -221,7 +221,7 @@ def split_off(
     count = round(fraction * len(split))
     if not 0 < count < len(split):
         raise UsageError(
-            f"dataset.{part}_fraction={fraction}: leaves no samples for training or {part}, of {len(split)} in all"
+            f"dataset.{part}_fraction={fraction}: leaves none of the {len(split)} samples for training or {part}"
         )
     purpose = "split" if part == "validation" else f"split {part}"
     order = torch.randperm(len(split), generator=generator(seed, purpose)).to(split.pool_y.device)

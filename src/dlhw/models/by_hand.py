@@ -1,4 +1,4 @@
-"""Networks with hand-written gradients: every layer has a formula forward and a formula backward, without autograd.
+"""Networks with hand-written gradients: every layer has a forward and a backward formula, without autograd.
 
 A layer is a pair of pure functions, ``y = forward(x, *weights)`` and ``dx, *dweights = backward(dy, x, y, *weights)``.
 A ``d`` before a name means the gradient of the loss L with respect to it: dx = dL/dx. :func:`activations` and
@@ -250,7 +250,7 @@ def cross_entropy_by_hand(input: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-class _Net(torch.autograd.Function):
+class _Network(torch.autograd.Function):
     """A whole network as one function, so that autograd sees none of its layers."""
 
     generate_vmap_rule = True
@@ -283,17 +283,17 @@ def _grouped(weights: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[Ten
 
 
 class ByHand(nn.Module):
-    """A network of torch's layers, computed by the formulas here; torch's layers only hold the weights."""
+    """A network of torch's layers, computed by the formulas of this module; torch's layers only hold the weights."""
 
-    def __init__(self, net: nn.Sequential) -> None:
+    def __init__(self, network: nn.Sequential) -> None:
         super().__init__()
-        self.net = net
-        self.layers = [_formulas(layer) for layer in net]
-        self.counts = [len(list(layer.parameters())) for layer in net]
+        self.net = network  # a name in checkpoints
+        self.layers = [_formulas(layer) for layer in network]
+        self.counts = [len(list(layer.parameters())) for layer in network]
 
     def forward(self, x: Tensor) -> Tensor:
         """From x (N, *shape) to logits (N, outputs)."""
-        logits: Tensor = _Net.apply(self.layers, self.counts, x, *self.net.parameters())[0]
+        logits: Tensor = _Network.apply(self.layers, self.counts, x, *self.net.parameters())[0]
         return logits
 
 

@@ -40,7 +40,9 @@ def cnn(
     layers: list[nn.Module] = []
     for block in blocks:
         if min(rows, columns) < 2:
-            raise UsageError(f"model.channels={list(channels)}: too many poolings for {shape[1]}x{shape[2]} images")
+            raise UsageError(
+                f"model.channels={list(channels)}: too many pooling layers for {shape[1]}x{shape[2]} images"
+            )
         layers.append(nn.Conv2d(depth, block, kernel, padding=kernel // 2))
         if batch_norm:
             layers.append(nn.BatchNorm2d(block))

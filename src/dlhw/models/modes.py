@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; afterwards, even after an error, every module has its former mode."""
+    """Put the model into evaluation mode, and restore the mode of every module at the end, even after an error."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

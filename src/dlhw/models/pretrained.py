@@ -1,6 +1,6 @@
-"""torchvision's classifiers by name, with published weights, weights from a file, or random ones.
+"""torchvision's classifiers by name, with published weights, weights from a file, or random weights.
 
-Hides where weights come from (torch's cache, a download, a state_dict, a run) and what can be wrong with each source.
+This module hides the sources of weights (torch's cache, a download, a state_dict, a run) and their possible errors.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def classifier(
         weights: torchvision's name of published weights (IMAGENET1K_V1, DEFAULT), a file with a state_dict, or best.pt
             or last.pt of a run; None: random weights. The last layer is loaded only if it has ``outputs`` classes.
 
-    Raises UsageError if the arguments do not fit each other or the weights are not available.
+    Raise UsageError if the arguments do not fit each other or the weights are not available.
     """
     from torchvision import models  # takes seconds to import
 
@@ -136,7 +136,7 @@ def _stored_weights(architecture: str, weights: str, published: Any) -> dict[str
 def read(path: Path) -> dict[str, Tensor]:
     """Read a state_dict, or the model in a checkpoint of a run, to the CPU. Raise ValueError with the path."""
     try:
-        # checkpoint.load verifies checksums, which torch.load does not; files from before torch 1.6 have none
+        # checkpoint.load verifies checksums, which torch.load does not; files older than torch 1.6 have none
         stored = (
             checkpoint.load(path)
             if zipfile.is_zipfile(path)
@@ -202,11 +202,11 @@ def _fill(
     if classes is not None and classes != len(state[head[0]]):
         if outputs is None:
             raise UsageError(
-                f"model.weights={weights}: its last layer, {network.head_name}, has {classes} classes; must have the "
+                f"model.weights={weights}: its last layer, {network.head_name}, has {classes} classes; expected the "
                 f"{len(network.categories)} of ImageNet"
             )
         log.info(
-            "%s of %s has %d classes: not loaded, replaced by a new layer with %d",
+            "%s of %s has %d classes; it is replaced by a new layer with %d",
             network.head_name, weights, classes, outputs,
         )  # fmt: skip
         fresh = [network.head_name]
@@ -216,8 +216,8 @@ def _fill(
         stored_shape, shape = _shape(new.get(name)), _shape(state.get(name))
         if stored_shape != shape and not (stored_shape == "missing" and name.endswith(COUNTER)):
             raise UsageError(
-                f"model.weights={weights}: not the weights of {network.architecture}; {name} is {stored_shape} there, "
-                f"must be {shape}"
+                f"model.weights={weights}: not the weights of {network.architecture}; {name} is {stored_shape} in the "
+                f"file; expected {shape}"
             )
     state.update(new)
     network.load_state_dict(state)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import sync_directory, write_atomically, written_beside
+from dlhw.runtime.files import sync_directory, write_atomically, write_temporary
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +54,15 @@ def _compact(value: Any) -> Any:
 def save_last(directory: Path, state: State) -> None:
     """Write ``last.pt``. The old ``last.pt`` becomes ``previous.pt`` once the new one is on disk."""
     last = directory / "last.pt"
-    written = written_beside(last, _serialized(state))
+    temporary = write_temporary(last, _serialized(state))
     if last.exists():
         last.replace(directory / "previous.pt")
-    written.replace(last)
+    temporary.replace(last)
     sync_directory(directory)
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint onto the CPU. Raises CorruptCheckpoint, which names the file, if it is damaged."""
+    """Read a checkpoint onto the CPU. Raise CorruptCheckpoint, which names the file, if it is damaged."""
     try:
         damage = _damage(path)
         state: State = {} if damage else torch.load(path, map_location="cpu", weights_only=True)
@@ -77,7 +77,7 @@ def load(path: Path) -> State:
 
 
 def _damage(path: Path) -> str | None:
-    """Describe damage that torch.load would miss, because it verifies neither checksums nor an entry's attributes."""
+    """Describe damage that torch.load would miss, because it does not verify checksums or the attributes of entries."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type or entry.external_attr or entry.flag_bits & 1:
@@ -90,7 +90,7 @@ def load_last(directory: Path) -> State | None:
     """Return ``last.pt``, or ``previous.pt`` if ``last.pt`` is corrupt; None if the run has no checkpoint yet.
 
     A corrupt ``last.pt`` is logged and renamed to ``corrupt.pt``, so that it does not replace ``previous.pt`` later.
-    Raises CorruptCheckpoint if all checkpoints are corrupt.
+    Raise CorruptCheckpoint if all checkpoints are corrupt.
     """
     paths = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
     errors = []

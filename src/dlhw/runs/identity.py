@@ -16,21 +16,21 @@ MAY_DIFFER = ("data_dir", "output_dir", "resume", "comparison")
 NOT_SETTINGS = ("seed", "name", "hydra", *MAY_DIFFER)
 """Keys in which two runs of the same settings may differ."""
 RESUMED_RUN_MAY_CHANGE = ("data_dir", "trainer.epochs")
-"""Keys that a command line may override beside ``resume=RUN``."""
+"""Keys that a command line may override besides ``resume=RUN``."""
 RESUMED_SWEEP_MAY_CHANGE = ("data_dir",)
-"""Keys that a command line may override beside ``resume=SWEEP``."""
+"""Keys that a command line may override besides ``resume=SWEEP``."""
 STORED_ABSOLUTE = (("init", "run"), ("model", "weights"), ("dataset", "cache_dir"))
-"""Options that are paths. ``config.yaml`` has them absolute, because a run may be resumed from another folder."""
+"""Options that are paths. They are absolute in ``config.yaml``, so that a run can be resumed from another directory."""
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """A copy of the config without the key ``hydra``."""
+    """Return a copy of the config without the key ``hydra``."""
     return OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"])
 
 
 def to_yaml(cfg: DictConfig) -> str:
-    """The text of ``config.yaml``: the resolved config, without ``resume`` and with absolute paths."""
+    """Return the text of ``config.yaml``: the resolved config, without ``resume`` and with absolute paths."""
     stored: dict[str, Any] = {"resume": None, "data_dir": _absolute(cfg.data_dir)}
     for group, name in STORED_ABSOLUTE:
         path = OmegaConf.select(cfg, f"{group}.{name}")
@@ -44,13 +44,13 @@ def _absolute(path: str) -> str:
 
 
 def same_run(cfg: DictConfig, directory: Path) -> bool:
-    """Whether the run in ``directory`` has this config, apart from the keys that may differ."""
+    """Return whether the run in ``directory`` has this config, apart from the keys that may differ."""
     stored = identity_of_run(directory)
     return stored is not None and stored == identity(cfg)
 
 
 def identity(cfg: DictConfig) -> dict[str, Any] | None:
-    """The values that are equal for configs of the same run; None if an interpolation cannot be resolved."""
+    """Return the values that are equal for configs of the same run; None if an interpolation cannot be resolved."""
     try:
         return _compared(yaml.load(to_yaml(without_hydra(cfg)), _YamlLoader))
     except OmegaConfBaseException:
@@ -58,7 +58,7 @@ def identity(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def identity_of_run(directory: Path) -> dict[str, Any] | None:
-    """The :func:`identity` of the run in a directory; None if its ``config.yaml`` is missing or invalid."""
+    """Return the :func:`identity` of the run in a directory; None if its ``config.yaml`` is missing or invalid."""
     try:
         content = yaml.load((directory / "config.yaml").read_text(), _YamlLoader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError):

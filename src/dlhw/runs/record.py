@@ -38,7 +38,7 @@ def claim_directory(requested: Path, *, exact: bool) -> Path:
     """Create a new directory: ``requested``, or the first of ``requested-2``, ``requested-3``, ... that is free.
 
     With ``exact``, an existing directory that is not empty is an error. Creation is exclusive, so two runs that start
-    at the same moment get different directories. Raises UsageError.
+    at the same moment get different directories. Raise UsageError.
     """
     for attempt in itertools.count(1):
         path = requested if attempt == 1 else requested.with_name(f"{requested.name}-{attempt}")
@@ -64,7 +64,7 @@ def _claim_empty(path: Path) -> None:
     except FileExistsError:
         pass
     raise UsageError(
-        f"{path}: exists already, and runs are never overwritten; choose another directory, or resume={path}"
+        f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
     )
 
 
@@ -89,9 +89,9 @@ class Record:
             yield
 
     def write_config(self, text: str, *, new: bool) -> None:
-        """Write ``config.yaml``. Raises UsageError if the run is ``new`` but the directory already has a config."""
+        """Write ``config.yaml``. Raise UsageError if the run is ``new`` but the directory already contains one."""
         if new and (self.path / "config.yaml").exists():
-            raise UsageError(f"{self.path}: already holds a run; runs are never overwritten")
+            raise UsageError(f"{self.path}: already contains a run; runs are never overwritten")
         write_atomically(self.path / "config.yaml", text.encode())
 
     @property
@@ -119,7 +119,7 @@ class Record:
         line = _line(row.values())
         if self._ahead and self._ahead[0] == line:
             self._ahead.pop(0)
-        elif self._ahead:  # the results differ, for example on other hardware: the later rows are no longer valid
+        elif self._ahead:  # the results differ, for example on other hardware, so the later rows are no longer valid
             log.warning(
                 "epoch %d: the results differ from those before the interruption; rows from this epoch on are replaced",
                 row["epoch"],
@@ -201,7 +201,7 @@ class Record:
 
     def fail(self, error: Exception) -> None:
         """Write a summary with status ``failed`` and the error as its reason."""
-        with contextlib.suppress(OSError):  # on a full disk this fails, too; the caller raises the error itself
+        with contextlib.suppress(OSError):  # fails on a full disk; the caller raises the error
             self.summary({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
 
     def reopen(self) -> None:
@@ -264,7 +264,7 @@ def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
     plain = [override.lstrip("+") for override in overrides]
     parts = [re.sub(r"[^\w=.,+-]+", "_", override).strip("._,") for override in plain]
     name = ""
-    for part in parts:  # only whole overrides: a truncated value would look like another value
+    for part in parts:  # whole overrides only, because a truncated value would look like another value
         name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
     if name != ",".join(plain):
         name = f"{name}-{hashlib.sha256(','.join(plain).encode()).hexdigest()[:8]}".lstrip("-")

@@ -57,7 +57,9 @@ class Precision:
         return contextlib.nullcontext()
 
 
-def settle(device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool) -> None:
+def configure_torch(
+    device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool
+) -> None:
     """Set all process-wide settings of torch that a run depends on."""
     if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
         torch.set_num_threads(threads or _DEFAULT_THREADS)
@@ -72,7 +74,7 @@ def settle(device: torch.device, precision: Precision, *, threads: int | None = 
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free memory in bytes: of the GPU, or of the machine or container of the process."""
+    """Return the free memory in bytes: of the GPU, or of the machine or container that the process runs in."""
     if device.type == "cuda":
         return (
             torch.cuda.mem_get_info(device)[0]

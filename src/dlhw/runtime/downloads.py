@@ -1,4 +1,4 @@
-"""Downloads that end: with a time limit on silence, and one error for all the ways in which they fail."""
+"""Downloads with a timeout and a single error for all kinds of failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DownloadFailed(Exception):
 def downloading() -> Iterator[None]:
     """Give sockets a timeout, and raise DownloadFailed for errors of the network, the server or the disk.
 
-    torch and torchvision set no timeout, and a firewall may never answer.
+    torch and torchvision set no timeout, so behind a firewall a download may wait forever.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_SECONDS)

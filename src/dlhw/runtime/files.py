@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a crash or power cut leaves the old content or the new one, never a part."""
-    written_beside(path, content).replace(path)
+    write_temporary(path, content).replace(path)
     sync_directory(path.parent)
 
 
-def written_beside(path: Path, content: bytes | memoryview) -> Path:
+def write_temporary(path: Path, content: bytes | memoryview) -> Path:
     """Write the content to a temporary file next to ``path``, flush it to disk, and return it, ready for renaming."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -28,7 +28,7 @@ def written_beside(path: Path, content: bytes | memoryview) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        partial.unlink(missing_ok=True)  # on a full disk, the summary of the failure needs its space
+        partial.unlink(missing_ok=True)  # on a full disk, the summary of the failed run needs this space
         raise
     return partial
 
@@ -48,12 +48,12 @@ def sync_directory(directory: Path) -> None:
 def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
     """Hold an exclusive lock on a directory or a file; a missing file is created.
 
-    The lock ends with the process, even if the process is killed. Yields whether the lock is held: on Windows, which
-    has no such locks, it is not.
+    The lock ends with the process, even if the process is killed. Yield whether the lock is held; on Windows, which has
+    no such locks, it is not.
 
     Args:
         wait: if another process holds the lock, log ``busy`` and wait for it; otherwise raise UsageError.
-        busy: the message for that case.
+        busy: the message if another process holds the lock.
     """
     try:
         import fcntl

@@ -52,7 +52,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UsageError(
-                f"torchrun: local rank {local} has no GPU, this machine has {torch.cuda.device_count()}; start fewer "
+                f"torchrun: local rank {local} has no GPU (this machine has {torch.cuda.device_count()}); start fewer "
                 "processes (--nproc-per-node) or set trainer.device=cpu"
             )
         torch.cuda.set_device(local)

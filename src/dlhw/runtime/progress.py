@@ -32,7 +32,7 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "b
 @functools.cache
 def console() -> Console:
     """Return the console of the process. It writes to stderr: stdout is for results."""
-    # With FORCE_COLOR, rich treats any stream as a terminal; a bar in a log file is noise all the same.
+    # With FORCE_COLOR, rich treats any stream as a terminal; a bar in a log file is still noise.
     at_terminal = sys.stderr is not None and sys.stderr.isatty()
     return Console(stderr=True, force_interactive=None if at_terminal else False)
 
@@ -44,14 +44,14 @@ class ConsoleHandler(logging.Handler):
         """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
         try:
             text = self.format(record)
-            shared = console()
-            if shared.is_interactive:
+            output = console()
+            if output.is_interactive:
                 style = _STYLES.get(record.levelno, "")
-                shared.print(Text(text, style=style), soft_wrap=True)
+                output.print(Text(text, style=style), soft_wrap=True)
             else:
-                # Not with rich, which ends the process on a broken pipe and retains text that it cannot encode.
-                shared.file.write(text + "\n")
-                shared.file.flush()
+                # rich ends the process on a broken pipe and keeps text that it cannot encode, so it is not used here.
+                output.file.write(text + "\n")
+                output.file.flush()
         except RecursionError:
             raise
         except Exception:
@@ -89,10 +89,10 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = self._clock()
-        shared = console()
-        if shared.is_interactive:
+        output = console()
+        if output.is_interactive:
             self._live = Live(
-                console=shared,
+                console=output,
                 get_renderable=self._render,
                 refresh_per_second=4,
                 transient=True,
@@ -118,11 +118,11 @@ class Progress:
                 self._live = None
 
     def step(self) -> None:
-        """Count one optimizer step. This is only an addition: the thread of the bar reads the count."""
+        """Count one optimizer step. This only adds 1 to a counter, which the thread of the bar reads."""
         self._steps += 1
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Show the results of a finished epoch: training and validation loss and error, as far as present."""
+        """Show the results of a finished epoch: training and validation loss and error, if present."""
         self._epoch += 1
         self._steps = self._epoch * self._steps_per_epoch
         self._results = _results(row)

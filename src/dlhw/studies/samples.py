@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.data.groups import FARTHEST, divided_pairs, near_pairs, perceptual_hashes
-from dlhw.data.pictures import whole
+from dlhw.data.pictures import read_full_size
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer, Check, Number, at_most, equal
@@ -175,7 +175,7 @@ def _before(data: Dataset, row: int, largest: int) -> Tensor:
     """Return a training picture (C, H, W) in 0..1 from its file, or from the pool if there are no files."""
     if not data.names:
         return data.train.pool_x[row].cpu().double() / largest
-    picture = whole(Path(data.about["root"]) / data.names[row])
+    picture = read_full_size(Path(data.about["root"]) / data.names[row])
     picture.thumbnail((400, 400))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).double() / 255
 

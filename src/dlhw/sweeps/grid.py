@@ -1,4 +1,4 @@
-"""The default sweeper: train every combination of the given values once, also over several calls.
+"""The default sweeper: train every combination of the values once, even over several calls.
 
 It validates all jobs before the first starts, names their directories by the keys that vary, skips the jobs that an
 earlier call in the same directory has finished, gives the others to any launcher, and compares all runs at the end.
@@ -77,24 +77,24 @@ class Grid(Sweeper):
         if reasons:
             sys.exit(1)
 
-    def _unread_params(self, noted: dict[str, None]) -> UnreadParams:
-        """The function with which :func:`expand` finds ``params`` that a job does not read; it notes them."""
+    def _unread_params(self, collected: dict[str, None]) -> UnreadParams:
+        """Return the function with which :func:`expand` finds ``params`` that a job does not read. It collects them."""
         loader = self.context.config_loader
         assert isinstance(loader, composition.Loader)
-        known: dict[tuple[str, ...], frozenset[str]] = {}
+        by_structure: dict[tuple[str, ...], frozenset[str]] = {}
 
         def unread_params(lines: Sequence[str]) -> frozenset[str]:
             overrides = [composition.parsed(line) for line in lines]
             structure = loader.structure(overrides)
-            if structure not in known:
-                known[structure] = loader.unread_params(self.cfg, list(self.params), overrides)
-                noted.update(dict.fromkeys(sorted(known[structure])))
-            return known[structure]
+            if structure not in by_structure:
+                by_structure[structure] = loader.unread_params(self.cfg, list(self.params), overrides)
+                collected.update(dict.fromkeys(sorted(by_structure[structure])))
+            return by_structure[structure]
 
         return unread_params
 
     def _compose(self, plans: Sequence[Plan]) -> list[PlannedJob]:
-        """Compose every job. Raises UsageError for a value that is invalid in every job; one job may fail alone."""
+        """Compose every job. Raise UsageError for a value that is invalid in every job that has it."""
         jobs = []
         for plan in plans:
             try:
@@ -113,18 +113,18 @@ class Grid(Sweeper):
                 return error
             return job.error
 
-        with_value: dict[str, list[int]] = defaultdict(list)
+        numbers_by_override: dict[str, list[int]] = defaultdict(list)
         for number, job in enumerate(jobs):
             for override in job.plan.overrides:
-                with_value[override].append(number)
-        for numbers in with_value.values():
+                numbers_by_override[override].append(number)
+        for numbers in numbers_by_override.values():
             if all(error_of(number) for number in numbers):  # checks only the first job if that one is valid
                 raise error_of(numbers[0])  # type: ignore[misc]
         return jobs
 
     @contextlib.contextmanager
     def _directory(self) -> Iterator[Path]:
-        """The sweep's directory, locked: a new one, or that of an earlier call if it is named. Raises UsageError."""
+        """Lock the sweep's directory: a new one, or that of an earlier call if it is named. Raise UsageError."""
         directory = Path(self.cfg.hydra.sweep.dir)
         if not (program.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
             directory = program.claim(self.cfg, "sweep")
@@ -138,12 +138,12 @@ class Grid(Sweeper):
             yield directory
 
     def _run(self, jobs: Sequence[PlannedJob], directory: Path) -> dict[Path, str]:
-        """Launch the jobs that are not finished, then compare all. Returns the reasons of failed jobs by directory."""
+        """Launch the jobs that are not finished, then compare all. Return the reasons of failed jobs by directory."""
         started = time.monotonic()
         paths = _directories(jobs, directory)
         finished = sum(Record(path).finished for path in paths)
-        before = f", {finished} of them finished before" if finished else ""
-        log.info("%d job%s%s, in %s", len(jobs), "" if len(jobs) == 1 else "s", before, directory)
+        note = f", {finished} of them already finished" if finished else ""
+        log.info("%d job%s%s, in %s", len(jobs), "" if len(jobs) == 1 else "s", note, directory)
         todo = []
         for job, path in zip(jobs, paths, strict=True):
             if Record(path).finished:
@@ -167,7 +167,7 @@ class Grid(Sweeper):
                 planned = dict(zip(paths, jobs, strict=True))
                 log.info("%s", self._conclude(directory, planned, reasons, seconds=time.monotonic() - started))
                 concluded = True
-            except (OSError, UsageError) as error:  # it must not replace an interruption
+            except (OSError, UsageError) as error:  # this error must not replace an interruption
                 log.debug("the comparison failed", exc_info=True)
                 log.error("%s", failures.one_line(error, directory))
             if ended == "":
@@ -177,12 +177,12 @@ class Grid(Sweeper):
         return reasons
 
     def _launch(self, jobs: Sequence[tuple[PlannedJob, Path]]) -> str | None:
-        """Run the jobs. Returns None or why it ended early: the launcher's error, or ``""`` after a failed job."""
+        """Run the jobs. Return None, or why this ended early: the launcher's error, or ``""`` after a failed job."""
         if not jobs:
             return None
         launcher = self._launcher(len(jobs))
         if not self.cfg.hydra.verbose:
-            for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, and so do we
+            for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, as Worker does
                 logging.getLogger(name).setLevel(logging.WARNING)
         lines = [[*job.plan.overrides, f"hydra.sweep.subdir='{path.name}'"] for job, path in jobs]
         try:
@@ -199,12 +199,12 @@ class Grid(Sweeper):
         return None
 
     def _launcher(self, jobs: int) -> Launcher:
-        """The launcher that the config names, for this number of jobs. Raises UsageError if it is invalid."""
+        """Return the launcher that the config names, for this number of jobs. Raise UsageError if it is invalid."""
         worker = Worker(self.program, jobs, platform.node(), os.getpid())
         try:
             return Plugins.instance().instantiate_launcher(self.context, worker, self.cfg)
         except Exception as error:
-            if isinstance(error.__cause__, UsageError):  # of a launcher of dlhw
+            if isinstance(error.__cause__, UsageError):  # raised by dlhw's own launcher
                 raise error.__cause__ from error
             name = self.cfg.hydra.runtime.choices["hydra/launcher"]
             reason = " ".join(str(error.__cause__ or error).split())
@@ -213,17 +213,17 @@ class Grid(Sweeper):
     def _conclude(
         self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], **about: Any
     ) -> str:
-        """Compare the jobs and the runs of earlier calls in the directory. Returns the table that ends the log."""
+        """Compare the jobs and the runs of earlier calls in the directory. Return the table that ends the log."""
         from dlhw.cli.build import build
         from dlhw.views.comparison import compare_runs, run_directories
 
         try:
-            others = [path for path in run_directories(directory) if path not in jobs]
+            earlier_runs = [path for path in run_directories(directory) if path not in jobs]
         except UsageError:  # no job has begun
-            others = []
+            earlier_runs = []
         conclusion = compare_runs(
             directory,
-            [*jobs, *others],
+            [*jobs, *earlier_runs],
             comparison=build(self.cfg, "comparison"),
             failures=reasons,
             about={"experiment": self.cfg.name, **about},
@@ -251,7 +251,7 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class Worker:
-    """The function that a launcher calls for each job, in any process; a local process ends with the sweeper's."""
+    """The function that a launcher calls for each job, in any process. A local process ends when the sweeper's ends."""
 
     program: Program
     jobs: int
@@ -260,7 +260,7 @@ class Worker:
     """The id of the sweeper's process."""
 
     def __call__(self, cfg: DictConfig) -> str | None:
-        """Run one job. Returns why it failed, as text: not every exception can be sent between processes."""
+        """Run one job. Return why it failed as text, because not every exception can be sent between processes."""
         composition.prepare()
         if platform.node() == self.host and os.getpid() != self.sweeper:
             _end_with(self.sweeper)
@@ -272,7 +272,7 @@ class Worker:
 
 @functools.cache
 def _end_with(process: int) -> None:
-    """End this process when another one has ended, in whatever way. A run can be resumed afterwards."""
+    """End this process when another one has ended for any reason. Its run can be resumed afterwards."""
     is_child = os.getppid() == process
 
     def watch() -> None:
@@ -298,11 +298,11 @@ def expand(
     loader: ConfigLoader | None = None,
     unread_params: UnreadParams | None = None,
 ) -> list[Plan]:
-    """Every combination of the overrides' values, without duplicates; the values of the last override vary fastest.
+    """Return every combination of the overrides' values, without duplicates; the last override varies fastest.
 
-    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop, whatever the rounding:
-    ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label has its values of all keys that have
-    several, here or in ``params``.
+    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop and
+    has no rounding errors: ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label contains the keys
+    that have several values, here or in ``params``.
 
     Args:
         params: overrides of the experiment.
@@ -310,13 +310,15 @@ def expand(
         loader: finds the files of a ``glob(...)`` over options.
         unread_params: the keys of ``params`` that a job with these overrides does not read; its plan omits them.
 
-    Raises UsageError.
+    Raise UsageError for invalid values.
     """
     axes: dict[str, tuple[Override, bool]] = {}  # for each key, its override and whether it has several values
     from_params = set()
     for override in _parse(params, loader):
         if override.is_hydra_override():
-            raise UsageError(f"{override.input_line}: a setting of Hydra cannot be a parameter of a sweep")
+            raise UsageError(
+                f"{override.input_line}: a setting of Hydra cannot vary in a sweep; expected a key of the config"
+            )
         axes[override.key_or_group] = (override, override.is_sweep_override())
         from_params.add(override.key_or_group)
     for override in _parse(overrides, loader):
@@ -325,14 +327,14 @@ def expand(
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
         from_params.discard(name)
     values = [_values(override) for override, _ in axes.values()]
-    varies = [several for _, several in axes.values()]
+    varies = [has_several for _, has_several in axes.values()]
     plans: dict[tuple[str, ...], str] = {}
     for combination in itertools.product(*values):
         lines = dict(zip(axes, combination, strict=True))
         if unread_params is not None and from_params:
             unread = unread_params([line for name, line in lines.items() if name not in from_params]) & from_params
             lines = {name: line for name, line in lines.items() if name not in unread}
-        labelled = [lines[name] for name, several in zip(axes, varies, strict=True) if several and name in lines]
+        labelled = [lines[name] for name, is_varied in zip(axes, varies, strict=True) if is_varied and name in lines]
         labelled = labelled or [line for name, line in lines.items() if name not in MAY_DIFFER]
         plans.setdefault(tuple(lines.values()), directory_name(labelled))
     return [Plan(lines, name) for lines, name in plans.items()]
@@ -349,12 +351,14 @@ def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
 
 
 def _values(override: Override) -> list[str]:
-    """The override with each of its values, as it is in the overrides of a job."""
+    """Return the override once for each of its values, as in the overrides of a job."""
     key, value = override.get_key_element(), override.value()
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        raise UsageError(f"{override.input_line}: a grid needs values such as {key}=0.1,0.2 or {key}=range(0,1,0.1)")
+        raise UsageError(
+            f"{override.input_line}: invalid in a grid; expected values such as {key}=0.1,0.2 or {key}=range(0,1,0.1)"
+        )
     if isinstance(value, RangeSweep):
         texts = [str(number) for number in _range(value, str(override.input_line))]
     else:
@@ -368,7 +372,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _comparable(value: Any) -> Any:
-    """A parsed value such that equal ones compare equal: 1 and 1.0, but not true or '1'."""
+    """Return a parsed value in a form in which equal values compare equal: 1 and 1.0, but not true or '1'."""
     if isinstance(value, list):
         return tuple(map(_comparable, value))
     if isinstance(value, dict):
@@ -383,7 +387,7 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
     assert start is not None
     assert stop is not None
     if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-        raise UsageError(f"{line}: must have finite ends and a step other than 0")
+        raise UsageError(f"{line}: must have finite limits and a step other than 0")
     numbers: list[Any]
     if all(isinstance(number, int) for number in (start, stop, step)):
         numbers = list(range(start, stop, step))  # type: ignore[arg-type]
@@ -397,21 +401,21 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
 
 
 def _written(value: Any) -> str:
-    """A parsed value as on the command line."""
+    """Format a parsed value as on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(Transformer.str(value))
 
 
 def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
-    """The directory of each job: where an earlier call began a run with its config, else a new one named by its label.
+    """Return the directory of each job: one where an earlier call began this run, or a new one named by its label.
 
-    Jobs with equal configs keep the directories that have their labels.
+    Jobs with equal configs keep the directories that are named by their labels.
     """
     runs = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
     begun: list[list[Path]] = []
     taken: dict[Path, PlannedJob] = {}
     for job in jobs:
-        own_identity = identity(job.config) if runs and job.config is not None else None
-        begun.append([path for path, stored in runs.items() if own_identity is not None and stored == own_identity])
+        job_identity = identity(job.config) if runs and job.config is not None else None
+        begun.append([path for path, stored in runs.items() if job_identity is not None and stored == job_identity])
         labelled = directory / job.plan.label
         if labelled in begun[-1]:
             taken.setdefault(labelled, job)
@@ -428,7 +432,7 @@ def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
 
 
 def _reason(path: Path, ended: str | None) -> str | None:
-    """Why the job in this directory failed or did not run; None if it is finished."""
+    """Return why the job in this directory failed or did not run; None if it is finished."""
     summary = read_summary(path)
     if summary.get("status") == "failed":
         return str(summary.get("reason"))

@@ -1,6 +1,6 @@
 """A launcher that trains many jobs of a sweep at once, as one ensemble: ``hydra/launcher=vectorized``.
 
-The training loop for single runs trains all jobs of one structure together, and each gets the directory, files and
+The training loop for single runs trains all jobs of one structure at once. Each job gets the directory, files and
 results of a single run. Jobs that cannot be grouped are trained one by one, and the log says why.
 """
 
@@ -41,12 +41,12 @@ _job_log.propagate = False
 SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study")
 """Groups of the config that are equal for all jobs trained at once, except for the dropout rate."""
 SHARE_OF_MEMORY = 0.5
-"""The share of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
+"""Fraction of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
 
 
 @dataclass
 class GroupedJob:
-    """A job of a sweep: composed, then begun, then ended."""
+    """A job of a sweep, which is composed, then begun, then ended."""
 
     cfg: DictConfig
     parts: Parts | None = None
@@ -56,14 +56,14 @@ class GroupedJob:
 
 
 class Vectorized(Launcher):
-    """Groups the jobs of a sweep and trains the jobs of each group at once.
+    """Groups the jobs of a sweep, and trains the jobs of each group at once.
 
-    On a CPU, one kernel for the convolutions of several nets takes three to four times as long as one kernel per net
-    (docs/speed.md). There, convolutional nets are trained one by one.
+    On a CPU, one kernel for the convolutions of several networks takes three to four times as long as one kernel per
+    network (docs/speed.md). There, convolutional networks are trained one by one.
 
     Args:
         largest: the largest number of jobs to train at once; None for as many as fit into half of the free memory.
-        even_if_slower: train convolutional nets at once on a CPU too.
+        even_if_slower: train convolutional networks at once on a CPU too.
     """
 
     def __init__(self, largest: int | None = None, *, even_if_slower: bool = False) -> None:
@@ -97,7 +97,7 @@ class Vectorized(Launcher):
         """Train the jobs of a group at once if possible, and the rest of them one by one."""
         try:
             if len(group) > 1:
-                self._run_together(group)
+                self._train_at_once(group)
         except UsageError as error:
             log.info("%d jobs are trained one by one: %s", len(group), error)
         except Exception as error:
@@ -112,26 +112,26 @@ class Vectorized(Launcher):
                 job.returned = self._enter(job.cfg, self.program, configure_logging=True)
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
-    def _run_together(self, group: Sequence[GroupedJob]) -> None:
-        """Train a group at once. Raises NotVectorizable if that is not possible."""
+    def _train_at_once(self, group: Sequence[GroupedJob]) -> None:
+        """Train a group at once. Raise NotVectorizable if that is not possible."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
             raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
         if group[0].cfg.study.get("_target_") is not None:
             raise NotVectorizable("a study does not train")
-        two = _first_two([job.cfg for job in group])
-        if not self.even_if_slower and two[0].precision.device.type == "cpu" and _convolves(two[0].trained):
+        first_two = _first_two([job.cfg for job in group])
+        if not self.even_if_slower and first_two[0].precision.device.type == "cpu" and _convolves(first_two[0].trained):
             raise NotVectorizable(
-                "on a CPU, training convolutional nets at once is slower (hydra.launcher.even_if_slower)"
+                "on a CPU, training convolutional networks at once is slower (hydra.launcher.even_if_slower)"
             )
-        largest = min(len(group), largest_that_fits(two), self.largest or len(group))
-        while waiting := [job for job in group if not job.ended]:
-            chunk = waiting[:largest]
+        largest = min(len(group), largest_that_fits(first_two), self.largest or len(group))
+        while remaining := [job for job in group if not job.ended]:
+            chunk = remaining[:largest]
             try:
                 with contextlib.ExitStack() as locks:
                     for jobs in self._begin(chunk, locks):
                         log.info("training %d jobs at once", len(jobs))
                         with _log_into(jobs):
-                            train_together(jobs)
+                            train_at_once(jobs)
                         for job in jobs:
                             _finish(job)
             except torch.OutOfMemoryError:
@@ -141,7 +141,7 @@ class Vectorized(Launcher):
                 log.info("%d jobs at once do not fit into memory; continuing with %d", len(chunk), largest)
 
     def _begin(self, jobs: Sequence[GroupedJob], locks: contextlib.ExitStack) -> list[list[GroupedJob]]:
-        """Make the jobs' directories and parts. Returns the jobs without an error, grouped by their epochs so far."""
+        """Create the jobs' directories and parts. Return the jobs without an error, grouped by finished epochs."""
         by_epochs: dict[int, list[GroupedJob]] = defaultdict(list)
 
         def begin(cfg: DictConfig) -> tuple[Parts, TrainingRun]:
@@ -174,7 +174,7 @@ class Vectorized(Launcher):
 
 
 def group_key(cfg: DictConfig) -> str:
-    """A key that is equal for jobs that can be trained as one ensemble."""
+    """Return a key that is equal for jobs that can be trained as one ensemble."""
     shared: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SHARED}
     rate = shared["model"].get("dropout", 0)
     shared["model"]["dropout"] = "some" if isinstance(rate, float) and rate > 0 else rate
@@ -183,13 +183,13 @@ def group_key(cfg: DictConfig) -> str:
 
 
 def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
-    """The parts of the first two valid configs; the jobs of the others fail later. Raises NotVectorizable."""
-    two: list[Parts] = []
+    """Return the parts of the first two valid configs. Raise NotVectorizable if there are fewer."""
+    valid: list[Parts] = []
     for cfg in cfgs:
         with contextlib.suppress(UsageError):
-            two.append(assemble(cfg))
-        if len(two) == 2:
-            return two
+            valid.append(assemble(cfg))
+        if len(valid) == 2:
+            return valid
     raise NotVectorizable("fewer than two of them are valid")
 
 
@@ -198,53 +198,53 @@ def _convolves(model: nn.Module) -> bool:
 
 
 def _written(node: DictConfig) -> str:
-    """A group of the config as text, equal for equal values."""
+    """Format a group of the config as text, which is equal for equal values."""
     return OmegaConf.to_yaml(node, resolve=True)
 
 
-def largest_that_fits(two: Sequence[Parts]) -> int:
-    """How many models fit into memory, estimated from a step of two of them. Raises NotVectorizable."""
-    first = two[0]
-    before = devices.free_memory(first.precision.device)
-    ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in two), strict=True))
+def largest_that_fits(pair: Sequence[Parts]) -> int:
+    """Estimate from a step of two models how many of them fit into memory. Raise NotVectorizable."""
+    first = pair[0]
+    free_bytes = devices.free_memory(first.precision.device)
+    ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in pair), strict=True))
     runs = [
-        TrainingRun(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(two)
+        TrainingRun(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(pair)
     ]
     trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
-    saved = 0
+    saved_bytes = 0
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        saved += tensor.nbytes
+    def count_bytes(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved_bytes
+        saved_bytes += tensor.nbytes
         return tensor
 
     try:
-        with _quiet(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with _quiet(), torch.autograd.graph.saved_tensors_hooks(count_bytes, lambda tensor: tensor):
             training = Training(
                 ensemble, runs, first.trained_on, first.data_loss, trainer=trainer, precision=first.precision
             )
             training.step(*next(training.batches(1)))
     except RuntimeError as error:
         raise NotVectorizable(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
-    weights = sum(tensor.nbytes for tensor in ensemble.tensors())
+    weight_bytes = sum(tensor.nbytes for tensor in ensemble.tensors())
     copies = 5  # weights, gradients, two of the optimizer, the best weights
-    return max(1, int(SHARE_OF_MEMORY * before / ((saved + copies * weights) / len(two))))
+    return max(1, int(SHARE_OF_MEMORY * free_bytes / ((saved_bytes + copies * weight_bytes) / len(pair))))
 
 
-def train_together(jobs: Sequence[GroupedJob]) -> None:
-    """Train begun jobs, which have one group key and the same number of epochs behind them, as one ensemble."""
+def train_at_once(jobs: Sequence[GroupedJob]) -> None:
+    """Train jobs that have begun as one ensemble. They have the same group key and number of finished epochs."""
     jobs = sorted(jobs, key=lambda job: (_written(job.cfg.optimizer), _written(job.cfg.scheduler)))
     schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
-    of_each = [parts.trained_on.parts for parts, _ in begun]
-    data = first.trained_on.with_parts({name: combine([parts[name] for parts in of_each]) for name in of_each[0]})
+    splits = [parts.trained_on.parts for parts, _ in begun]
+    data = first.trained_on.with_parts({name: combine([parts[name] for parts in splits]) for name in splits[0]})
     with _quiet():
         Training(
             Ensemble(
                 [parts.trained for parts, _ in begun],
                 [parts.optimizer for parts, _ in begun],
-                [schedules[_written(job.cfg.scheduler)] for job in jobs],  # one object for equal ones
+                [schedules[_written(job.cfg.scheduler)] for job in jobs],  # the same object for equal schedulers
             ),
             [run for _, run in begun],
             data,
@@ -296,7 +296,7 @@ def _log_into(jobs: Sequence[GroupedJob], logger: logging.Logger | None = None) 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress torch's warning that vmap maps an operation one variant after the other."""
+    """Suppress torch's warning that vmap computes an operation for one variant after the other."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
         yield

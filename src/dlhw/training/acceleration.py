@@ -35,7 +35,7 @@ def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
         raise UsageError(
             f"optimizer={type(optimizer).__name__}: evaluates the loss several times per step, which the training loop "
-            "does not support; use another class of torch.optim"
+            "does not support; expected another class of torch.optim"
         )
     return torch.no_grad()(functools.partial(inspect.unwrap(step), optimizer))
 
@@ -43,8 +43,8 @@ def undecorated_step(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
 def optimizers_without_dynamo() -> None:
     """Make torch.optim's classes constructible without importing ``torch._dynamo`` (see :func:`undecorated_step`).
 
-    torch marks these methods as never to be compiled, and imports the compiler to do so unless the function has the
-    mark already. This sets the mark. A version of torch without such marks only starts more slowly.
+    torch marks these methods as never to be compiled, and imports the compiler to do so unless the function is
+    marked already. This function sets the mark. A version of torch without such marks only starts more slowly.
     """
     for name in ("add_param_group", "state_dict", "load_state_dict"):
         inner = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
@@ -65,7 +65,7 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
 
 
 def vectorizable(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return an equal loss that is faster under ``torch.func.vmap``, or the loss itself where there is none.
+    """Return an equal loss that is faster under ``torch.func.vmap``, or the loss itself if there is none.
 
     Vectorized over many small models, torch's ``cross_entropy`` takes three times as long as its formula: the kernel
     is slow for thousands of rows of ten numbers.
@@ -105,7 +105,7 @@ def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.O
     for group in optimizer.param_groups:
         if "capturable" in group:
             group["capturable"] = True
-        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # the graph would keep a number for ever
+        group["lr"] = torch.tensor(float(group["lr"]), device=x.device)  # a number would become a constant of the graph
     static_x, static_y = x.clone(), y.clone()
     before = [tensor.detach().clone() for tensor in tensors]
     state_before = {

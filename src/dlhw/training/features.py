@@ -50,8 +50,7 @@ class Cut:
 def cut(model: nn.Module) -> Cut | None:
     """Cut a model before its first trained or random node.
 
-    Return None when that is the first node, when more than one tensor crosses the cut, or when the model cannot be
-    traced.
+    Return None if that is the first node, if more than one tensor crosses the cut, or if the model cannot be traced.
     """
     try:
         with evaluating(model):
@@ -76,42 +75,42 @@ def cut(model: nn.Module) -> Cut | None:
     if len(crossing) != 1 or next(iter(crossing)).op == "placeholder":
         return None
     (border,) = crossing
-    return Cut(_until(border, graph, model).eval(), _from(border, changing, graph, model))
+    return Cut(_graph_until(border, graph, model).eval(), _graph_after(border, changing, graph, model))
 
 
 class _Tracer(fx.Tracer):
-    """Traces through containers; torch's layers and our dropout are leaves."""
+    """Traces through containers. The layers of torch and dlhw's dropout are leaves."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, RANDOM) or super().is_leaf_module(module, name)
 
 
 def _changing(graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
-    """The nodes whose results for one sample change from epoch to epoch."""
+    """Return the nodes whose results for one sample change from epoch to epoch."""
     changing: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "call_module":
             layer = model.get_submodule(node.target)
-            of_its_own = any(parameter.requires_grad for parameter in layer.parameters()) or (
+            is_source = any(parameter.requires_grad for parameter in layer.parameters()) or (
                 layer.training and isinstance(layer, (*RANDOM, nn.modules.batchnorm._BatchNorm))
             )
         elif node.op == "get_attr":
             value: object = functools.reduce(getattr, node.target.split("."), model)
-            of_its_own = isinstance(value, Tensor) and value.requires_grad
+            is_source = isinstance(value, Tensor) and value.requires_grad
         else:
             name = getattr(node.target, "__name__", node.target)
-            of_its_own = node.op == "call_function" and name in RANDOM_FUNCTIONS and _in_training(node)
-        if of_its_own or node.op == "output" or any(source in changing for source in node.all_input_nodes):
+            is_source = node.op == "call_function" and name in RANDOM_FUNCTIONS and _in_training(node)
+        if is_source or node.op == "output" or any(source in changing for source in node.all_input_nodes):
             changing.add(node)
     return changing
 
 
 def _in_training(node: fx.Node) -> bool:
-    """Whether dropout(input, p, training=True) is called in training mode."""
+    """Return whether dropout(input, p, training=True) is called in training mode."""
     return bool(node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True))
 
 
-def _until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+def _graph_until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
     first = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -122,7 +121,7 @@ def _until(border: fx.Node, graph: fx.Graph, model: nn.Module) -> fx.GraphModule
     return _module(first, model)
 
 
-def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
+def _graph_after(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
     second = fx.Graph()
     copies = {border: second.placeholder("features")}
     for node in graph.nodes:
@@ -132,7 +131,7 @@ def _from(border: fx.Node, changing: set[fx.Node], graph: fx.Graph, model: nn.Mo
 
 
 def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
-    """A module with the part of the model that a graph needs."""
+    """Return a module with the part of the model that a graph needs."""
     module = fx.GraphModule(model, graph)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -140,74 +139,76 @@ def _module(graph: fx.Graph, model: nn.Module) -> fx.GraphModule:
     return module
 
 
-def of_data(frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision, views: int | None) -> Dataset | None:
-    """Return the data with features (P, *shape) instead of pictures; None where they do not fit into memory.
+def frozen_features(
+    frozen: nn.Module, data: Dataset, *, seed: int, precision: Precision, views: int | None
+) -> Dataset | None:
+    """Return the dataset with features (P, *shape) instead of pictures; None if they do not fit into memory.
 
     Args:
         frozen: the first part of a :class:`Cut`.
         views: number of augmented views of the training pictures that epochs use in turn; None: no augmentation.
     """
     compute = functools.partial(_features, frozen, data, precision=precision)
-    one = compute([data.train[:1][0]], count=1)
+    example = compute([data.train[:1][0]], count=1)
     pools = list({id(part.pool_x): Split(part.pool_x, part.pool_y) for part in data.parts.values()}.values())
-    of_these = (_hash(frozen, data, precision), data.sha256)
-    for key in [key for key in _kept if key[:2] != of_these]:
-        del _kept[key]
-    new = [pool for number, pool in enumerate(pools) if (*of_these, number) not in _kept]
-    size = (sum(map(len, new)) + (views or 0) * len(data.train)) * one.nbytes
+    key_prefix = (_hash(frozen, data, precision), data.sha256)
+    for key in [key for key in _cache if key[:2] != key_prefix]:
+        del _cache[key]
+    new = [pool for number, pool in enumerate(pools) if (*key_prefix, number) not in _cache]
+    size = (sum(map(len, new)) + (views or 0) * len(data.train)) * example.nbytes
     too_large = size > SHARE_OF_MEMORY * devices.free_memory(precision.device)
-    if processes.sum_over_processes(one.new_tensor(float(too_large))):  # all processes must decide alike
+    if processes.sum_over_processes(example.new_tensor(float(too_large))):  # all processes must make the same decision
         log.info("the frozen part is computed in every epoch, because its features take %.1f GB", size / 2**30)
         return None
 
-    def of_pool(number: int, pool: Split) -> Tensor:
-        key = (*of_these, number)
-        if key not in _kept:
+    def pool_features(number: int, pool: Split) -> Tensor:
+        key = (*key_prefix, number)
+        if key not in _cache:
             rows = pool.all_rows().split(data.evaluated_at_once, dim=1)
-            _kept[key] = compute((pool.gather(batch)[0][0] for batch in rows), count=len(pool))
-        return _kept[key]
+            _cache[key] = compute((pool.gather(batch)[0][0] for batch in rows), count=len(pool))
+        return _cache[key]
 
-    def of_view(epoch: int) -> Split:
+    def view_split(epoch: int) -> Split:
         assert data.augmentation is not None
         rows = data.train.all_rows().split(data.evaluated_at_once, dim=1)
         changed = source.epoch(epoch, rows)
         return Split(compute((x[0].to(precision.device) for x in changed), count=len(data.train)), data.train.y)
 
-    features = {id(pool.pool_x): of_pool(number, pool) for number, pool in enumerate(pools)}
+    features = {id(pool.pool_x): pool_features(number, pool) for number, pool in enumerate(pools)}
     parts = {name: replace(part, pool_x=features[id(part.pool_x)]) for name, part in data.parts.items()}
     if views is not None:
         source = AugmentedPictures(data, [seed])
     return data.with_parts(
         parts,
-        views=tuple(of_view(epoch) for epoch in range(1, (views or 0) + 1)),
+        views=tuple(view_split(epoch) for epoch in range(1, (views or 0) + 1)),
         augmentation=None,
-        normalize=Normalization.identity(one.device, one.dtype),
+        normalize=Normalization.identity(example.device, example.dtype),
     )
 
 
-_kept: dict[tuple[str, str, int], Tensor] = {}
-"""The last features, by frozen part, data and pool, shared by the jobs of a sweep."""
+_cache: dict[tuple[str, str, int], Tensor] = {}
+"""The most recent features by frozen part, dataset and pool; the jobs of a sweep share them."""
 
 
 def _features(
     frozen: nn.Module, data: Dataset, batches: Iterable[Tensor], *, count: int, precision: Precision
 ) -> Tensor:
-    """The features (count, *shape) of ``count`` pictures, which come in batches."""
+    """Compute the features (count, *shape) of ``count`` pictures, which come in batches."""
     features = torch.empty(0)
     done = 0
     steps = -(-count // data.evaluated_at_once)
     with torch.inference_mode(False), torch.no_grad(), precision.autocast():
         for x in tracked(batches, total=steps, what="features") if steps > 1 else batches:
-            some = frozen(data.normalize(x)).to(precision.dtype)
+            batch = frozen(data.normalize(x)).to(precision.dtype)
             if not done:
-                features = some.new_empty(count, *some.shape[1:])
-            features[done : done + len(some)] = some
-            done += len(some)
+                features = batch.new_empty(count, *batch.shape[1:])
+            features[done : done + len(batch)] = batch
+            done += len(batch)
     return features
 
 
 def _hash(frozen: nn.Module, data: Dataset, precision: Precision) -> str:
-    """A digest of everything except the pictures that determines the features."""
+    """Return a digest of everything but the pictures that the features depend on."""
     assert isinstance(frozen, fx.GraphModule)
     digest = hashlib.sha256(f"{nn.Module.__repr__(frozen)} {frozen.code} {precision} {data.normalize.size}".encode())
     for tensor in (*frozen.state_dict().values(), data.normalize.shift, data.normalize.scale):

@@ -23,19 +23,21 @@ def freeze(model: nn.Module, trains: Trains) -> None:
     patterns = [f"{head(model)}.*"] if trains == "head" else trains
     chosen = {name for pattern in patterns for name in _matching(model, pattern, "trainer.trains")}
     if not chosen:
-        raise UsageError("trainer.trains=[]: nothing would train; expected all, head or patterns of parameter names")
+        raise UsageError(
+            "trainer.trains=[]: no parameter would be trained; expected all, head or patterns of parameter names"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 
 
 def head(model: nn.Module) -> str:
-    """The name of the last dense or convolution layer."""
+    """Return the name of the last dense or convolutional layer."""
     layers: list[str] = [name for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
     return layers[-1]
 
 
 def parameter_groups(model: nn.Module, *, lr: float | None, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: one for each pattern of ``rates``, whose values are factors on ``lr``.
+    """Return parameter groups for an optimizer: one for each pattern of ``rates``, whose values are factors on ``lr``.
 
     The first group holds the trained parameters that match no pattern. A parameter belongs to the first pattern that
     matches it.
@@ -53,11 +55,10 @@ def parameter_groups(model: nn.Module, *, lr: float | None, rates: Mapping[str, 
 
 
 def frozen_modules(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules all of whose parameters are frozen.
+    """Return the outermost modules all of whose parameters are frozen.
 
     They stay in evaluation mode during training: a frozen batch norm keeps its statistics, and nothing in a frozen part
-    is random. A dropout layer beside trained and frozen layers has no parameters, belongs to none of them, and stays
-    active.
+    is random. A dropout layer next to trained and frozen layers belongs to no frozen module and stays active.
     """
     trained = [parameter.requires_grad for parameter in module.parameters()]
     if trained and not any(trained):

@@ -23,7 +23,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _each_layer(model: nn.Module, fill: Callable[[Tensor], object], bias: float | None) -> None:
+def _fill_layers(model: nn.Module, fill: Callable[[Tensor], object], bias: float | None) -> None:
     for layer in model.modules():
         if isinstance(layer, LAYERS):
             fill(layer.weight)
@@ -33,39 +33,39 @@ def _each_layer(model: nn.Module, fill: Callable[[Tensor], object], bias: float 
 
 def default(model: nn.Module, *, generator: torch.Generator, bias: float | None = None) -> None:
     """Keep PyTorch's initialization, U(-1/sqrt(n_in), 1/sqrt(n_in)) for weights."""
-    _each_layer(model, lambda weight: None, bias)
+    _fill_layers(model, lambda weight: None, bias)
 
 
 def uniform(
     model: nn.Module, *, generator: torch.Generator, d: Positive | Literal["xavier"], bias: float | None = None
 ) -> None:
-    """U(-d, d) (B4). ``d="xavier"`` selects :func:`xavier`, so that one key covers all four cases of B4."""
+    """Draw from U(-d, d) (B4). ``d="xavier"`` selects :func:`xavier`, so that one key covers all four cases of B4."""
     if d == "xavier":
         xavier(model, generator=generator, bias=bias)
     else:
-        _each_layer(model, lambda weight: nn.init.uniform_(weight, -d, d, generator=generator), bias)
+        _fill_layers(model, lambda weight: nn.init.uniform_(weight, -d, d, generator=generator), bias)
 
 
 def xavier(model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None) -> None:
-    """U(-d, d) with d = gain sqrt(6 / (n_in + n_out)) (Glorot & Bengio 2010, eq. 16)."""
-    _each_layer(model, lambda weight: nn.init.xavier_uniform_(weight, gain, generator=generator), bias)
+    """Draw from U(-d, d) with d = gain sqrt(6 / (n_in + n_out)) (Glorot & Bengio 2010, eq. 16)."""
+    _fill_layers(model, lambda weight: nn.init.xavier_uniform_(weight, gain, generator=generator), bias)
 
 
 def he(model: nn.Module, *, generator: torch.Generator, bias: float | None = None) -> None:
-    """N(0, 2 / n_in), for ReLU (He et al. 2015, eq. 10)."""
-    _each_layer(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator), bias)
+    """Draw from N(0, 2 / n_in), for ReLU (He et al. 2015, eq. 10)."""
+    _fill_layers(model, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator), bias)
 
 
 def orthogonal(
     model: nn.Module, *, generator: torch.Generator, gain: Positive = 1.0, bias: float | None = None
 ) -> None:
-    """Orthonormal rows or columns times ``gain`` (Saxe et al. 2014). Kernels are flattened to (n_out, rest)."""
-    _each_layer(model, lambda weight: nn.init.orthogonal_(weight, gain, generator=generator), bias)
+    """Draw orthonormal rows or columns times ``gain`` (Saxe et al. 2014). Kernels are flattened to (n_out, rest)."""
+    _fill_layers(model, lambda weight: nn.init.orthogonal_(weight, gain, generator=generator), bias)
 
 
 def constant(model: nn.Module, *, generator: torch.Generator, value: float, bias: float | None = None) -> None:
-    """Give every weight the same value. Shows why symmetry must be broken."""
-    _each_layer(model, lambda weight: nn.init.constant_(weight, value), bias)
+    """Give every weight the same value. This shows why symmetry must be broken."""
+    _fill_layers(model, lambda weight: nn.init.constant_(weight, value), bias)
 
 
 def from_run(
@@ -78,28 +78,30 @@ def from_run(
 ) -> None:
     """Copy the weights of the run in the directory ``run`` (D4.2); None keeps PyTorch's initialization.
 
-    Weights are matched by their order, because layer numbers differ where only one of the models has dropout. The error
-    message for a missing run names ``made_by``, the command that creates it. Raises UsageError when the weights are
+    Weights are matched by their order, because layer numbers differ if only one of the models has dropout. The error
+    message for a missing run names ``made_by``, the command that creates it. Raise UsageError if the weights are
     missing or belong to another model.
     """
     if run is None:
         return
     directory = Path(run).expanduser()
     if (directory / "multirun.yaml").is_file():
-        raise UsageError(f"init.run={run}: is a sweep; expected the directory of one of its runs")
+        raise UsageError(f"init.run={run}: a sweep; expected the directory of one of its runs")
     try:
         stored = checkpoint.load(directory / f"{weights}.pt")["model"]
     except FileNotFoundError as error:
         how = f"create it with: {made_by}" if made_by else "expected the directory of a trained run"
         raise UsageError(f"init.run={run}: {weights}.pt is missing; {how}") from error
-    own = model.state_dict()
-    for (theirs, value), (mine, needed) in itertools.zip_longest(stored.items(), own.items(), fillvalue=("", None)):
-        has, needs = _described(theirs, value), _described(mine, needed)
-        if has != needs:
+    state = model.state_dict()
+    pairs = itertools.zip_longest(stored.items(), state.items(), fillvalue=("", None))
+    for (stored_name, stored_value), (name, value) in pairs:
+        actual, expected = _described(stored_name, stored_value), _described(name, value)
+        if actual != expected:
             raise UsageError(
-                f"init.run={run}: belongs to another model; {mine or theirs} is {needs} here and {has} in the run"
+                f"init.run={run}: belongs to another model; {name or stored_name} is {expected} here and {actual} in "
+                "the run"
             )
-    model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
+    model.load_state_dict(dict(zip(state, stored.values(), strict=True)))
 
 
 def _described(name: str, tensor: Tensor | None) -> str:

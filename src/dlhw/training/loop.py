@@ -1,8 +1,8 @@
 """The training loop: epochs, steps, evaluation, checkpoints and stopping, for one run or for K runs at once.
 
-An epoch is the plain PyTorch loop. The dataset lies on the device, so a batch is an index; losses stay there until the
-epoch ends, so no step waits for the device. Tensors have a leading dimension K, the number of runs, which is 1 for a
-single run; :mod:`dlhw.training.variants` computes K models at once.
+An epoch is the plain PyTorch loop. The dataset is stored on the device, so a batch is an index; losses stay there
+until the epoch ends, so no step waits for the device. Tensors have a leading dimension K, the number of runs, which
+is 1 for a single run; :mod:`dlhw.training.variants` computes K models at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Training:
     Args:
         variants: the models of ``runs``, in the same order.
         runs: all at the same epoch.
-        data: has rows of indices for each run where their splits differ.
+        data: its splits have one row of indices per run if they differ between runs.
         data_loss: of one model, from logits (B, C) and targets (B,).
         probe: watches a model before training, after it, and every ``trainer.probe_every_epochs``.
     """
@@ -120,7 +120,7 @@ class Training:
         return torch.stack([loss.detach(), penalty.detach(), errors(logits.detach(), y).to(loss.dtype)], 1)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Logits (K, B, C), or predictions (K, B) for regression, of raw samples (K, B, *shape) or (1, B, *shape)."""
+        """Return logits (K, B, C), or predictions (K, B) for regression, of raw ``x`` as in :meth:`step`."""
         inputs = self.data.normalize(x.flatten(0, 1))
         if self.trainer.channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -131,7 +131,7 @@ class Training:
 
     @torch.inference_mode()
     def evaluate(self, split: Split) -> dict[str, list[float]]:
-        """Mean loss and error of each run on a part of the data.
+        """Return the mean loss and error of each run on a part of the dataset.
 
         A batch has ``trainer.evaluation_batch_size`` samples of all models together, fewer of large pictures, but no
         fewer for each model than in training.
@@ -149,7 +149,7 @@ class Training:
         return split_metrics(loss, total, len(split), regression=not self.data.classes)
 
     def measure(self, epoch: int, history: Tensor) -> list[Row]:
-        """The row of each run after an epoch, from what its steps measured, (steps, K, 3), and an evaluation."""
+        """Return the row of each run, from the measurements of an epoch's steps (steps, K, 3) and an evaluation."""
         self.variants.train(False)
         columns = {
             f"{name}_{metric}": values
@@ -178,11 +178,11 @@ class Training:
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[None]:
-        """Open the files of all runs; only the first process writes. What is buffered is written at the end."""
-        with contextlib.ExitStack() as opened:
+        """Open the files of all runs, in the first process only; write what is buffered at the end."""
+        with contextlib.ExitStack() as stack:
             if processes.rank() == 0:
                 self._writers = [
-                    opened.enter_context(
+                    stack.enter_context(
                         CheckpointWriter(
                             run.record.path,
                             lambda k=k: self.state(k),  # type: ignore[misc]
@@ -192,7 +192,7 @@ class Training:
                     for k, run in enumerate(self.runs)
                 ]
                 for k, run in enumerate(self.runs):
-                    opened.enter_context(run.record.buffered())
+                    stack.enter_context(run.record.buffered())
                     if not run.epochs:
                         self._probe(k, epoch=0)
             yield
@@ -210,22 +210,24 @@ class Training:
             finished, every = not run.continues(self.trainer), self.trainer.probe_every_epochs
             if finished or (every is not None and epoch % every == 0):
                 self._probe(k, epoch)
-            writer.epoch_finished(self._whole(k, best[k]) | {"epoch": epoch} if k in best else None)
-            if finished:  # its model is computed along while others continue
+            writer.epoch_finished(self._complete_state(k, best[k]) | {"epoch": epoch} if k in best else None)
+            if finished:  # its model is still computed while others continue
                 writer.flush()
 
     def state(self, k: int) -> State:
-        """Everything that a run needs to be resumed."""
+        """Return everything that is needed to resume a run."""
         (weights,) = self.variants.state_dicts([k])
         state = {"optimizer": self.variants.optimizer_state_dict(k), "rows": self.runs[k].record.rows}
-        return self._whole(k, weights) | state
+        return self._complete_state(k, weights) | state
 
-    def _whole(self, k: int, weights: State) -> State:
-        """The weights of the whole model, frozen part included, with the sizes that are needed to build it."""
+    def _complete_state(self, k: int, weights: State) -> State:
+        """Return the weights of the whole model, frozen part included, with the sizes that are needed to build it."""
         run = self.runs[k]
         sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
-        return {**sizes, **run.whole, "model": {**run.whole["model"], **weights}}
+        return {**sizes, **run.constants, "model": {**run.constants["model"], **weights}}
 
     def _probe(self, k: int, epoch: int) -> None:
         if self.probe is not None:
-            self.runs[k].record.probe(f"epoch_{epoch:04d}", self.probe(self.variants.model(k), self.data.of(k)))
+            self.runs[k].record.probe(
+                f"epoch_{epoch:04d}", self.probe(self.variants.model(k), self.data.for_variant(k))
+            )

@@ -1,4 +1,4 @@
-"""Metrics of an epoch: pure functions from what the training steps and an evaluation measured to columns of a row."""
+"""Metrics of an epoch: pure functions from the measurements of training steps and evaluations to columns of a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEAR_ZERO = 1e-3
 
 
 def errors(logits: Tensor, y: Tensor) -> Tensor:
-    """Wrong predictions of each model in a batch, or its sum of squared errors, (K,).
+    """Return the number of wrong predictions of each model in a batch, or its sum of squared errors, (K,).
 
     Args:
         logits: (K, B, C), or predictions (K, B) for regression.
@@ -31,7 +31,7 @@ def errors(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def split_metrics(loss: Tensor, errors: Tensor, count: int, *, regression: bool) -> dict[str, list[float]]:
-    """Loss and error of each model from mean losses (K,) and summed :func:`errors` (K,) of ``count`` samples."""
+    """Return loss and error of each model from mean losses (K,) and summed :func:`errors` (K,) of ``count`` samples."""
     mean = errors.cpu().double() / count
     if regression:
         return {"loss": loss.tolist(), "mse": mean.tolist()}
@@ -39,7 +39,7 @@ def split_metrics(loss: Tensor, errors: Tensor, count: int, *, regression: bool)
 
 
 def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regularization: Regularization) -> Row:
-    """Training metrics of one model as means over an epoch's samples, each measured just before its update.
+    """Return the training metrics of one model: means over an epoch, each sample measured just before its update.
 
     Args:
         history: loss, penalty and :func:`errors` of every step, (steps, 3) on the CPU.
@@ -55,7 +55,7 @@ def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regulariza
 
 
 def weight_metrics(parameters: Sequence[Tensor]) -> dict[str, list[float]]:
-    """L2 norm and percentage near zero of all weight matrices and kernels of each model, from (K, *shape)."""
+    """Return L2 norm and percentage near zero of all weight matrices and kernels (K, *shape) of each model."""
     weights = [tensor.flatten(1) for tensor in parameters if tensor.ndim > 2]
     weights = weights or [parameters[0].new_zeros(len(parameters[0]), 0)]
     squares = torch.stack([weight.square().sum(1) for weight in weights]).sum(0)

@@ -21,7 +21,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
-    """|loss - b| + b: below the flood level b the gradient changes sign (C5.3; Ishida et al. 2020).
+    """Return |loss - b| + b: below the flood level b the gradient changes sign (C5.3; Ishida et al. 2020).
 
     Written as a choice between the two branches, so that b = 0 leaves a non-negative loss and its gradient unchanged
     to the last bit, even where the loss is exactly 0 and |.| has no derivative.
@@ -30,14 +30,14 @@ def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
 
 
 def mse(input: Tensor, target: Tensor) -> Tensor:
-    """Mean over N of (input - target)^2."""
+    """Return the mean over N of (input - target)^2."""
     return (input - target).square().mean()
 
 
 def log_cosh(input: Tensor, target: Tensor) -> Tensor:
-    """Mean over N of log cosh(input - target) (B1).
+    """Return the mean over N of log cosh(input - target) (B1).
 
-    For a small difference u this is about u^2 / 2, for a large one |u| - log 2. It is computed as
+    This is about u^2 / 2 for a small difference u, and about |u| - log 2 for a large one. It is computed as
     log cosh u = |u| + log(1 + e^(-2 |u|)) - log 2, which does not overflow.
     """
     size = (input - target).abs()
@@ -45,12 +45,12 @@ def log_cosh(input: Tensor, target: Tensor) -> Tensor:
 
 
 def l1_norm(weights: Sequence[Tensor]) -> Tensor:
-    """Sum of |w| over all weights of each model: tensors (K, *shape) to (K,)."""
+    """Return the sum of |w| over all weights of each model: tensors (K, *shape) to (K,)."""
     return _sum([weight.abs() for weight in weights])
 
 
 def squared_l2_norm(weights: Sequence[Tensor]) -> Tensor:
-    """Sum of w^2 over all weights of each model: tensors (K, *shape) to (K,).
+    """Return the sum of w^2 over all weights of each model: tensors (K, *shape) to (K,).
 
     There is no factor 1/2: plain SGD shrinks w by 1 - 2 lr l2 (E3).
     """
@@ -70,7 +70,7 @@ class Regularization:
     l2: NonNegative
 
     def penalty(self, weights: Sequence[Tensor]) -> Tensor | None:
-        """l1 sum |w| + l2 sum w^2 for weights (K, *shape), a tensor (K,); None when both are off.
+        """Return l1 sum |w| + l2 sum w^2, a tensor (K,), for weights (K, *shape); None if both strengths are 0.
 
         None avoids the sums over all weights, which cost as much as the optimizer's update.
         """
@@ -83,8 +83,11 @@ class Regularization:
 
 
 def stacked(regularizations: Sequence[Regularization], like: Tensor) -> Regularization:
-    """The strengths of K models as tensors (K,) of ``like``'s type; a strength equal in all models stays a number."""
-    columns = {name: [asdict(each)[name] for each in regularizations] for name in asdict(regularizations[0])}
+    """Return the strengths of K models as tensors (K,) of ``like``'s type; strengths that are equal stay numbers."""
+    columns = {
+        name: [asdict(regularization)[name] for regularization in regularizations]
+        for name in asdict(regularizations[0])
+    }
     strengths = {
         name: values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=like.dtype, device=like.device)
         for name, values in columns.items()

@@ -23,7 +23,7 @@ class FromFormula(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """The vector that is multiplied by -lr and added to the weight; ``state`` persists between steps."""
+        """Return the vector that is multiplied by -lr and added to the weight; ``state`` persists between steps."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all weights that have a gradient."""
@@ -44,7 +44,7 @@ class SGD(FromFormula):
         super().__init__(params, {"lr": lr})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """The gradient g."""
+        """Return the gradient g."""
         return gradient
 
 
@@ -55,7 +55,7 @@ class Momentum(FromFormula):
         super().__init__(params, {"lr": lr, "rho": rho})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """The velocity v."""
+        """Return the velocity v."""
         return _velocity(gradient, state, group)
 
 
@@ -71,12 +71,12 @@ class Nesterov(FromFormula):
         super().__init__(params, {"lr": lr, "rho": rho})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-        """g + rho v."""
+        """Return g + rho v."""
         return gradient + group["rho"] * _velocity(gradient, state, group)
 
 
 def _velocity(gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
-    """v <- rho v + g."""
+    """Update and return the velocity: v <- rho v + g."""
     if "velocity" not in state:
         state["velocity"] = torch.zeros_like(gradient)
     return state["velocity"].mul_(group["rho"]).add_(gradient)
@@ -95,7 +95,7 @@ def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) ->
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """Return the class of torch.optim called ``name``. Raises UsageError with the names of all classes."""
+    """Return the class of torch.optim called ``name``. Raise UsageError, which lists all classes, if there is none."""
     classes = {
         attribute: value
         for attribute, value in vars(torch.optim).items()
@@ -112,13 +112,13 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 # no state, so a resumed run has nothing to restore.
 
 
-def _warmed_up(after: Schedule, warmup_epochs: float) -> Schedule:
-    """Rise linearly from 0 to 1 during the warm-up, then follow ``after``, whose time starts at its end."""
+def _warmed_up(schedule: Schedule, warmup_epochs: float) -> Schedule:
+    """Rise linearly from 0 to 1 during the warm-up, then follow ``schedule``, which starts when the warm-up ends."""
 
     def factor(epoch: float) -> float:
         if epoch < warmup_epochs:
             return epoch / warmup_epochs
-        return after(epoch - warmup_epochs)
+        return schedule(epoch - warmup_epochs)
 
     return factor
 

@@ -28,7 +28,7 @@ NORM_OR_ACTIVATION = ("torch.nn.modules.batchnorm", "torch.nn.modules.activation
 
 
 @dataclass
-class Watched:
+class ProbedLayer:
     """A dense or convolutional layer, and the output of ``last``, the last norm or activation after it."""
 
     name: str
@@ -38,7 +38,7 @@ class Watched:
 
 
 def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=0)]) -> list[dict[str, Any]]:
-    """One row per dense or convolutional layer, computed on the first training samples in evaluation mode (B4.c).
+    """Return a row per dense or convolutional layer, computed on the first training samples in evaluation mode (B4.c).
 
     The output of a layer is taken after its norm and activation, before pooling; for the last layer it is the logits.
 
@@ -49,20 +49,21 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
     - ``activation_gradient_norm``: L2 norm of the gradient of the mean cross-entropy with respect to the output.
     - ``weight_norm``, ``weight_gradient_norm``: L2 norms of the layer's weights and of their gradient.
 
-    Gradients are empty where the layer is frozen or nothing before it trains.
+    Gradients are empty if the layer is frozen or no layer before it is trained.
     """
     x, y = data.train[:samples]
     with evaluating(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        logits, watched = _forward(model, data.normalize(x))
-        if not watched:
+        logits, probed = _forward(model, data.normalize(x))
+        if not probed:
             raise UsageError(
-                f"probe=layers: found no layers in {type(model).__name__}, which computes them without modules"
+                f"probe=layers: needs dense or convolutional modules, which {type(model).__name__} does not call; "
+                "expected probe=none"
             )
         loss = nn.functional.cross_entropy(logits, y)
-        sources = [layer.output for layer in watched] + [_weight(layer.layer) for layer in watched]
+        sources = [layer.output for layer in probed] + [_weight(layer.layer) for layer in probed]
         computed = iter(torch.autograd.grad(loss, [source for source in sources if source.requires_grad]))
         gradients = [next(computed) if source.requires_grad else None for source in sources]
-    by_output, by_weight = gradients[: len(watched)], gradients[len(watched) :]
+    by_output, by_weight = gradients[: len(probed)], gradients[len(probed) :]
     return [
         {
             "layer": number,
@@ -75,30 +76,30 @@ def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=
             "weight_gradient_norm": _norm(weight_gradient),
         }
         for number, (layer, output_gradient, weight_gradient) in enumerate(
-            zip(watched, by_output, by_weight, strict=True), 1
+            zip(probed, by_output, by_weight, strict=True), 1
         )
     ]
 
 
-def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[Watched]]:
-    watched: list[Watched] = []
+def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[ProbedLayer]]:
+    probed: list[ProbedLayer] = []
 
-    def watch(name: str) -> Any:
+    def make_hook(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, LAYERS):
-                watched.append(Watched(name, module, module, output))
-            elif watched:
-                watched[-1].last, watched[-1].output = module, output
+                probed.append(ProbedLayer(name, module, module, output))
+            elif probed:
+                probed[-1].last, probed[-1].output = module, output
 
         return hook
 
     handles = [
-        module.register_forward_hook(watch(name))
+        module.register_forward_hook(make_hook(name))
         for name, module in model.named_modules()
         if isinstance(module, LAYERS) or type(module).__module__ in NORM_OR_ACTIVATION
     ]
     try:
-        return model(x), watched
+        return model(x), probed
     finally:
         for handle in handles:
             handle.remove()
@@ -109,9 +110,9 @@ def _weight(layer: nn.Module) -> Tensor:
     return layer.weight
 
 
-def _saturated_percent(watched: Watched) -> float:
-    saturated = SATURATED.get(type(watched.last))
-    return math.nan if saturated is None else 100 * float(saturated(watched.output).double().mean())
+def _saturated_percent(probed: ProbedLayer) -> float:
+    saturated = SATURATED.get(type(probed.last))
+    return math.nan if saturated is None else 100 * float(saturated(probed.output).double().mean())
 
 
 def _norm(tensor: Tensor | None) -> float:

@@ -1,4 +1,4 @@
-"""What one run has of its own while it is trained: its directory, seed, regularization, best epoch and outcome."""
+"""The state of one run during training: its directory, seed, regularization, best epoch and result."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlhw.training.settings import Trainer
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot continue. The message says where and why."""
+    """Training cannot continue. The message names the step and the reason."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run; the weights are in ``best.pt`` and ``last.pt``."""
+    """The result of a run; the weights are in ``best.pt`` and ``last.pt``."""
 
     best: Row
     final: Row
@@ -27,20 +27,20 @@ class Result:
 
     def __str__(self) -> str:
         reason = "stopped early" if self.stopped == "patience" else "all epochs done"
-        metric, words = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
+        metric, name = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
         form = "{:.4g}" if metric == "mse" else "{:.2f} %"
         val, test = (form.format(self.best.get(f"{part}_{metric}", math.nan)) for part in ("val", "test"))
-        text = f"{reason}; best validation {words} {val} at epoch {self.best['epoch']}"
-        return f"{text}, test {words} at this epoch {test}" if f"test_{metric}" in self.best else text
+        text = f"{reason}; best validation {name} {val} at epoch {self.best['epoch']}"
+        return f"{text}, test {name} at this epoch {test}" if f"test_{metric}" in self.best else text
 
 
 class TrainingRun:
-    """One run in training, alone or as one of K.
+    """A run in training, by itself or as one of K.
 
     Args:
         record: its directory; holds the rows of earlier epochs when the run is resumed.
         resume: the checkpoint to continue from; None starts from the beginning.
-        whole: entries for the checkpoints of a model of which only a part is trained: shape, outputs, frozen weights.
+        constants: the part of a checkpoint that training does not change: shape, outputs, frozen weights.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class TrainingRun:
         seed: int,
         regularization: Regularization,
         resume: State | None = None,
-        whole: State | None = None,
+        constants: State | None = None,
     ) -> None:
         self.record = record
         self.seed = seed
         self.regularization = regularization
         self.resume = resume
-        self.whole = whole or {"model": {}}
+        self.constants = constants or {"model": {}}
         self.failure: TrainingFailed | None = None
         self._best: Row | None = None
 
@@ -66,7 +66,7 @@ class TrainingRun:
         return len(self.record.rows)
 
     def best(self, trainer: Trainer) -> Row:
-        """The first epoch with the smallest monitored metric."""
+        """Return the row of the first epoch with the smallest monitored metric."""
         if self._best is None:
             self._best = best_row(self.record.rows, trainer.monitor)
         return self._best
@@ -80,15 +80,15 @@ class TrainingRun:
         return improved
 
     def continues(self, trainer: Trainer) -> bool:
-        """Whether the run has another epoch to train."""
+        """Return whether the run has another epoch to train."""
         if self.failure is not None or self.epochs >= trainer.epochs:
             return False
         rows = self.record.rows
-        waited = rows[-1]["epoch"] - self.best(trainer)["epoch"] if rows else 0
-        return trainer.patience is None or waited < trainer.patience
+        epochs_without_improvement = rows[-1]["epoch"] - self.best(trainer)["epoch"] if rows else 0
+        return trainer.patience is None or epochs_without_improvement < trainer.patience
 
     def result(self, trainer: Trainer) -> Result:
-        """Return the outcome. Raises TrainingFailed if the run failed."""
+        """Return the result. Raise TrainingFailed if the run failed."""
         if self.failure is not None:
             raise self.failure
         stopped: Literal["epochs", "patience"] = "epochs" if self.epochs >= trainer.epochs else "patience"
@@ -96,5 +96,5 @@ class TrainingRun:
 
 
 def best_row(rows: Sequence[Row], monitor: str) -> Row:
-    """The first row with the smallest ``monitor``."""
+    """Return the first row with the smallest ``monitor``."""
     return min(rows, key=lambda row: row[monitor])

@@ -1,4 +1,4 @@
-"""The trainer's settings, the keys of ``conf/trainer/default.yaml``: how long, how measured, what trains, how fast."""
+"""The trainer's settings, the keys of ``conf/trainer/default.yaml``: duration, evaluation, fine-tuning, execution."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Duration:
     batch_size: Count = 128
     """Samples per training batch."""
     steps_per_epoch: Count | None = None
-    """Batches per epoch, drawn anew in each epoch; None: an epoch uses every sample once."""
+    """Batches per epoch, drawn again in each epoch; None: an epoch uses every sample once."""
     patience: Count | None = None
     """Stop after this many epochs without a better ``monitor``; None: never stop early."""
     clip_norm: Positive | None = None
@@ -33,7 +33,7 @@ class Duration:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, and when."""
+    """Which metrics are measured, and when."""
 
     train_metrics: Literal["running", "evaluated"] = "running"
     """``running``: means over the batches of the epoch; ``evaluated``: the whole training set after each epoch."""

@@ -1,7 +1,7 @@
-"""K models that train together as one: stacked weights, one forward pass by ``torch.func.vmap``, one torch.optim.
+"""K models that are trained at once: stacked weights, one forward pass by ``torch.func.vmap``, one optimizer.
 
 ``Single`` is the case K = 1, without a copy of the model or a wrapper around it. The training loop sees only the
-common interface ``Variants``: tensors have a leading dimension K, whatever K is.
+common interface ``Variants``: tensors always have a leading dimension K.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Variants(ABC):
 
     @abstractmethod
     def vectorized(self, loss: DataLoss) -> DataLoss:
-        """The loss of one model as a function of all: logits (K, B, C), targets (K, B) or (1, B), losses (K,)."""
+        """Apply the loss of one model to all: from logits (K, B, C) and targets (K, B) or (1, B) to losses (K,)."""
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
-        """The parameters that train, each (K, *shape), for use in the objective."""
+        """Return the trained parameters, each (K, *shape), for use in the objective."""
 
     def weights(self) -> list[Tensor]:
-        """The parameters that L1 and L2 act on: matrices and kernels, not biases; each (K, *shape)."""
+        """Return the parameters that L1 and L2 act on: matrices and kernels, not biases; each (K, *shape)."""
         return [parameter for parameter in self.parameters() if parameter.ndim > 2]
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Variants(ABC):
 
     @abstractmethod
     def _gradients(self) -> list[Tensor]:
-        """The gradient of each parameter, (K, *shape)."""
+        """Return the gradient of each parameter, (K, *shape)."""
 
     def _clip(self, largest: float) -> None:
         gradients = self._gradients()
@@ -103,7 +103,7 @@ class Variants(ABC):
                 group["lr"] = rate
 
     def learning_rate(self, variant: int) -> float:
-        """The current learning rate of one model, that of its first parameter group."""
+        """Return the current learning rate of one model, that of its first parameter group."""
         return float(self.optimizer.param_groups[self._group(variant)]["lr"])
 
     @abstractmethod
@@ -111,15 +111,15 @@ class Variants(ABC):
 
     @abstractmethod
     def seed_dropout(self, seeds: Sequence[int], epoch: int) -> None:
-        """Key the dropout masks of each model for an epoch."""
+        """Set the keys of each model's dropout masks for an epoch."""
 
     @abstractmethod
     def state_dicts(self, variants: Sequence[int]) -> list[State]:
-        """Copies of some models' ``state_dict``, each as the model alone would have it."""
+        """Return copies of the ``state_dict`` of some models, as these models would have by themselves."""
 
     @abstractmethod
     def optimizer_state_dict(self, variant: int) -> State:
-        """The optimizer's ``state_dict`` for one model, as an optimizer of its own would have it."""
+        """Return the optimizer's ``state_dict`` for one model, as a separate optimizer would have."""
 
     @abstractmethod
     def load_state_dicts(self, states: Sequence[State]) -> None:
@@ -127,11 +127,11 @@ class Variants(ABC):
 
     @abstractmethod
     def model(self, variant: int) -> nn.Module:
-        """One model by itself, for reading."""
+        """Return one model by itself, which must not be changed."""
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """Everything that a step may change except the optimizer's state."""
+        """Return everything that a step may change, except the optimizer's state."""
 
 
 class Single(Variants):
@@ -202,7 +202,7 @@ class Ensemble(Variants):
     """K models of one structure, with optimizers of one class, whose weights and states are copied into stacks.
 
     Neighbours with equal optimizer settings and the same schedule object share a parameter group, so sort them.
-    Raises NotVectorizable when the models do not fit together.
+    Raises NotVectorizable if the models do not fit together.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Ensemble(Variants):
         def forward(state: dict[str, Tensor], x: Tensor) -> Any:
             return functional_call(self._template, state, (x,))
 
-        self._forward_each, self._forward_shared = (
+        self._forward_separate, self._forward_shared = (
             vmap(forward, in_dims=(0, dimension), randomness="error") for dimension in (0, None)
         )
 
@@ -244,7 +244,7 @@ class Ensemble(Variants):
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = (
-            self._forward_each(self._state, x)
+            self._forward_separate(self._state, x)
             if len(x) == self.count
             else self._forward_shared(self._state, x.squeeze(0))
         )
@@ -252,8 +252,8 @@ class Ensemble(Variants):
 
     def vectorized(self, loss: DataLoss) -> DataLoss:
         loss = vectorizable(loss)
-        each, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
-        return lambda logits, y: each(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
+        separate, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
+        return lambda logits, y: separate(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
 
     def parameters(self) -> list[Tensor]:
         return list(self._parameters.values())
@@ -315,11 +315,13 @@ class Ensemble(Variants):
     def _load_optimizer(self, states: Sequence[State]) -> None:
         for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
             for i, parameter in enumerate(group["params"]):
-                of_variants = [state["state"].get(i, {}) for state in states[part]]
+                variant_states = [state["state"].get(i, {}) for state in states[part]]
                 on_device = group.get("fused") or group.get("capturable")
                 self.optimizer.state[parameter] = {
-                    name: _stack([state[name] for state in of_variants], parameter, counters_on_device=bool(on_device))
-                    for name in of_variants[0]
+                    name: _stack(
+                        [state[name] for state in variant_states], parameter, counters_on_device=bool(on_device)
+                    )
+                    for name in variant_states[0]
                 }
 
     def model(self, variant: int) -> nn.Module:
@@ -341,7 +343,7 @@ def _check_vectorizable(model: nn.Module, kind: type[Optimizer], optimizers: Seq
     if not all(parameter.requires_grad for parameter in model.parameters()):
         raise NotVectorizable("part of the model is frozen")
     if any(parameter.ndim == 0 for parameter in model.parameters()):
-        raise NotVectorizable("a parameter is a scalar, which cannot be told from a counter of the optimizer")
+        raise NotVectorizable("a parameter is a scalar, which cannot be distinguished from a counter of the optimizer")
     for layer in model.modules():
         if isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU):
             raise NotVectorizable(f"{type(layer).__name__} draws from the global random number generator")
@@ -362,7 +364,7 @@ def _options(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _stack(values: Sequence[Any], parameter: Tensor, *, counters_on_device: bool) -> Any:
-    """One optimizer state for all models of a group: states shaped like weights are stacked, counters are shared."""
+    """Return one optimizer state for a group of models: states shaped like weights are stacked, counters are shared."""
     first = values[0]
     if isinstance(first, Tensor) and first.shape == parameter.shape[1:] and first.ndim:
         return torch.stack([value.to(parameter.device) for value in values])

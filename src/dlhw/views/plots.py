@@ -54,8 +54,8 @@ def new_figure(
 
     Up to three panels are side by side, more are in rows of two or of ``columns``. The figure grows with the heading
     and by ``foot_inches`` for a tall legend, so that the panels keep their size. Text is never parsed as TeX. With
-    ``constrained``, matplotlib fits the panels to their labels, which takes as long as drawing. Without it, the caller
-    does.
+    ``constrained``, matplotlib fits the panels to their labels, which takes as long as drawing; otherwise the caller
+    must do this.
     """
     columns = columns or (panels if panels <= 3 else 2)
     rows = math.ceil(panels / columns)
@@ -154,7 +154,7 @@ def curves(
 
     entries = {label: line for axes in all_axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if entries:
-        # One legend below the panels cannot cover a curve.
+        # A legend below the panels does not cover a curve.
         legend = add_legend(
             figure,
             list(entries.values()),
@@ -201,8 +201,8 @@ def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True, p
         axes.set_title(title, fontsize=TEXT_POINTS, parse_math=False)
     handles, names = axes.get_legend_handles_labels()
     if legend and handles:
-        drawn = axes.legend(handles, names, loc=place, fontsize=_TICK_POINTS, framealpha=0.85, edgecolor="none")
-        for text in drawn.get_texts():
+        legend_box = axes.legend(handles, names, loc=place, fontsize=_TICK_POINTS, framealpha=0.85, edgecolor="none")
+        for text in legend_box.get_texts():
             text.set_parse_math(False)
 
 
@@ -229,7 +229,7 @@ def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -
 
 
 def _label_inches(axis: Axis) -> float:
-    """Return the width of the widest tick label. A digit is 0.64 font sizes wide, a minus sign 1.4 times that."""
+    """Return the width of the widest tick label. A digit is 0.64 font sizes wide, a minus sign 1.4 times as wide."""
     low, high = axis.get_view_interval()
     labels = axis.get_major_formatter().format_ticks([x for x in axis.get_majorticklocs() if low <= x <= high])
     digits = [len(label) + 0.4 * label.count("\N{MINUS SIGN}") for label in labels]
@@ -238,9 +238,9 @@ def _label_inches(axis: Axis) -> float:
 
 def column_label(column: str) -> str:
     """Return the axis label of a column of ``metrics.csv`` or a probe, such as ``validation error (%)``."""
-    split, _, quantity = column.partition("_")
-    named = {prefix: name for name, prefix in _COLUMNS.items()}
-    words = f"{named[split]} {quantity}" if split in named else column
+    prefix, _, quantity = column.partition("_")
+    names = {short: name for name, short in _COLUMNS.items()}
+    words = f"{names[prefix]} {quantity}" if prefix in names else column
     name, percent, _ = words.partition("_percent")
     return name.replace("_", " ") + (" (%)" if percent else "")
 
@@ -270,7 +270,7 @@ def scale_epochs(axes: Axes, rows: Sequence[Mapping[str, float]], best_epoch: in
 def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, linear: bool = False) -> None:
     """Set the scale, limits and ticks of the y axis: logarithmic if values span more than a decade.
 
-    A logarithmic axis has zero at its foot if a value is at most ``floor``. ``linear`` forces a linear axis.
+    A logarithmic axis starts at zero if a value is at most ``floor``. ``linear`` forces a linear axis.
     """
     if not values:
         return
@@ -297,11 +297,11 @@ def scale_values(axes: Axes, values: Sequence[float], *, floor: float = 0.0, lin
         return
     bottom = 0.0 if 0 <= low <= high / 2 else low
     pad = 0.06 * (high - bottom) or 0.1 * abs(high)
-    touches = low < bottom + pad  # otherwise a curve along the foot of the axis is cut in half
+    needs_room = low < bottom + pad  # a curve along the lower end of the axis would be cut in half
     if low == high == 0:
         axes.set_ylim(-0.06, 1.0)
     else:
-        axes.set_ylim(bottom - (pad if touches else 0.0), high + pad)
+        axes.set_ylim(bottom - (pad if needs_room else 0.0), high + pad)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(Numbers(aligned=True))
 
@@ -319,7 +319,7 @@ class Numbers(Formatter):
         return self.format_ticks([value])[0]
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        """Format values with as many digits as distinguish them."""
+        """Format values with enough digits to distinguish them."""
         for digits in (6, 12, 17):
             labels = [f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in values]
             if len(set(labels)) == len(labels):

@@ -42,8 +42,8 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     lines = lines[:DRAWN_SETTINGS]
     lines = _sorted_by(lines, overlay or _main_key(drawn))
     style = _Style(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
-    only = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
-    against = comparison.against or ([only] if only else [])
+    numeric_key = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
+    against = comparison.against or ([numeric_key] if numeric_key else [])
     figures: list[tuple[str, Callable[[], str]]] = []
     subtitle = _subtitle(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
@@ -63,7 +63,7 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     for name, figure in figures:
         try:
             note = figure()
-        except Exception as error:  # an error in a figure must not lose the tables
+        except Exception as error:  # an error in a figure must not prevent the summary
             log.debug("%s.png", name, exc_info=True)
             note = f"{type(error).__name__}: {error}"
         if note:
@@ -131,13 +131,13 @@ def _draw_against(
     for metric, reader in reported_metrics(drawn, monitor):
         series = []
         for line in lines:
-            same = [
+            settings = [
                 setting
                 for setting in numeric
                 if style.overlay in (None, key)
                 or canonical(setting.values[style.overlay]) == canonical(line.values[style.overlay])
             ]
-            points = sorted(_best_per_value(same, key), key=lambda setting: number(setting.values[key]) or 0.0)
+            points = sorted(_best_per_value(settings, key), key=lambda setting: number(setting.values[key]) or 0.0)
             points = [setting for setting in points if setting.spread(reader) is not None]
             if points:
                 values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
@@ -183,8 +183,8 @@ def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
     if not moments[0]:
         return f"no run has two probes with the column {column}"
     panels = [
-        _panel(column, lines, title="before training" if at == {0} else f"after {_epochs(at)}")
-        for lines, at in zip(moments, epochs, strict=True)
+        _panel(column, lines, title="before training" if probed_epochs == {0} else f"after {_epochs(probed_epochs)}")
+        for lines, probed_epochs in zip(moments, epochs, strict=True)
     ]
     figure = compared_layers(
         panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(style.settings)
@@ -193,8 +193,8 @@ def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
     return ""
 
 
-def _epochs(at: set[int]) -> str:
-    low, high = min(at), max(at)
+def _epochs(epochs: set[int]) -> str:
+    low, high = min(epochs), max(epochs)
     return f"{low} epoch{'s' if low > 1 else ''}" if low == high else f"{low} to {high} epochs"
 
 

@@ -25,8 +25,8 @@ def compare_runs(
 ) -> Conclusion:
     """Compare ``runs`` and write tables, figures and the summary to ``directory``. Return the result.
 
-    ``sweep.csv`` lists the runs in the given order. It is written first, so that it exists even if something else
-    fails. A figure that cannot be drawn adds a note to the result. Raises only OSError, if a file cannot be read or
+    ``sweep.csv`` lists the runs in the order of ``runs``. It is written first, so that it exists even if something else
+    fails. A figure that cannot be drawn adds a note to the result. Raise only OSError, if a file cannot be read or
     written.
 
     Args:

@@ -21,7 +21,7 @@ PRINTED_SETTINGS = 30
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over ``n`` seeds; the denominator is n - 1, and a single value has None."""
+    """Mean and standard deviation over ``n`` seeds; ``sd`` has the denominator n - 1 and is None for a single value."""
 
     mean: float
     sd: float | None
@@ -36,9 +36,9 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Return the spread of at least one value. If one is not finite, there is no standard deviation."""
-    several = len(values) > 1 and all(map(math.isfinite, values))
+    has_deviation = len(values) > 1 and all(map(math.isfinite, values))
     mean = statistics.fmean(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
-    return Spread(mean, statistics.stdev(values) if several else None, len(values))
+    return Spread(mean, statistics.stdev(values) if has_deviation else None, len(values))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Conclusion:
     """The result of :func:`compare_runs`. As a string it is the table for the console."""
 
     status: str
-    settings: tuple[Setting, ...]  # sorted, best first; those with unfinished or failed runs come last
+    settings: tuple[Setting, ...]  # best first; settings with unfinished or failed runs come last
     monitor: str | None  # None for studies, and for runs with different monitors
     winner: Setting | None
     no_winner: str  # why there is no winner
@@ -123,8 +123,8 @@ def group_by_setting(results: Sequence[Result]) -> list[Setting]:
         elif values not in full:
             values = next((other for other in full if _agrees(values, other)), values)
         groups.setdefault(values, []).append(result)
-    named = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
-    return [Setting(first.settings, _label(first), runs) for first, runs in named]
+    first_runs = [(next((run for run in runs if run.known), runs[0]), tuple(runs)) for runs in groups.values()]
+    return [Setting(first.settings, _label(first), runs) for first, runs in first_runs]
 
 
 def _values(result: Result) -> tuple[Any, ...]:
@@ -132,7 +132,7 @@ def _values(result: Result) -> tuple[Any, ...]:
 
 
 def _agrees(partial: Sequence[Any], values: Sequence[Any]) -> bool:
-    return all(one in (None, other) for one, other in zip(partial, values, strict=True))
+    return all(part in (None, value) for part, value in zip(partial, values, strict=True))
 
 
 def rank_settings(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
@@ -189,13 +189,13 @@ def test_metric(monitor: str) -> str:
 
 
 def winner_text(winner: Setting, monitor: str) -> str:
-    """Return, for example, ``b = 0.05 (2.39 ± 0.05 %, n = 3), test error there 2.85 ± 0.04 %``."""
+    """Return, for example, ``b = 0.05 (2.39 ± 0.05 %, n = 3), test error 2.85 ± 0.04 %``."""
     validation, test = (
         winner.spread(functools.partial(best_value, column=column)) for column in (monitor, test_metric(monitor))
     )
     unit = " %" if monitor.endswith("_percent") else ""
     text = f"{winner.label} ({validation}{unit}, n = {len(winner.runs)})" if winner.label else f"{validation}{unit}"
-    return text if test is None else f"{text}, {_column_text(test_metric(monitor), unit=False)} there {test}{unit}"
+    return text if test is None else f"{text}, {_column_text(test_metric(monitor), unit=False)} {test}{unit}"
 
 
 def _column_text(column: str, *, unit: bool = True) -> str:

@@ -142,7 +142,7 @@ def read(
 def _distinguishing_keys(
     columns: Mapping[str, Sequence[str]], configs: Sequence[Mapping[str, str]], seeds: Sequence[int | None]
 ) -> list[str]:
-    """Return keys that distinguish runs with equal ``columns`` but different configs; of equal ones the shortest."""
+    """Return keys that distinguish runs with equal ``columns`` but different configs; shorter keys are preferred."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, config in enumerate(configs):
         if config:
@@ -171,28 +171,28 @@ def _without_seed(text: str, seed: int | None) -> str:
 
 
 def _same_interpolation(texts: set[str]) -> bool:
-    """Whether an override is the same interpolation of other keys in all runs."""
+    """Return whether an override is the same interpolation of other keys in all runs."""
     return len(texts) == 1 and "${" in next(iter(texts))
 
 
 def run_directories(directory: Path) -> list[Path]:
     """Return ``[directory]`` if it is a run, else the runs directly in it, in the order of ``sweep.csv``, then by name.
 
-    Raises UsageError if there is no run.
+    Raise UsageError if there is no run.
     """
     if _is_run(directory):
         return [directory]
-    below = sorted(path for path in directory.iterdir() if _is_run(path)) if directory.is_dir() else []
+    subdirectories = sorted(path for path in directory.iterdir() if _is_run(path)) if directory.is_dir() else []
     jobs = [row["job"] for row in read_sweep_rows(directory)]
     place = {name: i for i, name in enumerate(jobs)}
-    runs = sorted(below, key=lambda path: place.get(path.name, len(place)))
+    runs = sorted(subdirectories, key=lambda path: place.get(path.name, len(place)))
     if not runs:
-        raise UsageError(f"{directory}: neither a run nor a sweep (no config.yaml in it or in a folder directly in it)")
+        raise UsageError(f"{directory}: neither a run nor a sweep (no config.yaml in it or in its subdirectories)")
     return runs
 
 
 def read_sweep_rows(directory: Path) -> list[dict[str, str]]:
-    """Return the rows of a sweep's ``sweep.csv``, empty if it is missing. Raises UsageError if it is not a table."""
+    """Return the rows of a sweep's ``sweep.csv``, empty if it is missing. Raise UsageError if it is not a table."""
     try:
         with (directory / "sweep.csv").open(newline="", encoding="utf-8-sig") as file:
             return [row for row in csv.DictReader(file) if row.get("job") and None not in row]
@@ -296,13 +296,13 @@ def _as_written(value: Any) -> str:
     return yaml.dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
 
 
-def _overrides(path: Path, otherwise: Sequence[str]) -> dict[str, str]:
+def _overrides(path: Path, default: Sequence[str]) -> dict[str, str]:
     """Return the overrides of a run, with values as written."""
     try:
         lines = yaml.load((path / ".hydra" / "overrides.yaml").read_bytes(), _Loader)
     except _UNREADABLE:
         lines = None
-    split = [str(line).lstrip("+").partition("=") for line in (lines if isinstance(lines, list) else otherwise)]
+    split = [str(line).lstrip("+").partition("=") for line in (lines if isinstance(lines, list) else default)]
     return {name.removeprefix("~"): "null" if name.startswith("~") else value for name, _, value in split}
 
 

@@ -1,4 +1,4 @@
-"""Report on a trained picture classifier: accuracy, mistakes, saliency maps and filters."""
+"""The report on a trained picture classifier: accuracy, mistakes, saliency maps and filters."""
 
 from dlhw.views.report.classification import check, classifier
 

@@ -1,4 +1,4 @@
-"""Put together the report on a picture classifier after training, as ``report=classifier`` requests it.
+"""Create the report on a picture classifier after training, for ``report=classifier``.
 
 Numbers and tables are for the validation part and, if there is one, the test part. Only validation pictures are
 shown, because decisions made after looking at mistakes in the test part would bias the test result.
@@ -25,15 +25,16 @@ Rows = list[dict[str, object]]
 
 
 def check(data: Dataset) -> None:
-    """Raise UsageError unless the dataset has pictures with classes. Called before training, too, to fail early."""
+    """Raise UsageError unless the dataset has pictures with classes; also called before training, to fail early."""
     if not data.classes:
         raise UsageError(
-            f"report=classifier: dataset={data.name} is a regression dataset without classes; use report=none"
+            f"report=classifier: dataset={data.name} is for regression and has no classes; expected report=none"
         )
     if len(data.shape) != 3:
         shape = " x ".join(map(str, data.shape))
         raise UsageError(
-            f"report=classifier: dataset={data.name} has no pictures, its samples have shape {shape}; use report=none"
+            f"report=classifier: the samples of dataset={data.name} have shape {shape}, not that of pictures; "
+            "expected report=none"
         )
 
 
@@ -55,7 +56,7 @@ def classifier(
     Nothing is random, and the weights and modes of ``model`` do not change. If the requested saliency method does not
     apply to the model, another one is used and a message says so.
     """
-    from dlhw.views.report import figures  # imports matplotlib, which a run needs only now
+    from dlhw.views.report import figures  # imports matplotlib, which is not needed earlier
 
     check(data)
     confidence = confidence_percent / 100
@@ -110,7 +111,7 @@ def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]
 def to_pictures(data: Dataset, x: Tensor) -> Tensor:
     """Return inputs (N, C, H, W) as pictures (N, H, W, 3) on the CPU, scaled so that the brightest value is 1.
 
-    Colours where there are three channels, else grey, the channels' mean.
+    They are in colour if there are three channels; otherwise each is the mean of the channels, in grey.
     """
     pixels = data.normalize.inverse(x).clamp(min=0).cpu()
     colours = pixels if x.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)

@@ -13,7 +13,7 @@ from dlhw.data.tensors import Dataset, Split
 from dlhw.intervals import wilson
 
 PARTS = {"val": "validation", "test": "test"}
-WIDE = 0.05  # a wider interval, such as 86 to 95 %, distinguishes few models
+WIDE = 0.05  # a wider interval, such as 86 to 95 %, hardly distinguishes models
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EvaluatedPart:
 
 def evaluate_part(model: nn.Module, data: Dataset, part: str, split: Split, *, batch_size: int) -> EvaluatedPart:
     """Return the predictions of ``model``, which is in evaluation mode, for every sample of ``split``."""
-    labels, predicted, probability, of_true = [], [], [], []
+    labels, predicted, probability, true_probability = [], [], [], []
     with torch.inference_mode():
         for start in range(0, len(split), batch_size):
             x, y = split[start : start + batch_size]
@@ -116,6 +116,6 @@ def evaluate_part(model: nn.Module, data: Dataset, part: str, split: Split, *, b
             labels.append(y.cpu())
             predicted.append(largest.indices)
             probability.append(largest.values)
-            of_true.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
-    columns = [torch.cat(batches) for batches in (labels, predicted, probability, of_true)]
+            true_probability.append(probabilities.gather(1, labels[-1][:, None])[:, 0])
+    columns = [torch.cat(batches) for batches in (labels, predicted, probability, true_probability)]
     return EvaluatedPart(part, data.classes, split.all_rows()[0].cpu(), *columns)

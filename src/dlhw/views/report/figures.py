@@ -41,8 +41,8 @@ def confusion(parts: Sequence[EvaluatedPart], *, name: str) -> Figure:
     )
     for axes, evaluated in zip(all_axes, parts, strict=True):
         percent = 100 * evaluated.confusion / evaluated.confusion.sum(1, keepdim=True).clamp(min=1)
-        drawn = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
-        bar = figure.colorbar(drawn, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
+        image = axes.imshow(percent.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="auto")
+        bar = figure.colorbar(image, cax=axes.inset_axes((1.04, 0.1, 0.035, 0.8)), ticks=[0, 1, 5, 20, 50, 100])
         bar.set_label("percent of the row", fontsize=TEXT_POINTS)
         bar.ax.tick_params(labelsize=8.5)
         axes.grid(False)
@@ -76,12 +76,12 @@ def _write_cells(axes: Axes, counts: Tensor, percent: Tensor) -> None:
 
 def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
     every = -(-len(classes) // MOST_TICKS)
-    at = range(0, len(classes), every)
-    names = [shortened(classes[i]) for i in at]
+    positions = range(0, len(classes), every)
+    names = [shortened(classes[i]) for i in positions]
     points = 8.5 if len(classes) <= MOST_CELLS else 6.0
     slanted = sum(map(len, names)) > 40
-    axes.set_yticks(at, names, fontsize=points, parse_math=False)
-    axes.set_xticks(at, names, fontsize=points, parse_math=False, rotation=90 if slanted else 0)
+    axes.set_yticks(positions, names, fontsize=points, parse_math=False)
+    axes.set_xticks(positions, names, fontsize=points, parse_math=False, rotation=90 if slanted else 0)
 
 
 def per_class(parts: Sequence[EvaluatedPart], confidence: float, *, name: str) -> Figure:
@@ -137,7 +137,8 @@ def mistakes(
 ) -> Figure:
     """Draw the ``pictures`` (N, H, W, 3) at ``positions`` with true class, predicted class and file name."""
     captions = [
-        _prediction(evaluated, at) + (f"\n{_file(names[int(evaluated.rows[at])])}" if names else "") for at in positions
+        _prediction(evaluated, position) + (f"\n{_file(names[int(evaluated.rows[position])])}" if names else "")
+        for position in positions
     ]
     return _grid(
         list(pictures.double().numpy()),
@@ -161,8 +162,8 @@ def saliency(
     ]
     right = (evaluated.predicted == evaluated.labels)[list(positions)]
     captions = [
-        _prediction(evaluated, at) + ("" if heat.any() else "\nmap is zero everywhere")
-        for at, heat in zip(positions, maps, strict=True)
+        _prediction(evaluated, position) + ("" if heat.any() else "\nmap is zero everywhere")
+        for position, heat in zip(positions, maps, strict=True)
     ]
     return _grid(
         pairs,
@@ -188,10 +189,10 @@ def filters(layer: LayerFilters, *, name: str) -> Figure:
     else:
         order = change.new_ones(count).nonzero()[:, 0]
         which = f"All {count} filters"
-    drawn = 3 if channels == 3 else 1
+    drawn_channels = 3 if channels == 3 else 1
     if channels not in (1, 3):
         which += f", first of {channels} channels"
-    before, after, difference = (weights[order, :drawn] for weights in (layer.before, layer.after, change))
+    before, after, difference = (weights[order, :drawn_channels] for weights in (layer.before, layer.after, change))
     largest_weights = before.abs().maximum(after.abs()).amax((1, 2, 3), keepdim=True)
     largest = difference.abs().max()
     scale = f"black to white is -{largest:.2g} to {largest:.2g}" if largest > 0 else "no filter changed"
@@ -247,7 +248,7 @@ def _file(name: str) -> str:
 
 
 def shortened(text: str, longest: int = 18) -> str:
-    """Shorten text by an ellipsis in the middle, where related names differ least."""
+    """Replace the middle of a long text, where related names differ least, by an ellipsis."""
     if len(text) <= longest:
         return text
     kept = longest - 1

@@ -38,7 +38,7 @@ class LayerFilters:
         return float(self.change.norm() / self.before.norm())
 
     def rows(self) -> list[dict[str, object]]:
-        """Return a row per filter with its change. The relative change is nan or inf for a filter that was zero."""
+        """Return one row per filter with its change. The relative change of a filter that was zero is nan or inf."""
         before, change = (weights.flatten(1).norm(dim=1) for weights in (self.before, self.change))
         columns = {
             "norm_before": before,
@@ -62,10 +62,10 @@ class LayerFilters:
 
 
 def convolution(model: nn.Module, name: str) -> tuple[str, nn.Conv2d]:
-    """Return name and layer of the convolution ``name``, or of the first one. Raises UsageError if there is none."""
+    """Return name and layer of the convolution ``name``, or of the first one. Raise UsageError if there is none."""
     layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
     if not layers:
-        raise UsageError(f"report.filters={name}: the model has no convolution; use report.filters=null")
+        raise UsageError(f"report.filters={name}: the model has no convolution; expected report.filters=null")
     key = next(iter(layers)) if name == FIRST else name
     if key not in layers:
         names = ", ".join([FIRST, *layers])

@@ -22,7 +22,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
     With A^k the K feature maps of a layer and y the logit, alpha_k is the mean over the positions ij of dy / dA^k_ij
     (eq. 1), and the map is ReLU(sum_k alpha_k A^k) (eq. 2), resized to (N, H, W). The layer is the last one whose
     output has four dimensions and more than one position. The second result describes it. The model must be in
-    evaluation mode. Raises SaliencyUnavailable if there is no such layer.
+    evaluation mode. Raise SaliencyUnavailable if there is no such layer.
     """
     maps: Tensor | None = None
     layer = ""
@@ -52,7 +52,7 @@ def grad_cam(model: nn.Module, x: Tensor, classes: Tensor) -> tuple[Tensor, str]
 def gradient(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
     """Return the maximum over the channels of |d logit / d x|, (N, H, W) (Simonyan et al. 2014, section 3.1).
 
-    The model must be in evaluation mode. Raises SaliencyUnavailable if the logits do not depend on the input.
+    The model must be in evaluation mode. Raise SaliencyUnavailable if the logits do not depend on the input.
     """
     score, x = _score(model, x, classes)
     (input_gradient,) = torch.autograd.grad(score, x, allow_unused=True)
