@@ -247,7 +247,11 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
             {"architecture": "resnet18", "weights": "FILE"},
             "conv1.weight is missing in the file; expected 64x3x7x7",
         ),
-        (SHAPE, {"architecture": "squeezenet1_0", "weights": "FILE"}, "features.0.weight is 64x3x3x3.*be 96x3x7x7"),
+        (
+            SHAPE,
+            {"architecture": "squeezenet1_0", "weights": "FILE"},
+            "features.0.weight is 64x3x3x3.*expected 96x3x7x7",
+        ),
     ],
 )
 def test_invalid_options_are_one_line_errors(

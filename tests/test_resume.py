@@ -181,7 +181,7 @@ def test_lost_best_weights_are_missed(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(KeyboardInterrupt):
             run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(UsageError, match=r"best\.pt does not have the weights of the best epoch"):
+    with pytest.raises(UsageError, match=r"best\.pt does not contain the weights of the best epoch,"):
         start_or_resume(tmp_path)
 
 

@@ -300,9 +300,9 @@ def expand(
 ) -> list[Plan]:
     """Return every combination of the overrides' values, without duplicates; the last override varies fastest.
 
-    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop and
-    has no rounding errors: ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label contains the keys
-    that have several values, here or in ``params``.
+    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop and has no rounding
+    errors: ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label contains the keys that have
+    several values, here or in ``params``.
 
     Args:
         params: overrides of the experiment.

@@ -97,7 +97,7 @@ class Vectorized(Launcher):
         """Train the jobs of a group at once if possible, and the rest of them one by one."""
         try:
             if len(group) > 1:
-                self._train_at_once(group)
+                self._train_group(group)
         except UsageError as error:
             log.info("%d jobs are trained one by one: %s", len(group), error)
         except Exception as error:
@@ -112,7 +112,7 @@ class Vectorized(Launcher):
                 job.returned = self._enter(job.cfg, self.program, configure_logging=True)
                 configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
-    def _train_at_once(self, group: Sequence[GroupedJob]) -> None:
+    def _train_group(self, group: Sequence[GroupedJob]) -> None:
         """Train a group at once. Raise NotVectorizable if that is not possible."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
             raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
