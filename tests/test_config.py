@@ -569,7 +569,7 @@ def test_resume_takes_a_path_relative_to_where_one_stands(
 def test_resume_refuses_to_change_anything_else(mistake: Mistake, stored: Callable[..., Path], override: str) -> None:
     assert mistake(f"resume={stored()}", override) == (
         f"{override}: invalid with resume, because a resumed run keeps its config; "
-        "expected one of data_dir, trainer.epochs"
+        "expected only data_dir and trainer.epochs"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from dlhw.cli.assembly import assemble
 from dlhw.cli.build import build, make_model
 from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Record, Row
@@ -291,3 +294,23 @@ def test_a_number_is_predicted_as_the_textbook_does(tmp_path: Path) -> None:
     assert record.rows[-1]["test_mse"] == pytest.approx(test, rel=1e-9)
     assert not any("error" in name or "accuracy" in name for name in record.rows[-1])
     assert (directory / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("options", ["", "model.dropout=0.2 regularization.l2=0.01"])
+def test_a_finished_training_keeps_no_memory(tmp_path: Path, options: str) -> None:
+    """The models of a run are freed at once, not by the garbage collector at some time."""
+    cfg = compose("trainer.epochs=1", "trainer.device=cpu", "model.hidden=[4]", *options.split())
+    parts = assemble(cfg)
+    run = TrainingRun(Record(tmp_path), seed=0, regularization=parts.regularization)
+    single = Single(parts.trained, parts.optimizer, parts.schedule)
+    watched = weakref.ref(single)
+    gc.disable()
+    try:
+        training = Training(
+            single, [run], parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision
+        )
+        training.fit()
+        del training, single
+        assert watched() is None
+    finally:
+        gc.enable()

@@ -68,7 +68,7 @@ def gradients(regularization: Regularization) -> tuple[Tensor, dict[str, Tensor]
     """Objective and its gradients for one batch of a small net."""
     net, (x, y) = small_net(), small_batch()
     weights = of_one([net[0].weight, net[4].weight])
-    value, _, _ = Objective(cross_entropy, regularization)(net(x)[None], y[None], weights)
+    value, _, _ = Objective(cross_entropy, regularization)(net(x)[None], y[None], lambda: weights)
     value.sum().backward()
     return value.detach(), {name: parameter.grad for name, parameter in net.named_parameters()}
 
@@ -227,9 +227,10 @@ def test_each_model_has_the_objective_that_it_has_alone() -> None:
     logits = torch.randn(3, 7, 5, dtype=torch.float64, generator=generator)
     weights = [torch.randn(3, 4, 2, dtype=torch.float64, generator=generator)]
     y = torch.randint(5, (3, 7), generator=generator)
-    together = Objective(cross_entropy, stacked(strengths, like=logits))(logits, y, weights)
+    together = Objective(cross_entropy, stacked(strengths, like=logits))(logits, y, lambda: weights)
     for k, own in enumerate(strengths):
-        alone = Objective(cross_entropy, own)(logits[k : k + 1], y[k : k + 1], [weights[0][k : k + 1]])
+        own_weights = [weights[0][k : k + 1]]
+        alone = Objective(cross_entropy, own)(logits[k : k + 1], y[k : k + 1], lambda own=own_weights: own)
         for ours, expected in zip(together, alone, strict=True):
             assert torch.equal(ours[k : k + 1], expected)
 
@@ -240,14 +241,16 @@ def test_each_model_has_the_objective_that_it_has_alone() -> None:
 def test_objective_floods_the_data_loss_and_not_the_penalty() -> None:
     weights = [torch.full((1, 2, 2), 3.0, dtype=torch.float64)]
     objective = Objective(lambda logits, y: logits.mean((1, 2)), Regularization(flood=1.0, l1=0.0, l2=0.5))
-    value, loss, penalty = objective(torch.full((1, 4, 2), 0.25, dtype=torch.float64), torch.zeros(1, 4), weights)
+    value, loss, penalty = objective(
+        torch.full((1, 4, 2), 0.25, dtype=torch.float64), torch.zeros(1, 4), lambda: weights
+    )
     assert (loss.item(), penalty.item()) == (0.25, 18.0)
     assert value.item() == 1.75 + 18.0  # |0.25 - 1| + 1, and 0.5 * 4 * 3^2
 
 
 def test_objective_with_everything_off_is_the_data_loss() -> None:
     net, (x, y) = small_net(), small_batch()
-    value, loss, penalty = Objective(cross_entropy, OFF)(net(x)[None], y[None], of_one([net[0].weight]))
+    value, loss, penalty = Objective(cross_entropy, OFF)(net(x)[None], y[None], lambda: of_one([net[0].weight]))
     assert torch.equal(value, loss)
     assert loss.item() == nn.functional.cross_entropy(small_net()(x), y).item()
     assert penalty.tolist() == [0.0]

@@ -185,7 +185,11 @@ def torchrun(*overrides: str, at: Path) -> Ended:
     ranks = [
         start(*overrides, at=at, **shared, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0") for rank in range(2)
     ]
-    first, second = (process.end() for process in ranks)
+    try:
+        first, second = (process.end() for process in ranks)
+    finally:
+        for process in ranks:
+            process.kill()
     assert first.code == second.code, second.err
     return first
 

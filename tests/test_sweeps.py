@@ -421,7 +421,7 @@ def test_resumed_sweep_takes_nothing_but_where_data_is(tmp_path: Path) -> None:
     assert ended == Ended(
         1,
         "",
-        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected data_dir\n",
+        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")

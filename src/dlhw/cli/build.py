@@ -6,6 +6,7 @@ validated against the annotations of the callable and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -212,16 +213,19 @@ def _options_model(
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = typing.get_type_hints(annotated, include_extras=True)
     in_torch = function.__module__.startswith("torch.")
+    needs_all = dataclasses.is_dataclass(function)  # the defaults of settings are those of the config file
     fields: dict[str, Any] = {}
     accepts_any = False
     for name, parameter in inspect.signature(target).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             accepts_any = True
-        elif name not in arguments and (name in options or (parameter.default is parameter.empty and not in_torch)):
+            continue
+        required = parameter.default is parameter.empty or needs_all
+        if name not in arguments and (name in options or (required and not in_torch)):
             hint = TORCH_NUMBERS.get(name, hints.get(name, Any)) if in_torch else hints.get(name, Any)
             if name in booleans:
                 hint = Annotated[hint, BeforeValidator(_require_boolean(hint))]
-            fields[name] = (hint, ... if parameter.default is parameter.empty else parameter.default)
+            fields[name] = (hint, ... if required else parameter.default)
     model: type[pydantic.BaseModel] = pydantic.create_model(
         "Options",
         __config__=pydantic.ConfigDict(

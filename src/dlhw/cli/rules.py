@@ -142,7 +142,7 @@ def changes_of_resumed_run(overrides: Sequence[Override]) -> dict[str, Any]:
         if override.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
             raise UsageError(
                 f"{override.input_line}: invalid with resume, because a resumed run keeps its config; "
-                f"expected one of {', '.join(RESUMED_RUN_MAY_CHANGE)}"
+                f"expected only {' and '.join(RESUMED_RUN_MAY_CHANGE)}"
             )
     return {override.key_or_group: override.value() for override in changed}
 
@@ -182,7 +182,7 @@ def overrides_of_resumed_sweep(
         if not override.is_hydra_override() and override.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
             raise UsageError(
                 f"{override.input_line}: invalid with resume, because a resumed sweep keeps its overrides; "
-                f"expected {' or '.join(RESUMED_SWEEP_MAY_CHANGE)}"
+                f"expected only {' and '.join(RESUMED_SWEEP_MAY_CHANGE)}"
             )
     added = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
     replaced = {"hydra.sweep.dir", "hydra.mode", "data_dir"}

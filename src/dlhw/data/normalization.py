@@ -69,10 +69,12 @@ class Normalization:
         return self.scale.dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Convert pixels (N, C, H, W) to inputs (N, C, size, size); ``x`` itself is not changed."""
+        """Convert pixels (..., C, H, W) to inputs (..., C, size, size); ``x`` itself is not changed."""
         x = x.to(self.dtype, copy=True)
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+            pictures = x.flatten(0, -4)
+            resized = functional.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
+            x = resized.unflatten(0, x.shape[:-3])
         return x.mul_(self.scale).add_(self.shift)
 
     def inverse(self, x: Tensor) -> Tensor:

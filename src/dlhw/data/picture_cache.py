@@ -86,6 +86,7 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
+        (cache_dir / ".lock").touch()
         with locked(cache_dir / ".lock", wait=True, busy=busy) as held:
             for leftover in cache_dir.glob(".*.partial") if held else ():  # from processes that were killed
                 leftover.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
-    """Hold an exclusive lock on a directory or a file; a missing file is created.
+    """Hold an exclusive lock on an existing directory or file.
 
     The lock ends with the process, even if the process is killed. Yield whether the lock is held; on Windows, which has
     no such locks, it is not.
@@ -60,12 +60,11 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags, 0o666)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             if not wait:
                 raise UsageError(busy) from error
             log.info(busy)

@@ -68,9 +68,11 @@ class Training:
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
         if runs[0].epochs:
             variants.load_state_dicts([run.resume for run in runs if run.resume is not None])
-        self.forward = compiled(self.predict) if trainer.compile else self.predict
         self.objective = compiled(objective) if trainer.compile else objective
+        if trainer.compile:
+            self.forward = compiled(self.forward)  # type: ignore[method-assign]
         if trainer.cuda_graphs:
+            variants.train()
             x, y = next(Batches(data, self.seeds, size=trainer.batch_size, steps=1)(1))
             self.step = cuda_graphed(self.step, variants.tensors(), variants.optimizer, x, y)  # type: ignore[method-assign,assignment]
 
@@ -78,7 +80,8 @@ class Training:
         """Train until every run has finished its epochs, stopped early or failed."""
         first = self.runs[0].epochs
         label = f"best of {len(self.runs)} runs" if len(self.runs) > 1 else ""
-        with Progress(self.trainer.epochs, self.steps, start_epoch=first, label=label) as progress, self._checkpoints():
+        progress = Progress(self.trainer.epochs, self.steps, start_epoch=first, label=label)
+        with self._without_cycles(), progress, self._checkpoint_writers() as writers:
             for epoch in range(first + 1, self.trainer.epochs + 1):
                 active = [k for k, run in enumerate(self.runs) if run.continues(self.trainer)]
                 if not active:
@@ -99,7 +102,7 @@ class Training:
                 history = history.cpu().double()  # waits for the device
                 rows = self.measure(epoch, history)
                 improved = self.record(active, rows, history, seconds=time.perf_counter() - started)
-                self.save(epoch, active, improved)
+                self.save(epoch, active, improved, writers)
                 progress.epoch(best_row([rows[k] for k in active], self.trainer.monitor))
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -114,18 +117,22 @@ class Training:
         """
         self.variants.zero_grad()
         logits = self.forward(x)
-        objective, loss, penalty = self.objective(logits, y, self.variants.weights())
+        objective, loss, penalty = self.objective(logits, y, self.variants.weights)
         objective.sum().backward()
         self.variants.step(clip_norm=self.trainer.clip_norm)
         return torch.stack([loss.detach(), penalty.detach(), errors(logits.detach(), y).to(loss.dtype)], 1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """:meth:`predict` for training; ``trainer.compile`` makes it one graph."""
+        return self.predict(x)
+
     def predict(self, x: Tensor) -> Tensor:
         """Return logits (K, B, C), or predictions (K, B) for regression, of raw ``x`` as in :meth:`step`."""
-        inputs = self.data.normalize(x.flatten(0, 1))
-        if self.trainer.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = self.data.normalize(x)
+        if self.trainer.channels_last and inputs.ndim == 5:
+            inputs = inputs.squeeze(0).contiguous(memory_format=torch.channels_last).unsqueeze(0)
         with self.precision.autocast():
-            logits = self.variants(inputs.unflatten(0, x.shape[:2]))
+            logits = self.variants(inputs)
         logits = logits.to(self.precision.dtype)
         return logits if self.data.classes else logits.squeeze(2)
 
@@ -177,11 +184,21 @@ class Training:
         return improved
 
     @contextlib.contextmanager
-    def _checkpoints(self) -> Iterator[None]:
+    def _without_cycles(self) -> Iterator[None]:
+        """Drop the compiled and recorded methods at the end: they refer to this object and would keep its memory."""
+        try:
+            yield
+        finally:
+            for name in ("forward", "step"):
+                self.__dict__.pop(name, None)
+
+    @contextlib.contextmanager
+    def _checkpoint_writers(self) -> Iterator[list[CheckpointWriter]]:
         """Open the files of all runs, in the first process only; write what is buffered at the end."""
+        writers: list[CheckpointWriter] = []
         with contextlib.ExitStack() as stack:
             if processes.rank() == 0:
-                self._writers = [
+                writers = [
                     stack.enter_context(
                         CheckpointWriter(
                             run.record.path,
@@ -195,15 +212,17 @@ class Training:
                     stack.enter_context(run.record.buffered())
                     if not run.epochs:
                         self._probe(k, epoch=0)
-            yield
+            yield writers
 
-    def save(self, epoch: int, trained: Sequence[int], improved: Sequence[int]) -> None:
-        """Probe the runs that were trained in this epoch and keep their weights."""
-        if processes.rank():
+    def save(
+        self, epoch: int, trained: Sequence[int], improved: Sequence[int], writers: Sequence[CheckpointWriter]
+    ) -> None:
+        """Probe the runs that were trained in this epoch and keep their weights, in the first process only."""
+        if not writers:
             return
         best = dict(zip(improved, self.variants.state_dicts(improved), strict=True))
         for k in trained:
-            run, writer = self.runs[k], self._writers[k]
+            run, writer = self.runs[k], writers[k]
             if run.failure is not None:
                 writer.abandon()
                 continue

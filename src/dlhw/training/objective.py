@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
+
+from dlhw.training.settings import NonNegative
 
 DataLoss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss over a batch, from logits (B, C) or predictions (B,) and targets (B,)."""
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
@@ -58,7 +57,12 @@ def squared_l2_norm(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack([term.sum(tuple(range(1, term.ndim))) for term in terms], 1).sum(1)
+    return _total([term.sum(tuple(range(1, term.ndim))) for term in terms])
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    """Add tensors (K,)."""
+    return terms[0] if len(terms) == 1 else torch.stack(terms, 1).sum(1)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,19 @@ class Regularization:
     l1: NonNegative
     l2: NonNegative
 
-    def penalty(self, weights: Sequence[Tensor]) -> Tensor | None:
-        """Return l1 sum |w| + l2 sum w^2, a tensor (K,), for weights (K, *shape); None if both strengths are 0.
+    @property
+    def penalizes(self) -> bool:
+        """Whether there is a penalty. Its sums over all weights cost as much as the optimizer's update."""
+        return _is_on(self.l1) or _is_on(self.l2)
 
-        None avoids the sums over all weights, which cost as much as the optimizer's update.
-        """
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor | None:
+        """Return l1 sum |w| + l2 sum w^2, a tensor (K,), for weights (K, *shape); None if there is none."""
         terms = []
         if weights and _is_on(self.l1):
             terms.append(self.l1 * l1_norm(weights))
         if weights and _is_on(self.l2):
             terms.append(self.l2 * squared_l2_norm(weights))
-        return torch.stack(terms, 1).sum(1) if terms else None
+        return _total(terms) if terms else None
 
 
 def stacked(regularizations: Sequence[Regularization], like: Tensor) -> Regularization:
@@ -107,17 +113,19 @@ class Objective:
         data_loss: maps logits (K, B, C) and targets (K, B) to losses (K,).
         regularization: strengths as numbers or tensors (K,).
 
-    A call takes logits, targets and the penalized weights (K, *shape). It returns three tensors (K,): the objective to
-    differentiate, the data loss and the penalty.
+    A call takes logits, targets and a function that returns the penalized weights (K, *shape). It returns three tensors
+    (K,): the objective to differentiate, the data loss and the penalty.
     """
 
     data_loss: DataLoss
     regularization: Regularization
 
-    def __call__(self, logits: Tensor, y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, logits: Tensor, y: Tensor, weights: Callable[[], Sequence[Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         loss = self.data_loss(logits, y)
         objective = flooded(loss, self.regularization.flood)
-        penalty = self.regularization.penalty(weights)
+        penalty = self.regularization.penalty(weights()) if self.regularization.penalizes else None
         if penalty is None:
             return objective, loss, torch.zeros_like(loss)
         return objective + penalty, loss, penalty

@@ -82,5 +82,5 @@ class Execution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trainer(Duration, Evaluation, FineTuning, Execution):
-    """All settings of the trainer as one set of keyword arguments."""
+class Trainer(Execution, FineTuning, Evaluation, Duration):
+    """All settings of the trainer as one set of keyword arguments, in the order of the config file."""
