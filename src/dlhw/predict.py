@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dlhw import load_run
+from dlhw.cli import failures
 from dlhw.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,15 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with one entry per picture")
     options = parser.parse_args(arguments)
-    try:
+    with failures.end_program(options.run):
         results = predict(
             options.run, options.pictures, top=options.top, weights=options.weights, device=options.device
         )
-    except (UsageError, OSError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error, file=sys.stderr)
-        sys.exit(1)
     failed = [result for result in results if "error" in result]
     for result in failed:
         print(f"{result['picture']}: {result['error']}", file=sys.stderr)
