@@ -10,14 +10,13 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 
-T = TypeVar("T")
 Step = Callable[[Tensor, Tensor], Tensor]
 
 GRAPHED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -52,16 +51,18 @@ def optimizers_without_dynamo() -> None:
             setattr(inner, "__dynamo_disable", inner)
 
 
-def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """Compile a function with torch.compile. Dropout masks are those of eager mode."""
+def compiled(forward_backward: Step) -> Step:
+    """Compile a function with torch.compile, backward pass included. Dropout masks are those of eager mode."""
     import torch._dynamo
     import torch._inductor.config
 
     torch._inductor.config.fallback_random = True
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # torch 2.9 does not have it and makes two graphs
+        torch._dynamo.config.trace_autograd_ops = True
     torch.compiler.reset()  # graphs of an earlier run count towards a limit above which nothing is compiled
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that a CPU has no CUDA
     warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
-    return torch.compile(function, dynamic=False)
+    return torch.compile(forward_backward, dynamic=False)
 
 
 def vectorizable(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

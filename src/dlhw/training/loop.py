@@ -63,14 +63,13 @@ class Training:
         self.seeds = [run.seed for run in runs]
         self.data_loss = variants.vectorized(processes.whole_batch_loss(data_loss))
         strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
-        objective = Objective(self.data_loss, strengths)
+        self.objective = Objective(self.data_loss, strengths)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
         if runs[0].epochs:
             variants.load_state_dicts([run.resume for run in runs if run.resume is not None])
-        self.objective = compiled(objective) if trainer.compile else objective
         if trainer.compile:
-            self.forward = compiled(self.forward)  # type: ignore[method-assign]
+            self.forward_backward = compiled(self.forward_backward)  # type: ignore[method-assign,assignment]
         if trainer.cuda_graphs:
             variants.train()
             x, y = next(Batches(data, self.seeds, size=trainer.batch_size, steps=1)(1))
@@ -116,15 +115,16 @@ class Training:
             The data loss, the penalty and the :func:`errors` of each run before the update, (K, 3).
         """
         self.variants.zero_grad()
-        logits = self.forward(x)
+        measured = self.forward_backward(x, y)
+        self.variants.step(clip_norm=self.trainer.clip_norm)
+        return measured
+
+    def forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the gradients of a :meth:`step`; ``trainer.compile`` makes this one graph."""
+        logits = self.predict(x)
         objective, loss, penalty = self.objective(logits, y, self.variants.weights)
         objective.sum().backward()
-        self.variants.step(clip_norm=self.trainer.clip_norm)
         return torch.stack([loss.detach(), penalty.detach(), errors(logits.detach(), y).to(loss.dtype)], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """:meth:`predict` for training; ``trainer.compile`` makes it one graph."""
-        return self.predict(x)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return logits (K, B, C), or predictions (K, B) for regression, of raw ``x`` as in :meth:`step`."""
@@ -189,7 +189,7 @@ class Training:
         try:
             yield
         finally:
-            for name in ("forward", "step"):
+            for name in ("forward_backward", "step"):
                 self.__dict__.pop(name, None)
 
     @contextlib.contextmanager
