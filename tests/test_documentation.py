@@ -158,6 +158,9 @@ def declared(cfg: DictConfig, command: Command) -> Iterator[str]:
     """Two values of the first key that an experiment sweeps, one of each other key."""
     count = 2
     for key, values in (cfg.hydra.sweeper.params or {}).items():
+        if key == "start":  # from the weights of another run, which is not there
+            yield "start=null"
+            continue
         if not command.given(key) and values is not None:
             plans = expand([f"{key}={values}"], [])[:count]
             yield f"{key}=" + ",".join(plan.overrides[0].partition("=")[2] for plan in plans)
