@@ -636,18 +636,12 @@ def test_sweep_killed_halfway_and_called_again_has_the_table_of_one_that_was_not
     assert len(states(tmp_path / "S")) == (1 if launcher == "basic" else 0)
     for directory in "ST":
         assert start(*line, f"hydra.sweep.dir={directory}", at=tmp_path).end().code == 0
-    ours, straight = (list(csv.reader((tmp_path / directory / "sweep.csv").open())) for directory in "ST")
+    ours, straight = ((tmp_path / directory / "sweep.csv").read_text() for directory in "ST")
     if launcher == "basic":
         assert ours == straight
-    for row, expected in zip(ours, straight, strict=True):  # bits depend on how many jobs go on from the same epoch
-        assert [_number(cell) for cell in row] == [pytest.approx(_number(cell), rel=1e-5) for cell in expected]
-
-
-def _number(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
+    for cell, expected in zip(re.split("[,\n]", ours), re.split("[,\n]", straight), strict=True):
+        # Bits depend on how many jobs go on together from the same epoch.
+        assert cell == expected or float(cell) == pytest.approx(float(expected), rel=1e-5)
 
 
 def processes(session: int) -> list[int]:
