@@ -125,7 +125,7 @@ def test_gradients_of_whole_networks_equal_autograds(name: str) -> None:
 def test_autograd_sees_none_of_the_layers() -> None:
     net, shape = nets()["cnn ReLU"]
     logits = net(torch.zeros(1, *shape))
-    assert type(logits.grad_fn).__name__ == "_NetBackward"
+    assert type(logits.grad_fn).__name__ == "_NetworkBackward"
     functions = [after for after, _ in logits.grad_fn.next_functions if after is not None]
     assert {type(each).__name__ for each in functions} == {"AccumulateGrad"}
     (first,) = torch.autograd.grad(logits.square().sum(), net.net[0].weight, create_graph=True)
