@@ -88,7 +88,7 @@ def by_hand(model: nn.Module, train: Split, *, precision: devices.Precision) -> 
 
 
 def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: torch.device) -> Epoch:
-    """Return the loop of tutorials: a DataLoader that transforms images one by one, ``loss.item()`` in every step."""
+    """Return the loop of tutorials: a DataLoader that transforms single images, and ``loss.item()`` in every step."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])

@@ -1,4 +1,4 @@
-"""The command line by running it: what a run leaves, exit codes, what is said, stopping and going on.
+"""The command line by running it: what a run leaves, exit codes, messages, stopping and going on.
 
 Where it makes no difference, ``main`` runs in this process, which saves the seconds that importing torch takes.
 """

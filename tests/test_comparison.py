@@ -611,9 +611,9 @@ def test_the_first_config_determines_the_figures_and_options_override_it(tmp_pat
     node = {"comparison": {"_target_": "x", "curves": ["nope"], "overlay": None, "against": [], "probes": ["norm"]}}
     make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]}, config=node)
     assert "comparison.png: not drawn (no run has any of the columns nope)" in compare([tmp_path])
-    said = compare([tmp_path], figure_options={"curves": ["val_loss"]})
-    assert "comparison.png" not in said
-    assert "figures/probe_norm.png: not drawn" in said
+    lines = compare([tmp_path], figure_options={"curves": ["val_loss"]})
+    assert "comparison.png" not in lines
+    assert "figures/probe_norm.png: not drawn" in lines
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,9 @@ Mistake = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def mistake(compose: Compose) -> Mistake:
-    """``mistake("optimizer.lr=-1")``: what the program says to a command line; empty if it takes it."""
+    """``mistake("optimizer.lr=-1")``: the error message for a command line; empty if it is valid."""
 
-    def said(*overrides: str, sweep: bool = False) -> str:
+    def message(*overrides: str, sweep: bool = False) -> str:
         try:
             if all(re.fullmatch(r"(?!hydra)\w+(\.\w+)*=[^,]*", line) for line in overrides):
                 train.check(composed(*overrides), overrides)
@@ -63,7 +63,7 @@ def mistake(compose: Compose) -> Mistake:
             return str(error)
         return ""
 
-    return said
+    return message
 
 
 # --- files ------------------------------------------------------------------------------------------------

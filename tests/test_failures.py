@@ -81,8 +81,8 @@ def test_interrupted_run_stays_if_it_has_begun(
 ) -> None:
     assert isinstance(ended(KeyboardInterrupt(), tmp_path / "run", in_sweep=in_sweep, begun=begun), KeyboardInterrupt)
     assert (tmp_path / "run").exists() is begun
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if begun and not in_sweep else [])
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if begun and not in_sweep else [])
 
 
 def test_failure_of_a_job_is_returned() -> None:

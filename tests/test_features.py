@@ -84,7 +84,7 @@ class Deciding(nn.Module):
 
 
 class Functional(nn.Module):
-    """Dropout as a function, in training as it is told, or always."""
+    """Dropout as a function, in training mode only, or always."""
 
     def __init__(self, *, asks: bool) -> None:
         super().__init__()
@@ -392,11 +392,11 @@ def test_a_sweep_over_rates_trains_as_one_ensemble(tmp_path: Path, monkeypatch: 
 
     monkeypatch.undo()
     counts = counted(monkeypatch)
-    said = command(
+    result = command(
         "-m", *RUN, "optimizer.lr=0.01,0.02,0.03", "hydra/launcher=vectorized", "hydra.sweep.dir=S", at=tmp_path
     )
-    assert said.code == 0
-    assert "training 3 jobs at once" in "\n".join(said.lines)
+    assert result.code == 0
+    assert "training 3 jobs at once" in "\n".join(result.lines)
     assert [count for count in counts if count > 1] == [1415, 382]
     alone = run(tmp_path / "alone", "optimizer.lr=0.02", "trainer.frozen_once=false")
     with (tmp_path / "S" / "optimizer.lr=0.02" / "metrics.csv").open() as file:

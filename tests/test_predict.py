@@ -153,7 +153,7 @@ def test_predictions_are_the_networks(run: Path, pictures: Path, monkeypatch: py
 # --- the command ------------------------------------------------------------------------------------------
 
 
-def said(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+def run_predict(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
     """Exit code, stdout and stderr of the command."""
     with pytest.raises(SystemExit) as ended:
         main(list(map(str, arguments)))
@@ -162,7 +162,7 @@ def said(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[object
 
 def test_table_has_a_line_for_each_class(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = pictures / "cat" / "0.jpg", pictures / "[dog]" / "1.png"
-    code, out, err = said(run, first, second, "--device", "cpu", capsys=capsys)
+    code, out, err = run_predict(run, first, second, "--device", "cpu", capsys=capsys)
     assert (code, err) == (0, "")
     header, *lines = out.splitlines()
     assert header.split() == ["picture", "probability", "class"]
@@ -182,7 +182,7 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes((pictures / "cat" / "0.jpg").read_bytes()[:200])
     asked = [tmp_path / "broken.jpg", pictures / "cat" / "0.jpg", tmp_path / "none.png"]
-    code, out, err = said(run, *asked, "--json", "--top", 1, capsys=capsys)
+    code, out, err = run_predict(run, *asked, "--json", "--top", 1, capsys=capsys)
     assert code == 1
     lines = err.splitlines()
     assert [line.split(": ")[0] for line in lines] == [str(asked[0]), str(asked[2])]
@@ -191,7 +191,7 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
     assert [each["picture"] for each in document] == list(map(str, asked))
     assert ["error" in each for each in document] == [True, False, True]
     assert [line["class"] for line in document[1]["predictions"]] in (["cat"], ["[dog]"])
-    code, out, err = said(run, asked[2], capsys=capsys)
+    code, out, err = run_predict(run, asked[2], capsys=capsys)
     assert (code, out, len(err.splitlines())) == (1, "", 1)
 
 
@@ -217,7 +217,7 @@ def test_names_that_are_not_utf8_are_escaped(
         shutil.copy(pictures / "cat" / "0.jpg", odd)
     except OSError:
         pytest.skip("this disk takes names that are text only")
-    code, out, _ = said(run, odd, capsys=capsys)
+    code, out, _ = run_predict(run, odd, capsys=capsys)
     assert code == 0
     assert "caf\\xe9.jpg" in out
 
@@ -263,12 +263,12 @@ def test_other_directories_are_one_line_errors(
         points: "a run on samples that are not pictures (dataset=clusters); expected a run on pictures with classes",
     }
     for path, line in lines.items():
-        assert said(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")
+        assert run_predict(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device that must be missing")
 def test_the_error_for_a_missing_device_names_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = said(grey_run, "x.png", "--device", "cuda", capsys=capsys)
+    code, out, err = run_predict(grey_run, "x.png", "--device", "cuda", capsys=capsys)
     assert (code, out) == (1, "")
     assert err.startswith("--device cuda: not available; expected one of auto, ")
     assert len(err.splitlines()) == 1
@@ -276,7 +276,7 @@ def test_the_error_for_a_missing_device_names_the_option(grey_run: Path, capsys:
 
 @pytest.mark.parametrize("top", ["0", "-1", "1.5", "all"])
 def test_top_is_a_count(top: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = said("RUN", "x.png", f"--top={top}", capsys=capsys)
+    code, _, err = run_predict("RUN", "x.png", f"--top={top}", capsys=capsys)
     assert code == 2
     assert err.splitlines()[-1].endswith("argument --top: must be a whole number, 1 or greater")
 

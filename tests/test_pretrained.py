@@ -104,10 +104,10 @@ def test_weights_are_downloaded_once_and_their_hash_is_checked(
     assert [path.name for path in cache.iterdir()] == [name]
     (folder / name).rename(folder / "resnet18-00000000.pth")
     assert_holds(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)  # from the cache
-    for wrong, told in (("resnet18-00000000.pth", "invalid hash value"), (name, "404")):
+    for wrong, message in (("resnet18-00000000.pth", "invalid hash value"), (name, "404")):
         (cache / name).unlink(missing_ok=True)
         monkeypatch.setattr(value, "url", f"{address}/{wrong}")
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1")
         assert list(cache.iterdir()) == []
 
@@ -115,10 +115,10 @@ def test_weights_are_downloaded_once_and_their_hash_is_checked(
 def test_the_error_for_a_failed_download_gives_a_remedy(cache: Path) -> None:
     with pytest.raises(UsageError) as caught:
         classifier(SHAPE, 2, architecture="alexnet", weights="IMAGENET1K_V1")
-    told = str(caught.value)
-    assert "\n" not in told
+    message = str(caught.value)
+    assert "\n" not in message
     for part in (FILES["alexnet"], str(cache), "model.weights=null", "refused"):
-        assert part in told
+        assert part in message
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "text", "list"])
@@ -228,7 +228,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "options", "told"),
+    ("shape", "options", "message"),
     [
         (SHAPE, {"architecture": "resnet17"}, "did you mean resnet18"),
         (SHAPE, {"architecture": "fasterrcnn_resnet50_fpn"}, "not a classifier of torchvision"),
@@ -255,12 +255,12 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
     ],
 )
 def test_invalid_options_are_one_line_errors(
-    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], told: str
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], message: str
 ) -> None:
     if options.get("weights") == "FILE":
         torch.save(state_of("squeezenet1_1"), tmp_path / "weights.pth")
         options = {**options, "weights": str(tmp_path / "weights.pth")}
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         classifier(shape, 2, **{"weights": None, **options})
     assert "\n" not in str(caught.value)
 

@@ -121,8 +121,8 @@ def test_loss_and_gradient_equal_those_of_the_whole_batch(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
     ranks(rank, 2)
-    said = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
-    assert (said.code, said.lines) == (
+    result = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
+    assert (result.code, result.lines) == (
         1,
         ["torchrun: invalid with -m, because it trains a single run; start the sweep without torchrun"],
     )
@@ -131,8 +131,8 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
 
 def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
     ranks(0, 2)
-    said = dlhw("experiment=jacobian", at=tmp_path)
-    assert (said.code, said.lines) == (
+    result = dlhw("experiment=jacobian", at=tmp_path)
+    assert (result.code, result.lines) == (
         1,
         ["torchrun: invalid for a study, which runs in a single process; start it without torchrun"],
     )

@@ -349,10 +349,10 @@ def test_combination_that_cannot_be_fails_alone(
     torch_sgd = ("optimizer=torch", "optimizer.name=SGD", "+optimizer.momentum=0,0.9", "+optimizer.nesterov=true,false")
     ended = dlhw("-m", *QUICK, *torch_sgd, "seed=0,1", at=tmp_path)
     assert ended.code == 1
-    told = "UsageError: optimizer=sgd: Nesterov momentum requires a momentum and zero dampening"
+    message = "UsageError: optimizer=sgd: Nesterov momentum requires a momentum and zero dampening"
     assert conclusions.asked[0][2] == {
-        "optimizer.momentum=0,optimizer.nesterov=true,seed=0": told,
-        "optimizer.momentum=0,optimizer.nesterov=true,seed=1": told,
+        "optimizer.momentum=0,optimizer.nesterov=true,seed=0": message,
+        "optimizer.momentum=0,optimizer.nesterov=true,seed=1": message,
         "optimizer.momentum=0,optimizer.nesterov=false,seed=1": "UsageError: cannot be composed",
         "optimizer.momentum=0.9,optimizer.nesterov=false,seed=1": "UsageError: cannot be composed",
     }
@@ -360,7 +360,7 @@ def test_combination_that_cannot_be_fails_alone(
     monkeypatch.setattr(composition.Loader, "load_sweep_config", compose)
     again = dlhw("resume=S", at=tmp_path)
     assert len(begun(again)) == 4
-    assert list(conclusions.asked[1][2].values()) == [told, told]
+    assert list(conclusions.asked[1][2].values()) == [message, message]
 
 
 def test_second_call_does_what_is_left(tmp_path: Path, conclusions: Conclusions) -> None:
@@ -528,7 +528,7 @@ def test_stopped_sweep_goes_on_where_it_was(
 
     again = dlhw("resume=S", at=tmp_path)
     assert (again.code, begun(again)) == (0, ["seed=1", "seed=2"])
-    assert len((tmp_path / "S" / "seed=1" / "timing.csv").read_text().splitlines()) in (4, 5)  # not trained anew
+    assert len((tmp_path / "S" / "seed=1" / "timing.csv").read_text().splitlines()) in (4, 5)  # not trained again
     assert dlhw(*line, "hydra.sweep.dir=T", at=tmp_path).code == 0
     for seed in range(3):
         ours, straight = (tmp_path / name / f"seed={seed}" / "metrics.csv" for name in "ST")

@@ -31,13 +31,13 @@ def assert_same_metrics(one: Path, two: Path) -> None:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A sweep of six jobs trained at once, and the same one by one; what the first said."""
+    """A sweep of six jobs trained at once, and the same jobs one at a time; the log of the first."""
     at = tmp_path_factory.mktemp("both")
     grid = ("optimizer.lr=0.1,0.3,1e300", "seed=0,1", "model.dropout=0.2", "trainer.checkpoint_seconds=1000")
-    said = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=at)
-    one_by_one = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=at)
-    assert said.code == one_by_one.code == 1  # the rate 1e300 diverges
-    return at / "together", at / "alone", said.lines
+    result = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=at)
+    separate = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=at)
+    assert result.code == separate.code == 1  # the rate 1e300 diverges
+    return at / "together", at / "alone", result.lines
 
 
 def test_each_job_has_the_files_that_it_has_alone(both: tuple[Path, Path, list[str]]) -> None:
@@ -90,42 +90,42 @@ def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (("study=cost", "seed=0,1"), "2 jobs are trained one by one: a study does not train"),
+        (("study=cost", "seed=0,1"), "2 jobs are trained one at a time: a study does not train"),
         (
             ("optimizer=torch", "optimizer.name=Adafactor", "optimizer.lr=0.1,0.2"),
-            "2 jobs are trained one by one: optimizer Adafactor does not update each weight by itself",
+            "2 jobs are trained one at a time: optimizer Adafactor does not update each weight by itself",
         ),
     ],
 )
-def test_what_cannot_be_grouped_is_trained_one_by_one(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
+def test_what_cannot_be_grouped_is_trained_separate(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
     unread = [word for word in TOGETHER if "study=cost" in overrides and word.startswith("trainer.")]
     base = [word for word in TOGETHER if word not in unread]
-    said = dlhw(*base, *overrides, "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 0, said.err
-    assert line in said.lines
+    result = dlhw(*base, *overrides, "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert line in result.lines
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 2
 
 
-def test_convolutions_on_a_cpu_are_trained_one_by_one_unless_one_insists(tmp_path: Path) -> None:
+def test_convolutions_on_a_cpu_are_trained_separate_unless_one_insists(tmp_path: Path) -> None:
     base = [word for word in TOGETHER if not word.startswith("model")]
     grid = ("model=cnn", "model.channels=[2]", "model.kernel=3", "seed=0,1")
-    said = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
-    assert said.code == 0, said.err
+    result = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
+    assert result.code == 0, result.err
     assert (
-        "2 jobs are trained one by one: on a CPU, training convolutional networks at once is slower "
-        "(hydra.launcher.even_if_slower)" in said.lines
+        "2 jobs are trained one at a time: on a CPU, training convolutional networks at once is slower "
+        "(hydra.launcher.even_if_slower)" in result.lines
     )
-    said = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
-    assert "training 2 jobs at once" in said.lines
+    result = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
+    assert "training 2 jobs at once" in result.lines
     for seed in range(2):
         assert_same_metrics(tmp_path / "together" / f"seed={seed}", tmp_path / "alone" / f"seed={seed}")
 
 
 def test_a_job_that_cannot_be_built_does_not_keep_the_others_apart(tmp_path: Path) -> None:
     grid = ("optimizer=nesterov", "optimizer.momentum=0,0.5,0.9")
-    said = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 1
-    assert "training 2 jobs at once" in said.lines
+    result = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 1
+    assert "training 2 jobs at once" in result.lines
     states = {
         momentum: summary(tmp_path / "s" / f"optimizer.momentum={momentum}")["status"] for momentum in (0, 0.5, 0.9)
     }
@@ -133,15 +133,15 @@ def test_a_job_that_cannot_be_built_does_not_keep_the_others_apart(tmp_path: Pat
 
 
 def test_jobs_of_different_structure_are_grouped_apart(tmp_path: Path) -> None:
-    said = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 0, said.err
-    assert said.lines.count("training 3 jobs at once") == 2
+    result = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert result.lines.count("training 3 jobs at once") == 2
 
 
 def test_a_group_is_no_larger_than_asked_for(tmp_path: Path) -> None:
-    said = dlhw(*TOGETHER, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 0, said.err
-    assert said.lines.count("training 2 jobs at once") == 2
+    result = dlhw(*TOGETHER, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert result.lines.count("training 2 jobs at once") == 2
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 
@@ -154,9 +154,9 @@ def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypa
         train(jobs)
 
     monkeypatch.setattr(vectorized, "train_at_once", short_of_memory)
-    said = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 0, said.err
-    assert "5 jobs at once do not fit into memory; continuing with 2" in said.lines
+    result = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert "5 jobs at once do not fit into memory; continuing with 2" in result.lines
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 
@@ -212,7 +212,7 @@ def test_an_error_in_the_ensemble_leaves_the_jobs_to_be_trained_alone(
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(vectorized, "train_at_once", broken)
-    said = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
-    assert said.code == 0, said.err
-    assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one by one" in said.lines
+    result = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one at a time" in result.lines
     shutil.rmtree(tmp_path / "s")

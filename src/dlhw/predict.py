@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classify the pictures that the command line names.
 
-    Pictures that cannot be read are reported on stderr; the others are classified, and the exit code is 1. An
+    Unreadable pictures are reported on stderr and the others are classified; the exit code is then 1. An
     invalid argument ends the program with a one-line message and exit code 1.
     """
     parser = argparse.ArgumentParser(

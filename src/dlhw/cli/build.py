@@ -159,7 +159,7 @@ def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
 
 
 def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
-    """Return the line for an interpolation that cannot be resolved, with the top-level keys that it refers to."""
+    """Return the line for an interpolation that has no value, with the top-level keys that it refers to."""
     content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
     value = content[error.key] if isinstance(content, dict | list) else None
     names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []

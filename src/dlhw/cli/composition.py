@@ -81,8 +81,9 @@ class Loader(ComposingLoader):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Return the config for these overrides. Raise UsageError for an invalid one."""
+        options = {"from_shell": from_shell, "validate_sweep_overrides": validate_sweep_overrides}
         try:
-            return self._load(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+            return self._load(config_name, overrides, run_mode, **options)
         except UsageError as error:
             if self._ends_program:
                 stop(error)
@@ -164,17 +165,10 @@ class Loader(ComposingLoader):
             and not self.has_group(override.key_or_group)
         )
 
-    def _load(
-        self,
-        config_name: str | None,
-        overrides: list[str],
-        run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
-    ) -> DictConfig:
+    def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: bool) -> DictConfig:
         def compose(lines: Sequence[str]) -> DictConfig:
             self._lines, self._experiment_readers = tuple(lines), {}
-            return self.compose(config_name, lines, run_mode, from_shell, validate_sweep_overrides)
+            return self.compose(config_name, lines, run_mode, **options)
 
         lines = [quoted(line) for line in overrides]
         try:
@@ -212,10 +206,12 @@ class Loader(ComposingLoader):
         return result
 
     def edit_composed(self, cfg: DictConfig) -> DictConfig:
+        """Let the options that are mappings accept new keys."""
         groups = [name for name in map(str, cfg) if name != "hydra" and self.has_group(name)]
         return rules.with_open_options(cfg, groups)
 
     def edit_file(self, path: str, config: DictConfig) -> DictConfig:
+        """Drop an experiment's values for groups whose option the command line replaces."""
         folder, _, name = path.rpartition("/")
         if folder != "experiment":
             return config

@@ -47,15 +47,13 @@ class ComposingLoader(ConfigLoaderImpl):
         return cfg
 
     def compose(
-        self,
-        config_name: str | None,
-        overrides: Sequence[str],
-        run_mode: RunMode,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
+        self, config_name: str | None, overrides: Sequence[str], run_mode: RunMode, **options: bool
     ) -> DictConfig:
-        """Compose as Hydra does, with the two methods above. Raise Hydra's errors."""
-        return super().load_configuration(config_name, list(overrides), run_mode, from_shell, validate_sweep_overrides)
+        """Compose as Hydra does, with the two methods above. Raise Hydra's errors.
+
+        ``options`` are the further arguments of Hydra's ``load_configuration``.
+        """
+        return super().load_configuration(config_name, list(overrides), run_mode, **options)
 
     def choices(self, config_name: str, overrides: Sequence[Override]) -> dict[str, str | None]:
         """Return the option of every group with these overrides. Raise Hydra's errors."""

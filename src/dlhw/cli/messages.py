@@ -1,4 +1,4 @@
-"""Explain a command line that cannot be composed: one line with the key, what is wrong, and the nearest valid key."""
+"""Describe the mistake in a command line: one line with the key, what is wrong, and the nearest valid key."""
 
 from __future__ import annotations
 

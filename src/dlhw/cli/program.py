@@ -35,7 +35,7 @@ class Program:
 
     Args:
         task: ``task(cfg, directory, overrides, in_sweep)`` executes one run with these overrides of the command line.
-        check: ``check(cfg, overrides)`` raises UsageError for a config that cannot be run.
+        check: ``check(cfg, overrides)`` raises UsageError for an invalid config.
     """
 
     task: Callable[[DictConfig, Path, Sequence[str], bool], None]
@@ -88,6 +88,7 @@ class ClaimDirectory(Callback):
     """Creates the directory of every run, and of every sweep whose sweeper is not dlhw's."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Create the run's directory; a process that does not write the run gets a temporary one."""
         if processes.rank():  # only the first process writes the run
             logging.disable()
             config.hydra.run.dir = tempfile.mkdtemp(prefix="dlhw-")
@@ -96,6 +97,7 @@ class ClaimDirectory(Callback):
             _claim_or_stop(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse what is invalid with ``-m``, and create the directory of the sweep."""
         if processes.world_size() > 1:
             stop(
                 UsageError(

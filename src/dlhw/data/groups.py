@@ -140,8 +140,8 @@ def _read_table(path: Path, known: Sequence[str]) -> dict[str, str]:
 def split(y: Ints, groups: Ints, shares: Mapping[str, float], *, seed: int) -> dict[str, Ints]:
     """Split the labels ``y`` (n,) into parts that share no group, stratified by class; return positions by part.
 
-    ``shares`` are the sizes of the parts, with sum 1. Groups are assigned one by one, the largest first and equal ones
-    in random order. Each goes to the part where it reduces the squared deviation of the class counts from their
+    ``shares`` are the sizes of the parts, with sum 1. Groups are assigned one at a time, the largest first and equal
+    ones in random order. Each goes to the part where it reduces the squared deviation of the class counts from their
     targets, relative to the targets, most. If every group is of one class, the count of a class misses its target by
     about one group at most.
     """

@@ -127,47 +127,35 @@ def convolution(
     except ValueError as error:
         raise UsageError(f"study.filter: {error}; use a larger x or padding, or a smaller filter") from error
     is_sheet = x == "sheet" and filter == "sheet" and (strides, padding, dilation) == ((1, 1), 0, 1)
-    reference = functional.conv2d(image[None, None], kernel[None, None], **geometry)[0, 0]
-    scale = max(1.0, (image.abs().max() * kernel.abs().sum()).item())
-    checks = [at_most("largest difference between Y and torch's", (y - reference).abs().max().item() / scale, 1e-14)]
-    if is_sheet:
-        checks.append(close("j, row 3 and column 2 of Y (C4.1)", y[2, 1].item(), -0.875, within=1e-12))
-
     settings = random_settings(draws, seed)
-    checks += [
-        equal(
-            "random settings with the same output size or error as torch",
-            sum(row["same_size"] for row in settings),
-            draws,
-        ),
-        at_most(
-            "largest difference from torch in the random settings", max(row["difference"] for row in settings), 1e-12
-        ),
-    ]
     shapes, shape_checks = shape_rows(map_size, map_filter, map_stride, layer_input, layer_kernel)
     layer_checks, layer_numbers = check_layer(layer_input, layer_kernel, shapes[-1], seed)
-
     photo, smoothed = filtered(picture, kernel, passes)
     variation_left = total_variation(smoothed[0]) / total_variation(photo)
-    gain = kernel.abs().sum().item()
-    checks += [*shape_checks, *layer_checks]
-    checks.append(
-        at_most(
-            "total variation of the filtered picture, divided by that of the picture",
-            variation_left,
-            gain * (1 + 1e-12),
-        )
-    )
     filter_name = "C4.1's" if filter == "sheet" else "the given"
-    rows = [
-        {"row": i + 1, "column": j + 1, "letter": _letter(i, j) if is_sheet else "", "value": value}
-        for i, line in enumerate(y.tolist())
-        for j, value in enumerate(line)
-    ]
     return Answer(
         numbers={**({"j": y[2, 1].item()} if is_sheet else {}), **layer_numbers, "variation_left": variation_left},
-        checks=checks,
-        tables={"y": rows, "shapes": shapes, "random_settings": settings},
+        checks=[
+            *check_matrices(y, image, kernel, geometry=geometry, is_sheet=is_sheet),
+            equal(
+                "random settings with the same output size or error as torch",
+                sum(row["same_size"] for row in settings),
+                draws,
+            ),
+            at_most(
+                "largest difference from torch in the random settings",
+                max(row["difference"] for row in settings),
+                1e-12,
+            ),
+            *shape_checks,
+            *layer_checks,
+            at_most(
+                "total variation of the filtered picture, divided by that of the picture",
+                variation_left,
+                kernel.abs().sum().item() * (1 + 1e-12),
+            ),
+        ],
+        tables={"y": _entries(y, is_sheet=is_sheet), "shapes": shapes, "random_settings": settings},
         figures={
             "matrices": _plot_matrices(
                 image, kernel, y, stride=strides, padding=padding, dilation=dilation, is_sheet=is_sheet
@@ -182,6 +170,27 @@ def convolution(
             *_shape_lines(shapes),
         ],
     )
+
+
+def check_matrices(
+    y: Tensor, image: Tensor, kernel: Tensor, *, geometry: dict[str, Any], is_sheet: bool
+) -> list[Check]:
+    """Check Y against torch's conv2d and, for the sheet's matrices, against the entry that C4.1 asks for."""
+    expected = functional.conv2d(image[None, None], kernel[None, None], **geometry)[0, 0]
+    scale = max(1.0, (image.abs().max() * kernel.abs().sum()).item())
+    checks = [at_most("largest difference between Y and torch's", (y - expected).abs().max().item() / scale, 1e-14)]
+    if is_sheet:
+        checks.append(close("j, row 3 and column 2 of Y (C4.1)", y[2, 1].item(), -0.875, within=1e-12))
+    return checks
+
+
+def _entries(y: Tensor, *, is_sheet: bool) -> list[dict[str, Any]]:
+    """Return the table of Y's entries; the sheet names its own by letters."""
+    return [
+        {"row": i + 1, "column": j + 1, "letter": _letter(i, j) if is_sheet else "", "value": value}
+        for i, line in enumerate(y.tolist())
+        for j, value in enumerate(line)
+    ]
 
 
 def random_settings(draws: int, seed: int) -> list[dict[str, Any]]:

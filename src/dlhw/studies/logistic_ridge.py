@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most
+from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 
@@ -76,7 +76,6 @@ def descend(x: Tensor, y: Tensor, penalty: Tensor, *, step: Tensor, until: Tenso
         penalty: (K, D).
         step: (K,).
         until: (K,).
-        most: the maximum number of iterations.
     """
     theta = torch.zeros_like(penalty)
     iterations: list[int] = []
@@ -178,17 +177,16 @@ def logistic_ridge(
         )
     distance = (descent.thetas - best).norm(dim=-1)
     excess = objective(descent.thetas, x, y, penalty) - objective(best, x, y, penalty)
-    k = torch.tensor(descent.iterations, dtype=x.dtype)[:, None]
-    rate = (1 - convexity / smoothness) ** k
+    rate = (1 - convexity / smoothness) ** torch.tensor(descent.iterations, dtype=x.dtype)[:, None]
     rows = [
         {
             "strength": strength,
             "C": 1 / (len(x) * strength),
             "smoothness": smoothness[i].item(),
             "convexity": convexity[i].item(),
-            "iterations_to_1e-6": next(n for n, d in zip(descent.iterations, distance[:, i], strict=True) if d <= 1e-6)
-            if distance[-1, i] <= 1e-6
-            else None,
+            "iterations_to_1e-6": next(
+                (n for n, d in zip(descent.iterations, distance[:, i], strict=True) if d <= 1e-6), None
+            ),
             "distance": distance[-1, i].item(),
             "excess": excess[-1, i].item(),
             "norm": best[i].norm().item(),
@@ -204,17 +202,7 @@ def logistic_ridge(
                 gradient_error(draws, source),
                 1e-12,
             ),
-            at_most("largest final distance to scikit-learn's theta", distance[-1].max().item(), 1e-6),
-            at_most(
-                "largest excess of the distance over the bound (1 - mu/L)^k |theta*|",
-                (distance - rate * distance[0]).max().item(),
-                1e-7,
-            ),
-            at_most(
-                "largest excess of f - f* over the bound (1 - mu/L)^k (f(0) - f*)",
-                (excess - rate * excess[0]).max().item(),
-                1e-12,
-            ),
+            *_convergence_checks(distance, excess, rate),
         ],
         tables={"strengths": rows},
         figures={
@@ -228,6 +216,23 @@ def logistic_ridge(
             )
         },
     )
+
+
+def _convergence_checks(distance: Tensor, excess: Tensor, rate: Tensor) -> list[Check]:
+    """Check |theta - theta*| and f - f*, (T, K), at the end and against their bounds at each iteration."""
+    return [
+        at_most("largest final distance to scikit-learn's theta", distance[-1].max().item(), 1e-6),
+        at_most(
+            "largest excess of the distance over the bound (1 - mu/L)^k |theta*|",
+            (distance - rate * distance[0]).max().item(),
+            1e-7,
+        ),
+        at_most(
+            "largest excess of f - f* over the bound (1 - mu/L)^k (f(0) - f*)",
+            (excess - rate * excess[0]).max().item(),
+            1e-12,
+        ),
+    ]
 
 
 def _figure(

@@ -1,7 +1,7 @@
 """A launcher that trains many jobs of a sweep at once, as one ensemble: ``hydra/launcher=vectorized``.
 
 The training loop for single runs trains all jobs of one structure at once. Each job gets the directory, files and
-results of a single run. Jobs that cannot be grouped are trained one by one, and the log says why.
+results of a single run. Jobs that cannot be grouped are trained one at a time, and the log says why.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Vectorized(Launcher):
     """Groups the jobs of a sweep, and trains the jobs of each group at once.
 
     On a CPU, one kernel for the convolutions of several networks takes three to four times as long as one kernel per
-    network (docs/speed.md). There, convolutional networks are trained one by one.
+    network (docs/speed.md). There, convolutional networks are trained one at a time.
 
     Args:
         largest: the largest number of jobs to train at once; None for as many as fit into half of the free memory.
@@ -94,16 +94,16 @@ class Vectorized(Launcher):
         return [job.returned for group in groups.values() for job in group if job.returned is not None]
 
     def _run(self, group: Sequence[GroupedJob]) -> None:
-        """Train the jobs of a group at once if possible, and the rest of them one by one."""
+        """Train the jobs of a group at once if possible, and the rest of them one at a time."""
         try:
             if len(group) > 1:
                 self._train_group(group)
         except UsageError as error:
-            log.info("%d jobs are trained one by one: %s", len(group), error)
+            log.info("%d jobs are trained one at a time: %s", len(group), error)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             log.warning(
-                "training at once failed (%s); the jobs are trained one by one",
+                "training at once failed (%s); the jobs are trained one at a time",
                 reason,
                 exc_info=log.isEnabledFor(logging.DEBUG),
             )

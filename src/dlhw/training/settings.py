@@ -24,7 +24,7 @@ class Duration:
     batch_size: Count = 128
     """Samples per training batch."""
     steps_per_epoch: Count | None = None
-    """Batches per epoch, drawn again in each epoch; None: an epoch uses every sample once."""
+    """Batches per epoch, from a new random order of the samples each epoch; None: an epoch uses every sample once."""
     patience: Count | None = None
     """Stop after this many epochs without a better ``monitor``; None: never stop early."""
     clip_norm: Positive | None = None

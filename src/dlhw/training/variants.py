@@ -291,6 +291,7 @@ class Ensemble(Variants):
         return [{name: tensor[i] for name, tensor in copies.items()} for i in range(len(variants))]
 
     def optimizer_state_dict(self, variant: int) -> State:
+        """Cut the state of one model's optimizer out of the stacks."""
         index = self._group(variant)
         part, group = self._ranges[index], self.optimizer.param_groups[index]
 
