@@ -10,27 +10,20 @@ import contextlib
 import functools
 import itertools
 import logging
-import math
 import os
 import platform
-import random
 import shlex
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, RangeSweep, Transformer
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -39,9 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 from dlhw.cli import composition, failures, program
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
-from dlhw.runs.identity import MAY_DIFFER, identity, identity_of_run, without_hydra
-from dlhw.runs.record import Record, directory_name, read_summary
+from dlhw.runs.identity import identity, identity_of_run, without_hydra
+from dlhw.runs.record import Record, read_summary
 from dlhw.runtime.files import write_atomically
+from dlhw.sweeps.expansion import Plan, UnreadParams, expand
 
 log = logging.getLogger("dlhw")
 
@@ -233,14 +227,6 @@ class Grid(Sweeper):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The overrides of a job and the name of its directory."""
-
-    overrides: tuple[str, ...]
-    label: str
-
-
-@dataclass(frozen=True)
 class PlannedJob:
     """A plan with its config, or with the error that composing raised."""
 
@@ -287,122 +273,6 @@ def _end_with(process: int) -> None:
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-UnreadParams = Callable[[Sequence[str]], frozenset[str]]
-
-
-def expand(
-    params: Sequence[str],
-    overrides: Sequence[str],
-    loader: ConfigLoader | None = None,
-    unread_params: UnreadParams | None = None,
-) -> list[Plan]:
-    """Return every combination of the overrides' values, without duplicates; the last override varies fastest.
-
-    Numbers are compared as numbers, and the first spelling is kept. A range excludes its stop and has no rounding
-    errors: ``range(0,0.2,0.01)`` has 20 values, with at most 12 digits. A job's label contains the keys that have
-    several values, here or in ``params``.
-
-    Args:
-        params: overrides of the experiment.
-        overrides: overrides of the command line, which replace those of ``params`` with the same key.
-        loader: finds the files of a ``glob(...)`` over options.
-        unread_params: the keys of ``params`` that a job with these overrides does not read; its plan omits them.
-
-    Raise UsageError for invalid values.
-    """
-    axes: dict[str, tuple[Override, bool]] = {}  # for each key, its override and whether it has several values
-    from_params = set()
-    for override in _parse(params, loader):
-        if override.is_hydra_override():
-            raise UsageError(
-                f"{override.input_line}: a setting of Hydra cannot vary in a sweep; expected a key of the config"
-            )
-        axes[override.key_or_group] = (override, override.is_sweep_override())
-        from_params.add(override.key_or_group)
-    for override in _parse(overrides, loader):
-        name = override.key_or_group
-        name = name if name in axes else override.get_key_element()
-        axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
-        from_params.discard(name)
-    values = [_values(override) for override, _ in axes.values()]
-    varies = [has_several for _, has_several in axes.values()]
-    plans: dict[tuple[str, ...], str] = {}
-    for combination in itertools.product(*values):
-        lines = dict(zip(axes, combination, strict=True))
-        if unread_params is not None and from_params:
-            unread = unread_params([line for name, line in lines.items() if name not in from_params]) & from_params
-            lines = {name: line for name, line in lines.items() if name not in unread}
-        labelled = [lines[name] for name, is_varied in zip(axes, varies, strict=True) if is_varied and name in lines]
-        labelled = labelled or [line for name, line in lines.items() if name not in MAY_DIFFER]
-        plans.setdefault(tuple(lines.values()), directory_name(labelled))
-    return [Plan(lines, name) for lines, name in plans.items()]
-
-
-def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
-    parsed = []
-    for line in lines:
-        try:
-            parsed += OverridesParser.create(config_loader=loader).parse_overrides([line])
-        except HydraException as error:
-            raise UsageError(f"{line}: invalid values of a sweep; expected a list such as 1,2,3 or range(3)") from error
-    return parsed
-
-
-def _values(override: Override) -> list[str]:
-    """Return the override once for each of its values, as in the overrides of a job."""
-    key, value = override.get_key_element(), override.value()
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if not override.is_discrete_sweep():
-        raise UsageError(
-            f"{override.input_line}: invalid in a grid; expected values such as {key}=0.1,0.2 or {key}=range(0,1,0.1)"
-        )
-    if isinstance(value, RangeSweep):
-        texts = [str(number) for number in _range(value, str(override.input_line))]
-    else:
-        distinct: dict[Any, Any] = {}
-        for element in override.sweep_iterator():
-            distinct.setdefault(_comparable(element), element)
-        texts = [_written(element) for element in distinct.values()]
-    if not texts:
-        raise UsageError(f"{override.input_line}: must have at least one value")
-    return [f"{key}={text}" for text in texts]
-
-
-def _comparable(value: Any) -> Any:
-    """Return a parsed value in a form in which equal values compare equal: 1 and 1.0, but not true or '1'."""
-    if isinstance(value, list):
-        return tuple(map(_comparable, value))
-    if isinstance(value, dict):
-        return frozenset((_comparable(name), _comparable(entry)) for name, entry in value.items())
-    if isinstance(value, QuotedString):
-        return value.text
-    return (bool, value) if isinstance(value, bool) else value
-
-
-def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
-    start, stop, step = sweep.start, sweep.stop, sweep.step
-    assert start is not None
-    assert stop is not None
-    if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-        raise UsageError(f"{line}: must have finite limits and a step other than 0")
-    numbers: list[Any]
-    if all(isinstance(number, int) for number in (start, stop, step)):
-        numbers = list(range(start, stop, step))  # type: ignore[arg-type]
-    else:
-        first, last, width = (Decimal(repr(number)) for number in (start, stop, step))  # as written
-        count = math.ceil((last - first) / width - Decimal("1e-9"))
-        numbers = [float(f"{first + index * width:.12g}") for index in range(count)]
-    if sweep.shuffle:
-        random.shuffle(numbers)
-    return numbers
-
-
-def _written(value: Any) -> str:
-    """Format a parsed value as on the command line."""
-    return str(value).lower() if isinstance(value, bool) else str(Transformer.str(value))
 
 
 def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
