@@ -52,9 +52,9 @@ def test_derived_gradient_equals_autograd_and_differences(name: str, distributio
 
 def test_differences_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     values = small()
-    whole = by_differences(values, "W1", 1e-4)
+    in_one_block = by_differences(values, "W1", 1e-4)
     monkeypatch.setattr(study, "MOST_NUMBERS", 1)
-    torch.testing.assert_close(by_differences(values, "W1", 1e-4), whole, rtol=0, atol=1e-11)
+    torch.testing.assert_close(by_differences(values, "W1", 1e-4), in_one_block, rtol=0, atol=1e-11)
 
 
 def test_third_derivative_by_the_last_bias_equals_that_by_hand() -> None:

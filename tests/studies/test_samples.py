@@ -92,11 +92,11 @@ def colours(size: int | None) -> Dataset:
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=draw)
     y = torch.arange(80) % 11
-    whole = Split(x, y)
+    split = Split(x, y)
     return assemble(
         "colours",
-        whole,
-        whole,
+        split,
+        split,
         seed=0,
         validation_fraction=0.5,
         mean=[0.1, 0.2, 0.3],
