@@ -1,4 +1,4 @@
-"""The result of a study: checks, files, summary, and runs that fail because a check disagrees."""
+"""The answer of a study: checks, files, summary, and runs that fail because a check disagrees."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ NAN = math.nan
         (answer.at_least("x", NAN, 0.98), False, "at least 0.98"),
     ],
 )
-def test_checks(check: Check, agrees: bool, expected: str) -> None:
+def test_check_agrees_or_disagrees_and_formats_its_expectation(check: Check, agrees: bool, expected: str) -> None:
     assert (check.agrees, check.expected) == (agrees, expected)
 
 
-def found(*checks: Check) -> Answer:
+def answer_with(*checks: Check) -> Answer:
+    """Return an answer with numbers, a table, a figure, a message and these checks."""
     figure, _ = new_figure(1, title="a figure")
     return Answer(
         numbers={"widest": 0.44774, "missing": NAN, "name": "xavier"},
@@ -55,28 +56,28 @@ def found(*checks: Check) -> Answer:
     )
 
 
-def test_everything_is_written(tmp_path: Path) -> None:
-    found(answer.equal("x, y", 3, 4)).write(Record(tmp_path))
+def test_answer_writes_tables_figures_and_checks(tmp_path: Path) -> None:
+    answer_with(answer.equal("x, y", 3, 4)).write(Record(tmp_path))
     assert (tmp_path / "tables" / "rows.csv").read_text() == "a,b\n1,2.5\n"
     assert (tmp_path / "figures" / "drawn.png").read_bytes()[:4] == b"\x89PNG"
     with (tmp_path / "tables" / "checks.csv").open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"what": "x, y", "computed": "3", "expected": "4", "agrees": "False"}]
 
 
-def test_without_checks_there_is_no_checks_table(tmp_path: Path) -> None:
-    found().write(Record(tmp_path))
+def test_answer_without_checks_has_no_checks_table_or_summary_entry(tmp_path: Path) -> None:
+    answer_with().write(Record(tmp_path))
     assert not (tmp_path / "tables" / "checks.csv").exists()
-    assert "checks" not in found().summary()
+    assert "checks" not in answer_with().summary()
 
 
 def test_summary_is_valid_json_and_counts_the_checks() -> None:
-    summary = found(answer.equal("x", 3, 4), answer.equal("y", 3, 3)).summary()
+    summary = answer_with(answer.equal("x", 3, 4), answer.equal("y", 3, 3)).summary()
     assert summary == {"widest": 0.44774, "missing": None, "name": "xavier", "checks_agreed": 1, "checks": 2}
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_lines_show_expected_values() -> None:
-    assert found(answer.equal("x", 3, 4), answer.at_most("y", 0.5, 1.0)).lines() == [
+def test_lines_contain_messages_numbers_and_checks() -> None:
+    assert answer_with(answer.equal("x", 3, 4), answer.at_most("y", 0.5, 1.0)).lines() == [
         "a matrix",
         "widest = 0.44774",
         "missing = nan",
@@ -87,43 +88,44 @@ def test_lines_show_expected_values() -> None:
 
 
 def study(*, seed: int, largest: Annotated[int, Field(gt=0)]) -> Answer:
-    return found(answer.at_most("seed", seed, largest), answer.at_most("one", 1, 1))
+    return answer_with(answer.at_most("seed", seed, largest), answer.at_most("one", 1, 1))
 
 
-def asked(tmp_path: Path, *overrides: str) -> Any:
-    return compose("study=sigmoid_window", "name=asked", f"study._target_={__name__}.study", "~study.points",
+def study_config(tmp_path: Path, *overrides: str) -> Any:
+    """Return the config of a run of ``study`` above, with 5 as the largest seed whose check agrees."""
+    return compose("study=sigmoid_window", "name=checked", f"study._target_={__name__}.study", "~study.points",
                    "~study.largest_weight", "+study.largest=5", f"output_dir={tmp_path}", *overrides)  # fmt: skip
 
 
-def test_a_study_whose_checks_agree_is_finished(tmp_path: Path) -> None:
-    train.run(asked(tmp_path), Record(tmp_path))
+def test_study_whose_checks_agree_is_finished(tmp_path: Path) -> None:
+    train.run(study_config(tmp_path), Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["checks_agreed"], summary["checks"]) == ("finished", 2, 2)
-    assert summary["experiment"] == "asked"
-    assert "parameters" not in summary  # no model was made
+    assert summary["experiment"] == "checked"
+    assert "parameters" not in summary  # a study has no model
     assert "data" not in summary
     assert (tmp_path / "config.yaml").is_file()
 
 
-def test_a_study_with_a_disagreement_fails_after_writing_its_files(tmp_path: Path) -> None:
+def test_study_with_a_disagreement_fails_after_writing_its_files(tmp_path: Path) -> None:
     with pytest.raises(ChecksFailed, match=r"^1 of 2 checks disagree: seed$"):
-        train.run(asked(tmp_path, "seed=7"), Record(tmp_path))
+        train.run(study_config(tmp_path, "seed=7"), Record(tmp_path))
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["reason"]) == ("failed", "1 of 2 checks disagree: seed")
     assert summary["widest"] == 0.44774
     assert (tmp_path / "figures" / "drawn.png").is_file()
 
 
-def test_a_run_whose_study_disagrees_ends_with_exit_code_1_and_keeps_its_summary(tmp_path: Path) -> None:
-    record, cfg = Record(tmp_path), asked(tmp_path, "seed=7")
-    with pytest.raises(SystemExit) as ended, failures.recorded(cfg, record, in_sweep=False):
+def test_run_with_a_disagreement_exits_with_code_1_and_keeps_its_summary(tmp_path: Path) -> None:
+    record, cfg = Record(tmp_path), study_config(tmp_path, "seed=7")
+    with pytest.raises(SystemExit) as raised, failures.recorded(cfg, record, in_sweep=False):
         train.run(cfg, record)
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert read_summary(tmp_path)["widest"] == 0.44774
 
 
-def test_resuming_refuses_a_finished_study_and_repeats_an_interrupted_one(tmp_path: Path) -> None:
-    cfg = asked(tmp_path)
+def test_resume_rejects_a_finished_study_and_repeats_an_interrupted_one(tmp_path: Path) -> None:
+    cfg = study_config(tmp_path)
     train.run(cfg, Record(tmp_path))
     cfg.resume = str(tmp_path)
     with pytest.raises(ValueError, match="already finished"):

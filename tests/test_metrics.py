@@ -1,4 +1,4 @@
-"""Metrics of an epoch, computed by hand for small numbers."""
+"""Metrics of an epoch equal values computed by hand."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
 
 LOGITS = torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 4.0]], [[1.0, 2.0], [0.0, 1.0], [4.0, 3.0]]])
-"""Two models, three samples, two classes: they predict 0, 1, 1 and 1, 1, 0."""
+"""Logits of two models for three samples and two classes. The models predict 0, 1, 1 and 1, 1, 0."""
 
 
 def dataset(*, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
-    """Ten samples for training."""
-    whole = Split(torch.zeros(12, 1), torch.zeros(12, dtype=torch.long))
+    """Return a dataset with ten samples for training."""
+    split = Split(torch.zeros(12, 1), torch.zeros(12, dtype=torch.long))
     data = assemble(
-        "zeros", whole, whole, seed=0, validation_fraction=1 / 6, mean=0.0, std=1.0, largest=1, classes=classes
+        "zeros", split, split, seed=0, validation_fraction=1 / 6, mean=0.0, std=1.0, largest=1, classes=classes
     )
     assert len(data.train) == 10
     return data
 
 
-def test_errors_of_models_with_their_own_or_the_same_targets() -> None:
+def test_errors_are_counted_for_separate_and_shared_targets() -> None:
     assert errors(LOGITS, torch.tensor([[0, 1, 0], [0, 0, 0]])).tolist() == [1, 2]
     assert errors(LOGITS, torch.tensor([[1, 1, 0]])).tolist() == [2, 0]
 
 
-def test_the_largest_class_share_is_the_label() -> None:
+def test_label_of_soft_targets_is_the_class_with_the_largest_share() -> None:
     shares = torch.tensor([[[0.1, 0.9], [0.4, 0.6], [0.7, 0.3]]])
     assert errors(LOGITS, shares).tolist() == [2, 0]
 
 
-def test_errors_of_a_regression_are_squared_errors() -> None:
+def test_regression_errors_are_sums_of_squares() -> None:
     predictions = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
     assert errors(predictions, torch.tensor([[1.0, 0.0]])).tolist() == [4.0, 17.0]
 
 
-def test_split_metrics_are_means() -> None:
+def test_split_metrics_are_means_over_samples() -> None:
     loss, wrong = torch.tensor([0.5, 0.25], dtype=torch.float64), torch.tensor([1, 3])
     assert split_metrics(loss, wrong, 4, regression=False) == {
         "loss": [0.5, 0.25],
@@ -52,8 +52,8 @@ def test_split_metrics_are_means() -> None:
     assert split_metrics(loss, wrong, 4, regression=True) == {"loss": [0.5, 0.25], "mse": [0.25, 0.75]}
 
 
-def test_a_smaller_last_batch_counts_less() -> None:
-    """Batches of 4, 4 and 2 samples."""
+def test_running_metrics_weight_batches_by_their_size() -> None:
+    """The batches have 4, 4 and 2 samples."""
     history = torch.tensor([[1.0, 0.5, 4.0], [1.0, 0.5, 0.0], [6.0, 0.5, 1.0]], dtype=torch.float64)
     trainer, off = Trainer(batch_size=4), Regularization(flood=0.0, l1=0.0, l2=0.0)
     row = running_metrics(history, dataset(), trainer, off)
@@ -69,14 +69,14 @@ def test_a_smaller_last_batch_counts_less() -> None:
     assert flooded["train_objective"] == pytest.approx(0.8 * 3.0 + 0.2 * 6.0 + 0.5)
 
 
-def test_weight_metrics_leave_biases_out() -> None:
+def test_weight_metrics_exclude_biases() -> None:
     weight = torch.tensor([[[3.0, 4.0]], [[0.0, 1e-4]]])
     metrics = weight_metrics([weight, torch.full((2, 3), 7.0)])
     assert metrics["weight_norm"] == pytest.approx([5.0, 1e-4])
     assert metrics["near_zero_percent"] == [0.0, 100.0]
 
 
-def test_divergence_names_the_first_step_that_is_not_finite() -> None:
+def test_divergence_message_names_the_first_step_or_metric_that_is_not_finite() -> None:
     history = torch.tensor([[1.0, 0.0, 0.0], [math.inf, 0.0, 0.0], [math.nan, 0.0, 0.0]])
     row = {"epoch": 3, "step": 9, "val_loss": 1.0}
     assert divergence(history, row) == (

@@ -1,30 +1,20 @@
-"""Figures show the values of the rows, for runs of every kind, without warnings."""
+"""Figures of a single run: lines, axes, headings and labels; no figure causes a warning when it is drawn."""
 
 from __future__ import annotations
 
-import io
 import math
 import subprocess
 import sys
 
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from dlhw.views.comparison.panels import (
-    Panel,
-    Series,
-    compared_against,
-    compared_curves,
-    compared_layers,
-    setting_colors,
-)
 from dlhw.views.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
+from support.figures import draw, heading, labelled_line, legend_labels
 from support.marks import slow
 
 
-def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
+def metric_rows(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, float]]:
+    """Return rows of metrics.csv with losses and errors in proportion to 1 / epoch, or ``fixed`` values."""
     rows = []
     for epoch in range(1, epochs + 1):
         row = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1, "train_accuracy": 90.0}
@@ -36,43 +26,21 @@ def run(epochs: int, *, test: bool = True, **fixed: float) -> list[dict[str, flo
     return rows
 
 
-def draw(figure: Figure) -> tuple[int, int]:
-    """Draw a figure as saving does. Return its size in pixels."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return Image.open(file).size
-
-
-def line(axes: Axes, label: str) -> Line2D:
-    (match,) = (candidate for candidate in axes.get_lines() if candidate.get_label() == label)
-    return match
-
-
-def texts(figure: Figure) -> str:
-    return "\n".join(text.get_text() for text in figure.texts)
-
-
-def legend_labels(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_lines_have_the_values_of_the_rows() -> None:
-    rows = run(4)
+def test_lines_show_the_values_of_the_rows() -> None:
+    rows = metric_rows(4)
     figure = curves(rows, title="t", best_epoch=3)
     for axes, quantity in zip(figure.axes, ("loss", "error_percent"), strict=True):
         for name, prefix in (("train", "train"), ("validation", "val"), ("test", "test")):
-            drawn = line(axes, name)
+            drawn = labelled_line(axes, name)
             assert list(drawn.get_xdata()) == [1, 2, 3, 4]
             assert list(drawn.get_ydata()) == [row[f"{prefix}_{quantity}"] for row in rows]
             assert drawn.get_color() == COLORS[name]
     draw(figure)
 
 
-def test_axes_and_legend_have_names() -> None:
+def test_axes_and_legend_are_labelled() -> None:
     figure = curves(
-        run(4),
+        metric_rows(4),
         title="t",
         best_epoch=3,
         flood=0.05,
@@ -85,19 +53,19 @@ def test_axes_and_legend_have_names() -> None:
     assert legend_labels(figure) == ["train (flooded)", "validation", "test", "b = 0.05", "best epoch 3"]
 
 
-def test_best_epoch_is_a_line_at_that_epoch_in_both_panels() -> None:
-    figure = curves(run(4), title="t", best_epoch=3)
+def test_best_epoch_is_a_vertical_line_in_both_panels() -> None:
+    figure = curves(metric_rows(4), title="t", best_epoch=3)
     for axes in figure.axes:
-        assert list(line(axes, "best epoch 3").get_xdata()) == [3, 3]
+        assert list(labelled_line(axes, "best epoch 3").get_xdata()) == [3, 3]
 
 
-def test_without_a_best_epoch_there_is_no_line() -> None:
-    assert legend_labels(curves(run(4), title="t", best_epoch=None)) == ["train", "validation", "test"]
+def test_legend_without_a_best_epoch_has_only_the_curves() -> None:
+    assert legend_labels(curves(metric_rows(4), title="t", best_epoch=None)) == ["train", "validation", "test"]
 
 
-def test_flood_level_is_a_line_at_b_inside_the_loss_panel_only() -> None:
-    loss, error = curves(run(4), title="t", best_epoch=3, flood=0.003).axes
-    assert list(line(loss, "b = 0.003").get_ydata()) == [0.003, 0.003]
+def test_flood_level_is_a_horizontal_line_in_the_loss_panel_only() -> None:
+    loss, error = curves(metric_rows(4), title="t", best_epoch=3, flood=0.003).axes
+    assert list(labelled_line(loss, "b = 0.003").get_ydata()) == [0.003, 0.003]
     bottom, top = loss.get_ylim()
     assert bottom < 0.003 < top
     assert "b = 0.003" not in [curve.get_label() for curve in error.get_lines()]
@@ -114,8 +82,8 @@ def test_flood_level_is_a_line_at_b_inside_the_loss_panel_only() -> None:
         (2, {"train_loss": 0.0, "val_loss": 0.0, "test_loss": 0.0}, "linear"),
     ],
 )
-def test_loss_is_logarithmic_when_it_spans_more_than_a_decade(epochs: int, fixed: dict[str, float], scale: str) -> None:
-    rows = run(epochs, **fixed)
+def test_scale_of_the_loss_axis_follows_the_range_of_losses(epochs: int, fixed: dict[str, float], scale: str) -> None:
+    rows = metric_rows(epochs, **fixed)
     loss = curves(rows, title="t", best_epoch=1).axes[0]
     assert loss.get_yscale() == scale
     bottom, top = loss.get_ylim()
@@ -123,35 +91,35 @@ def test_loss_is_logarithmic_when_it_spans_more_than_a_decade(epochs: int, fixed
         assert all(bottom < row[name] < top for row in rows)
 
 
-def test_an_error_of_one_sample_does_not_stretch_the_axis() -> None:
-    error = curves(run(40, train_error_percent=0.0018), title="t", best_epoch=1).axes[1]
+def test_error_of_a_single_sample_does_not_stretch_the_axis() -> None:
+    error = curves(metric_rows(40, train_error_percent=0.0018), title="t", best_epoch=1).axes[1]
     assert error.get_yscale() == "symlog"
     low = min(tick for tick in error.get_yticks() if tick > 0)
     assert low == 1.0  # the decade of the lowest other value, 65 / 40
 
 
-def test_zero_has_a_tick_if_a_value_is_zero() -> None:
-    figure = curves(run(40, train_loss=0.0), title="t", best_epoch=1)
+def test_axis_has_a_tick_at_zero_if_a_value_is_zero() -> None:
+    figure = curves(metric_rows(40, train_loss=0.0), title="t", best_epoch=1)
     draw(figure)
     assert "0" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
 def test_only_short_curves_have_markers() -> None:
     for epochs, marker in ((1, "o"), (2, "o"), (20, "o"), (500, "")):
-        drawn = line(curves(run(epochs), title="t", best_epoch=1).axes[0], "train")
+        drawn = labelled_line(curves(metric_rows(epochs), title="t", best_epoch=1).axes[0], "train")
         assert drawn.get_marker() in ({marker} if marker else {"", "None"})
 
 
 def test_epoch_ticks_are_whole_numbers() -> None:
     for epochs in (1, 2, 3, 500):
-        figure = curves(run(epochs), title="t", best_epoch=1)
+        figure = curves(metric_rows(epochs), title="t", best_epoch=1)
         draw(figure)
         assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
-def test_subtitle_has_the_results_of_the_best_and_the_last_epoch() -> None:
-    written = texts(curves(run(4), title="The title", subtitle="The subtitle", best_epoch=2))
-    assert written.splitlines() == [
+def test_heading_contains_the_results_of_the_best_and_the_last_epoch() -> None:
+    lines = heading(curves(metric_rows(4), title="The title", subtitle="The subtitle", best_epoch=2)).splitlines()
+    assert lines == [
         "The title",
         "The subtitle",
         "best epoch 2: validation error 32.50 %, test error 33.00 %",
@@ -159,36 +127,44 @@ def test_subtitle_has_the_results_of_the_best_and_the_last_epoch() -> None:
     ]
 
 
-def test_without_test_columns_there_is_no_test_line() -> None:
-    figure = curves(run(4, test=False), title="t", best_epoch=4)
+def test_rows_without_test_columns_give_no_test_line() -> None:
+    figure = curves(metric_rows(4, test=False), title="t", best_epoch=4)
     assert legend_labels(figure) == ["train", "validation", "best epoch 4"]
-    assert "best epoch 4: validation error 16.25 %" in texts(figure)
-    assert "test" not in texts(figure)
+    assert "best epoch 4: validation error 16.25 %" in heading(figure)
+    assert "test" not in heading(figure)
 
 
-def test_without_errors_there_is_only_the_loss() -> None:
+def test_rows_without_errors_give_only_a_loss_panel() -> None:
     rows = [{"epoch": epoch, "train_loss": 1.0, "val_loss": 0.51234} for epoch in (1, 2)]
     figure = curves(rows, title="regression", best_epoch=2, loss_label="mean squared error")
     assert [axes.get_ylabel() for axes in figure.axes] == ["mean squared error"]
-    assert "best epoch 2: validation loss 0.5123" in texts(figure)
+    assert "best epoch 2: validation loss 0.5123" in heading(figure)
 
 
-def test_a_test_set_evaluated_every_ten_epochs_is_a_line() -> None:
-    rows = run(40)
+def test_regression_has_a_panel_of_mean_squared_errors() -> None:
+    rows = [{"epoch": epoch, **{f"{part}_{name}": 10.0 / epoch for part in ("train", "val", "test")
+                                for name in ("loss", "mse")}} for epoch in (1, 2, 3)]  # fmt: skip
+    figure = curves(rows, title="boston", best_epoch=3)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "mean squared error"]
+    assert "best epoch 3: validation squared error 3.333, test squared error 3.333" in heading(figure)
+
+
+def test_test_line_skips_epochs_without_evaluation() -> None:
+    rows = metric_rows(40)
     for row in rows:
         if row["epoch"] % 10:
             row["test_loss"] = row["test_error_percent"] = math.nan
-    assert list(line(curves(rows, title="t", best_epoch=1).axes[0], "test").get_xdata()) == [10, 20, 30, 40]
+    assert list(labelled_line(curves(rows, title="t", best_epoch=1).axes[0], "test").get_xdata()) == [10, 20, 30, 40]
 
 
-def test_subtitle_notes_divergence() -> None:
-    rows = run(6)
+def test_heading_notes_divergence() -> None:
+    rows = metric_rows(6)
     for row in rows[3:]:
         row["train_loss"], row["val_loss"] = math.nan, math.inf
     figure = curves(rows, title="t", best_epoch=2)
     draw(figure)
-    assert "train loss not finite from epoch 4 on" in texts(figure)
-    assert "not finite" not in texts(curves(run(6), title="t", best_epoch=2))
+    assert "train loss not finite from epoch 4 on" in heading(figure)
+    assert "not finite" not in heading(curves(metric_rows(6), title="t", best_epoch=2))
 
 
 EQUAL = {"train_loss": 0.5, "val_loss": 0.5, "test_loss": 0.5}
@@ -209,29 +185,31 @@ NOTHING_FINITE = {"train_loss": math.nan, "val_loss": math.nan, "test_loss": mat
         {"val_loss": 1e30},
     ],
 )
-def test_every_kind_of_run_is_drawn_without_a_warning(
+def test_extreme_values_are_drawn_without_warnings(
     epochs: int, best_epoch: int | None, fixed: dict[str, float]
 ) -> None:
-    figure = curves(run(epochs, **fixed), title="t", best_epoch=best_epoch, flood=0.05)
-    draw(figure)  # some warnings are raised only here; warnings are errors
+    figure = curves(metric_rows(epochs, **fixed), title="t", best_epoch=best_epoch, flood=0.05)
+    draw(figure)  # some warnings are raised only here; pytest turns them into errors
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "epoch"]
 
 
-def test_any_title_is_drawn_unchanged_and_keeps_the_size_of_the_panels() -> None:
-    short = curves(run(4), title="t", best_epoch=3)
-    long = curves(run(4), title="optimizer.lr=0.1,model=mlp," * 12, subtitle="cost $x_1 and $\\frac{", best_epoch=3)
+def test_long_heading_is_drawn_verbatim_and_keeps_the_size_of_the_panels() -> None:
+    short = curves(metric_rows(4), title="t", best_epoch=3)
+    long = curves(
+        metric_rows(4), title="optimizer.lr=0.1,model=mlp," * 12, subtitle="cost $x_1 and $\\frac{", best_epoch=3
+    )
     (width, height), (long_width, long_height) = draw(short), draw(long)
     assert width == long_width
     assert height < long_height
     inches = [figure.axes[0].get_window_extent().height / figure.dpi for figure in (short, long)]
     assert inches[0] == pytest.approx(inches[1], rel=0.02)
-    assert "cost $x_1 and $\\frac{" in texts(long)
+    assert "cost $x_1 and $\\frac{" in heading(long)
     for text in long.texts:
         assert text.get_window_extent().x1 < long_width
 
 
 def test_heading_is_above_the_panels() -> None:
-    figure = curves(run(4), title="words " * 40, subtitle="more words " * 30, best_epoch=3)
+    figure = curves(metric_rows(4), title="words " * 40, subtitle="more words " * 30, best_epoch=3)
     draw(figure)
     lowest = min(text.get_window_extent().y0 for text in figure.texts)
     assert all(axes.get_tightbbox().y1 <= lowest for axes in figure.axes)
@@ -244,7 +222,7 @@ def test_heading_is_above_the_panels() -> None:
 )
 @pytest.mark.parametrize("epochs", [1, 3, 500, 20000])
 def test_labels_are_complete_and_do_not_overlap(epochs: int, fixed: dict[str, float]) -> None:
-    rows = run(epochs, **fixed)[:: max(1, epochs // 500)]
+    rows = metric_rows(epochs, **fixed)[:: max(1, epochs // 500)]
     figure = curves(rows, title="t", best_epoch=1, flood=0.05, train_label="train (evaluated)")
     width, height = draw(figure)
     for axes in figure.axes:
@@ -258,119 +236,10 @@ def test_labels_are_complete_and_do_not_overlap(epochs: int, fixed: dict[str, fl
             assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
-def test_tick_labels_are_distinct() -> None:
+def test_tick_labels_are_short_and_distinct() -> None:
     assert Numbers().format_ticks([0.0, 0.1 + 0.2, -1e-7]) == ["0", "0.3", "\N{MINUS SIGN}1e\N{MINUS SIGN}07"]
     assert Numbers(aligned=True).format_ticks([0.0, 0.25, -0.5]) == ["0.00", "0.25", "\N{MINUS SIGN}0.50"]
     assert Numbers().format_ticks([2.3025851, 2.3025852]) == ["2.3025851", "2.3025852"]
-
-
-def test_new_figure_has_print_resolution_and_distinct_colours() -> None:
-    figure, panels = new_figure(3, title="t")
-    assert len(panels) == 3
-    assert figure.dpi == DPI >= 150
-    assert len(set(PALETTE)) == len(PALETTE)
-
-
-def test_plots_do_not_import_pyplot() -> None:
-    code = "import sys, dlhw.views.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# Comparisons
-
-
-def settings_of(count: int, **same: object) -> list[Series]:
-    colors = setting_colors([float(i) for i in range(count)])
-    return [
-        Series(f"b = {i}", colors[i], [1, 2, 3], [i + 3.0, i + 2.0, i + 1.0], best=i == 1, **same)  # type: ignore[arg-type]
-        for i in range(count)
-    ]
-
-
-def test_more_than_three_panels_are_in_rows_of_the_same_size() -> None:
-    (_, two), (_, four) = new_figure(2, title="t"), new_figure(4, title="t")
-    assert [axes.get_subplotspec().rowspan.start for axes in four] == [0, 0, 1, 1]
-    assert four[0].figure.get_figheight() - two[0].figure.get_figheight() == pytest.approx(2.9)
-
-
-def test_compared_curves_have_means_bands_and_setting_names() -> None:
-    panels = [Panel("train loss", settings_of(3, spread=[0.5, 0.5, math.nan])), Panel("error (%)", settings_of(3))]
-    figure = compared_curves(panels, title="t", subtitle="n = 2")
-    draw(figure)
-    loss, error = figure.axes
-    assert (loss.get_ylabel(), error.get_ylabel()) == ("train loss", "error (%)")
-    assert list(line(loss, "b = 2").get_ydata()) == [5, 4, 3]
-    band = loss.collections[0].get_paths()[0].vertices
-    assert {(x, y) for x, y in band} >= {(1, 2.5), (1, 3.5), (2, 1.5), (2, 2.5), (3, 1.0)}
-    assert not error.collections
-    assert legend_labels(figure) == ["b = 0", "b = 1 (best)", "b = 2"]
-    assert line(loss, "b = 1").get_zorder() > line(loss, "b = 2").get_zorder()
-    assert [line(axes, "b = 2").get_color() for axes in figure.axes] == [PALETTE[2]] * 2
-
-
-def test_accuracies_are_never_logarithmic() -> None:
-    series = Series("", PALETTE[0], [1, 2, 3], [0.01, 0.5, 0.99])
-    figure = compared_curves([Panel("test accuracy", [series]), Panel("test loss", [series])], title="t")
-    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
-
-
-def test_many_settings_have_a_colour_scale_and_a_shortened_legend() -> None:
-    figure = compared_curves([Panel("loss", settings_of(40, spread=[0.1] * 3))], title="t")
-    draw(figure)
-    labels = legend_labels(figure)
-    assert len(labels) <= 11
-    assert {"b = 0", "b = 1 (best)", "b = 39"} <= set(labels)
-    assert len(figure.axes[0].get_lines()) == 40
-    assert len(figure.axes[0].collections) == 1
-
-
-def test_colours_are_distinct_and_follow_the_number() -> None:
-    assert setting_colors([None] * 7) == list(PALETTE)
-    rising, falling = setting_colors([float(i) for i in range(20)]), setting_colors([-float(i) for i in range(20)])
-    assert len(set(rising)) == 20
-    assert rising == falling[::-1]
-    assert setting_colors([None] * 20) == rising
-    assert set(setting_colors([1.0, 2.0] * 5, best=3)) == {rising[0], rising[-1], PALETTE[1]}
-
-
-@pytest.mark.parametrize(
-    ("x", "scale"),
-    [
-        ([0.01, 0.02, 0.03], "linear"),
-        ([0.0, 0.05, 0.1, 0.15, 0.2], "linear"),
-        ([0.001, 0.01, 0.1], "log"),
-        ([0.0, 0.001, 0.01, 0.1], "symlog"),
-        ([1.0, 100.0], "log"),
-        ([10.0 * i for i in range(1, 20)], "linear"),
-        ([-1.0, 1.0, 100.0], "linear"),
-        ([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "log"),
-    ],
-)
-def test_a_key_axis_is_logarithmic_if_its_values_are_decades(x: list[float], scale: str) -> None:
-    series = Series("", PALETTE[0], x, [float(i) for i in range(1, len(x) + 1)], [0.1] * len(x))
-    figure = compared_against([Panel("val", [series]), Panel("test", [series])], key="b", optimum=x[0], title="t")
-    draw(figure)
-    for axes in figure.axes:
-        assert axes.get_xscale() == scale
-        left, right = axes.get_xlim()
-        assert left < x[0] < x[-1] < right
-        assert axes.get_xlabel() == "b"
-    if scale == "symlog":
-        assert "0" in [text.get_text() for text in figure.axes[0].get_xticklabels()]
-    assert not figure.legends
-
-
-def test_layers_before_and_after_training_share_the_y_axis() -> None:
-    before, after = (
-        Panel("std", [Series("a", PALETTE[0], [1, 2], y)], title=title)
-        for y, title in (([1.0, 0.001], "before training"), ([5.0, 50.0], "after 3 epochs"))
-    )
-    figure = compared_layers([before, after], layers=["in", "out"], title="t")
-    draw(figure)
-    one, other = figure.axes
-    assert one.get_ylim() == other.get_ylim()
-    assert one.get_yscale() == other.get_yscale() == "log"
-    assert [text.get_text() for text in one.get_xticklabels()] == ["in", "out"]
 
 
 @pytest.mark.parametrize(
@@ -386,16 +255,7 @@ def test_column_labels(column: str, label: str) -> None:
     assert column_label(column) == label
 
 
-def test_regression_has_a_panel_of_mean_squared_errors() -> None:
-    rows = [{"epoch": epoch, **{f"{part}_{name}": 10.0 / epoch for part in ("train", "val", "test")
-                                for name in ("loss", "mse")}} for epoch in (1, 2, 3)]  # fmt: skip
-    figure = curves(rows, title="boston", best_epoch=3)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "mean squared error"]
-    heading = "\n".join(text.get_text() for text in figure.texts)
-    assert "best epoch 3: validation squared error 3.333, test squared error 3.333" in heading
-
-
-def test_axes_labels_are_not_parsed_as_tex() -> None:
+def test_labels_are_not_parsed_as_tex() -> None:
     figure, (axes,) = new_figure(1, title="t")
     axes.plot([1, 2], [3, 4], label="costs $3 to $4")
     label(axes, x="a_b", y="$y$", title="x^2")
@@ -404,3 +264,21 @@ def test_axes_labels_are_not_parsed_as_tex() -> None:
     assert not any(text.get_parse_math() for text in texts)
     label(axes, x="x", y="y", legend=False)
     figure.draw_without_rendering()
+
+
+def test_new_figure_has_print_resolution_and_distinct_colours() -> None:
+    figure, panels = new_figure(3, title="t")
+    assert len(panels) == 3
+    assert figure.dpi == DPI >= 150
+    assert len(set(PALETTE)) == len(PALETTE)
+
+
+def test_four_panels_are_in_two_rows_of_a_taller_figure() -> None:
+    (_, two), (_, four) = new_figure(2, title="t"), new_figure(4, title="t")
+    assert [axes.get_subplotspec().rowspan.start for axes in four] == [0, 0, 1, 1]
+    assert four[0].figure.get_figheight() - two[0].figure.get_figheight() == pytest.approx(2.9)
+
+
+def test_plots_do_not_import_pyplot_or_torch() -> None:
+    code = "import sys, dlhw.views.plots; sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

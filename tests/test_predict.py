@@ -1,4 +1,4 @@
-"""``python -m dlhw.predict``: pictures prepared as in training, output, errors."""
+"""``python -m dlhw.predict``: pictures are prepared as in training; output and errors of the command."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_s
 SIZES = ((40, 30), (30, 40), (24, 24), (20, 61), (300, 200), (25, 25))
 
 
-def drawn(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+def random_picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
-def trained(compose: Compose, path: Path, *overrides: str) -> Path:
+def train_run(compose: Compose, path: Path, *overrides: str) -> Path:
+    """Train a run with this config into a new directory. Return the directory."""
     path.mkdir()
     cfg = compose(*overrides)
     with open_dict(cfg):
@@ -44,7 +45,7 @@ def trained(compose: Compose, path: Path, *overrides: str) -> Path:
     return path
 
 
-def data_of(path: Path) -> Dataset:
+def dataset_of_run(path: Path) -> Dataset:
     cfg = load_run(path).config
     data: Dataset = build(cfg, "dataset", data_dir=cfg.data_dir, seed=cfg.seed)
     return data.to("cpu", torch.float32)
@@ -52,15 +53,15 @@ def data_of(path: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve JPEGs and PNGs of many sizes in the classes ``cat`` and ``[dog]``, one of them rotated by EXIF."""
+    """JPEGs and PNGs of six sizes in the classes ``cat`` and ``[dog]``, and one that EXIF rotates."""
     root = tmp_path_factory.mktemp("pictures")
     for number, name in enumerate(("cat", "[dog]")):
         (root / name).mkdir()
         for i, size in enumerate(SIZES):
-            drawn(10 * number + i, size).save(root / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+            random_picture(10 * number + i, size).save(root / name / f"{i}.{'png' if i % 2 else 'jpg'}")
     exif = Image.Exif()
     exif[0x0112] = 6
-    drawn(99, (50, 30)).save(root / "cat" / "turned.jpg", exif=exif)
+    random_picture(99, (50, 30)).save(root / "cat" / "rotated.jpg", exif=exif)
     return root
 
 
@@ -68,19 +69,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(compose: Compose, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ["dataset=image_folder", f"dataset.root={pictures}", "dataset.resize=24", "dataset.crop=20"]
     home = tmp_path_factory.mktemp("run")
-    return trained(compose, home / "run", *SMALL, *folder, f"dataset.cache_dir={home / 'cache'}")
+    return train_run(compose, home / "run", *SMALL, *folder, f"dataset.cache_dir={home / 'cache'}")
 
 
 @pytest.fixture(scope="module")
 def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(compose, tmp_path_factory.mktemp("grey") / "run", *SMALL, "dataset=digits", "trainer.batch_size=500")
+    return train_run(
+        compose, tmp_path_factory.mktemp("grey") / "run", *SMALL, "dataset=digits", "trainer.batch_size=500"
+    )
 
 
-# --- pictures as in training ------------------------------------------------------------------------------
-
-
-def test_files_are_prepared_as_in_the_dataset(run: Path, pictures: Path) -> None:
-    data, network = data_of(run), open_classifier(run, "best", torch.device("cpu"))
+def test_files_are_prepared_as_in_their_dataset(run: Path, pictures: Path) -> None:
+    data, network = dataset_of_run(run), open_classifier(run, "best", torch.device("cpu"))
     assert len(data.names) == 13
     for row, name in enumerate(data.names):
         x = prepare(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
@@ -91,87 +91,89 @@ def test_files_are_prepared_as_in_the_dataset(run: Path, pictures: Path) -> None
     ("channels", "side", "size"), [(1, 28, None), (3, 32, None), (3, 32, 40), (3, 32, 20)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_saved_pictures_are_prepared_as_in_the_dataset(
+def test_pictures_saved_to_files_are_prepared_as_in_a_tensor_dataset(
     tmp_path: Path, channels: int, side: int, size: int | None, dtype: torch.dtype
 ) -> None:
-    """Pictures as in MNIST and CIFAR-10, saved to files, give the inputs of the dataset, resized to ``size``."""
+    """Pictures as in MNIST and CIFAR-10, saved to files, give the dataset's inputs, resized to ``size``."""
     mode = "L" if channels == 1 else "RGB"
-    arrays = [np.asarray(drawn(i, (side, side), mode)).reshape(side, side, channels) for i in range(4)]
+    arrays = [np.asarray(random_picture(i, (side, side), mode)).reshape(side, side, channels) for i in range(4)]
     x = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     options: dict[str, Any] = {"mean": [0.1, 0.2, 0.3][:channels], "std": [0.4, 0.5, 0.6][:channels], "size": size}
     split = Split(x, torch.tensor([0, 1, 0, 1]))
     data = assemble(
-        "made", split, split, seed=0, validation_fraction=0.5, largest=255, classes=("a", "b"), **options
+        "random", split, split, seed=0, validation_fraction=0.5, largest=255, classes=("a", "b"), **options
     ).to("cpu", dtype)
     for row, array in enumerate(arrays):
         Image.fromarray(array.squeeze()).save(tmp_path / f"{row}.png")
-        found = prepare(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
-        assert found.equal(data.normalize(x[row : row + 1])[0])
-        assert found.dtype == dtype
+        prepared = prepare(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
+        assert prepared.equal(data.normalize(x[row : row + 1])[0])
+        assert prepared.dtype == dtype
 
 
-def test_pixels_of_another_range_give_the_same_inputs(grey_run: Path, tmp_path: Path) -> None:
-    """The digits have pixels of 0 to 16; in a file, white is 255: rounding costs half a level."""
-    data, network = data_of(grey_run), open_classifier(grey_run, "best", torch.device("cpu"))
+def test_digits_saved_with_256_levels_give_the_same_inputs_up_to_rounding(grey_run: Path, tmp_path: Path) -> None:
+    """Digits have pixels from 0 to 16. In a file, white is 255: rounding changes a pixel by half a level at most."""
+    data, network = dataset_of_run(grey_run), open_classifier(grey_run, "best", torch.device("cpu"))
     for row in range(5):
         pixels = data.val.pool_x[row]
         Image.fromarray((pixels[0].double() * 255 / 16).round().byte().numpy()).save(tmp_path / "x.png")
-        found = prepare(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
-        difference = (found - data.normalize(pixels[None])[0]).abs().max()
+        prepared = prepare(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
+        difference = (prepared - data.normalize(pixels[None])[0]).abs().max()
         assert float(difference) <= 0.501 / 255 / network.options["std"]
 
 
-def test_colours_are_converted_to_grey_as_in_pillow(tmp_path: Path) -> None:
-    picture = drawn(3, (28, 28))
+def test_colours_are_converted_to_grey_as_by_pillow(tmp_path: Path) -> None:
+    picture = random_picture(3, (28, 28))
     picture.save(tmp_path / "x.png")
-    found = prepare(tmp_path / "x.png", shape=(1, 28, 28), options={"mean": 0.0, "std": 1.0 / 255}, dtype=torch.float64)
-    assert found.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
+    options = {"mean": 0.0, "std": 1.0 / 255}
+    prepared = prepare(tmp_path / "x.png", shape=(1, 28, 28), options=options, dtype=torch.float64)
+    assert prepared.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
 
 
-def test_an_invalid_picture_is_unreadable(tmp_path: Path) -> None:
+def test_invalid_picture_raises_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(Unreadable, match="not a picture"):
         prepare(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
 
 
-def test_predictions_are_the_networks(run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_equal_the_network_probabilities(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dlhw.predict.BATCH_SIZE", 5)
-    data = data_of(run)
+    data = dataset_of_run(run)
     files = [pictures / name for name in data.names]
     for weights in ("best", "last"):
-        found = predict(run, files, top=5, weights=weights, device="cpu")
+        entries = predict(run, files, top=5, weights=weights, device="cpu")
         model = load_run(run).model(weights)
         with torch.no_grad():
             expected = model(data.normalize(data.val.pool_x)).double().softmax(1)
-        assert [each["picture"] for each in found] == [str(file) for file in files]
-        for each, row in zip(found, expected, strict=True):
-            by_class = {line["class"]: line["probability"] for line in each["predictions"]}
+        assert [entry["picture"] for entry in entries] == [str(file) for file in files]
+        for entry, row in zip(entries, expected, strict=True):
+            by_class = {prediction["class"]: prediction["probability"] for prediction in entry["predictions"]}
             assert by_class == pytest.approx(dict(zip(data.classes, row.tolist(), strict=True)), abs=1e-6)
             assert list(by_class.values()) == sorted(by_class.values(), reverse=True)
 
 
-# --- the command ------------------------------------------------------------------------------------------
-
-
 def run_predict(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
-    """Exit code, stdout and stderr of the command."""
-    with pytest.raises(SystemExit) as ended:
+    """Run the command. Return its exit code, stdout and stderr."""
+    with pytest.raises(SystemExit) as raised:
         main(list(map(str, arguments)))
-    return ended.value.code, *capsys.readouterr()
+    return raised.value.code, *capsys.readouterr()
 
 
-def test_table_has_a_line_for_each_class(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_a_line_for_each_picture_and_class(
+    run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = pictures / "cat" / "0.jpg", pictures / "[dog]" / "1.png"
     code, out, err = run_predict(run, first, second, "--device", "cpu", capsys=capsys)
     assert (code, err) == (0, "")
     header, *lines = out.splitlines()
     assert header.split() == ["picture", "probability", "class"]
     assert len(lines) == 4
-    found = predict(run, [first, second], top=5, weights="best", device="cpu")
+    entries = predict(run, [first, second], top=5, weights="best", device="cpu")
     expected = [
-        [*([each["picture"]] if rank == 0 else []), f"{100 * likely['probability']:.2f}", "%", likely["class"]]
-        for each in found
-        for rank, likely in enumerate(each["predictions"])
+        [*([entry["picture"]] if rank == 0 else []), f"{100 * prediction['probability']:.2f}", "%", prediction["class"]]
+        for entry in entries
+        for rank, prediction in enumerate(entry["predictions"])
     ]
     assert [line.split() for line in lines] == expected
     assert len({line.index("%") for line in lines}) == 1
@@ -181,27 +183,27 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes((pictures / "cat" / "0.jpg").read_bytes()[:200])
-    asked = [tmp_path / "broken.jpg", pictures / "cat" / "0.jpg", tmp_path / "none.png"]
-    code, out, err = run_predict(run, *asked, "--json", "--top", 1, capsys=capsys)
+    files = [tmp_path / "broken.jpg", pictures / "cat" / "0.jpg", tmp_path / "none.png"]
+    code, out, err = run_predict(run, *files, "--json", "--top", 1, capsys=capsys)
     assert code == 1
     lines = err.splitlines()
-    assert [line.split(": ")[0] for line in lines] == [str(asked[0]), str(asked[2])]
-    assert lines[1] == f"{asked[2]}: No such file or directory"
-    document = json.loads(out)
-    assert [each["picture"] for each in document] == list(map(str, asked))
-    assert ["error" in each for each in document] == [True, False, True]
-    assert [line["class"] for line in document[1]["predictions"]] in (["cat"], ["[dog]"])
-    code, out, err = run_predict(run, asked[2], capsys=capsys)
+    assert [line.split(": ")[0] for line in lines] == [str(files[0]), str(files[2])]
+    assert lines[1] == f"{files[2]}: No such file or directory"
+    entries = json.loads(out)
+    assert [entry["picture"] for entry in entries] == list(map(str, files))
+    assert ["error" in entry for entry in entries] == [True, False, True]
+    assert [prediction["class"] for prediction in entries[1]["predictions"]] in (["cat"], ["[dog]"])
+    code, out, err = run_predict(run, files[2], capsys=capsys)
     assert (code, out, len(err.splitlines())) == (1, "", 1)
 
 
-def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) -> None:
+def test_folder_argument_means_all_pictures_below_it(pictures: Path, tmp_path: Path) -> None:
     for folder in ("deeper", ".thumbnails"):
         (tmp_path / "in" / folder).mkdir(parents=True)
     for name in (".thumbnails/a.png", "b.JPG", "a.png", "notes.txt", ".hidden.png", "deeper/c.webp"):
         (tmp_path / "in" / name).touch()
-    found = picture_files([tmp_path / "in" / "notes.txt", tmp_path / "in"])
-    names = [path.relative_to(tmp_path / "in").as_posix() for path in found]
+    files = picture_files([tmp_path / "in" / "notes.txt", tmp_path / "in"])
+    names = [path.relative_to(tmp_path / "in").as_posix() for path in files]
     assert names == ["notes.txt", "a.png", "b.JPG", "deeper/c.webp"]
     assert len(picture_files([pictures])) == 13
     (tmp_path / "empty").mkdir()
@@ -209,20 +211,20 @@ def test_a_folder_means_the_pictures_below_it(pictures: Path, tmp_path: Path) ->
         picture_files([tmp_path / "empty"])
 
 
-def test_names_that_are_not_utf8_are_escaped(
+def test_file_names_that_are_not_utf8_are_escaped(
     run: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    odd = tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    file = tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     try:
-        shutil.copy(pictures / "cat" / "0.jpg", odd)
+        shutil.copy(pictures / "cat" / "0.jpg", file)
     except OSError:
-        pytest.skip("this disk takes names that are text only")
-    code, out, _ = run_predict(run, odd, capsys=capsys)
+        pytest.skip("the file system requires UTF-8 names")
+    code, out, _ = run_predict(run, file, capsys=capsys)
     assert code == 0
     assert "caf\\xe9.jpg" in out
 
 
-def test_classes_without_names_are_numbers(grey_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_without_names_are_numbered(grey_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert class_names(load_run(grey_run), 10) == tuple("0123456789")
     assert not caplog.messages
     interrupted = load_run(grey_run)
@@ -231,14 +233,14 @@ def test_classes_without_names_are_numbers(grey_run: Path, caplog: pytest.LogCap
     assert caplog.messages == [f"{grey_run}: no class names in summary.json; showing class numbers"]
 
 
-def changed(run: Path, to: Path, **config: Any) -> Path:
-    """A copy of the run with other values in its config."""
-    shutil.copytree(run, to)
-    OmegaConf.save(OmegaConf.merge(load_run(run).config, config), to / "config.yaml")
-    return to
+def copy_with_config(run: Path, target: Path, **config: Any) -> Path:
+    """Copy a run to ``target`` and change values of its config."""
+    shutil.copytree(run, target)
+    OmegaConf.save(OmegaConf.merge(load_run(run).config, config), target / "config.yaml")
+    return target
 
 
-def test_other_directories_are_one_line_errors(
+def test_unsuitable_run_directories_give_one_line_errors(
     compose: Compose, grey_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, empty, unfinished = tmp_path / "sweep", tmp_path / "empty", tmp_path / "unfinished"
@@ -249,25 +251,25 @@ def test_other_directories_are_one_line_errors(
     shutil.copytree(grey_run, unfinished)
     for name in ("best.pt", "summary.json"):
         (unfinished / name).unlink()
-    study = changed(grey_run, tmp_path / "study", study={"_target_": "dlhw.studies.jacobian.jacobian"})
+    study = copy_with_config(grey_run, tmp_path / "study", study={"_target_": "dlhw.studies.jacobian.jacobian"})
     small = ["model=mlp", "model.hidden=[3]", "trainer.epochs=1", "trainer.device=cpu", "optimizer.lr=0.001"]
     diabetes = ["dataset=diabetes", "loss=mse", "trainer.monitor=val_mse", "trainer.batch_size=64"]
-    numbers = trained(compose, tmp_path / "numbers", *small, *diabetes)
-    points = trained(compose, tmp_path / "points", *small, "dataset=clusters")
-    lines = {
+    regression = train_run(compose, tmp_path / "regression", *small, *diabetes)
+    points = train_run(compose, tmp_path / "points", *small, "dataset=clusters")
+    messages = {
         empty: "not a run directory (it has no config.yaml)",
         sweep: f"the directory of a sweep; expected one of its runs, such as {sweep / 'b=1'}",
         unfinished: "has no best.pt (unfinished)",
         study: "a run of a study, which does not save a network; expected a training run",
-        numbers: "a regression run (dataset=diabetes); expected a run on pictures with classes",
+        regression: "a regression run (dataset=diabetes); expected a run on pictures with classes",
         points: "a run on samples that are not pictures (dataset=clusters); expected a run on pictures with classes",
     }
-    for path, line in lines.items():
-        assert run_predict(path, "x.png", capsys=capsys) == (1, "", f"{path}: {line}\n")
+    for path, message in messages.items():
+        assert run_predict(path, "x.png", capsys=capsys) == (1, "", f"{path}: {message}\n")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device that must be missing")
-def test_the_error_for_a_missing_device_names_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_device_error_names_the_option(grey_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run_predict(grey_run, "x.png", "--device", "cuda", capsys=capsys)
     assert (code, out) == (1, "")
     assert err.startswith("--device cuda: not available; expected one of auto, ")
@@ -275,27 +277,27 @@ def test_the_error_for_a_missing_device_names_the_option(grey_run: Path, capsys:
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "1.5", "all"])
-def test_top_is_a_count(top: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_top_must_be_a_positive_whole_number(top: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run_predict("RUN", "x.png", f"--top={top}", capsys=capsys)
     assert code == 2
     assert err.splitlines()[-1].endswith("argument --top: must be a whole number, 1 or greater")
 
 
 def test_help_does_not_import_torch() -> None:
-    asked = "import sys, dlhw.predict\ntry: dlhw.predict.main(['-h'])\nfinally: assert 'torch' not in sys.modules"
-    ended = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "RUN PICTURE [PICTURE ...]" in ended.stdout
+    code = "import sys, dlhw.predict\ntry: dlhw.predict.main(['-h'])\nfinally: assert 'torch' not in sys.modules"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "RUN PICTURE [PICTURE ...]" in process.stdout
 
 
 def test_predictions_use_the_precision_of_the_run() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
-    x = torch.full((1, 3, 2, 2), 1.001)  # 1 in bfloat16
-    plain, lower = (
+    x = torch.full((1, 3, 2, 2), 1.001)  # rounds to 1 in bfloat16
+    full, reduced = (
         PictureClassifier(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).top_classes(x, 1)
         for name in ("fp32", "bf16")
     )
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(x).double().softmax(1).max().item()
-    assert lower[0][0]["probability"] == expected
-    assert plain[0][0]["probability"] != expected
+    assert reduced[0][0]["probability"] == expected
+    assert full[0][0]["probability"] != expected

@@ -1,4 +1,4 @@
-"""The probe's numbers are those of the plain computation, and watching leaves no trace."""
+"""The probe ``layers``: its rows equal a plain computation, and it does not change the model or the data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ COUNT = 40
 def data() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (COUNT, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    whole = Split(x, torch.randint(5, (COUNT,), generator=generator))
-    made = assemble(
+    split = Split(x, torch.randint(5, (COUNT,), generator=generator))
+    data = assemble(
         "random",
-        whole,
-        whole,
+        split,
+        split,
         seed=0,
         validation_fraction=0.25,
         mean=0.5,
@@ -33,12 +33,12 @@ def data() -> Dataset:
         largest=255,
         classes=tuple("abcde"),
     )
-    return made.to("cpu", torch.float64)
+    return data.to("cpu", torch.float64)
 
 
 @pytest.fixture
 def model(data: Dataset) -> nn.Module:
-    """With running statistics that are not those of a fresh model."""
+    """A network with dropout and batch norm, whose running statistics differ from their initial values."""
     torch.manual_seed(0)
     net = mlp(data.shape, 5, hidden=[6, 7], activation="Tanh", dropout=0.5, batch_norm=True).double()
     net(data.normalize(data.train.x))
@@ -70,7 +70,7 @@ def convolutional(*, batch_norm: bool = False) -> nn.Sequential:
     return cnn((1, 4, 4), 5, **options).double()
 
 
-def test_one_row_for_each_layer(model: nn.Module, data: Dataset) -> None:
+def test_rows_have_the_expected_layers_and_columns(model: nn.Module, data: Dataset) -> None:
     rows = layers(model, data, samples=8)
     assert [(row["layer"], row["name"]) for row in rows] == [(1, "1"), (2, "5"), (3, "9")]
     assert all(list(row) == COLUMNS for row in rows)
@@ -84,12 +84,12 @@ NETS: dict[str, tuple[Callable[[], nn.Sequential], list[int]]] = {
     "cnn": (convolutional, [1, 4, 8]),
     "cnn with batch norm": (lambda: convolutional(batch_norm=True), [2, 6, 10]),
 }
-"""Nets of three layers, and the index of each one's activation (of the last: of the layer itself)."""
+"""Networks of three layers, and the index of the output of each layer, after its norm and activation."""
 
 
 @pytest.mark.parametrize("samples", [1, 8, 30, 1000])
 @pytest.mark.parametrize("kind", NETS)
-def test_rows_are_those_of_the_plain_computation(data: Dataset, kind: str, samples: int) -> None:
+def test_rows_equal_a_plain_computation(data: Dataset, kind: str, samples: int) -> None:
     torch.manual_seed(1)
     build, ends = NETS[kind]
     net = build()
@@ -118,8 +118,8 @@ def test_rows_are_those_of_the_plain_computation(data: Dataset, kind: str, sampl
         )
 
 
-def saturated(data: Dataset, activation: ActivationName, biases: list[float]) -> float:
-    """The percentage for units whose activation's inputs are these constants."""
+def saturated_percent(data: Dataset, activation: ActivationName, biases: list[float]) -> float:
+    """Return the percentage for a layer whose activations have these constants as inputs."""
     net = dense(activation, hidden=(len(biases),))
     with torch.no_grad():
         net[1].weight.zero_()
@@ -138,42 +138,42 @@ def saturated(data: Dataset, activation: ActivationName, biases: list[float]) ->
         ("ELU", [-50.0, 50.0], math.nan),
     ],
 )
-def test_saturated_units_are_counted(
+def test_saturated_percent_counts_units_beyond_the_limits(
     data: Dataset, activation: ActivationName, biases: list[float], percent: float
 ) -> None:
-    assert saturated(data, activation, biases) == pytest.approx(percent, nan_ok=True)
+    assert saturated_percent(data, activation, biases) == pytest.approx(percent, nan_ok=True)
 
 
-def test_watching_twice_sees_the_same(model: nn.Module, data: Dataset) -> None:
+def test_repeated_probe_gives_the_same_rows(model: nn.Module, data: Dataset) -> None:
     assert layers(model, data, samples=8) == layers(model, data, samples=8)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_watching_leaves_the_mode(model: nn.Module, data: Dataset, training: bool) -> None:
+def test_probe_preserves_the_training_mode(model: nn.Module, data: Dataset, training: bool) -> None:
     model.train(training)
     layers(model, data, samples=8)
     assert {layer.training for layer in model.modules()} == {training}
 
 
-def test_watching_leaves_no_hooks(model: nn.Module, data: Dataset) -> None:
+def test_probe_leaves_no_hooks(model: nn.Module, data: Dataset) -> None:
     layers(model, data, samples=8)
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
-def test_watching_leaves_weights_and_buffers(model: nn.Module, data: Dataset) -> None:
+def test_probe_preserves_weights_and_buffers(model: nn.Module, data: Dataset) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     layers(model, data, samples=8)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-def test_watching_leaves_the_random_numbers(model: nn.Module, data: Dataset) -> None:
+def test_probe_preserves_the_random_state(model: nn.Module, data: Dataset) -> None:
     before = torch.get_rng_state()
     layers(model, data, samples=8)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_watching_leaves_gradients(model: nn.Module, data: Dataset) -> None:
+def test_probe_preserves_gradients(model: nn.Module, data: Dataset) -> None:
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = None if number == 0 else torch.full_like(parameter, number)
     layers(model, data, samples=8)
@@ -183,7 +183,7 @@ def test_watching_leaves_gradients(model: nn.Module, data: Dataset) -> None:
         assert parameter.grad.unique().tolist() == [number]
 
 
-def test_watching_leaves_the_data(model: nn.Module, data: Dataset) -> None:
+def test_probe_preserves_the_data(model: nn.Module, data: Dataset) -> None:
     before = data.train.x.clone()
     layers(model, data, samples=8)
     assert torch.equal(data.train.x, before)

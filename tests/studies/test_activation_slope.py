@@ -1,4 +1,4 @@
-"""Gradients through deep nets of steep sigmoids: backpropagation against autograd, the factor against theory."""
+"""Gradients through deep nets of steep sigmoids: backpropagation equals autograd, layer factors equal the theory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_all_checks_agree(ask: Ask, override: str) -> None:
     assert answer.numbers["stable_from_c"] < answer.numbers["balanced_c"] < answer.numbers["stable_to_c"]
 
 
-def test_gradients_equal_autograd() -> None:
+def test_gradient_norms_equal_autograd() -> None:
     source = generator(0, "test")
     weights = torch.randn(2, 3, 5, 5, generator=source, dtype=torch.float64)
     x, output = torch.randn(2, 2, 5, generator=source, dtype=torch.float64)
@@ -40,27 +40,27 @@ def test_gradients_equal_autograd() -> None:
             torch.testing.assert_close(norms[:, i, draw], torch.stack([gradient.norm() for gradient in by_layer]))
 
 
-def test_slope_is_at_most_a_quarter_of_c() -> None:
+def test_largest_slope_is_a_quarter_of_c() -> None:
     z = torch.linspace(-3, 3, 1001, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(activation(z, torch.tensor(7.0)).sum(), z)
     assert float(slope.max()) == pytest.approx(7 / 4)
 
 
-def test_saturation_is_counted() -> None:
+def test_share_of_saturated_units_is_counted() -> None:
     weights, ones = torch.zeros(1, 1, 4, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64)
     _, saturated = gradients(weights, 10 * ones, torch.tensor([1.0], dtype=torch.float64), ones)
     assert saturated.tolist() == [0.5]  # the first layer at z = 10; the second is at 0
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, 2.0])
-def test_layer_factor_for_small_and_large_c(gain: float) -> None:
+def test_layer_factor_approaches_its_limits_for_small_and_large_c(gain: float) -> None:
     flat = layer_factor(1e-4, gain)
     assert flat == pytest.approx(gain**2 * (1e-4 / 4) ** 2, rel=1e-3)  # slope c / 4 everywhere
     steep = layer_factor(300.0, gain)  # a step: q = gain^2 / 2, and the slope's square has the integral c / 6
     assert steep == pytest.approx(gain**2 * 300 / 6 / math.sqrt(math.pi * gain**2), rel=0.02)
 
 
-def test_factor_is_one_at_the_balanced_c() -> None:
+def test_layer_factor_is_one_at_the_balanced_c() -> None:
     assert layer_factor(balanced(1.0, 1.0), 1.0) == pytest.approx(1.0, abs=1e-6)
     assert balanced(1.0, 1.0) == pytest.approx(10.149, abs=1e-3)
 
@@ -74,6 +74,6 @@ def test_factor_is_one_at_the_balanced_c() -> None:
         ("study.slopes=[1e-12,1]", "float64"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask("experiment=activation_slope", *SMALL, override)

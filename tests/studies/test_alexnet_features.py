@@ -1,4 +1,4 @@
-"""The first layer's maps and filters, for filters that are known."""
+"""Maps and filters of the first layer, for a network with known filters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Known(nn.Module):
 
 @pytest.fixture
 def few(tmp_path: Path) -> list[str]:
-    """A picture of disks of some colours, and settings for its size."""
+    """Overrides for a picture of coloured disks at its size."""
     path = tmp_path / "disks.png"
     y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
     pixels = torch.full((48, 48, 3), 60, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def few(tmp_path: Path) -> list[str]:
     return ["experiment=alexnet_features", f"study.picture={path}", "study.resize=48", "study.crop=48", "study.shown=2"]
 
 
-def test_maps_and_filters_of_known_weights(ask: Ask, few: list[str]) -> None:
+def test_maps_and_filters_of_known_weights_have_known_statistics(ask: Ask, few: list[str]) -> None:
     answer = ask(*few, network=Known())
     assert answer.disagreements == []
     assert (answer.numbers["maps"], answer.numbers["map_height"], answer.numbers["map_width"]) == (3, 24, 24)
@@ -68,7 +68,7 @@ def test_maps_and_filters_of_known_weights(ask: Ask, few: list[str]) -> None:
     assert set(answer.figures) == {"maps", "filters", "changes"}
 
 
-def test_zero_disturbance_changes_nothing(ask: Ask, few: list[str]) -> None:
+def test_maps_do_not_change_without_disturbance(ask: Ask, few: list[str]) -> None:
     answer = ask(*few, "study.share=1", "study.blur=0", "study.rotation=0", "study.noise=0", network=Known())
     for row in answer.tables["changes"]:
         assert (row["q25"], row["deviation_ratio"]) == pytest.approx((1, 1), abs=1e-5)
@@ -85,14 +85,14 @@ def test_wrong_maps_disagree(ask: Ask, few: list[str], monkeypatch: pytest.Monke
     assert len(ask(*few, network=Known()).disagreements) == 1
 
 
-def test_correlations() -> None:
+def test_correlation_equals_torch_and_is_zero_for_constants() -> None:
     a = torch.tensor([[1.0, 2, 3, 10], [1, 1, 1, 1]]).double()
     b = torch.tensor([5.0, 6, 7, 8]).double()
     assert correlation(ranks(a[0]), ranks(b)).item() == pytest.approx(1)
     assert correlation(a, b).tolist() == pytest.approx([torch.corrcoef(torch.stack([a[0], b]))[0, 1].item(), 0])
 
 
-def test_a_quarter_turn_is_exact() -> None:
+def test_rotation_by_90_degrees_is_exact() -> None:
     x = torch.arange(32.0).view(1, 2, 4, 4)
     torch.testing.assert_close(rotated(x, 90, fill=0.0), x.rot90(1, (2, 3)))
 
@@ -101,11 +101,11 @@ def test_a_quarter_turn_is_exact() -> None:
     ("override", "message"),
     [("study.share=0", "study.share"), ("study.blur=-1", "study.blur"), ("study.shown=7", "study.shown")],
 )
-def test_invalid_settings_are_refused(ask: Ask, few: list[str], override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, few: list[str], override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask(*few, override, network=Known())
 
 
-def test_a_layer_with_other_padding_is_refused(ask: Ask, few: list[str]) -> None:
+def test_layer_with_reflect_padding_raises_usage_error(ask: Ask, few: list[str]) -> None:
     with pytest.raises(UsageError, match="must have groups=1 and numeric zero padding"):
         ask(*few, network=Known(padding_mode="reflect"))

@@ -1,4 +1,4 @@
-"""Gradients of a deep net by hand: compared with autograd, split into two factors, and their rate per layer."""
+"""Gradients of a deep net by hand: they equal autograd, and their factor per layer equals the prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALL = ("experiment=backprop_depth", "study.draws=4", "study.depth=6")
 SETTINGS = {"features": 5, "hidden": [4, 4], "classes": 3, "d": 0.1, "draws": 3, "seed": 0}
 
 
-def test_answer_on_a_small_net(ask: Ask) -> None:
+def test_all_checks_agree_for_a_small_net(ask: Ask) -> None:
     answer = ask(*SMALL, "study.inits=[xavier,uniform]")
     assert answer.disagreements == []
     assert len(answer.checks) == 5
@@ -26,7 +26,7 @@ def test_answer_on_a_small_net(ask: Ask) -> None:
         assert sum(p for name, p in row.items() if name != "draw") == pytest.approx(1.0)
 
 
-def test_gradients_of_one_net_equal_autograds() -> None:
+def test_gradients_of_one_net_equal_autograd() -> None:
     weights = [(weight[0], bias[0]) for weight, bias in draw_weights("default", **SETTINGS)]
     leaves = [tensor.requires_grad_() for pair in weights for tensor in pair]
     x, y = torch.arange(1.0, 6.0, dtype=torch.float64), torch.tensor(2)
@@ -39,29 +39,30 @@ def test_gradients_of_one_net_equal_autograds() -> None:
     torch.testing.assert_close(results.weights[1], outer, rtol=0, atol=1e-15)
 
 
-def test_factor_per_layer_is_that_of_a_geometric_series() -> None:
-    signal = torch.tensor([[0.5**4, 0.5**3, 0.5**2, 0.5, 1.0, 77.0]], dtype=torch.float64)  # the last is the output's
+def test_factor_per_layer_equals_the_ratio_of_a_geometric_series() -> None:
+    output_signal = 77.0
+    signal = torch.tensor([[0.5**4, 0.5**3, 0.5**2, 0.5, 1.0, output_signal]], dtype=torch.float64)
     assert factor_per_layer(signal) == pytest.approx(0.5)
 
 
-def test_draws_follow_from_the_seed_and_leave_torchs_stream_alone() -> None:
+def test_weights_depend_only_on_the_seed_and_preserve_the_torch_random_state() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, same = (draw_weights("default", **SETTINGS) for _ in range(2))
+    first, repeated = (draw_weights("default", **SETTINGS) for _ in range(2))
     other = draw_weights("default", **SETTINGS | {"seed": 1})
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(a, b) for pairs in zip(one, same, strict=True) for a, b in zip(*pairs, strict=True))
-    assert not torch.equal(one[0][0], other[0][0])
-    assert not torch.equal(one[0][0][0], one[0][0][1])
+    assert all(torch.equal(a, b) for pairs in zip(first, repeated, strict=True) for a, b in zip(*pairs, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+    assert not torch.equal(first[0][0][0], first[0][0][1])
     (weight, bias), *_ = draw_weights("uniform", **SETTINGS)
     assert weight.abs().max() <= 0.1
     assert (bias == 0).all()
 
 
-def test_larger_ranges_let_more_of_the_signal_through(ask: Ask) -> None:
+def test_signal_per_layer_is_proportional_to_the_range_of_uniform_weights(ask: Ask) -> None:
     small, large = (ask(*SMALL, "study.inits=[uniform]", f"study.d={d}") for d in (0.05, 0.2))
     ratio = large.numbers["uniform_signal_per_layer"] / small.numbers["uniform_signal_per_layer"]
-    assert ratio == pytest.approx(4.0, rel=0.2)  # in proportion to d, where ELU has slope 1
+    assert ratio == pytest.approx(4.0, rel=0.2)  # proportional to d, because ELU has slope 1 near 0
 
 
 @pytest.mark.parametrize(
@@ -74,20 +75,20 @@ def test_larger_ranges_let_more_of_the_signal_through(ask: Ask) -> None:
         ("study.x=[1,nan]", r"study\.x"),
     ],
 )
-def test_invalid_settings_are_refused_in_one_line(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_a_one_line_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         ask(*SMALL, override)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("init", ["he", "xavier"])
-def test_wide_nets_have_the_predicted_factor(ask: Ask, init: str) -> None:
+def test_signal_per_layer_of_wide_nets_equals_the_prediction(ask: Ask, init: str) -> None:
     answer = ask(*SMALL, f"study.inits=[{init}]", "study.width=300", "study.depth=8", "study.output_depth=1")
-    measured, predicted = (answer.numbers[f"{init}_signal_{what}"] for what in ("per_layer", "predicted"))
+    measured, predicted = (answer.numbers[f"{init}_signal_{suffix}"] for suffix in ("per_layer", "predicted"))
     assert measured == pytest.approx(predicted, rel=0.02)
 
 
-def test_a_deep_net_agrees_too(ask: Ask) -> None:
+def test_all_checks_agree_for_300_layers(ask: Ask) -> None:
     answer = ask(*SMALL, "study.inits=[default]", "study.depth=300", "study.draws=2")
     assert answer.disagreements == []
 
@@ -106,6 +107,6 @@ def test_a_deep_net_agrees_too(ask: Ask) -> None:
         (("study.x=[0.0, 0.0]",), r"study\.x=\[0\.0, 0\.0\]: must contain a number that is not 0"),
     ],
 )
-def test_gradients_beyond_float64_are_refused(ask: Ask, overrides: tuple[str, ...], message: str) -> None:
+def test_gradients_out_of_range_raise_usage_error(ask: Ask, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask(*SMALL, *overrides)

@@ -1,4 +1,4 @@
-"""Graphs of scalars: the sheets' derivatives by hand, both cases of relu, and invalid graphs."""
+"""Graphs of scalars: derivatives by hand, both cases of ReLU, expressions, and invalid graphs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def column(answer: Answer, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_graphs_agree(ask: Ask, name: str) -> None:
+def test_all_checks_agree_for_shipped_graphs(ask: Ask, name: str) -> None:
     answer = ask("experiment=computational_graph", f"graph={name}")
     assert answer.disagreements == []
     assert len(answer.tables["nodes"]) == SHIPPED[name]
     assert set(answer.figures) == {"graph"}
 
 
-def test_a1_s_stand_in_by_hand(ask: Ask) -> None:
+def test_derivatives_of_the_default_graph_equal_those_by_hand(ask: Ask) -> None:
     derivatives = column(ask("experiment=computational_graph"), "derivative")
     z3 = 1 / (1 + math.exp(-1))
     s = 1 / (1 + math.exp(-(6 - 5 - z3)))
@@ -56,7 +56,7 @@ def test_a1_s_stand_in_by_hand(ask: Ask) -> None:
         "sin(" * 38 + "x*y*z" + ")" * 38,
     ],
 )
-def test_large_powers_and_deep_nesting_are_computed(text: str) -> None:
+def test_large_powers_and_deep_nesting_agree(text: str) -> None:
     assert answer_for({"x": 0.3, "y": 0.4, "z": 0.5}, f=text).disagreements == []
 
 
@@ -73,7 +73,7 @@ def test_large_powers_and_deep_nesting_are_computed(text: str) -> None:
         ("step(x)", "unknown function step"),
     ],
 )
-def test_overflowing_or_long_expressions_are_refused_in_one_line(text: str, message: str) -> None:
+def test_overflowing_or_long_expressions_raise_a_one_line_usage_error(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         answer_for({"x": 10.0}, f=text)
     assert "\n" not in str(caught.value)
@@ -84,11 +84,11 @@ def test_overflowing_or_long_expressions_are_refused_in_one_line(text: str, mess
     ["(x + 1e16) - 1e16", "x * ((x + 1e16) - 1e16)", "sin(exp(x) * 1e17)", "(1 + sin(x) * 1e-4) ** 1e6",
      "(1e-200 * x) * (1e-200 * x) * 1e300 + x ** 0", "x ** x / (x - 0.2999999)"],
 )  # fmt: skip
-def test_rounding_is_not_a_disagreement(text: str) -> None:
+def test_rounding_errors_do_not_disagree(text: str) -> None:
     assert answer_for({"x": 0.3}, f=text).disagreements == []
 
 
-def test_every_other_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_or_nan_values_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: torch.sin(u * (1 + 1e-12)))
     assert answer_for({"x": 0.7}, f="sin(x)").disagreements != []
     monkeypatch.setitem(expressions.NUMERIC, "sin", lambda u: u * torch.nan)
@@ -96,7 +96,7 @@ def test_every_other_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["c4_2", "c4_2_off"])
-def test_c4_2_s_derivatives_by_hand(ask: Ask, name: str) -> None:
+def test_derivatives_of_c4_2_equal_those_by_hand(ask: Ask, name: str) -> None:
     answer = ask("experiment=computational_graph", f"graph={name}")
     v, d = column(answer, "value"), column(answer, "derivative")
     y1, y2 = v["yhat1"], v["yhat2"]
@@ -120,10 +120,10 @@ def test_c4_2_s_derivatives_by_hand(ask: Ask, name: str) -> None:
         "w11": to_z1 * v["x1"] * on,
         "w21": to_z1 * v["x2"] * on,
     }
-    assert {name_: d[name_] for name_ in by_hand} == pytest.approx(by_hand, rel=1e-12, abs=1e-15)
+    assert {node: d[node] for node in by_hand} == pytest.approx(by_hand, rel=1e-12, abs=1e-15)
 
 
-def test_e1_s_derivatives_by_hand(ask: Ask) -> None:
+def test_derivatives_of_e1_equal_those_by_hand(ask: Ask) -> None:
     answer = ask("experiment=computational_graph", "graph=e1")
     v, d = column(answer, "value"), column(answer, "derivative")
     outer = 2 * (v["yhat"] - v["y"])
@@ -134,7 +134,7 @@ def test_e1_s_derivatives_by_hand(ask: Ask) -> None:
     assert formulas["w12"] == "dL/dz1 * x2"
 
 
-def test_relu_has_derivative_one_at_zero_and_a_line_says_that_torchs_has_not() -> None:
+def test_relu_has_derivative_1_at_0_with_a_message_about_torch_relu() -> None:
     answer = answer_for({"x": 0.0, "w": 2.0}, z="relu(w * x)", f="3 * z")
     assert answer.disagreements == []
     assert column(answer, "derivative")["x"] == 6.0
@@ -143,23 +143,23 @@ def test_relu_has_derivative_one_at_zero_and_a_line_says_that_torchs_has_not() -
     assert not any("torch.relu" in line for line in off_kink.messages)
 
 
-def test_derivatives_add_up_over_the_nodes_that_a_name_feeds() -> None:
+def test_derivatives_are_summed_over_all_uses_of_a_name() -> None:
     answer = answer_for({"x": 3.0}, a="x ** 2", b="-x", f="a * b + x")
     assert column(answer, "derivative") == {"x": -3 * 9 + 1, "a": -3.0, "b": 9.0, "f": 1.0}
 
 
 @pytest.mark.parametrize("function", list(expressions.FUNCTIONS))
-def test_every_function_is_torchs(function: str) -> None:
+def test_derivatives_of_every_function_agree_with_autograd(function: str) -> None:
     answer = answer_for({"x": 0.7, "k": 1.5}, f=f"k * {function}(x / k) ** 2 - {function}(2.5e-1) + +1")
     assert answer.disagreements == []
 
 
-def test_the_derivative_pulled_back_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_numeric_function_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(expressions.NUMERIC, "sin", expressions.NUMERIC["cos"])
     assert len(answer_for({"x": 0.7}, f="sin(x)").disagreements) == 2
 
 
-def test_constants_are_nodes_too() -> None:
+def test_constants_are_nodes() -> None:
     answer = answer_for({"x": 2.0}, c="1 / 4", f="c * x")
     assert column(answer, "derivative") == {"x": 0.25, "c": 2.0, "f": 1.0}
     assert by_autograd(make_graph({"x": 2.0}, {"c": "1 / 4", "f": "c * x"}, "f"))["c"] == (0.25, 2.0)
@@ -202,7 +202,7 @@ def test_boxes_and_passing_arrows_do_not_overlap() -> None:
         ({"x": 0}, {"f": "sqrt(x)"}, "f", "no finite derivative by x"),
     ],
 )
-def test_invalid_graphs_are_refused_in_one_line(
+def test_invalid_graphs_raise_a_one_line_usage_error(
     inputs: dict[str, float], nodes: dict[str, str], output: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as caught:
@@ -210,7 +210,7 @@ def test_invalid_graphs_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_from_the_command_line(ask: Ask) -> None:
+def test_graph_can_be_given_on_the_command_line(ask: Ask) -> None:
     answer = ask(
         "experiment=computational_graph",
         "study.inputs={u: 2}",
@@ -223,6 +223,6 @@ def test_a_graph_from_the_command_line(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("override", ["graph=c4", "study.inputs={x: one}", "study.inputs={}", "study.nodes={f: [x]}"])
-def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=computational_graph", override)

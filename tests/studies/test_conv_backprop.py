@@ -1,4 +1,4 @@
-"""The four equations for convolution and pooling: compared with autograd and with the general layers by hand."""
+"""The four equations for convolution and pooling: they equal autograd and the general layers by hand."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def drawn(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def nets(side: int, kernel: int) -> tuple[Parameters, Tensor, Tensor]:
-    """Three nets of two outputs with an image and a target each."""
+    """Return three nets with two outputs, and an image and a target for each."""
     pooled = (side - kernel + 1) // 2
     w1, b1, w3, b3, a0, y = drawn((3, kernel, kernel), (3,), (3, 2, pooled, pooled), (3, 2), (3, side, side), (3, 2))
     return Parameters(w1, b1, w3, b3), a0, y
 
 
-@pytest.mark.parametrize(("side", "kernel"), [(6, 3), (7, 3), (9, 1), (5, 4)])  # 7 - 3 + 1: a row is left over
+@pytest.mark.parametrize(("side", "kernel"), [(6, 3), (7, 3), (9, 1), (5, 4)])  # 7 - 3 + 1 = 5: one row is not pooled
 def test_equations_equal_autograd(side: int, kernel: int) -> None:
     p, a0, y = nets(side, kernel)
     activations = forward(p, a0)
@@ -64,7 +64,7 @@ def test_equations_equal_the_general_layers_by_hand() -> None:
         torch.testing.assert_close(general[4][0].view_as(results.w3[n]), results.w3[n], rtol=0, atol=1e-14)
 
 
-def test_one_unit_of_each_patch_is_the_largest() -> None:
+def test_largest_of_patch_selects_exactly_one_unit() -> None:
     (a1,) = drawn((2, 6, 8))
     chosen = largest_of_patch(a1)
     blocks = chosen.unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4))
@@ -74,16 +74,16 @@ def test_one_unit_of_each_patch_is_the_largest() -> None:
     assert largest_of_patch(torch.zeros(1, 2, 2))[0].tolist() == [[True, False], [False, False]]
 
 
-def test_answer_on_digits(data: Dataset) -> None:
+def test_all_checks_agree_on_digits(data: Dataset) -> None:
     answer = conv_backprop(seed=0, data=data, kernel=3, draws=5)
     assert answer.disagreements == []
     assert [row["gradient"] for row in answer.tables["gradients"]] == ["w1", "b1", "w3", "b3"]
-    assert all(row["largest"] > 1e-4 for row in answer.tables["gradients"])  # zeros would agree as well
+    assert all(row["largest"] > 1e-4 for row in answer.tables["gradients"])  # zero gradients would agree, too
     assert answer.numbers == {"nets": 5, "share_of_units_reached": 0.25}
     assert set(answer.figures) == {"route"}
 
 
-def test_unsuitable_data_are_refused(data: Dataset) -> None:
+def test_unsuitable_data_raise_usage_error(data: Dataset) -> None:
     with pytest.raises(UsageError, match=r"study\.kernel=8: too large for 8x8 images"):
         conv_backprop(seed=0, data=data, kernel=8, draws=5)
     table = diabetes(data_dir="", seed=0, test_fraction=0.2, validation_fraction=0.2)

@@ -1,4 +1,4 @@
-"""The cost study agrees with counts by hand."""
+"""Parameters and multiply-adds of each layer equal counts by hand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from dlhw.studies.cost import cost
 PLAIN: dict[str, Any] = {"activation": "ReLU", "dropout": 0.0, "batch_norm": False}
 
 
-def like_mnist() -> Dataset:
+def blank_mnist() -> Dataset:
+    """Return a dataset with the shape and the classes of MNIST."""
     blank = Split(torch.zeros(4, 1, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
-    made = assemble(
+    data = assemble(
         "blank",
         blank,
         blank,
@@ -32,16 +33,16 @@ def like_mnist() -> Dataset:
         largest=255,
         classes=tuple("0123456789"),
     )
-    return made.to("cpu", torch.float32)
+    return data.to("cpu", torch.float32)
 
 
 def table_of(model: nn.Module, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    answer = cost(data=like_mnist(), model=model)
+    answer = cost(data=blank_mnist(), model=model)
     answer.write(Record(path))
     return pd.read_csv(path / "tables" / "cost.csv", index_col="layer", dtype={"output": str}), dict(answer.numbers)
 
 
-def test_cost_of_c5_2_s_mlp(tmp_path: Path) -> None:
+def test_cost_of_the_mlp_of_c5_2_equals_counts_by_hand(tmp_path: Path) -> None:
     table, numbers = table_of(mlp((1, 28, 28), 10, hidden=[500], **PLAIN), tmp_path)
     assert table["kind"].tolist() == ["Flatten", "Linear", "ReLU", "Linear"]
     assert table["output"].tolist() == ["784", "500", "500", "10"]
@@ -50,7 +51,7 @@ def test_cost_of_c5_2_s_mlp(tmp_path: Path) -> None:
     assert numbers == {"multiply_adds": 397_000}
 
 
-def test_cost_of_c5_5_s_cnn(tmp_path: Path) -> None:
+def test_cost_of_the_cnn_of_c5_5_equals_counts_by_hand(tmp_path: Path) -> None:
     table, numbers = table_of(cnn((1, 28, 28), 10, channels=[16, 32], kernel=5, **PLAIN), tmp_path)
     layers = table[table["multiply_adds"] > 0]
     # each output value of a convolution takes channels in x 5 x 5 multiply-adds; padding is counted too
@@ -71,7 +72,7 @@ def test_cost_of_c5_5_s_cnn(tmp_path: Path) -> None:
     ],
     ids=["mlp", "cnn"],
 )
-def test_batch_norm_and_dropout_cost_no_products(model: Any, tmp_path: Path) -> None:
+def test_batch_norm_and_dropout_add_no_multiply_adds(model: Any, tmp_path: Path) -> None:
     _, plain = table_of(model(**PLAIN), tmp_path)
     table, full = table_of(model(activation="ReLU", dropout=0.5, batch_norm=True), tmp_path)
     width = 20 if "BatchNorm1d" in set(table["kind"]) else 4
@@ -79,7 +80,7 @@ def test_batch_norm_and_dropout_cost_no_products(model: Any, tmp_path: Path) -> 
     assert table["parameters"][table["kind"].str.startswith("BatchNorm")].tolist() == [2 * width]
 
 
-def test_counting_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+def test_counting_does_not_change_the_model(tmp_path: Path) -> None:
     model = mlp((1, 28, 28), 10, hidden=[20], activation="ReLU", dropout=0.5, batch_norm=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table_of(model, tmp_path)

@@ -1,4 +1,4 @@
-"""The penalty that dropout adds to the loss: its noise, the mean over all masks, and the second-order formula."""
+"""The penalty that dropout adds to the loss: noise, mean over all masks, and second-order formula."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_all_checks_agree(ask: Ask, override: str) -> None:
     assert set(answer.figures) == {"penalty", "accuracy"}
 
 
-def test_noise_drops_and_scales_as_dropout_does() -> None:
+def test_noise_equals_that_of_torch_dropout() -> None:
     h = normal(1000).abs() + 0.1
     dropped = torch.nn.functional.dropout(h, 0.3)
     torch.testing.assert_close(h * (1 + noise(dropped == 0, Q[1])), dropped)
 
 
-def test_exact_is_the_mean_over_all_masks() -> None:
+def test_exact_penalty_is_the_mean_over_all_masks() -> None:
     loss, h = net_loss(normal(4, 3), normal(4), 0.5), normal(3)
     total = torch.zeros(())
     for mask in itertools.product([0, 1], repeat=3):
@@ -55,7 +55,7 @@ def test_exact_is_the_mean_over_all_masks() -> None:
 
 
 @pytest.mark.parametrize("y", [0.0, -3.0])
-def test_linear_model_has_a_closed_form(y: float) -> None:
+def test_penalty_of_a_linear_model_equals_its_closed_form(y: float) -> None:
     weight, x = normal(6), normal(6) + 1
     closed = linear_penalty(weight, x, Q)
     by_hand = [0.3 / 0.7 * sum(w**2 * v**2 for w, v in zip(weight.tolist(), x.tolist(), strict=True))]
@@ -64,7 +64,7 @@ def test_linear_model_has_a_closed_form(y: float) -> None:
     torch.testing.assert_close(exact(linear_loss(weight, y), x, Q), closed)
 
 
-def test_formula_uses_only_the_diagonal_of_the_hessian() -> None:
+def test_second_order_formula_is_exact_for_a_quadratic_form() -> None:
     matrix = normal(4, 4)
 
     def form(h: Tensor) -> Tensor:
@@ -76,14 +76,13 @@ def test_formula_uses_only_the_diagonal_of_the_hessian() -> None:
     torch.testing.assert_close(exact(form, h, Q), expected)
 
 
-def test_formula_misses_third_derivatives_for_every_q() -> None:
+def test_second_order_formula_is_wrong_for_a_cubic_even_at_small_q() -> None:
     def cubic(h: Tensor) -> Tensor:
         return h.pow(3).sum(-1)
 
     h, q = torch.tensor([2.0], dtype=torch.float64), torch.tensor([1e-7], dtype=torch.float64)
-    assert float(slope_at_zero(cubic, h)) == pytest.approx(
-        -8 + 3 * 8
-    )  # loss without the unit - loss + h times the slope
+    # loss without the unit - loss + h times the slope
+    assert float(slope_at_zero(cubic, h)) == pytest.approx(-8 + 3 * 8)
     assert float(exact(cubic, h, q) / q) == pytest.approx(16, rel=1e-6)
     assert float(second_order(cubic, h, q) / q) == pytest.approx(24, rel=1e-6)  # 6 h^3 / 2
 
@@ -99,6 +98,6 @@ def test_formula_misses_third_derivatives_for_every_q() -> None:
         ("study.rates=[0.001,0.5]", "100000 or more"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask("experiment=dropout_penalty", *SMALL, override)

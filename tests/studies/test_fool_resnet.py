@@ -1,4 +1,4 @@
-"""Noise that makes a network fail: on a linear one, where the smallest size is known."""
+"""Noise that changes the prediction of a network: for a linear network, its smallest size is known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 8
 
 
 class Brightness(nn.Module):
-    """Logits: 0 for dark, the weighted sum of the pixels (of 255) for bright, less than both for the others."""
+    """Logits: 0 for dark, a weighted sum of the pixels (0 to 255) for bright, very negative for the others."""
 
     categories = NAMES
     architecture = "brightness"
@@ -55,7 +55,7 @@ class Reversed(torch.autograd.Function):
         return -gradients[0]
 
 
-class Wrong(Brightness):
+class WrongGradient(Brightness):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(Reversed.apply(x))
 
@@ -68,11 +68,12 @@ def grey(tmp_path: Path) -> list[str]:
 
 
 def margin(pixels: float, network: Brightness) -> float:
+    """Return the weighted sum for a picture of one grey value."""
     return pixels * float(network.of_pixels.sum())
 
 
-def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(ask: Ask, grey: list[str]) -> None:
-    # bright wins by 3: a step of h along the signs takes h |w|_1 off
+def test_smallest_size_along_the_gradient_sign_is_the_margin_over_the_slope(ask: Ask, grey: list[str]) -> None:
+    # The margin of bright is 3. A step of size h along the signs reduces it by h |w|_1.
     probe = Brightness(0)
     network = Brightness(margin(100, probe) - 3)
     answer = ask("experiment=fool_resnet", *grey, "study.label=bright", "study.target=dark", network=network)
@@ -82,7 +83,7 @@ def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(a
     assert answer.numbers["smallest_targeted"] == pytest.approx(expected, rel=0.015)
     assert answer.numbers["smallest_fgsm_8_bit"] == math.ceil(expected)
     assert answer.numbers["probability"] == pytest.approx(1 / (1 + math.exp(-3)), abs=1e-3)
-    # random signs add up to h |w|_2 or so
+    # Random signs change it by about h |w|_2.
     assert answer.numbers["smallest_random_half"] > 3 * expected
     assert set(answer.figures) == {"fool_resnet", "curves"}
     assert {row["noise"] for row in answer.tables["noise"]} == {
@@ -92,7 +93,7 @@ def test_the_smallest_size_along_the_gradient_is_the_margin_over_the_steepness(a
     }
 
 
-def test_a_network_that_no_size_fools(ask: Ask, grey: list[str]) -> None:
+def test_network_that_no_size_fools_is_reported_and_agrees(ask: Ask, grey: list[str]) -> None:
     network = Brightness(margin(100, Brightness(0)) - 1e3)
     answer = ask("experiment=fool_resnet", *grey, "study.sizes=[0.1,0.2]", "study.noise=signs", network=network)
     assert answer.disagreements == []
@@ -100,24 +101,24 @@ def test_a_network_that_no_size_fools(ask: Ask, grey: list[str]) -> None:
     assert any("fgsm: does not succeed up to size 0.2 of 255" in line for line in answer.messages)
 
 
-def test_a_wrong_answer_and_a_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:
+def test_wrong_prediction_and_wrong_gradient_disagree(ask: Ask, grey: list[str]) -> None:
     network = Brightness(margin(100, Brightness(0)) - 3)
     answer = ask("experiment=fool_resnet", *grey, "study.label=dark", network=network)
     assert [check.what for check in answer.disagreements] == ["predicted class"]
 
-    answer = ask("experiment=fool_resnet", *grey, network=Wrong(margin(100, Brightness(0)) - 3))
+    answer = ask("experiment=fool_resnet", *grey, network=WrongGradient(margin(100, Brightness(0)) - 3))
     assert any("slope of the loss" in check.what for check in answer.disagreements)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "uniform", "signs"])
-def test_random_noise_has_root_mean_square_one(kind: Any) -> None:
+def test_random_noise_has_root_mean_square_1_and_is_reproducible(kind: Any) -> None:
     values = random_noise(torch.Size((1, 3, 60, 60)), generator(0, "test"), kind)
     assert values.square().mean().sqrt().item() == pytest.approx(1, abs=0.02)
     assert abs(values.mean().item()) < 0.03
     assert torch.equal(values, random_noise(values.shape, generator(0, "test"), kind))
 
 
-def test_smallest_size_by_bisection() -> None:
+def test_smallest_size_is_found_by_bisection() -> None:
     assert smallest_size(lambda x: x >= 3.3, [1, 2, 4, 8], within=0.001) == pytest.approx(3.3, rel=0.002)
     assert smallest_size(lambda x: x >= 0.2, [1], within=0.01) == pytest.approx(0.2, rel=0.02)
     assert math.isnan(smallest_size(lambda x: False, [1, 2], within=0.1))
@@ -138,12 +139,12 @@ def test_smallest_size_by_bisection() -> None:
         ("study.noise=salt", "study.noise"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, grey: list[str], override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, grey: list[str], override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask("experiment=fool_resnet", *grey, override, network=Brightness(0))
 
 
-def test_an_unreadable_picture_is_named(ask: Ask, grey: list[str], tmp_path: Path) -> None:
+def test_unreadable_picture_raises_usage_error_with_its_name(ask: Ask, grey: list[str], tmp_path: Path) -> None:
     (tmp_path / "note.jpg").write_text("not a picture")
     with pytest.raises(UsageError, match=r"study.picture=.*note.jpg: "):
         ask("experiment=fool_resnet", *grey, f"study.picture={tmp_path / 'note.jpg'}", network=Brightness(0))

@@ -1,9 +1,10 @@
-"""Derivatives by hyperparameters: through training, by differences, and their use of memory."""
+"""Derivatives by hyperparameters: through training, by finite differences, and their use of memory."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import generator
@@ -29,7 +30,7 @@ def data(count: int = 12) -> Data:
     return x, y
 
 
-def weights() -> torch.Tensor:
+def weights() -> Tensor:
     return torch.randn(13, generator=generator(0, "test weights"), dtype=torch.float64)
 
 
@@ -51,7 +52,7 @@ def test_prediction_equals_a_torch_net() -> None:
     torch.testing.assert_close(prediction(w, x), net(x[:, None])[:, 0])
 
 
-def test_derivative_by_lambda_after_one_step_by_hand() -> None:
+def test_hypergradient_after_one_step_equals_that_by_hand() -> None:
     w, rate = weights(), 0.05
     hyper = torch.tensor([0.1, rate], dtype=torch.float64)
     gradient, _, _ = hypergradient_with_cost(w, hyper, 1, data(), data(7))
@@ -63,7 +64,7 @@ def test_derivative_by_lambda_after_one_step_by_hand() -> None:
     torch.testing.assert_close(error(after, data(7)), after_training(w, hyper, 1, data(), data(7)))
 
 
-def test_autograd_agrees_with_differences() -> None:
+def test_hypergradient_agrees_with_central_differences() -> None:
     hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
     gradient, _, _ = hypergradient_with_cost(weights(), hyper, 20, data(), data(7))
     differences, allowed = central_differences(weights(), hyper, 20, data(), data(7))
@@ -71,44 +72,44 @@ def test_autograd_agrees_with_differences() -> None:
     assert (allowed < 1e-6 * gradient.abs()).all()
 
 
-def test_rough_before_training_diverges(ask: Ask) -> None:
+def test_validation_loss_is_rough_below_the_diverging_rate(ask: Ask) -> None:
     answer = ask("experiment=hypergradient", "study.repeats=3", "study.rates=80", "study.joint_steps=1")
-    border = answer.numbers["rate_where_training_diverges"]
-    assert border == pytest.approx(0.525, abs=0.008)
-    rows = [row for row in answer.tables["sweep"] if row["learning_rate"] < border]  # type: ignore[operator]
+    diverging_rate = answer.numbers["rate_where_training_diverges"]
+    assert diverging_rate == pytest.approx(0.525, abs=0.008)
+    rows = [row for row in answer.tables["sweep"] if row["learning_rate"] < diverging_rate]  # type: ignore[operator]
     assert max(row["validation_loss"] for row in rows) < 2  # type: ignore[type-var]
     assert int(answer.numbers["sign_changes_of_derivative"]) >= 6
 
 
-def test_rates_at_which_training_diverges() -> None:
+def test_sweep_numbers_exclude_diverging_rates() -> None:
     rates = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
     losses = torch.tensor([1.0, 0.5, 1e67, 0.5, torch.nan], dtype=torch.float64)
     slopes = torch.tensor([-1.0, 2.0, 1e76, 3.0, torch.nan], dtype=torch.float64)
     numbers = Sweep(rates, losses, slopes, 1.0, 10).numbers
     assert list(numbers.values()) == [pytest.approx(0.3), 1, 1.0, 2.0]  # the lower of the two medians
-    nowhere = Sweep(rates[:2], losses[:2], slopes[:2], 1.0, 10)
-    assert nowhere.numbers["rate_where_training_diverges"] == "none of the sweep"
+    stable = Sweep(rates[:2], losses[:2], slopes[:2], 1.0, 10)
+    assert stable.numbers["rate_where_training_diverges"] == "none of the sweep"
 
 
-def test_a_wrong_derivative_in_the_sweep_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    slopes = hypergradient._with_gradient
-    monkeypatch.setattr(
-        hypergradient, "_with_gradient", lambda *a, **k: (slopes(*a, **k)[0], 1.001 * slopes(*a, **k)[1])
-    )
+def test_wrong_derivative_in_the_sweep_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_sweep(rates: Tensor, losses: Tensor, slopes: Tensor, start: float, steps: int) -> Sweep:
+        return Sweep(rates, losses, 1.001 * slopes, start, steps)
+
+    monkeypatch.setattr(hypergradient, "Sweep", wrong_sweep)
     assert [check.what for check in ask("experiment=hypergradient", *SMALL).disagreements] == [
         "relative difference between the derivatives in the sweep and through one unrolled run"
     ]
 
 
-def test_memory_grows_with_steps_and_with_samples() -> None:
+def test_saved_bytes_grow_with_steps_and_samples() -> None:
     hyper = torch.tensor([0.02, 0.05], dtype=torch.float64)
-    held = [hypergradient_with_cost(weights(), hyper, steps, data(), data(7))[1] for steps in (5, 10, 15)]
-    assert held[2] - held[1] == held[1] - held[0] > 0
+    saved = [hypergradient_with_cost(weights(), hyper, steps, data(), data(7))[1] for steps in (5, 10, 15)]
+    assert saved[2] - saved[1] == saved[1] - saved[0] > 0
     more = [hypergradient_with_cost(weights(), hyper, steps, data(24), data(7))[1] for steps in (5, 10)]
-    assert more[1] - more[0] > 1.5 * (held[1] - held[0])
+    assert more[1] - more[0] > 1.5 * (saved[1] - saved[0])
 
 
-def test_lambda_goes_to_zero_and_stays() -> None:
+def test_joint_descent_decreases_lambda_to_zero() -> None:
     lambdas, derivatives, norms = descend_jointly(weights(), 0.01, (0.05, 1e-3), 20, data())
     assert lambdas[0] == 0.01
     assert lambdas[-1] == 0
@@ -127,6 +128,6 @@ def test_lambda_goes_to_zero_and_stays() -> None:
         ("study.largest_rate=60", "diverges at all"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask("experiment=hypergradient", "study.rates=10", "study.repeats=3", override)

@@ -1,4 +1,4 @@
-"""Forward and reverse mode give one Jacobian; their operations are counted by hand and by torch."""
+"""Forward and reverse mode give the same Jacobian, and their operations equal counts by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL = ["experiment=jacobian", "study.repeats=4", "study.warmup=1", "study.draw
 SIZES: dict[str, Any] = {"width": 4, "inputs": 3, "outputs": 5}
 
 
-def test_the_net_equals_torch_modules() -> None:
+def test_tanh_net_equals_torch_modules() -> None:
     x, weights = draw(generator(0, "test"), draws=6, depth=2, **SIZES)
     for sample in range(6):
         layers = [nn.Linear(weight.shape[2], weight.shape[1], bias=False) for weight in weights.values()]
@@ -31,7 +31,7 @@ def test_the_net_equals_torch_modules() -> None:
 
 
 @pytest.mark.parametrize("name", [REVERSE, BY_ROWS])
-def test_methods_agree_on_one_x_and_on_many(name: str) -> None:
+def test_methods_agree_with_forward_mode_on_one_input_and_on_a_batch(name: str) -> None:
     x, weights = draw(generator(1, "test"), draws=3, depth=3, **SIZES)
     batch = study.METHODS[name](x, weights)
     assert batch.shape == (3, 5, 3)
@@ -40,13 +40,13 @@ def test_methods_agree_on_one_x_and_on_many(name: str) -> None:
     torch.testing.assert_close(forward_mode(x[2], one), batch[2], rtol=1e-12, atol=1e-14)
 
 
-def test_without_hidden_activation_left_the_jacobian_is_the_product_of_the_matrices() -> None:
+def test_jacobian_at_zero_is_the_product_of_the_weight_matrices() -> None:
     _, weights = draw(generator(2, "test"), draws=1, depth=2, **SIZES)
     at_zero = forward_mode(torch.zeros(1, 3, dtype=torch.float64), weights)  # tanh'(0) = 1
     torch.testing.assert_close(at_zero, weights["WF"] @ weights["W2"] @ weights["W1"])
 
 
-def test_operations_of_the_sheets_net() -> None:
+def test_operations_equal_counts_by_hand() -> None:
     counts = operations(3, width=30, inputs=2, outputs=10)
     values = 30 * 2 + 2 * 30 * 30 + 10 * 30
     assert counts == {FORWARD: 3 * values - 300, REVERSE: 11 * values, BY_ROWS: 11 * values}
@@ -54,17 +54,17 @@ def test_operations_of_the_sheets_net() -> None:
     assert deep[REVERSE] / deep[FORWARD] == pytest.approx(11 / 3, rel=1e-5)
 
 
-def test_calls_are_timed_in_turn_and_warm_ups_left_out() -> None:
+def test_calls_are_timed_in_turn_without_the_warm_up() -> None:
     order: list[str] = []
     calls = [lambda: order.append("a"), lambda: order.append("b")]
-    taken = study.time_calls(calls, torch.device("cpu"), warmup=1, repeats=2)
+    seconds = study.time_calls(calls, torch.device("cpu"), warmup=1, repeats=2)
     assert order == ["a", "b"] * 3
-    assert taken.shape == (2, 2)
-    assert bool((taken > 0).all())
+    assert seconds.shape == (2, 2)
+    assert bool((seconds > 0).all())
 
 
 @pytest.mark.parametrize("setting", [["study.depths=[4,1]", "study.width=7"], ["seed=5", "study.inputs=6"]])
-def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
+def test_all_checks_agree(ask: Ask, setting: list[str]) -> None:
     answer = ask(*SMALL, *setting)
     assert answer.disagreements == []
     depths = 2 if "study.width=7" in setting else 3
@@ -77,12 +77,12 @@ def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
     assert set(answer.figures) == {"jacobian"}
 
 
-def test_a_wrong_chain_rule_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_jacobian_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "forward_mode", lambda x, weights: forward_mode(x, weights) * (1 + 1e-9))
     assert len(ask(*SMALL, "study.depths=[1]").disagreements) == 4
 
 
 @pytest.mark.parametrize("override", ["study.depths=[]", "study.depths=[0]", "study.repeats=1", "study.width=0.5"])
-def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask(*SMALL, override)

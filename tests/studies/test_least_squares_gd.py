@@ -1,4 +1,4 @@
-"""Gradient descent on least squares equals the closed form, for full and deficient rank."""
+"""Gradient descent on least squares: it equals the closed form, at full and at deficient rank."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def problem(rank: int | None, samples: int = 9, features: int = 4) -> LeastSquar
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-def test_closed_form_is_the_matrix_power(rank: int | None) -> None:
+def test_closed_form_equals_the_matrix_power_and_gradient_descent(rank: int | None) -> None:
     case = problem(rank)
     alpha = 0.3 * case.largest_stable
     iterates = closed_form(case.x, case.y, case.start, alpha, 30)
@@ -39,7 +39,7 @@ def test_closed_form_is_the_matrix_power(rank: int | None) -> None:
     torch.testing.assert_close(iterates, descend(case.x, case.y, case.start, alpha, 30), rtol=1e-10, atol=1e-12)
 
 
-def test_closed_form_holds_for_any_minimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_form_is_the_same_for_any_minimizer(monkeypatch: pytest.MonkeyPatch) -> None:
     case = problem(2)
     alpha = 0.3 * case.largest_stable
     nearest = closed_form(case.x, case.y, case.start, alpha, 20)
@@ -48,7 +48,7 @@ def test_closed_form_holds_for_any_minimizer(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(closed_form(case.x, case.y, case.start, alpha, 20), nearest, rtol=1e-10, atol=1e-12)
 
 
-def test_the_part_of_the_start_in_the_null_space_remains() -> None:
+def test_gradient_descent_preserves_the_part_of_the_start_in_the_null_space() -> None:
     case = problem(2)
     w = descend(case.x, case.y, case.start, 0.5 * case.largest_stable, 400)
     null = torch.eye(4, dtype=torch.float64) - torch.linalg.pinv(case.x, rtol=1e-6) @ case.x
@@ -75,7 +75,7 @@ def test_slowest_factor_leaves_zero_eigenvalues_out() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-def test_measured_factors_approach_the_predicted_ones(rank: int | None) -> None:
+def test_measured_factors_per_step_approach_the_prediction(rank: int | None) -> None:
     fractions, measured, predicted, shrinks = rate_by_step(problem(rank).only(1), 24, 400)
     assert fractions[-1] == pytest.approx(1.2)
     torch.testing.assert_close(measured, predicted, rtol=0.02, atol=0.02)
@@ -93,7 +93,7 @@ def test_measured_factors_approach_the_predicted_ones(rank: int | None) -> None:
         ["study.samples=6", "study.features=6"],
     ],
 )
-def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
+def test_all_checks_agree(ask: Ask, setting: list[str]) -> None:
     answer = ask(*SMALL, *setting)
     assert answer.disagreements == []
     assert len(answer.checks) == 2 * 9
@@ -104,13 +104,13 @@ def test_the_study_agrees(ask: Ask, setting: list[str]) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(10, 3, 1000), (2, 1, 5000)])
-def test_badly_conditioned_draws_agree(ask: Ask, sizes: tuple[int, int, int]) -> None:
+def test_all_checks_agree_for_badly_conditioned_problems(ask: Ask, sizes: tuple[int, int, int]) -> None:
     size, rank, draws = sizes
     square = [f"study.samples={size}", f"study.features={size}", f"study.rank={rank}", f"study.draws={draws}"]
     assert ask("experiment=least_squares_gd", "study.rates=12", *square).disagreements == []
 
 
-def test_a_wrong_step_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_gradient_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "gradient", lambda x, w, y: (1 + 1e-8) * gradient(x, w, y))
     assert any("closed form" in check.what for check in ask(*SMALL).disagreements)
 
@@ -124,6 +124,6 @@ def test_a_wrong_step_disagrees(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> No
         (["study.iterations=10"], "study.iterations=10"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, overrides: list[str], message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask(*SMALL, *overrides)

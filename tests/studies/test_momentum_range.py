@@ -1,4 +1,4 @@
-"""The heavy ball: its iteration against torch's SGD, its rates against eigenvalues, its energy without friction."""
+"""The heavy ball: it equals torch's SGD, its rates equal eigenvalues, and it preserves energy without friction."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_all_checks_agree(ask: Ask, override: str) -> None:
     assert len(answer.tables["rates"]) == 3 * (15 if override == "study.points=15" else 14)
 
 
-def test_the_energy_near_the_border_is_preserved_up_to_rounding(ask: Ask) -> None:
+def test_all_checks_agree_near_the_limit_of_stability(ask: Ask) -> None:
     assert ask("experiment=momentum_range", "study.curvatures=[39.999999]").disagreements == []
 
 
-def test_best_momentum_is_better_than_none(ask: Ask) -> None:
+def test_best_momentum_and_its_factor_equal_the_theory(ask: Ask) -> None:
     answer = ask("experiment=momentum_range", "study.steps=200")
     assert answer.numbers["factor_per_step_without_momentum"] == pytest.approx(0.95)  # 1 - 0.1 * 0.5
     assert answer.numbers["best_momentum"] == pytest.approx(0.6)
@@ -41,7 +41,7 @@ def test_best_momentum_is_better_than_none(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 1.0, 1.2])
-def test_iteration_is_that_of_torch(mu: float) -> None:
+def test_heavy_ball_equals_torch_sgd(mu: float) -> None:
     w = tensor(1.0).requires_grad_()
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=mu)
     matrix, state = iteration_matrix(tensor(mu), tensor(0.3))[0], tensor(1.0, 0.0)
@@ -57,25 +57,25 @@ def test_iteration_is_that_of_torch(mu: float) -> None:
 
 @pytest.mark.parametrize("mu", [-1.2, -0.3, 0.0, 0.04, 0.9, 1.0, 1.5])
 @pytest.mark.parametrize("stiffness", [0.05, 1.0, 2.5, 4.5])
-def test_radius_and_border_against_eigenvalues(mu: float, stiffness: float) -> None:
+def test_spectral_radius_and_stability_agree_with_eigenvalues(mu: float, stiffness: float) -> None:
     radius = float(torch.linalg.eigvals(iteration_matrix(tensor(mu), tensor(stiffness))).abs().max())
     assert float(spectral_radius(tensor(mu), tensor(stiffness))) == pytest.approx(radius, abs=1e-7)
     assert bool(stable(tensor(mu), tensor(stiffness))) == (radius < 1 - 1e-12)
 
 
-def test_rate_of_a_run_that_ends_at_the_minimum() -> None:
+def test_measured_rate_is_negligible_for_a_run_that_reaches_the_minimum() -> None:
     _, logarithms = heavy_ball(tensor(0.0), tensor(1.0), 200)
     assert float(measured_rate(logarithms)) < 1e-100 or float(logarithms[-1]) < -1000
 
 
-def test_energy_is_preserved_only_without_friction() -> None:
-    for mu, kept in ((1.0, True), (0.99, False), (1.01, False)):
+def test_invariant_is_preserved_only_for_momentum_1() -> None:
+    for mu, preserved in ((1.0, True), (0.99, False), (1.01, False)):
         w, v = 1.0, 0.0
         for _ in range(50):
             v = mu * v - 0.3 * w
             w += v
         energy = float(invariant(tensor(w), tensor(v), tensor(0.3)))
-        assert math.isclose(energy, 0.3, rel_tol=1e-12) == kept
+        assert math.isclose(energy, 0.3, rel_tol=1e-12) == preserved
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,6 @@ def test_energy_is_preserved_only_without_friction() -> None:
         ("study.curvatures=[2000]", "1e-6 to 10"),
     ],
 )
-def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ask("experiment=momentum_range", override)

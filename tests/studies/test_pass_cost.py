@@ -1,4 +1,4 @@
-"""Multiply-adds of both passes by hand, and the timings."""
+"""Multiply-adds of the forward and the backward pass equal counts by hand; timings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source() -> torch.Generator:
 
 
 @pytest.mark.parametrize("depth", [2, 5])
-def test_counts_are_as_predicted(ask: Ask, depth: int) -> None:
+def test_counted_multiply_adds_equal_the_prediction(ask: Ask, depth: int) -> None:
     answer = ask("experiment=pass_cost", *SMALL, f"study.depth={depth}")
     assert answer.disagreements == []
     assert [check.computed for check in answer.checks] == [5, 5]
@@ -36,29 +36,29 @@ def test_counts_are_as_predicted(ask: Ask, depth: int) -> None:
     assert set(answer.figures) == {"cost", "ratio"}
 
 
-def test_e1s_net_by_hand() -> None:
+def test_multiply_adds_of_the_net_of_e1_equal_counts_by_hand() -> None:
     net = one_hidden(20, 5, 3)
     assert predicted(net.products) == (5 * 20 + 20 * 3, 5 * 20 + 2 * 20 * 3)
     assert counted(net, 7, source()) == (7 * 160, 7 * 220)
 
 
-def test_products_of_the_other_nets() -> None:
+def test_multiply_adds_by_layer_of_mlp_and_cnn_equal_counts_by_hand() -> None:
     assert mlp(20, 5, 3, 2).products == [5 * 20, 20 * 20, 20 * 3]
     assert cnn(8, 4, 3, 2).products == [16 * 9 * 3 * 8, 16 * 9 * 8 * 8, 16 * 8 * 3]
 
 
-def test_a_layer_that_propagates_gradients_costs_twice_its_forward() -> None:
-    """The counter can disagree: with a product before it, the layer also computes the gradient by its input."""
+def test_backward_pass_costs_twice_the_forward_pass_if_gradients_propagate() -> None:
+    """The second layer also computes the gradient by its input, so that the count differs from the prediction."""
     net = Net("two", 1, lambda: nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 2, bias=False)), (5,), [10])
     assert counted(net, 1, source()) == (25 + 10, 25 + 20)
     assert predicted(net.products) != counted(net, 1, source())
 
 
-def test_warm_up_is_not_timed() -> None:
+def test_time_passes_returns_only_the_repeats() -> None:
     assert len(time_passes(one_hidden(4, 3, 2), 2, 4, source(), torch.device("cpu"))) == 4
 
 
 @pytest.mark.parametrize("override", ["study.depth=1", "study.widths=[]", "study.repeats=1", "study.channels=[0]"])
-def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match=override.partition("=")[0]):
         ask("experiment=pass_cost", override)

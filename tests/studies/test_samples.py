@@ -1,4 +1,4 @@
-"""Inspect datasets: correct counts and measurements, and copies across the parts are found."""
+"""Inspect datasets: counts, channel statistics, figures, and copies in more than one part."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inspect(data: Dataset, **changed: Any) -> Answer:
 
 @pytest.fixture
 def animals(tmp_path: Path) -> Dataset:
-    """Twelve photos of each class; one is in training and in validation, and one has a near-identical copy."""
+    """Photos in two classes. A training photo of each class has a copy in validation: one identical, one compressed."""
     for part, start in (("train", 0), ("val", 100)):
         folder_of(tmp_path / "animals" / part, {"cats": 6, "dogs": 6}, start=start)
     root = tmp_path / "animals"
@@ -39,7 +39,7 @@ def animals(tmp_path: Path) -> Dataset:
     return dataset(root)
 
 
-def test_of_a_folder(animals: Dataset) -> None:
+def test_folder_has_known_counts_sizes_and_copies(animals: Dataset) -> None:
     answer = inspect(animals)
     assert answer.disagreements == []
     assert answer.tables["counts"] == [{"class": "cats", "train": 6, "val": 6}, {"class": "dogs", "train": 6, "val": 7}]
@@ -54,17 +54,17 @@ def test_of_a_folder(animals: Dataset) -> None:
     assert len(answer.figures["copies"].axes) == 4
 
 
-def test_augmented_pictures_are_shown_and_change_nothing_else(animals: Dataset) -> None:
-    off = yaml.safe_load((conf_dir() / "augmentation" / "none.yaml").read_text())
-    del off["_target_"]
+def test_augmented_pictures_are_drawn_and_the_random_state_is_preserved(animals: Dataset) -> None:
+    options = yaml.safe_load((conf_dir() / "augmentation" / "none.yaml").read_text())
+    del options["_target_"]
     state = torch.default_generator.get_state()
-    answer = inspect(replace(animals, augmentation=Augmentation(**{**off, "flip": 0.5, "erase": 1.0})), augmented=2)
+    answer = inspect(replace(animals, augmentation=Augmentation(**{**options, "flip": 0.5, "erase": 1.0})), augmented=2)
     assert torch.equal(state, torch.default_generator.get_state())
     assert len(answer.figures["samples"].axes) == 2 * (3 + 3 + 2)
-    assert len(inspect(replace(animals, augmentation=Augmentation(**off))).figures["samples"].axes) == 2 * (3 + 3)
+    assert len(inspect(replace(animals, augmentation=Augmentation(**options))).figures["samples"].axes) == 2 * (3 + 3)
 
 
-def test_channels_are_measured_as_they_are(animals: Dataset) -> None:
+def test_channel_table_equals_mean_and_std_of_pixels_and_inputs(animals: Dataset) -> None:
     rows, largest = channel_table(animals)
     x = animals.train.x.double()
     assert largest == int(x.max())
@@ -76,7 +76,7 @@ def test_channels_are_measured_as_they_are(animals: Dataset) -> None:
         assert row["input_std"] == pytest.approx(float(inputs[:, channel].std(correction=0)))
 
 
-def test_of_grey_digits_that_have_no_files() -> None:
+def test_grey_digits_without_files_have_known_statistics() -> None:
     config = yaml.safe_load((conf_dir() / "dataset" / "digits.yaml").read_text())
     del config["_target_"]
     answer = inspect(digits(data_dir="", seed=0, **config), per_class=1, distance=0)
@@ -88,15 +88,15 @@ def test_of_grey_digits_that_have_no_files() -> None:
 
 
 def colours(size: int | None) -> Dataset:
-    """Pictures by index; two of eleven classes have few."""
+    """Return 80 random pictures in eleven classes. The test part contains those of the other two parts, too."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (80, 3, 16, 16), dtype=torch.uint8, generator=draw)
     y = torch.arange(80) % 11
-    whole = Split(x, y)
+    split = Split(x, y)
     return assemble(
         "colours",
-        whole,
-        whole,
+        split,
+        split,
         seed=0,
         validation_fraction=0.5,
         mean=[0.1, 0.2, 0.3],
@@ -113,26 +113,29 @@ def test_samples_in_two_parts_disagree(size: int | None) -> None:
     assert [check.what for check in answer.disagreements] == ["samples in more than one part"]
     assert answer.disagreements[0].computed == 80
     assert answer.numbers["identical_pairs_across"] == 80
-    assert len(answer.figures["samples"].axes) == 10 * 2 * 5  # fewer than six of each are for training
+    assert len(answer.figures["samples"].axes) == 10 * 2 * 5  # no class has six training pictures
     assert len(answer.figures["copies"].axes) == 16
 
 
-def test_drawn_pictures_are_training_pictures_of_their_class() -> None:
+def test_drawn_rows_are_training_samples_of_their_class() -> None:
     data = colours(None)
     for label, rows in enumerate(draw_rows(data, 3, seed=1)):
         assert set(data.train.pool_y[rows].tolist()) <= {label}
         assert set(rows.tolist()) <= set(data.train.all_rows()[0].tolist())
 
 
-def test_the_number_of_compared_pictures_is_limited() -> None:
+def test_number_of_compared_pictures_is_limited() -> None:
     answer = copies(colours(None), compared=10, distance=0, seed=0)
     assert answer.compared == 30
     assert answer.pairs < 30
 
 
-def test_data_without_pictures_are_refused(compose: Compose) -> None:
+def test_data_without_classes_raise_usage_error() -> None:
     data = colours(None)
     with pytest.raises(UsageError, match="dataset=colours has no pictures in classes"):
         inspect(replace(data, classes=()))
-    for name in ("mask_samples", "cifar_samples"):
-        assert compose(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"
+
+
+@pytest.mark.parametrize("name", ["mask_samples", "cifar_samples"])
+def test_experiments_run_this_study(compose: Compose, name: str) -> None:
+    assert compose(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"

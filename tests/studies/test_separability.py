@@ -1,4 +1,4 @@
-"""Intersecting hulls and separating hyperplanes, on pairs of sets with a known answer."""
+"""Intersecting hulls and separating hyperplanes, for pairs of sets with a known result."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ def test_hulls_intersect_or_a_hyperplane_separates(ask: Ask, options: tuple[str,
     assert set(answer.figures) == {"pairs", "fractions"}
 
 
-@pytest.mark.parametrize("away", [1.25, 3.0])
-def test_squares_at_a_known_distance(away: float) -> None:
-    near, plane = nearest_points(SQUARE + [away, 0.0], SQUARE), hyperplane(SQUARE + [away, 0.0], SQUARE)  # noqa: RUF005
-    assert near.gap == pytest.approx(away - 1, abs=1e-12)
-    assert plane.margin == pytest.approx((away - 1) / 2, abs=1e-12)
+@pytest.mark.parametrize("shift", [1.25, 3.0])
+def test_squares_have_the_known_gap_margin_and_normal(shift: float) -> None:
+    shifted = SQUARE + np.array([shift, 0.0])
+    near, plane = nearest_points(shifted, SQUARE), hyperplane(shifted, SQUARE)
+    assert near.gap == pytest.approx(shift - 1, abs=1e-12)
+    assert plane.margin == pytest.approx((shift - 1) / 2, abs=1e-12)
     assert plane.separates
     assert not near.intersect
     assert plane.w == pytest.approx([1, 0])
 
 
-def test_a_point_inside_is_a_convex_combination() -> None:
+def test_point_inside_the_hull_is_a_convex_combination() -> None:
     inside = np.array([[0.3, 0.6], [9.0, 9.0]])
     near, plane = nearest_points(SQUARE, inside), hyperplane(SQUARE, inside)
     assert near.intersect
@@ -45,7 +46,7 @@ def test_a_point_inside_is_a_convex_combination() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dimension", [2, 3])
-def test_touching_pairs_separate_when_moved(kind: str, dimension: int) -> None:
+def test_touching_pairs_intersect_and_separate_when_shifted(kind: str, dimension: int) -> None:
     source = torch.Generator().manual_seed(5)
     for _ in range(5):
         x, y = touching(kind, 4, dimension, source)
@@ -56,7 +57,7 @@ def test_touching_pairs_separate_when_moved(kind: str, dimension: int) -> None:
         assert hyperplane(x, y).separates
 
 
-def test_far_apart_pairs_agree_and_distances_beyond_the_solver_are_refused(ask: Ask) -> None:
+def test_distances_up_to_100_agree_and_larger_ones_raise_usage_error(ask: Ask) -> None:
     assert ask("experiment=separability", *FEW[:2], "study.distances=[100]").disagreements == []
     with pytest.raises(UsageError, match=r"study\.distances=\[1000.*less than or equal to 100"):
         ask("experiment=separability", "study.distances=[1000]")
@@ -66,6 +67,6 @@ def test_far_apart_pairs_agree_and_distances_beyond_the_solver_are_refused(ask: 
 
 
 @pytest.mark.parametrize("override", ["study.dimension=1", "study.points=[1]", "study.distances=[-1]", "study.draws=0"])
-def test_invalid_settings_are_refused(ask: Ask, override: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str) -> None:
     with pytest.raises(UsageError, match="greater than or equal"):
         ask("experiment=separability", override)

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent against its bound: the assumptions, the exact expectation, the inequalities."""
+"""Stochastic gradient descent and its bound: the assumptions, the exact expectation, the inequalities."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_all_checks_agree_for_other_settings(ask: Ask, override: str) -> None:
 
 
 @MAKERS
-def test_slope_and_assumptions(make: Make) -> None:
+def test_slope_equals_autograd_and_functions_satisfy_the_assumptions(make: Make) -> None:
     problem = make(CURVATURE, START, 0.4)
     w = 4 * torch.randn(1000, 3, generator=generator(0, "test"), dtype=torch.float64).requires_grad_()
     (expected,) = torch.autograd.grad(problem.value(w).sum(), w)
@@ -62,7 +62,7 @@ def test_slope_and_assumptions(make: Make) -> None:
 
 
 @MAKERS
-def test_the_expectation_is_that_over_all_signs(make: Make) -> None:
+def test_expected_value_equals_the_mean_over_all_signs_and_is_below_the_bound(make: Make) -> None:
     problem, alpha = make(CURVATURE, START, 0.4), torch.tensor([0.3], dtype=torch.float64)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)), dtype=torch.float64)
     stochastic = problem.slope(START) + 0.4 * signs
@@ -75,7 +75,7 @@ def test_the_expectation_is_that_over_all_signs(make: Make) -> None:
     assert after < bound
 
 
-def test_one_step_bound_is_an_equality_where_all_curvatures_are_equal() -> None:
+def test_one_step_bound_is_an_equality_for_equal_curvatures() -> None:
     statistics = descend(
         quadratic(torch.full((3,), 2.0, dtype=torch.float64), START, 0.4),
         step_sizes(0.5, 0.5, 30)[None],
@@ -85,16 +85,16 @@ def test_one_step_bound_is_an_equality_where_all_curvatures_are_equal() -> None:
     assert abs(float(statistics.slack)) < 1e-14
 
 
-def test_the_box_is_reached_and_not_left() -> None:
+def test_iterates_reach_the_box_and_do_not_leave_it() -> None:
     problem = quadratic(CURVATURE, 0 * START, 0.4)
     statistics = descend(problem, step_sizes(0.5, 0.0, 200)[None], runs=20, source=generator(0, "test"))
     assert -0.01 < statistics.outside <= 1e-15
 
 
-def test_right_hand_side_by_hand() -> None:
+def test_right_hand_side_equals_the_formula_by_hand() -> None:
     problem = quadratic(CURVATURE, START, 0.4)
     f0 = 0.5 * (2 * 1.5**2 + 1 * 2.0**2 + 0.3 * 0.7**2)
-    sigma_squared = 3.0**2 + 2.0**2 + 0.4**2 + 3 * 0.4**2  # the last coordinate's slope, 0.21, is below the noise
+    sigma_squared = 3.0**2 + 2.0**2 + 0.4**2 + 3 * 0.4**2  # in the last coordinate, the noise exceeds the slope, 0.21
     assert problem.excess == pytest.approx(f0)
     assert problem.sigma_squared == pytest.approx(sigma_squared)
     alphas = [0.2, 0.2 / 2**0.75, 0.2 / 3**0.75]
@@ -103,33 +103,34 @@ def test_right_hand_side_by_hand() -> None:
 
 
 @pytest.mark.parametrize("power", POWERS.values())
-def test_leading_term_is_approached(power: float) -> None:
+def test_right_hand_side_approaches_its_leading_term(power: float) -> None:
     problem = waves(CURVATURE, START, 0.4)
     bounds = right_hand_side(problem, step_sizes(0.2, power, 100_000))
-    off = [abs(math.log(float(bounds[t - 1]) / leading_term(problem, 0.2, power, t))) for t in (100, 10_000, 100_000)]
-    assert off[0] > 2 * off[1] > 2 * off[2]
-    assert off[2] < 0.06
+    times = (100, 10_000, 100_000)
+    errors = [abs(math.log(float(bounds[t - 1]) / leading_term(problem, 0.2, power, t))) for t in times]
+    assert errors[0] > 2 * errors[1] > 2 * errors[2]
+    assert errors[2] < 0.06
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [("study.constant_rate=1.5", "1"), ("study.runs=29", "30"), ("study.condition=0.5", "1")],
 )
-def test_invalid_settings_are_refused(ask: Ask, override: str, message: str) -> None:
+def test_invalid_settings_raise_usage_error(ask: Ask, override: str, message: str) -> None:
     with pytest.raises(UsageError, match=rf"{override}.*{message}"):
         ask("experiment=sgd_rate", override)
 
 
-def test_sizes_beyond_float64_are_refused(ask: Ask) -> None:
+def test_noise_that_overflows_raises_usage_error(ask: Ask) -> None:
     with pytest.raises(UsageError, match=r"study\.noise"):
         ask("experiment=sgd_rate", "study.noise=1e200")
 
 
-def test_nan_is_outside_the_box() -> None:
-    lost = quadratic(CURVATURE, torch.nan * START, 0.4)
-    assert math.isnan(descend(lost, step_sizes(0.5, 0.0, 3)[None], runs=5, source=generator(0, "test")).outside)
+def test_iterates_that_are_nan_give_a_nan_distance_from_the_box() -> None:
+    problem = quadratic(CURVATURE, torch.nan * START, 0.4)
+    assert math.isnan(descend(problem, step_sizes(0.5, 0.0, 3)[None], runs=5, source=generator(0, "test")).outside)
 
 
-def test_zero_start_without_noise_is_refused(ask: Ask) -> None:
+def test_zero_start_without_noise_raises_usage_error(ask: Ask) -> None:
     with pytest.raises(UsageError, match=r"study\.start=0"):
         ask("experiment=sgd_rate", "study.start=0", "study.noise=0")
