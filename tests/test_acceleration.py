@@ -1,4 +1,4 @@
-"""Each faster way to take a step takes the same step: to the bit, to rounding where kernels are others."""
+"""Accelerated training steps equal the plain step: bit for bit, or up to rounding if other kernels compute them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def images(count: int = 48) -> Dataset:
 
 
 def net() -> nn.Sequential:
-    """With dropout and batch norm: what a step changes beside the weights."""
+    """A network with dropout and batch norm: a step draws masks and changes buffers too."""
     torch.manual_seed(0)
     return mlp((1, 8, 8), 5, hidden=[20, 10], activation="ReLU", dropout=0.5, batch_norm=True)
 
@@ -85,7 +85,7 @@ def net() -> nn.Sequential:
 def loop_step(
     model: nn.Module, data: Dataset, optimizer: torch.optim.Optimizer, trainer: Trainer, precision: Precision
 ) -> tuple[Single, Step]:
-    """A run with some L2 whose rate at the "epoch" n is ``rate(n)``, and its step."""
+    """A model trained with L2, whose learning rate at the "epoch" n is ``rate(n)``, and the step of its loop."""
     single = Single(model, optimizer, lambda number: rate(int(number)) / rate(0))
     run = TrainingRun(Record(Path()), seed=0, regularization=Regularization(flood=0.0, l1=0.0, l2=1e-3))
     loss = nn.functional.cross_entropy
@@ -96,17 +96,17 @@ def rate(step: int) -> float:
     return 0.0625 / (1 + step % 3)
 
 
-# Without the wrappers
+# Steps without wrappers
 
 
 def trained(
     name: str, step_of: Callable[[torch.optim.Optimizer], Callable[[], Any]]
 ) -> tuple[list[Tensor], torch.optim.Optimizer]:
-    """Weights after steps on a noisy problem with a changing learning rate."""
+    """The weights and the optimizer after steps on random batches with a changing learning rate."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in ((7, 5), (5,))]
-    kind, options = OPTIMIZERS[name]
-    optimizer = kind(weights, lr=0.1, **options)
+    optimizer_type, options = OPTIMIZERS[name]
+    optimizer = optimizer_type(weights, lr=0.1, **options)
     step = step_of(optimizer)
     for number in range(STEPS):
         optimizer.param_groups[0]["lr"] = rate(number)
@@ -118,20 +118,20 @@ def trained(
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_undecorated_step_is_the_optimizer_s_step(name: str) -> None:
+def test_undecorated_step_equals_the_step_of_the_optimizer(name: str) -> None:
     expected, reference = trained(name, lambda optimizer: optimizer.step)
     weights, optimizer = trained(name, undecorated_step)
-    for mine, theirs in zip(weights, expected, strict=True):
-        assert torch.equal(mine, theirs)
-    for weight, other in zip(weights, expected, strict=True):
-        mine_state, theirs_state = optimizer.state[weight], reference.state[other]
-        assert mine_state.keys() == theirs_state.keys()
-        for key, value in theirs_state.items():
-            same = torch.equal(mine_state[key], value) if isinstance(value, Tensor) else mine_state[key] == value
+    for ours, theirs in zip(weights, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(weights, expected, strict=True):
+        state, expected_state = optimizer.state[ours], reference.state[theirs]
+        assert state.keys() == expected_state.keys()
+        for key, value in expected_state.items():
+            same = torch.equal(state[key], value) if isinstance(value, Tensor) else state[key] == value
             assert same, key
 
 
-def test_undecorated_step_records_no_graph() -> None:
+def test_undecorated_step_records_no_autograd_graph() -> None:
     (weight, _), _ = trained("sgd", undecorated_step)
     assert weight.is_leaf
     assert torch.is_grad_enabled()
@@ -143,7 +143,7 @@ def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
         undecorated_step(optimizer)
 
 
-def test_building_and_stepping_does_not_import_the_compiler() -> None:
+def test_creating_and_stepping_an_optimizer_does_not_import_dynamo() -> None:
     program = """
 import sys, torch
 from dlhw.training.acceleration import optimizers_without_dynamo, undecorated_step
@@ -162,64 +162,67 @@ for kind in (torch.optim.SGD, torch.optim.Adam):
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "SGD False True\nAdam False True\n")
 
 
-# Cross-entropy that maps quickly
+# Vectorizable cross-entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("largest", [1.0, 30.0, 1000.0])
-def test_cross_entropy_that_maps_quickly_is_torchs(largest: float, smoothing: float) -> None:
-    """In float32, also where the loss is a small difference of large logits."""
+def test_vectorizable_cross_entropy_equals_torchs(largest: float, smoothing: float) -> None:
+    """Compared in float32, also if the loss is a small difference of large logits."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(50, 10, generator=generator)
     y = torch.randint(10, (50,), generator=generator)
     logits[torch.arange(50), y] = largest
-    given = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-    (ours, ours_gradient), (expected, gradient) = (
+    cross_entropy = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
+    (ours, gradient), (expected, expected_gradient) = (
         (value, *torch.autograd.grad(value, x))
-        for loss in (vectorizable(given), given)
+        for loss in (vectorizable(cross_entropy), cross_entropy)
         for x in [logits.clone().requires_grad_()]
         for value in [loss(x, y)]
     )
     torch.testing.assert_close(ours, expected, rtol=2e-6, atol=1e-12)
-    torch.testing.assert_close(ours_gradient, gradient, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-9)
 
 
-def test_other_losses_map_as_they_are() -> None:
+def test_vectorizable_returns_other_losses_unchanged() -> None:
     hinge = functools.partial(nn.functional.multi_margin_loss, margin=2.0)
     assert vectorizable(hinge) is hinge
 
 
-# The loop's step, compiled or recorded
+# The step of the loop, compiled or as a CUDA graph
 
 
 def loop_steps(
-    trainer: Trainer, kind: type[torch.optim.Optimizer], *, precision: Precision, steps: int, **options: Any
+    trainer: Trainer, optimizer_type: type[torch.optim.Optimizer], *, precision: Precision, steps: int, **options: Any
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The model's state after some of the loop's steps, and what each step measured, (steps, 1, 3)."""
+    """The model's state after some steps of the loop, and the measurements of each step, (steps, 1, 3)."""
     device = precision.device
     data = images().to(device, precision.dtype)
     model = net().to(device, precision.dtype).train()
-    optimizer = kind(model.parameters(), lr=rate(0), fused=True, **options)
+    optimizer = optimizer_type(model.parameters(), lr=rate(0), fused=True, **options)
     single, step = loop_step(model, data, optimizer, trainer, precision)
     single.seed_dropout([1], epoch=1)
     measured = []
     for number in range(steps):
         single.set_learning_rates(number)
-        count = 5 if number % 4 == 3 else trainer.batch_size  # now and then a batch that is not full
+        count = 5 if number % 4 == 3 else trainer.batch_size  # every fourth batch is smaller
         first = number * 3 % 20
         batch = slice(first, first + count)
         measured.append(step(data.train.x[None, batch], data.train.y[None, batch]).clone())
     return model.state_dict(), torch.stack(measured)
 
 
-def assert_same(one: tuple[dict[str, Tensor], Tensor], two: tuple[dict[str, Tensor], Tensor], rtol: float) -> None:
-    assert torch.allclose(one[1], two[1], rtol=rtol, atol=rtol)
-    for name, value in two[0].items():
-        assert torch.allclose(one[0][name], value, rtol=rtol, atol=rtol), name
+def assert_same(
+    ours: tuple[dict[str, Tensor], Tensor], expected: tuple[dict[str, Tensor], Tensor], tolerance: float
+) -> None:
+    """Compare two results of ``loop_steps``."""
+    assert torch.allclose(ours[1], expected[1], rtol=tolerance, atol=tolerance)
+    for name, value in expected[0].items():
+        assert torch.allclose(ours[0][name], value, rtol=tolerance, atol=tolerance), name
 
 
-def test_the_step_has_dropout_and_moves_buffers() -> None:
-    # what the comparisons below would not notice if it were missing
+def test_the_compared_step_has_dropout_and_changes_weights_and_buffers() -> None:
+    # otherwise the comparisons below would not cover dropout masks and buffers
     precision = Precision("fp64", torch.device("cpu"))
     state, _ = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=2)
     assert any(isinstance(layer, Dropout) for layer in net())
@@ -229,7 +232,7 @@ def test_the_step_has_dropout_and_moves_buffers() -> None:
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_step_is_the_eager_step() -> None:
+def test_a_compiled_step_equals_the_eager_step() -> None:
     precision = Precision("fp64", torch.device("cpu"))
     eager = loop_steps(CPU, torch.optim.SGD, precision=precision, steps=8, momentum=0.9)
     compiled = loop_steps(replace(CPU, compile=True), torch.optim.SGD, precision=precision, steps=8, momentum=0.9)
@@ -245,21 +248,25 @@ ON_CUDA = [
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize(("kind", "options"), ON_CUDA)
-def test_a_recorded_step_is_the_eager_step(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("optimizer_type", "options"), ON_CUDA)
+def test_a_cuda_graphed_step_equals_the_eager_step(
+    optimizer_type: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
     precision = Precision("fp32", torch.device("cuda"))
-    eager = loop_steps(replace(CUDA, cuda_graphs=False), kind, precision=precision, steps=STEPS, **options)
-    recorded = loop_steps(CUDA, kind, precision=precision, steps=STEPS, **options)
-    assert_same(recorded, eager, 1e-5)  # some hundred roundings of 6e-8
+    eager = loop_steps(replace(CUDA, cuda_graphs=False), optimizer_type, precision=precision, steps=STEPS, **options)
+    graphed = loop_steps(CUDA, optimizer_type, precision=precision, steps=STEPS, **options)
+    assert_same(graphed, eager, 1e-5)  # hundreds of rounding errors of 6e-8
 
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize(("kind", "options"), ON_CUDA)
-def test_recording_leaves_no_trace(kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("optimizer_type", "options"), ON_CUDA)
+def test_recording_a_cuda_graph_changes_no_weights_buffers_or_optimizer_state(
+    optimizer_type: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
     precision = Precision("fp32", torch.device("cuda"))
     data, model = images().to("cuda", torch.float32), net().cuda().train()
-    optimizer = kind(model.parameters(), lr=0.1, fused=True, **options)
+    optimizer = optimizer_type(model.parameters(), lr=0.1, fused=True, **options)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     loop_step(model, data, optimizer, CUDA, precision)
     for name, value in model.state_dict().items():
@@ -269,7 +276,7 @@ def test_recording_leaves_no_trace(kind: type[torch.optim.Optimizer], options: d
             assert not isinstance(value, Tensor) or not value.any(), name
 
 
-def test_recording_needs_a_cuda_device() -> None:
+def test_cuda_graphs_without_a_cuda_device_are_refused() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Layers with derivatives written out: each formula against torch's layer, backpropagation against autograd."""
+"""Layers with hand-written derivatives: outputs equal those of torch's layers, and gradients equal autograd's."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ LAYERS: dict[str, tuple[Layer, Callable[..., Tensor], list[tuple[int, ...]]]] = 
 }
 
 
-def drawn(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
+def random_tensors(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
     source = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=source, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_formulas_equal_torchs_layer_and_autograd(name: str) -> None:
-    layer, torchs, shapes = LAYERS[name]
-    x, *weights = drawn(shapes)
-    y = torchs(x, *weights)
+def test_layers_and_their_derivatives_equal_torchs(name: str) -> None:
+    layer, torch_layer, shapes = LAYERS[name]
+    x, *weights = random_tensors(shapes)
+    y = torch_layer(x, *weights)
     torch.testing.assert_close(layer.forward(x, *weights), y, **EXACT)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.autograd.grad(y, [x, *weights], dy)
-    found = layer.backward(dy, x.detach(), y.detach(), *(weight.detach() for weight in weights))
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+    gradients = layer.backward(dy, x.detach(), y.detach(), *(weight.detach() for weight in weights))
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
 
 
-def test_pooling_uses_the_first_of_equal_values() -> None:
+def test_gradient_of_max_pooling_goes_to_the_first_of_equal_values() -> None:
     x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
     pooling = by_hand.max_pooling(2)
     (dx,) = pooling.backward(torch.ones(1, 1, 1, 1).double(), x, pooling.forward(x))
@@ -68,16 +68,16 @@ def test_pooling_uses_the_first_of_equal_values() -> None:
 @pytest.mark.parametrize("activation", [by_hand.RELU, by_hand.ELU], ids=["relu", "elu"])
 def test_derivatives_at_zero_equal_torchs(activation: Layer) -> None:
     zero = torch.zeros(1, requires_grad=True)
-    torchs = F.relu if activation is by_hand.RELU else F.elu
-    (expected,) = torch.autograd.grad(torchs(zero), zero)
+    torch_activation = F.relu if activation is by_hand.RELU else F.elu
+    (expected,) = torch.autograd.grad(torch_activation(zero), zero)
     (slope,) = activation.backward(torch.ones(1), zero.detach(), activation.forward(zero.detach()))
     assert slope.item() == expected.item()
 
 
-def test_huge_inputs_do_not_overflow() -> None:
+def test_large_inputs_do_not_overflow_or_lose_digits() -> None:
     x = torch.tensor([-1e4, -800.0, 800.0, 1e4], dtype=torch.float64)
     (slope,) = by_hand.ELU.backward(torch.ones(1).double(), x[:1] / 500, by_hand.ELU.forward(x[:1] / 500))
-    assert slope.item() == pytest.approx(math.exp(-20), rel=1e-15)  # no digits lost
+    assert slope.item() == pytest.approx(math.exp(-20), rel=1e-15)
     for layer in (by_hand.SIGMOID, by_hand.ELU, by_hand.TANH):
         y = layer.forward(x)
         (slope,) = layer.backward(torch.ones_like(x), x, y)
@@ -88,61 +88,61 @@ def test_huge_inputs_do_not_overflow() -> None:
     assert by_hand.cross_entropy_backward(logits, torch.tensor([1])).tolist() == [[1.0, -1.0, 0.0]]
 
 
-def test_cross_entropy_equals_torchs() -> None:
-    (logits,) = drawn([(7, 4)])
+def test_cross_entropy_and_softmax_equal_torchs() -> None:
+    (logits,) = random_tensors([(7, 4)])
     y = torch.arange(7) % 4
     expected = F.cross_entropy(logits, y)
-    found = by_hand.cross_entropy_by_hand(logits, y)
-    torch.testing.assert_close(found, expected, **EXACT)
-    torch.testing.assert_close(torch.autograd.grad(3 * found, logits), torch.autograd.grad(3 * expected, logits))
+    loss = by_hand.cross_entropy_by_hand(logits, y)
+    torch.testing.assert_close(loss, expected, **EXACT)
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, logits), torch.autograd.grad(3 * expected, logits))
     torch.testing.assert_close(by_hand.softmax(logits), logits.softmax(1), **EXACT)
 
 
-def nets() -> dict[str, tuple[ByHand, tuple[int, ...]]]:
+def networks() -> dict[str, tuple[ByHand, tuple[int, ...]]]:
     torch.manual_seed(0)
     shape = (2, 9, 11)
-    made = {}
+    nets = {}
     for activation in ("ELU", "ReLU", "Tanh", "Sigmoid"):
-        made[f"mlp {activation}"] = by_hand.mlp_by_hand(shape, 5, hidden=[7, 6], activation=activation), shape  # type: ignore[arg-type]
+        nets[f"mlp {activation}"] = by_hand.mlp_by_hand(shape, 5, hidden=[7, 6], activation=activation), shape  # type: ignore[arg-type]
         cnn = by_hand.cnn_by_hand(shape, 5, channels=[3, 4], kernel=3, activation=activation)  # type: ignore[arg-type]
-        made[f"cnn {activation}"] = cnn, shape
-    return made
+        nets[f"cnn {activation}"] = cnn, shape
+    return nets
 
 
-@pytest.mark.parametrize("name", nets())
-def test_gradients_of_whole_networks_equal_autograds(name: str) -> None:
-    net, shape = nets()[name]
+@pytest.mark.parametrize("name", networks())
+def test_gradients_of_networks_equal_autograds(name: str) -> None:
+    net, shape = networks()[name]
     net = net.double()
-    (x,) = drawn([(4, *shape)])
+    (x,) = random_tensors([(4, *shape)])
     y = torch.tensor([0, 1, 4, 4])
     leaves = [x, *net.parameters()]
-    found = torch.autograd.grad(by_hand.cross_entropy_by_hand(net(x), y), leaves)
+    gradients = torch.autograd.grad(by_hand.cross_entropy_by_hand(net(x), y), leaves)
     expected = torch.autograd.grad(F.cross_entropy(net.net(x), y), leaves)
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, **EXACT)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
 
 
-def test_autograd_sees_none_of_the_layers() -> None:
-    net, shape = nets()["cnn ReLU"]
+def test_a_network_is_one_function_in_the_autograd_graph() -> None:
+    net, shape = networks()["cnn ReLU"]
     logits = net(torch.zeros(1, *shape))
     assert type(logits.grad_fn).__name__ == "_NetworkBackward"
-    functions = [after for after, _ in logits.grad_fn.next_functions if after is not None]
-    assert {type(each).__name__ for each in functions} == {"AccumulateGrad"}
+    functions = [function for function, _ in logits.grad_fn.next_functions if function is not None]
+    assert {type(function).__name__ for function in functions} == {"AccumulateGrad"}
     (first,) = torch.autograd.grad(logits.square().sum(), net.net[0].weight, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):  # better than a wrong number
+    with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):  # not a wrong number
         first.sum().backward()
 
 
-def test_vmap_gives_the_gradients_of_single_networks() -> None:
-    made = [by_hand.cnn_by_hand((1, 8, 8), 3, channels=[2], kernel=3, activation="ReLU").double() for _ in range(3)]
-    stacked, _ = stack_module_state(list(made))
-    (x,) = drawn([(3, 5, 1, 8, 8)])
+def test_gradients_under_vmap_equal_those_of_single_networks() -> None:
+    nets = [by_hand.cnn_by_hand((1, 8, 8), 3, channels=[2], kernel=3, activation="ReLU").double() for _ in range(3)]
+    stacked, _ = stack_module_state(list(nets))
+    (x,) = random_tensors([(3, 5, 1, 8, 8)])
     y = torch.arange(15).view(3, 5) % 3
-    losses = vmap(lambda state, x, y: by_hand.cross_entropy_by_hand(functional_call(made[0], state, (x,)), y))(
+    losses = vmap(lambda state, x, y: by_hand.cross_entropy_by_hand(functional_call(nets[0], state, (x,)), y))(
         stacked, x, y
     )
     losses.sum().backward()
-    for k, net in enumerate(made):
+    for k, net in enumerate(nets):
         loss = F.cross_entropy(net.net(x[k]), y[k])
         loss.backward()
         assert losses[k].item() == pytest.approx(loss.item(), abs=1e-12)
@@ -152,7 +152,7 @@ def test_vmap_gives_the_gradients_of_single_networks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "torchs"),
+    ("model", "torch_model"),
     [
         ("model=mlp_by_hand model.hidden=[20,10]", "model=mlp model.hidden=[20,10] model.activation=ELU"),
         ("model=cnn_by_hand model.channels=[4]", "model=cnn model.channels=[4]"),
@@ -160,7 +160,7 @@ def test_vmap_gives_the_gradients_of_single_networks() -> None:
     ids=["mlp", "cnn"],
 )
 @pytest.mark.parametrize(
-    ("optimizer", "torchs_optimizer"),
+    ("optimizer", "torch_optimizer"),
     [
         ("sgd_by_hand", "optimizer=sgd"),
         ("momentum_by_hand", "optimizer=momentum"),
@@ -168,18 +168,18 @@ def test_vmap_gives_the_gradients_of_single_networks() -> None:
     ],
 )
 def test_a_run_with_hand_written_gradients_equals_a_run_with_autograd(
-    model: str, torchs: str, optimizer: str, torchs_optimizer: str, tmp_path: Path
+    model: str, torch_model: str, optimizer: str, torch_optimizer: str, tmp_path: Path
 ) -> None:
     shared = ["trainer.precision=fp64", "trainer.epochs=2", "trainer.device=cpu", "optimizer.lr=0.05"]
     rows = []
     for name, lines in (
         ("by_hand", [*model.split(), f"optimizer={optimizer}", "loss=cross_entropy_by_hand"]),
-        ("torch", [*torchs.split(), torchs_optimizer]),
+        ("torch", [*torch_model.split(), torch_optimizer]),
     ):
         record = Record(tmp_path / name)
         record.path.mkdir()
         run(compose(*lines, *shared), record)
         rows.append(record.rows)
     assert len(rows[0]) == 2
-    for mine, theirs in zip(*rows, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-9)
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The specification: what must be equal to what, to the last bit or to 1e-12, in float64 on the CPU."""
+"""The specification: which runs must be equal, bit for bit or to 1e-12, in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Record, Row
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.randomness import generator
+from dlhw.train import run
 from dlhw.training.loop import Training
 from dlhw.training.run import TrainingRun
 from dlhw.training.variants import Single
@@ -31,9 +32,7 @@ OPTIMIZERS = ["optimizer=sgd", "optimizer=momentum", "optimizer=nesterov", "opti
 
 
 def trained(directory: Path, *overrides: str) -> tuple[nn.Module, list[Row]]:
-    """Weights and rows of a run on digits in float64 with these overrides."""
-    from dlhw.train import run
-
+    """The trained model and the rows of metrics of a run on digits in float64 with these overrides."""
     directory.mkdir(parents=True)
     lines = [word for line in overrides for word in line.split()]
     cfg = compose("trainer.precision=fp64", f"trainer.epochs={EPOCHS}", "trainer.device=cpu", *lines)
@@ -62,7 +61,7 @@ def digits(seed: int = 0) -> Dataset:
 
 
 def textbook(seed: int, lr: float, momentum: float, batch_size: int) -> tuple[nn.Module, list[float], list[float]]:
-    """The loop that everybody writes, with the numbers of the run spelled out; validation loss and error per epoch."""
+    """A plain training loop with all constants written out. Return the model, and its validation losses and errors."""
     data = digits(seed)
     model = make_model(compose("model.hidden=[20]", f"seed={seed}"), shape=(1, 8, 8), outputs=10).double()
     velocity = [torch.zeros_like(p) for p in model.parameters()]
@@ -86,7 +85,7 @@ def textbook(seed: int, lr: float, momentum: float, batch_size: int) -> tuple[nn
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("batch_size", [128, 100, 5000])
-def test_the_loop_is_the_textbook_loop(tmp_path: Path, momentum: float, batch_size: int) -> None:
+def test_the_loop_equals_the_textbook_loop(tmp_path: Path, momentum: float, batch_size: int) -> None:
     model, rows = trained(
         tmp_path / "run", "model.hidden=[20] seed=3", f"optimizer.momentum={momentum} trainer.batch_size={batch_size}"
     )
@@ -97,8 +96,8 @@ def test_the_loop_is_the_textbook_loop(tmp_path: Path, momentum: float, batch_si
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_loop_is_torch_optim(tmp_path: Path, optimizer: str) -> None:
-    """Against the decorated ``step`` and ``zero_grad`` of the same class, in a plain loop."""
+def test_the_loop_equals_a_plain_loop_with_torch_optim(tmp_path: Path, optimizer: str) -> None:
+    """The plain loop calls ``step`` and ``zero_grad`` of the same class, with torch's wrappers."""
     cfg = compose("model.hidden=[20]", optimizer)
     data = digits()
     model = make_model(cfg, shape=(1, 8, 8), outputs=10).double()
@@ -114,7 +113,7 @@ def test_the_loop_is_torch_optim(tmp_path: Path, optimizer: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    "off",
+    "option",
     [
         "regularization=flooding regularization.flood=0",
         "regularization=l1 regularization.l1=0",
@@ -126,15 +125,15 @@ def test_the_loop_is_torch_optim(tmp_path: Path, optimizer: str) -> None:
         "trainer.patience=1000",
     ],
 )
-def test_what_is_off_is_absent(tmp_path: Path, off: str, model: str) -> None:
-    with_it, rows_with = trained(tmp_path / "with", model, off)
-    without, rows_without = plain_run(model)
-    assert torch.equal(weights(with_it), weights(without))
-    assert rows_with == rows_without
+def test_disabled_options_leave_the_run_unchanged(tmp_path: Path, option: str, model: str) -> None:
+    ours, rows = trained(tmp_path / "run", model, option)
+    expected, expected_rows = plain_run(model)
+    assert torch.equal(weights(ours), weights(expected))
+    assert rows == expected_rows
 
 
 @pytest.mark.parametrize(
-    "watching",
+    "option",
     [
         "probe=layers",
         "trainer.train_metrics=evaluated",
@@ -143,14 +142,14 @@ def test_what_is_off_is_absent(tmp_path: Path, off: str, model: str) -> None:
     ],
 )
 @pytest.mark.parametrize("model", MODELS)
-def test_watching_never_touches(tmp_path: Path, watching: str, model: str) -> None:
-    watched, _ = trained(tmp_path / "watched", model, watching)
-    alone, _ = plain_run(model)
-    assert torch.equal(weights(watched), weights(alone))
+def test_probes_evaluation_and_checkpoints_leave_the_weights_unchanged(tmp_path: Path, option: str, model: str) -> None:
+    ours, _ = trained(tmp_path / "run", model, option)
+    expected, _ = plain_run(model)
+    assert torch.equal(weights(ours), weights(expected))
 
 
-def test_l2_on_sgd_shrinks_the_weights(tmp_path: Path) -> None:
-    """Plain SGD on loss + l2 sum w^2 is weight decay by 2 l2 (E3); biases, which l2 leaves alone, need none."""
+def test_l2_with_sgd_equals_weight_decay(tmp_path: Path) -> None:
+    """SGD on loss + l2 sum w^2 equals weight decay of 2 l2 (E3), without weight decay of the biases."""
     cfg = compose("model.hidden=[20]")
     data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
     groups = [
@@ -168,8 +167,8 @@ def test_l2_on_sgd_shrinks_the_weights(tmp_path: Path) -> None:
     assert rows[-1]["train_objective"] == pytest.approx(rows[-1]["train_loss"] + rows[-1]["train_penalty"], abs=1e-12)
 
 
-def test_flooding_climbs_below_its_level(tmp_path: Path) -> None:
-    """The objective is |R - b| + b: batches with a loss below b move the weights uphill, and the loss floats at b."""
+def test_flooding_equals_gradient_ascent_below_its_level(tmp_path: Path) -> None:
+    """The objective is |R - b| + b: below b a step increases the loss, so that the training loss stays near b."""
     level, epochs = 1.5, 8
     data, model = digits(), make_model(compose("model.hidden=[20]"), shape=(1, 8, 8), outputs=10).double()
     plain = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -194,7 +193,7 @@ def test_flooding_climbs_below_its_level(tmp_path: Path) -> None:
     assert without[-1]["train_loss"] < level - 0.3
 
 
-def test_clipping_bounds_the_update(tmp_path: Path) -> None:
+def test_clipping_bounds_the_norm_of_the_update(tmp_path: Path) -> None:
     """One step of plain SGD moves the weights by lr times the clipped norm."""
     cfg = compose("model.hidden=[20]")
     before = weights(make_model(cfg, shape=(1, 8, 8), outputs=10).double())
@@ -204,8 +203,8 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     assert float((weights(after) - before).norm()) == pytest.approx(0.1 * 0.01, rel=1e-4)  # torch adds 1e-6 to the norm
 
 
-def test_early_stopping_is_a_shorter_run(tmp_path: Path) -> None:
-    """Patience stops after that many epochs without a better one; until then the rows are those of the long run."""
+def test_early_stopping_equals_a_shorter_run(tmp_path: Path) -> None:
+    """A run stops after ``patience`` epochs without a better one; until then its rows equal those of the long run."""
     _, long = trained(tmp_path / "long", "trainer.epochs=60")
     _, short = trained(tmp_path / "short", "trainer.epochs=60 trainer.patience=5")
     errors = [row["val_error_percent"] for row in long]
@@ -216,8 +215,8 @@ def test_early_stopping_is_a_shorter_run(tmp_path: Path) -> None:
     assert best["epoch"] == stop - 5
 
 
-def test_the_thread_of_randomness_is_the_seed(tmp_path: Path) -> None:
-    """Whatever was drawn before, a run's numbers follow from its seed; another seed gives others."""
+def test_a_run_depends_on_its_seed_and_on_no_earlier_random_numbers(tmp_path: Path) -> None:
+    """The same seed gives the same weights after other random numbers were drawn; another seed gives other weights."""
     one, _ = trained(tmp_path / "one", MODELS[1])
     torch.rand(17)
     again, _ = trained(tmp_path / "again", MODELS[1])
@@ -226,46 +225,46 @@ def test_the_thread_of_randomness_is_the_seed(tmp_path: Path) -> None:
     assert not torch.equal(weights(one), weights(other))
 
 
-def test_fit_needs_nothing_of_the_command_line(tmp_path: Path) -> None:
-    """The loop takes objects: a model, a dataset and an optimizer made by hand train alike."""
+def test_calling_the_loop_directly_equals_a_run(tmp_path: Path) -> None:
+    """``Training.fit`` on a model, a dataset and an optimizer of torch gives the weights and metrics of a run."""
     cfg = compose("trainer.epochs=2", "trainer.precision=fp64", "model.hidden=[20]")
     data, model = digits(), make_model(cfg, shape=(1, 8, 8), outputs=10).double()
-    run = TrainingRun(Record(tmp_path), seed=0, regularization=build(cfg, "regularization"))
+    training_run = TrainingRun(Record(tmp_path), seed=0, regularization=build(cfg, "regularization"))
     trainer = build(cfg, "trainer")
     single = Single(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: 1.0)
     precision = Precision("fp64", torch.device("cpu"))
-    Training(single, [run], data, cross_entropy, trainer=trainer, precision=precision).fit()
+    Training(single, [training_run], data, cross_entropy, trainer=trainer, precision=precision).fit()
     expected, rows = trained(tmp_path / "run", "trainer.epochs=2 model.hidden=[20] optimizer.fused=null")
     assert torch.equal(weights(model), weights(expected))
-    assert run.result(trainer).final == rows[-1]
+    assert training_run.result(trainer).final == rows[-1]
 
 
-def test_an_epoch_of_some_steps_takes_the_first_batches_of_each_epochs_order(tmp_path: Path) -> None:
-    """trainer.steps_per_epoch: the textbook's loop over the same permutations, cut short; metrics of those batches."""
+def test_steps_per_epoch_takes_the_first_batches_of_each_epoch(tmp_path: Path) -> None:
+    """The textbook loop over the first batches of each permutation has the same weights and training losses."""
     data = digits()
     model = make_model(compose("model.hidden=[20]"), shape=(1, 8, 8), outputs=10).double()
     losses = []
     for epoch in range(1, EPOCHS + 1):
         order = torch.randperm(len(data.train.x), generator=generator(0, "order", epoch))[: 2 * 16]
-        of_epoch = []
+        batch_losses = []
         for batch in order.split(16):
             loss = cross_entropy(model(data.normalize(data.train.x[batch])), data.train.y[batch])
-            of_epoch.append(loss.item())
+            batch_losses.append(loss.item())
             grads = torch.autograd.grad(loss, list(model.parameters()))
             with torch.no_grad():
                 for p, g in zip(model.parameters(), grads, strict=True):
                     p.sub_(0.1 * g)
-        losses.append(sum(of_epoch) / 2)
-    found, rows = trained(
+        losses.append(sum(batch_losses) / 2)
+    ours, rows = trained(
         tmp_path / "run", "model.hidden=[20] optimizer.lr=0.1 trainer.batch_size=16 trainer.steps_per_epoch=2"
     )
-    torch.testing.assert_close(weights(found), weights(model), rtol=0, atol=1e-12)
+    torch.testing.assert_close(weights(ours), weights(model), rtol=0, atol=1e-12)
     assert [row["train_loss"] for row in rows] == pytest.approx(losses, abs=1e-12)
     assert [row["step"] for row in rows] == [2, 4, 6]
 
 
-def test_a_number_is_predicted_as_the_textbook_does(tmp_path: Path) -> None:
-    """Regression: weights, running and evaluated squared errors of plain steps on standardized inputs."""
+def test_regression_equals_the_textbook_loop(tmp_path: Path) -> None:
+    """The running and the evaluated squared errors equal those of plain SGD; no error rate or accuracy is recorded."""
     cfg = compose("dataset=diabetes", "model.hidden=[20]", "seed=1")
     data: Dataset = build(cfg, "dataset", data_dir="", seed=1).to("cpu", torch.float64)
     model = make_model(cfg, shape=(10,), outputs=1).double()
@@ -285,8 +284,6 @@ def test_a_number_is_predicted_as_the_textbook_does(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     record = Record(directory)
-    from dlhw.train import run
-
     run(compose(*settings.split(), "trainer.precision=fp64", f"trainer.epochs={EPOCHS}", "trainer.device=cpu"), record)
     with torch.no_grad():
         test = (model(data.test.x).squeeze(1) - data.test.y).square().mean().item()
@@ -297,20 +294,20 @@ def test_a_number_is_predicted_as_the_textbook_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", ["", "model.dropout=0.2 regularization.l2=0.01"])
-def test_a_finished_training_keeps_no_memory(tmp_path: Path, options: str) -> None:
-    """The models of a run are freed at once, not by the garbage collector at some time."""
+def test_a_finished_training_is_freed_at_once(tmp_path: Path, options: str) -> None:
+    """The models of a run are freed without the garbage collector."""
     cfg = compose("trainer.epochs=1", "trainer.device=cpu", "model.hidden=[4]", *options.split())
     parts = assemble(cfg)
-    run = TrainingRun(Record(tmp_path), seed=0, regularization=parts.regularization)
+    training_run = TrainingRun(Record(tmp_path), seed=0, regularization=parts.regularization)
     single = Single(parts.trained, parts.optimizer, parts.schedule)
-    watched = weakref.ref(single)
+    reference = weakref.ref(single)
     gc.disable()
     try:
         training = Training(
-            single, [run], parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision
+            single, [training_run], parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision
         )
         training.fit()
         del training, single
-        assert watched() is None
+        assert reference() is None
     finally:
         gc.enable()

@@ -1,22 +1,32 @@
-"""The vectorized launcher: every job has the directory, files and numbers that it has alone, whatever others do."""
+"""The vectorized launcher: jobs that are trained at once have the files and metrics of jobs trained one at a time."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from dlhw.cli.assembly import assemble
+from dlhw.runs.record import Record
 from dlhw.sweeps import vectorized
 from support.commands import dlhw, files, summary
 from support.comparing import assert_equal
+from support.composing import compose
 from support.marks import slow
 
 BASE = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=4")
-TOGETHER = ("-m", *BASE, "hydra/launcher=vectorized")
+AT_ONCE = ("-m", *BASE, "hydra/launcher=vectorized")
+
+
+class Sweeps(NamedTuple):
+    """The directories of two sweeps of the same jobs, and the log of the first."""
+
+    at_once: Path
+    single: Path
+    log: list[str]
 
 
 def metrics(path: Path) -> list[list[float]]:
@@ -24,71 +34,72 @@ def metrics(path: Path) -> list[list[float]]:
     return [[float(value) for value in line.split(",")] for line in lines]
 
 
-def assert_same_metrics(one: Path, two: Path) -> None:
-    """To nine of the ten digits that are written."""
-    torch.testing.assert_close(torch.tensor(metrics(one)), torch.tensor(metrics(two)), rtol=2e-9, atol=1e-9)
+def assert_same_metrics(run: Path, expected: Path) -> None:
+    """Compare two metrics.csv to nine of their ten digits."""
+    ours, theirs = torch.tensor(metrics(run)), torch.tensor(metrics(expected))
+    torch.testing.assert_close(ours, theirs, rtol=2e-9, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
-    """A sweep of six jobs trained at once, and the same jobs one at a time; the log of the first."""
-    at = tmp_path_factory.mktemp("both")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
+    """Six jobs trained at once, and the same jobs trained one at a time."""
+    at = tmp_path_factory.mktemp("sweeps")
     grid = ("optimizer.lr=0.1,0.3,1e300", "seed=0,1", "model.dropout=0.2", "trainer.checkpoint_seconds=1000")
-    result = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=at)
-    separate = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=at)
-    assert result.code == separate.code == 1  # the rate 1e300 diverges
-    return at / "together", at / "alone", result.lines
+    at_once = dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=at_once", at=at)
+    single = dlhw("-m", *BASE, *grid, "hydra.sweep.dir=single", at=at)
+    assert at_once.code == single.code == 1  # the rate 1e300 diverges
+    return Sweeps(at / "at_once", at / "single", at_once.lines)
 
 
-def test_each_job_has_the_files_that_it_has_alone(both: tuple[Path, Path, list[str]]) -> None:
-    together, alone, _ = both
-    jobs = sorted(path.name for path in alone.iterdir() if (path / "config.yaml").exists())
+def test_jobs_have_the_files_of_single_runs(sweeps: Sweeps) -> None:
+    at_once, single, _ = sweeps
+    jobs = sorted(path.name for path in single.iterdir() if (path / "config.yaml").exists())
     assert len(jobs) == 6
     for job in jobs:
-        assert files(together / job) == files(alone / job), job
-        assert (together / job / "config.yaml").read_text() == (alone / job / "config.yaml").read_text()
+        assert files(at_once / job) == files(single / job), job
+        assert (at_once / job / "config.yaml").read_text() == (single / job / "config.yaml").read_text()
 
 
-def test_each_job_has_the_numbers_that_it_has_alone(both: tuple[Path, Path, list[str]]) -> None:
-    together, alone, _ = both
+def test_jobs_have_the_metrics_of_single_runs(sweeps: Sweeps) -> None:
+    at_once, single, _ = sweeps
     for job in ("optimizer.lr=0.1,seed=0", "optimizer.lr=0.3,seed=1"):
-        assert_same_metrics(together / job, alone / job)
-        ours, expected = summary(together / job), summary(alone / job)
+        assert_same_metrics(at_once / job, single / job)
+        ours, expected = summary(at_once / job), summary(single / job)
         assert ours.keys() == expected.keys()
         assert ours["best"] == pytest.approx(expected["best"], rel=1e-9, abs=1e-9)
 
 
-def test_a_job_that_diverges_fails_alone(both: tuple[Path, Path, list[str]]) -> None:
-    together, alone, _ = both
+def test_diverging_jobs_fail_as_single_runs_do(sweeps: Sweeps) -> None:
+    at_once, single, _ = sweeps
     for seed in (0, 1):
-        ours, expected = (summary(path / f"optimizer.lr=1e+300,seed={seed}") for path in (together, alone))
+        ours, expected = (summary(path / f"optimizer.lr=1e+300,seed={seed}") for path in (at_once, single))
         assert ours["status"] == expected["status"] == "failed"
         assert "training diverged" in ours["reason"]
         assert "step" in ours["reason"]
 
 
-def test_it_says_how_many_are_trained_at_once(both: tuple[Path, Path, list[str]]) -> None:
-    assert "training 6 jobs at once" in both[2]
+def test_number_of_jobs_trained_at_once_is_logged(sweeps: Sweeps) -> None:
+    assert "training 6 jobs at once" in sweeps.log
 
 
-def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
+def test_jobs_stop_early_at_the_epochs_of_single_runs(tmp_path: Path) -> None:
     grid = ("trainer.patience=2", "trainer.epochs=30", "optimizer.lr=0.01,1", "seed=0,1")
-    assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=together", at=tmp_path).code == 0
-    assert dlhw("-m", *BASE, *grid, "hydra.sweep.dir=alone", at=tmp_path).code == 0
+    assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=at_once", at=tmp_path).code == 0
+    assert dlhw("-m", *BASE, *grid, "hydra.sweep.dir=single", at=tmp_path).code == 0
     lengths = []
-    for job in sorted(path for path in (tmp_path / "alone").iterdir() if (path / "config.yaml").exists()):
-        together = tmp_path / "together" / job.name
-        assert_same_metrics(together, job)
-        assert summary(together)["stopped"] == summary(job)["stopped"]
+    for job in sorted(path for path in (tmp_path / "single").iterdir() if (path / "config.yaml").exists()):
+        at_once = tmp_path / "at_once" / job.name
+        assert_same_metrics(at_once, job)
+        assert summary(at_once)["stopped"] == summary(job)["stopped"]
         for name in ("last.pt", "best.pt"):
-            ours, expected = (torch.load(path / name, weights_only=True) for path in (together, job))
+            ours, expected = (torch.load(path / name, weights_only=True) for path in (at_once, job))
             assert_equal(ours, expected, name)
         lengths.append(len(metrics(job)))
-    assert len(set(lengths)) > 1
+    assert len(set(lengths)) > 1  # they do not all stop at the same epoch
 
 
 @pytest.mark.parametrize(
-    ("overrides", "line"),
+    ("overrides", "message"),
     [
         (("study=cost", "seed=0,1"), "2 jobs are trained one at a time: a study does not train"),
         (
@@ -97,122 +108,121 @@ def test_every_run_stops_by_its_own_patience(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_grouped_is_trained_separate(tmp_path: Path, overrides: tuple[str, ...], line: str) -> None:
-    unread = [word for word in TOGETHER if "study=cost" in overrides and word.startswith("trainer.")]
-    base = [word for word in TOGETHER if word not in unread]
+def test_jobs_that_cannot_be_grouped_are_trained_one_at_a_time(
+    tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    unread = [word for word in AT_ONCE if "study=cost" in overrides and word.startswith("trainer.")]
+    base = [word for word in AT_ONCE if word not in unread]
     result = dlhw(*base, *overrides, "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
-    assert line in result.lines
+    assert message in result.lines
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 2
 
 
-def test_convolutions_on_a_cpu_are_trained_separate_unless_one_insists(tmp_path: Path) -> None:
-    base = [word for word in TOGETHER if not word.startswith("model")]
+def test_convolutions_are_trained_at_once_on_a_cpu_only_with_even_if_slower(tmp_path: Path) -> None:
+    base = [word for word in AT_ONCE if not word.startswith("model")]
     grid = ("model=cnn", "model.channels=[2]", "model.kernel=3", "seed=0,1")
-    result = dlhw(*base, *grid, "hydra.sweep.dir=alone", at=tmp_path)
+    result = dlhw(*base, *grid, "hydra.sweep.dir=single", at=tmp_path)
     assert result.code == 0, result.err
     assert (
         "2 jobs are trained one at a time: on a CPU, training convolutional networks at once is slower "
         "(hydra.launcher.even_if_slower)" in result.lines
     )
-    result = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=together", at=tmp_path)
+    result = dlhw(*base, *grid, "hydra.launcher.even_if_slower=true", "hydra.sweep.dir=at_once", at=tmp_path)
     assert "training 2 jobs at once" in result.lines
     for seed in range(2):
-        assert_same_metrics(tmp_path / "together" / f"seed={seed}", tmp_path / "alone" / f"seed={seed}")
+        assert_same_metrics(tmp_path / "at_once" / f"seed={seed}", tmp_path / "single" / f"seed={seed}")
 
 
-def test_a_job_that_cannot_be_built_does_not_keep_the_others_apart(tmp_path: Path) -> None:
+def test_an_invalid_job_fails_and_the_others_are_trained_at_once(tmp_path: Path) -> None:
     grid = ("optimizer=nesterov", "optimizer.momentum=0,0.5,0.9")
-    result = dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path)
+    result = dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 1
     assert "training 2 jobs at once" in result.lines
-    states = {
+    statuses = {
         momentum: summary(tmp_path / "s" / f"optimizer.momentum={momentum}")["status"] for momentum in (0, 0.5, 0.9)
     }
-    assert states == {0: "failed", 0.5: "finished", 0.9: "finished"}
+    assert statuses == {0: "failed", 0.5: "finished", 0.9: "finished"}
 
 
-def test_jobs_of_different_structure_are_grouped_apart(tmp_path: Path) -> None:
-    result = dlhw(*TOGETHER, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
+def test_jobs_with_different_models_form_different_groups(tmp_path: Path) -> None:
+    result = dlhw(*AT_ONCE, "model.hidden=[4],[5]", "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
     assert result.lines.count("training 3 jobs at once") == 2
 
 
-def test_a_group_is_no_larger_than_asked_for(tmp_path: Path) -> None:
-    result = dlhw(*TOGETHER, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
+def test_largest_limits_the_size_of_a_group(tmp_path: Path) -> None:
+    result = dlhw(*AT_ONCE, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
     assert result.lines.count("training 2 jobs at once") == 2
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 
-def test_a_group_that_does_not_fit_into_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = vectorized.train_at_once
+def test_a_group_that_runs_out_of_memory_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_at_once = vectorized.train_at_once
 
-    def short_of_memory(jobs: list[vectorized.GroupedJob]) -> None:
+    def train_at_most_two(jobs: list[vectorized.GroupedJob]) -> None:
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("no memory")
-        train(jobs)
+        train_at_once(jobs)
 
-    monkeypatch.setattr(vectorized, "train_at_once", short_of_memory)
-    result = dlhw(*TOGETHER, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
+    monkeypatch.setattr(vectorized, "train_at_once", train_at_most_two)
+    result = dlhw(*AT_ONCE, "seed=range(5)", "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
     assert "5 jobs at once do not fit into memory; continuing with 2" in result.lines
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 
-def test_memory_decides_how_many_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlhw.cli.assembly import assemble
-    from support.composing import compose
-
-    def fits(free: int, *overrides: str) -> int:
+def test_largest_group_is_proportional_to_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)
         return vectorized.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
 
-    assert fits(0) == 1
-    few, many = fits(10**8), fits(2 * 10**8)
-    assert 2 * few - 1 <= many <= 2 * few + 1
+    assert largest(0) == 1
+    smaller, larger = largest(10**8), largest(2 * 10**8)
+    assert 2 * smaller - 1 <= larger <= 2 * smaller + 1
     # 64 x 800 weights in float64, five copies, and activations: at least 2 MB each, at most four times as much
-    assert 6 <= fits(10**8, "model.hidden=[800]") <= 25
+    assert 6 <= largest(10**8, "model.hidden=[800]") <= 25
 
 
-def interrupted(after: int) -> Callable[..., None]:
-    """``Record.append`` that is interrupted when some epochs of all runs have been recorded."""
-    from dlhw.runs.record import Record
-
+def append_and_interrupt(after: int) -> Callable[..., None]:
+    """``Record.append`` that raises KeyboardInterrupt after this number of rows, counted over all runs."""
     append, count = Record.append, 0
 
-    def counted(record: Record, row: dict[str, float], *, seconds: float) -> None:
+    def append_or_interrupt(record: Record, row: dict[str, float], *, seconds: float) -> None:
         nonlocal count
         append(record, row, seconds=seconds)
         count += 1
         if count == after:
             raise KeyboardInterrupt
 
-    return counted
+    return append_or_interrupt
 
 
 @pytest.mark.parametrize("after", [slow(1), 5, 6, slow(7)])
-def test_a_stopped_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Three jobs of four epochs, stopped in the middle of an epoch's rows, after it, and in the first one."""
+def test_an_interrupted_sweep_resumes_to_the_same_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Three jobs of four epochs are interrupted between the rows of an epoch, or after the last row of one."""
     grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
     with monkeypatch.context() as patch:
-        patch.setattr("dlhw.runs.record.Record.append", interrupted(after))
-        assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
+        patch.setattr("dlhw.runs.record.Record.append", append_and_interrupt(after))
+        assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
     assert dlhw("resume=s", at=tmp_path).code == 0
-    assert dlhw(*TOGETHER, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0
+    assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0
     for seed in range(3):
         assert_same_metrics(tmp_path / "s" / f"seed={seed}", tmp_path / "whole" / f"seed={seed}")
-        assert json.loads((tmp_path / "s" / f"seed={seed}" / "summary.json").read_text())["status"] == "finished"
+        assert summary(tmp_path / "s" / f"seed={seed}")["status"] == "finished"
 
 
-def test_an_error_in_the_ensemble_leaves_the_jobs_to_be_trained_alone(
+def test_after_an_error_of_the_ensemble_the_jobs_are_trained_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(jobs: list[vectorized.GroupedJob]) -> None:
+    def raise_error(jobs: list[vectorized.GroupedJob]) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(vectorized, "train_at_once", broken)
-    result = dlhw(*TOGETHER, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
+    monkeypatch.setattr(vectorized, "train_at_once", raise_error)
+    result = dlhw(*AT_ONCE, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
     assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one at a time" in result.lines
-    shutil.rmtree(tmp_path / "s")
+    assert {summary(tmp_path / "s" / f"seed={seed}")["status"] for seed in (0, 1)} == {"finished"}

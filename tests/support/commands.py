@@ -48,6 +48,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
     handlers, level = list(root.handlers), root.level
     on_signal = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
     threads = torch.get_num_threads()
+    launcher_levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
     out, err, code = io.StringIO(), io.StringIO(), 0
     progress.console.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -69,6 +70,8 @@ def dlhw(*overrides: str, at: Path) -> Ended:
                 if handler not in handlers:
                     handler.close()
             root.handlers[:], root.level = handlers, level
+            for name, launcher_level in launcher_levels.items():
+                logging.getLogger(name).setLevel(launcher_level)
             Singleton.set_state(singletons)
             composition.prepare()
             progress.console.cache_clear()
