@@ -6,7 +6,6 @@ Where it makes no difference, ``main`` runs in this process, which saves the sec
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import shlex
 import shutil
@@ -14,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -429,26 +427,6 @@ def test_run_stopped_while_training_on_remembers_how_far_it_was_to_go(
     assert yaml.safe_load((path / "config.yaml").read_text())["trainer"]["epochs"] == 5
     assert dlhw("resume=run", at=tmp_path).code == 0
     assert summary(path)["final"]["epoch"] == 5
-
-
-# --- the package ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_wheel_carries_the_configs(tmp_path: Path) -> None:
-    if importlib.util.find_spec("hatchling") is None:
-        pytest.skip("hatchling is not installed")
-    project = Path(__file__).parent.parent
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=project,
-        check=True,
-        capture_output=True,
-    )
-    with zipfile.ZipFile(only(list(tmp_path.glob("*.whl")))) as wheel:
-        packed = {name for name in wheel.namelist() if name.startswith("dlhw/conf/")}
-    conf = project / "conf"
-    assert packed == {f"dlhw/conf/{path.relative_to(conf).as_posix()}" for path in conf.rglob("*.yaml")}
 
 
 def test_resume_of_a_finished_run_is_refused_by_a_process_of_its_own(finished: Finished) -> None:
