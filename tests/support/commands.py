@@ -22,7 +22,7 @@ from dlhw.runtime import progress
 from support.processes import FROM_OUTSIDE, Ended, Process, environment
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
-RUN = {
+RUN_FILES = {
     ".hydra/config.yaml",
     ".hydra/hydra.yaml",
     ".hydra/overrides.yaml",
