@@ -1,58 +1,50 @@
-"""What several test files share: composing a config as the command line does, and asking a study."""
+"""Settings of the test session, and the fixtures that compose configs and run studies."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import os
-import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.singleton import Singleton
-from hydra.types import RunMode
 from hypothesis import HealthCheck, settings
-from omegaconf import DictConfig
 from torch import nn
 
-from dlhw.cli import assembly, composition
+from dlhw.cli import assembly
 from dlhw.cli.build import validate
 from dlhw.runs.answer import Answer
+from support import composing
 from support.composing import Ask, Compose
-from support.composing import compose as composed
 
 MOST_WORKERS = 6  # each takes about 1 GB of memory
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run on all cores, unless ``-n`` says otherwise, tests are named one by one, or a debugger is asked for."""
+    """Run on all cores, unless the options include ``-n``, the names of tests or files, ``-k`` or a debugger."""
     option = config.option
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
         return
-    named = any("::" in argument or argument.endswith(".py") for argument in config.args)
-    alone = named or option.usepdb or option.trace or option.collectonly or option.keyword
-    if option.numprocesses is None and not option.tx and not alone and usable_cores() > 1:
+    names_tests = any("::" in argument or argument.endswith(".py") for argument in config.args)
+    single_process = names_tests or option.usepdb or option.trace or option.collectonly or option.keyword
+    if option.numprocesses is None and not option.tx and not single_process and usable_cores() > 1:
         option.numprocesses = usable_cores()
         if option.dist == "no":
-            option.dist = "worksteal"  # neighbours, which share fixtures, stay together until a worker has nothing left
+            option.dist = "worksteal"  # adjacent tests share fixtures; they stay together until a worker is idle
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """The number of workers for ``-n auto``."""
+    """Return the number of workers for ``-n auto``."""
     return usable_cores()
 
 
 def usable_cores() -> int:
-    """The number of cores that this process may use, as far as there is memory for so many workers."""
+    """Return the number of cores that this process may use, but at most ``MOST_WORKERS``."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # a container may have a share of all cores
+    with contextlib.suppress(OSError, ValueError):  # a container may be limited to some of the cores
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, round(int(quota) / int(period)) or 1)
     return min(cores, MOST_WORKERS)
@@ -63,56 +55,32 @@ settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
-    """Settle what the tests and the processes they start inherit, before torch is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are tiny: more threads only wait for each other
+    """Set what the tests and the processes that they start inherit."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are too small for several threads
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
 
 
-@pytest.fixture(scope="session")
-def compose() -> Compose:
-    """``compose("model=cnn", ...)``: the config of a command line, Hydra's own part included."""
-
-    @functools.lru_cache(256)
-    def options_chosen(*overrides: str) -> DictConfig:
-        return in_full(*overrides)
-
-    def from_command_line(*overrides: str, sweep: bool = False) -> DictConfig:
-        if not sweep and all(re.fullmatch(r"(?!resume)[\w/]+=\w+", line) for line in overrides):
-            return copy.deepcopy(options_chosen(*overrides))
-        return in_full(*overrides, sweep=sweep)
-
-    def in_full(*overrides: str, sweep: bool = False) -> DictConfig:
-        composition.prepare()
-        before = Singleton.get_state()
-        hydra = Hydra.create_main_hydra2("train", create_config_search_path(str(composition.conf_dir())))
-        try:
-            return hydra.compose_config(
-                composition.CONFIG_NAME,
-                list(overrides),
-                run_mode=RunMode.MULTIRUN if sweep else RunMode.RUN,
-                with_log_configuration=False,
-            )
-        finally:
-            Singleton.set_state(before)
-
-    return from_command_line
+@pytest.fixture(scope="session", name="compose")
+def compose_fixture() -> Compose:
+    """``compose("model=cnn", ...)``: the config of a command line, including its ``hydra`` section."""
+    return composing.compose_with_hydra
 
 
 @pytest.fixture(scope="session")
 def ask() -> Ask:
-    """``ask("experiment=jacobian", "study.depths=[3]")``: what a study that reads no data answers, on the CPU.
+    """``ask("experiment=jacobian", "study.depths=[3]")``: the answer of a study that reads no data, on the CPU.
 
-    One that asks a network is given ``network``.
+    ``network`` is the model that the study examines, if it needs one.
     """
 
-    def asked(*overrides: str, network: nn.Module | None = None) -> Answer:
-        cfg = composed(*overrides)
+    def run_study(*overrides: str, network: nn.Module | None = None) -> Answer:
+        cfg = composing.compose(*overrides)
         components = validate(cfg)
-        given = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
+        available = {"seed": cfg.seed, "device": torch.device("cpu"), "network": network}
         arguments = assembly.study_arguments(components)
         assert arguments is not None
-        answer: Answer = components["study"].partial(**{name: given[name] for name in arguments})()
+        answer: Answer = components["study"].partial(**{name: available[name] for name in arguments})()
         return answer
 
-    return asked
+    return run_study

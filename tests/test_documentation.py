@@ -1,4 +1,4 @@
-"""The commands that README and documentation print are run, each on little data and for two steps."""
+"""The commands in the README and the documentation run, each on a small dataset and for two steps."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 PROGRAM = r"(?:uv run )?(?:python -m (?P<module>dlhw\.\w+)|dlhw) (?P<arguments>.+)"
 
 FEW_STEPS = ("trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.device=cpu")
-"""Appended to every command that trains, unless it gives these keys."""
-OTHER_DATA = {"mnist": "digits", "fashion_mnist": "digits", "kmnist": "digits", "boston": "diabetes"}
-"""Datasets that need a download, and similar datasets that do not."""
-SMALLER_DATA = {
+"""Overrides that are appended to every command that trains, unless it overrides these keys itself."""
+SUBSTITUTES = {"mnist": "digits", "fashion_mnist": "digits", "kmnist": "digits", "boston": "diabetes"}
+"""Similar datasets without a download, by the dataset that needs one."""
+SMALL_PICTURES = {
     "face_mask": ("dataset.resize=20", "dataset.crop=16"),
     "hymenoptera": ("dataset.resize=20", "dataset.crop=16"),
     "image_folder": ("dataset.resize=20", "dataset.crop=16"),
 }
-SMALLER_STUDIES = {
+SMALL_STUDIES = {
     "activation_slope": "study.draws=10 study.width=30 study.depth=20",
     "alexnet_classify": "study.resize=80 study.crop=70",
     "alexnet_features": "study.resize=80 study.crop=70",
@@ -51,14 +51,12 @@ SMALLER_STUDIES = {
 }
 MISSING = {
     "model.weights": ("model.weights=FILE", "pretrained weights are not part of this project"),
-    "dataset.download": (
-        "dataset.download=false",
-        "the dataset is not part of this project",
-    ),
+    "dataset.download": ("dataset.download=false", "the dataset is not part of this project"),
 }
-"""What a command needs that is not here, by the key that its error names: the override that says so, and the reason.
+"""Overrides for files that are not part of this project, by the key that the error names, each with the reason.
 
-All values are checked before anything is read, so the command must end with the error about this key.
+A command that needs such a file is run with the override. It must end with the error about this key, because all
+values are validated before a file is read.
 """
 
 
@@ -72,41 +70,41 @@ class Command:
 
     @property
     def experiment(self) -> str | None:
-        """The option of the group experiment."""
+        """The name of the experiment; None without one."""
         return next((word.partition("=")[2] for word in self.words if word.startswith("experiment=")), None)
 
-    def given(self, key: str) -> bool:
-        """Whether the command line has an override of this key."""
+    def overrides(self, key: str) -> bool:
+        """Return whether the command line overrides this key."""
         return any(word.lstrip("+~").partition("=")[0] == key for word in self.words)
 
 
 def commands(text: str) -> Iterator[Command]:
-    """The commands in the indented lines, fenced blocks and inline code of a page, without their comments."""
+    """Yield the commands in the indented lines, fenced blocks and inline code of a page, without their comments."""
     text = re.sub(r"\\\n\s*", "", text)
     lines = [line.rpartition("&& ")[2] for line in re.findall(r"^(?:    |\$ )?(\S.*)$", text, re.MULTILINE)]
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     for line in [*lines, *inline]:
         if match := re.fullmatch(PROGRAM, line.strip()):
             words = shlex.split(re.split(r"\s{2,}|\s#", match["arguments"])[0])
-            if words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # else it is a sentence
+            if words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
                 yield Command(match["module"] or "dlhw.train", tuple(words))
 
 
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page.read_text())))
-SHOWN_FILE = re.compile(
+CONFIG_FILE = re.compile(
     r"`([\w/]+/experiment/\w+\.yaml)`.*?^( *)(# @package .*?)(?=^```|^(?!\2)\S|\Z)", re.DOTALL | re.MULTILINE
 )
 FILES = {
     path: textwrap.dedent(indent + text)
     for page in PAGES
-    for path, indent, text in SHOWN_FILE.findall(page.read_text())
+    for path, indent, text in CONFIG_FILE.findall(page.read_text())
 }
-"""Config files that a page shows."""
+"""The config files that pages print, by path."""
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands expect to find: pictures, runs and sweeps."""
+def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures, runs and sweeps that the commands use."""
     at = tmp_path_factory.mktemp("documentation")
     small = ("dataset=digits", "model.hidden=[4]", *FEW_STEPS, "trainer.checkpoint_seconds=0")
     runs = {
@@ -114,7 +112,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "outputs/mnist_mlp/2026-11-21_09-00-00": ("experiment=mnist_mlp", *small),
         "outputs/finetune_resnet34/2026-11-21_11-34-38": (
             *("dataset=image_folder", "dataset.root=DIR", "model=cnn", "model.channels=[2]", "model.kernel=3"),
-            *(*SMALLER_DATA["image_folder"], *FEW_STEPS, "trainer.steps_per_epoch=1"),
+            *(*SMALL_PICTURES["image_folder"], *FEW_STEPS, "trainer.steps_per_epoch=1"),
         ),
     }
     folder_of(at / "DIR", {"cats": 10, "dogs": 10})
@@ -126,7 +124,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(20):
             name = f"{number}-with-mask.jpg" if folder == "with_mask" else f"{number}.jpg"
             photo(1000 * label + number).save(at / "data" / "face_mask" / folder / name)
-    photo(5000).save(at / "data" / "face_mask" / "with_mask" / "augmented_image_0.jpg")  # left out by default
+    photo(5000).save(at / "data" / "face_mask" / "with_mask" / "augmented_image_0.jpg")  # excluded by default
     for name in ("cat.jpg", "ant.jpg", "zebra.jpg", "samoyed.jpg"):
         photo(1).save(at / name)
     for path, text in FILES.items():
@@ -142,6 +140,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def execute(command: Command, *more: str, at: Path) -> Ended:
+    """Run a command in the folder ``at``, with more overrides at its end."""
     sweep = command.module == "dlhw.compare"
     words = [re.sub(r"(outputs/\w+)/\.\.\.", lambda match: newest(at, match[1], sweep), word) for word in command.words]
     env = environment(HYDRA_FULL_ERROR="0", TORCH_HOME=str(at / "torch"))
@@ -149,46 +148,46 @@ def execute(command: Command, *more: str, at: Path) -> Ended:
 
 
 def newest(at: Path, folder: str, sweep: bool) -> str:
-    """The newest run or sweep in a folder, which a page writes as three dots."""
+    """Return the path of the newest run or sweep in a folder; a page writes it as three dots."""
     paths = [path for path in (at / folder).iterdir() if (path / "multirun.yaml").exists() == sweep]
     return max(paths).relative_to(at).as_posix()
 
 
-def declared(cfg: DictConfig, command: Command) -> Iterator[str]:
-    """Two values of the first key that an experiment sweeps, one of each other key."""
+def few_values(cfg: DictConfig, command: Command) -> Iterator[str]:
+    """Yield overrides for the sweep of an experiment: two values of its first key, one of each other key."""
     count = 2
     for key, values in (cfg.hydra.sweeper.params or {}).items():
-        if key == "start":  # from the weights of another run, which is not there
+        if key == "start":  # the run with the initial weights does not exist
             yield "start=null"
             continue
-        if not command.given(key) and values is not None:
+        if not command.overrides(key) and values is not None:
             plans = expand([f"{key}={values}"], [])[:count]
             yield f"{key}=" + ",".join(plan.overrides[0].partition("=")[2] for plan in plans)
             count = 1
 
 
 def shortened(command: Command, cfg: DictConfig) -> tuple[Command, tuple[str, ...]]:
-    """The command with data that is here, and overrides that make it quick."""
+    """Return the command without unavailable datasets, and overrides that make it fast."""
     dataset = cfg.hydra.runtime.choices.dataset
-    words = [word for word in command.words if word != f"dataset={dataset}" or dataset not in OTHER_DATA]
-    more = list(declared(cfg, command))
+    words = [word for word in command.words if word != f"dataset={dataset}" or dataset not in SUBSTITUTES]
+    more = list(few_values(cfg, command))
     if cfg.study.get("_target_") is not None:
         study = cfg.study._target_.rpartition(".")[2]
-        more += SMALLER_STUDIES.get(study, "").split()
+        more += SMALL_STUDIES.get(study, "").split()
         reads_data = study in ("samples", "cost")
     else:
         more += FEW_STEPS
         reads_data = True
     if reads_data:
-        more += [f"dataset={OTHER_DATA[dataset]}"] if dataset in OTHER_DATA else []
-        more += SMALLER_DATA.get(dataset, ())
+        more += [f"dataset={SUBSTITUTES[dataset]}"] if dataset in SUBSTITUTES else []
+        more += SMALL_PICTURES.get(dataset, ())
     return Command(command.module, tuple(words)), tuple(
-        line for line in more if not command.given(line.partition("=")[0])
+        line for line in more if not command.overrides(line.partition("=")[0])
     )
 
 
-def missing(cfg: DictConfig) -> str | None:
-    """The key of MISSING that stands for what the command cannot have here."""
+def missing_key(cfg: DictConfig) -> str | None:
+    """Return the key of ``MISSING`` for the files that the command needs but that are not available, if any."""
     if cfg.hydra.runtime.choices.dataset == "cifar10":
         return "dataset.download"
     reads_model = cfg.study.get("_target_") is None or cfg.study._target_.startswith(
@@ -197,12 +196,12 @@ def missing(cfg: DictConfig) -> str | None:
     return "model.weights" if reads_model and cfg.model.get("weights") is not None else None
 
 
-def shown(command: Command) -> str | None:
-    """The config file that a page shows for the experiment of a command."""
+def printed_config(command: Command) -> str | None:
+    """Return the path of the config file that a page prints for the experiment of a command, if any."""
     return next((path for path in FILES if path.endswith(f"experiment/{command.experiment}.yaml")), None)
 
 
-def test_the_pages_have_commands() -> None:
+def test_pages_contain_commands_of_every_program_and_a_config_file() -> None:
     modules = {command.module for command in COMMANDS}
     assert modules >= {"dlhw.train", "dlhw.compare", "dlhw.predict"}
     assert len(COMMANDS) > 50
@@ -211,7 +210,7 @@ def test_the_pages_have_commands() -> None:
 
 README = set(commands(PAGES[0].read_text()))
 PARAMETERS = [
-    # test_config runs every experiment without overrides
+    # test_experiments runs every experiment without overrides
     pytest.param(
         command,
         id=str(command),
@@ -222,39 +221,39 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("command", PARAMETERS)
-def test_command_runs(command: Command, started: Path, tmp_path: Path, compose: Compose) -> None:
+def test_documented_command_runs(command: Command, example_folder: Path, tmp_path: Path, compose: Compose) -> None:
     at = tmp_path / "here"
-    shutil.copytree(started, at)
+    shutil.copytree(example_folder, at)
     if command.module != "dlhw.train" or {"--help", "--cfg"} & set(command.words):
         ended = execute(command, at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return
     overrides = [word for word in command.words if "=" in word or word[0] == "~"]
-    if command.given("resume"):
+    if command.overrides("resume"):
         path = at / newest(at, "outputs/flooding", sweep=False)
         (path / "summary.json").unlink()
         assert execute(command, at=at).code == 0
         assert (path / "summary.json").exists()
         return
-    if path := shown(command):
+    if path := printed_config(command):
         folder = () if "--config-dir" in command.words else ("--config-dir", str(Path(path).parents[1]))
         trains = "model" in FILES[path] or "optimizer" in FILES[path]
         ended = execute(command, *folder, *(("dataset=digits", *FEW_STEPS) if trains else ()), at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return
     cfg = compose(*overrides, sweep=True)
-    key = missing(cfg)
+    key = missing_key(cfg)
     command, more = shortened(command, cfg)
     if key is None:
         ended = execute(command, *more, at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         assert list(at.glob("outputs/*/*/summary.json")) or list(at.glob("outputs/*/*/*/summary.json"))
     else:
-        if "-m" in command.words:  # its first job, since each would have the same error
+        if "-m" in command.words:  # the first job, because all jobs have the same error
             command = Command(command.module, expand([], overrides)[0].overrides)
-        absent, reason = MISSING[key]
+        override, reason = MISSING[key]
         more = tuple(line for line in more if line.partition("=")[0] != key)
-        ended = execute(command, *more, *([] if command.given(key) else [absent]), at=at)
+        ended = execute(command, *more, *([] if command.overrides(key) else [override]), at=at)
         assert ended.code == 1, reason
-        named = {"dataset.download": "dataset=cifar10"}.get(key, key)
-        assert any(line.startswith(named) or f": {named}" in line for line in ended.lines), ended.err
+        name = {"dataset.download": "dataset=cifar10"}.get(key, key)
+        assert any(line.startswith(name) or f": {name}" in line for line in ended.lines), ended.err

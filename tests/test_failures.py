@@ -1,4 +1,4 @@
-"""What an error does to a run: the exception that is raised, its directory and the log."""
+"""The effects of an error on a run: the exception that is raised, the run directory and the log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dlhw.training.loop import TrainingFailed
 FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
 
 
-def ended(
-    error: BaseException, directory: Path, *, in_sweep: bool, resume: str | None = None, begun: bool = True
+def raised_exception(
+    error: BaseException, directory: Path, *, in_sweep: bool, resume: str | None = None, started: bool = True
 ) -> BaseException:
-    """The exception that reaches the caller when a run in ``directory`` raises this error."""
+    """Return the exception that reaches the caller when a run in ``directory`` raises ``error``."""
     directory.mkdir()
-    if begun:
+    if started:
         (directory / "config.yaml").touch()
     with (
         pytest.raises(BaseException) as raised,  # noqa: PT011
@@ -34,24 +34,26 @@ def ended(
 
 @pytest.mark.parametrize("in_sweep", [False, True])
 @pytest.mark.parametrize("error", [TrainingFailed("loss nan"), FULL, ChecksFailed("1 of 2 checks disagree")], ids=repr)
-def test_expected_failure_ends_a_single_run_with_code_1(
+def test_expected_failure_exits_a_single_run_with_code_1_and_is_reraised_in_a_sweep(
     tmp_path: Path, error: Exception, in_sweep: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    raised = ended(error, tmp_path / "run", in_sweep=in_sweep)
+    raised = raised_exception(error, tmp_path / "run", in_sweep=in_sweep)
     if in_sweep:
         assert raised is error
     else:
         assert isinstance(raised, SystemExit)
         assert raised.code == 1
     assert [record.getMessage().startswith(str(error)) for record in caplog.records] == [True]
-    reason = None if isinstance(error, ChecksFailed) else f"{type(error).__name__}: {error}"  # its study wrote one
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, ChecksFailed):  # the study writes the summary itself
+        reason = None
     assert read_summary(tmp_path / "run").get("reason") == reason
 
 
 @pytest.mark.parametrize("in_sweep", [False, True])
-def test_unexpected_error_leaves_a_traceback(tmp_path: Path, in_sweep: bool) -> None:
+def test_unexpected_error_is_reraised_and_logged_with_its_traceback(tmp_path: Path, in_sweep: bool) -> None:
     error = ZeroDivisionError("by 0")
-    assert ended(error, tmp_path / "run", in_sweep=in_sweep) is error
+    assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep) is error
     assert read_summary(tmp_path / "run") == {"status": "failed", "reason": "ZeroDivisionError: by 0"}
     assert "ZeroDivisionError: by 0" in (tmp_path / "run" / "run.log").read_text()
 
@@ -65,27 +67,28 @@ def test_unexpected_error_leaves_a_traceback(tmp_path: Path, in_sweep: bool) -> 
         (True, "run", True, "failed"),
     ],
 )
-def test_usage_error_removes_a_new_run_and_fails_a_job(
+def test_usage_error_removes_a_new_run_and_marks_a_job_as_failed(
     tmp_path: Path, in_sweep: bool, resume: str | None, exists: bool, status: str | None
 ) -> None:
     error = UsageError("seed=-1: must be a whole number")
-    assert ended(error, tmp_path / "run", in_sweep=in_sweep, resume=resume) is error
+    assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep, resume=resume) is error
     assert (tmp_path / "run").exists() is exists
     assert read_summary(tmp_path / "run").get("status") == status
 
 
 @pytest.mark.parametrize("in_sweep", [False, True])
-@pytest.mark.parametrize("begun", [False, True])
-def test_interrupted_run_stays_if_it_has_begun(
-    tmp_path: Path, in_sweep: bool, begun: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("started", [False, True])
+def test_interrupted_run_is_kept_if_it_has_started(
+    tmp_path: Path, in_sweep: bool, started: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert isinstance(ended(KeyboardInterrupt(), tmp_path / "run", in_sweep=in_sweep, begun=begun), KeyboardInterrupt)
-    assert (tmp_path / "run").exists() is begun
+    error = KeyboardInterrupt()
+    assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep, started=started) is error
+    assert (tmp_path / "run").exists() is started
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if begun and not in_sweep else [])
+    assert warnings == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if started and not in_sweep else [])
 
 
-def test_failure_of_a_job_is_returned() -> None:
+def test_failure_of_returns_the_exception_of_a_job_but_not_an_interrupt() -> None:
     def fail() -> None:
         raise FULL
 
@@ -107,13 +110,13 @@ def test_failure_of_a_job_is_returned() -> None:
     ],
     ids=repr,
 )
-def test_program_ends_with_one_line(
+def test_error_ends_the_program_with_one_line_unless_full_errors_are_requested(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    with pytest.raises(SystemExit) as ended, failures.end_program("here"):
+    with pytest.raises(SystemExit) as raised, failures.end_program("here"):
         raise error
-    assert ended.value.code == 1
+    assert raised.value.code == 1
     assert capsys.readouterr().err == f"{line}\n"
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(type(error)), failures.end_program("here"):

@@ -1,4 +1,4 @@
-"""The private names of Hydra and OmegaConf that dlhw uses: all in one module, and with the signatures it expects."""
+"""The private names of Hydra and OmegaConf that dlhw uses are in one module and have the expected signatures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dlhw.cli.hydra_internals import Reference, references
 
 ADVICE = (
     "This version of Hydra or OmegaConf has changed {name}, which dlhw uses: adapt src/dlhw/cli/hydra_internals.py "
-    "(its docstring says what Hydra 1.4 changes), or keep the versions that pyproject.toml allows."
+    "(its docstring lists the changes in Hydra 1.4), or keep the versions that pyproject.toml allows."
 )
 SIGNATURES: dict[str, tuple[Callable[..., object], list[str]]] = {
     "ConfigLoaderImpl": (ConfigLoaderImpl, ["config_search_path"]),
@@ -63,7 +63,7 @@ SIGNATURES: dict[str, tuple[Callable[..., object], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_private_names_have_the_signatures_that_dlhw_expects(name: str) -> None:
+def test_private_function_has_the_expected_signature(name: str) -> None:
     function, parameters = SIGNATURES[name]
     assert list(inspect.signature(function).parameters) == parameters, ADVICE.format(name=name)
 
@@ -78,12 +78,12 @@ def test_private_names_have_the_signatures_that_dlhw_expects(name: str) -> None:
         (grammar_visitor.OmegaConfGrammarParser, "InterpolationNodeContext"),  # type: ignore[attr-defined]
     ],
 )
-def test_private_classes_have_the_attributes_that_dlhw_reads(owner: type, attribute: str) -> None:
+def test_private_class_has_the_expected_attribute(owner: type, attribute: str) -> None:
     exists = attribute in inspect.get_annotations(owner) or hasattr(owner, attribute)
     assert exists, ADVICE.format(name=f"{owner.__name__}.{attribute}")
 
 
-def test_hydra_composes_with_the_installed_loader() -> None:
+def test_hydra_uses_the_loader_of_dlhw() -> None:
     composition.prepare()
     before = Singleton.get_state()
     try:
@@ -101,7 +101,7 @@ def test_hydra_composes_with_the_installed_loader() -> None:
     assert loader.file("model/none") is None
 
 
-def test_no_other_module_uses_private_names() -> None:
+def test_only_hydra_internals_uses_private_names() -> None:
     source = Path(dlhw.__file__).parent
     private = re.compile(r"hydra\._internal|omegaconf\.(_|grammar)|\._(get_node|is_none|is_missing|value|metadata)\b")
     users = [path.name for path in source.rglob("*.py") if private.search(path.read_text())]
@@ -125,5 +125,5 @@ SIZE = Reference(("size",))
         (r"\${b}", ()),
     ],
 )
-def test_references(text: str, expected: tuple[Reference, ...]) -> None:
+def test_references_in_a_text(text: str, expected: tuple[Reference, ...]) -> None:
     assert references(text) == expected

@@ -1,4 +1,4 @@
-"""Training by several processes gives the results and the files of one process; unsupported settings are errors."""
+"""Training with several processes has the results and the files of one process; unsupported settings are errors."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from support.processes import Ended, Process, environment
 BASE = ("trainer.device=cpu", "trainer.precision=fp64", "trainer.epochs=2", "trainer.train_metrics=evaluated")
 RUN = (*BASE, "model.hidden=[8]", "optimizer=adam", "trainer.batch_size=281", "regularization.flood=2.0",
        "regularization.l2=0.01", "trainer.clip_norm=0.5")  # fmt: skip
-"""Five batches, the last of eight; the flood lies between the losses of the first and the last epoch."""
+"""Five batches, the last with 8 samples. The flood level is between the losses of the first and the last epoch."""
 
 
 @pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """``ranks(1, 3)`` sets torchrun's environment variables for the second of three processes."""
+def set_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``set_rank(1, 3)`` sets the environment variables of torchrun for the second of three processes."""
 
-    def become(rank: int, count: int) -> None:
+    def set_variables(rank: int, count: int) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("WORLD_SIZE", str(count))
         monkeypatch.setenv("RANK", str(rank))
 
-    return become
+    return set_variables
 
 
-# --- the part of one process ------------------------------------------------------------------------------------
+# --- the share of one process ---
 
 
-def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # set by another launcher
@@ -58,34 +58,34 @@ def test_a_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_the_parts_make_up_the_batch_and_differ_by_at_most_one_sample(
-    ranks: Callable[[int, int], None], count: int, size: int
+def test_local_parts_make_up_the_batch_and_differ_by_at_most_one_sample(
+    set_rank: Callable[[int, int], None], count: int, size: int
 ) -> None:
     rows = torch.arange(2 * size).view(2, size)
     shares = []
     for rank in range(count):
-        ranks(rank, count)
+        set_rank(rank, count)
         shares.append(processes.local_part(rows))
     assert sorted(torch.cat(shares, 1).flatten().tolist()) == rows.flatten().tolist()
     assert max(part.shape[1] for part in shares) - min(part.shape[1] for part in shares) <= 1
     assert all(len(part) == 2 for part in shares)
 
 
-def test_random_keys_differ_and_rank_0_uses_that_of_a_single_process(ranks: Callable[[int, int], None]) -> None:
-    purposes = []
+def test_process_keys_differ_and_that_of_rank_0_is_empty(set_rank: Callable[[int, int], None]) -> None:
+    keys = []
     for rank in range(3):
-        ranks(rank, 3)
-        purposes.append(processes.process_key())
-    assert purposes[0] == ()
-    assert len(set(purposes)) == 3
+        set_rank(rank, 3)
+        keys.append(processes.process_key())
+    assert keys[0] == ()
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (4, 3), (1, 0), (2, 1, 1)], ids=str)
 @pytest.mark.parametrize("flood", [0.0, 10.0])
 def test_loss_and_gradient_equal_those_of_the_whole_batch(
-    ranks: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], flood: float
+    set_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], flood: float
 ) -> None:
-    """The gradients are averaged over the processes, as DistributedDataParallel does."""
+    """The test averages the gradients over the processes, as DistributedDataParallel does."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(sum(sizes), 4, generator=draw, dtype=torch.float64)
     y = torch.arange(len(x)) % 3
@@ -94,33 +94,33 @@ def test_loss_and_gradient_equal_those_of_the_whole_batch(
     (expected,) = torch.autograd.grad(whole, weight)
 
     parts_of_x, parts_of_y = x.split(sizes), y.split(sizes)
-    sums = [nn.functional.cross_entropy(own @ weight.detach(), of, reduction="sum")
-            for own, of in zip(parts_of_x, parts_of_y, strict=True)]  # fmt: skip
-    together = torch.stack([torch.stack(sums).sum(), torch.tensor(float(len(x)), dtype=torch.float64)])
-    own: list[Tensor] = []
+    sums = [nn.functional.cross_entropy(x_part @ weight.detach(), y_part, reduction="sum")
+            for x_part, y_part in zip(parts_of_x, parts_of_y, strict=True)]  # fmt: skip
+    global_sums = torch.stack([torch.stack(sums).sum(), torch.tensor(float(len(x)), dtype=torch.float64)])
+    local_sums: list[Tensor] = []
 
     def total(values: Tensor) -> Tensor:
-        own.append(values)
-        return together
+        local_sums.append(values)
+        return global_sums
 
     monkeypatch.setattr(processes, "sum_over_processes", total)
     gradients = []
     for rank in range(len(sizes)):
-        ranks(rank, len(sizes))
+        set_rank(rank, len(sizes))
         loss = processes.whole_batch_loss(nn.functional.cross_entropy)
         value = flooded(loss(parts_of_x[rank] @ weight, parts_of_y[rank]), flood)
         torch.testing.assert_close(value, whole, rtol=1e-13, atol=0)
         gradients.append(torch.autograd.grad(value, weight)[0])
-    torch.testing.assert_close(torch.stack(own).sum(0), together)
+    torch.testing.assert_close(torch.stack(local_sums).sum(0), global_sums)
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-14)
 
 
-# --- errors ----------------------------------------------------------------------------------------------
+# --- errors ---
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
-    ranks(rank, 2)
+def test_sweep_is_an_error(set_rank: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
+    set_rank(rank, 2)
     result = dlhw("-m", *RUN, "seed=0,1", at=tmp_path)
     assert (result.code, result.lines) == (
         1,
@@ -129,8 +129,8 @@ def test_a_sweep_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) -> None:
-    ranks(0, 2)
+def test_study_is_an_error(set_rank: Callable[[int, int], None], tmp_path: Path) -> None:
+    set_rank(0, 2)
     result = dlhw("experiment=jacobian", at=tmp_path)
     assert (result.code, result.lines) == (
         1,
@@ -140,7 +140,7 @@ def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "answer"),
+    ("overrides", "message"),
     [
         (
             ["trainer.batch_size=1131"],
@@ -156,26 +156,26 @@ def test_a_study_is_an_error(ranks: Callable[[int, int], None], tmp_path: Path) 
         ),
     ],
 )
-def test_unsupported_settings_are_errors(
-    ranks: Callable[[int, int], None], overrides: Sequence[str], answer: str
+def test_unsupported_setting_is_an_error(
+    set_rank: Callable[[int, int], None], overrides: Sequence[str], message: str
 ) -> None:
-    ranks(1, 2)
+    set_rank(1, 2)
     with pytest.raises(UsageError) as raised:
         assembly.assemble(compose(*BASE, *overrides))
-    assert str(raised.value) == answer
+    assert str(raised.value) == message
 
 
-def test_training_batch_norm_on_a_cpu_is_an_error(ranks: Callable[[int, int], None]) -> None:
-    ranks(0, 2)
+def test_training_batch_norm_on_a_cpu_is_an_error(set_rank: Callable[[int, int], None]) -> None:
+    set_rank(0, 2)
     with pytest.raises(UsageError, match=r"^torchrun: batch norm needs the statistics of whole batches"):
         processes.data_parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), unsynchronized=[])
 
 
-# --- real processes ---------------------------------------------------------------------------------------------
+# --- separate processes ---
 
 
 def torchrun(*overrides: str, at: Path) -> Ended:
-    """What torchrun does: two processes with the environment that tells each which one it is. The first one's end."""
+    """Start two processes with the environment variables of torchrun. Return how the first one ended."""
     (at / "tmp").mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -195,25 +195,26 @@ def torchrun(*overrides: str, at: Path) -> Ended:
 
 
 def rows(directory: Path) -> list[list[float]]:
+    """Return the values in metrics.csv, one list per epoch."""
     with (directory / "metrics.csv").open() as file:
         return [[float(value) for value in row.values()] for row in csv.DictReader(file)]
 
 
-def assert_like_alone(directory: Path, alone: Path, *overrides: str) -> None:
-    """metrics.csv equals that of one process, to nine of its ten digits."""
-    alone.mkdir()
+def assert_equals_one_process(directory: Path, single: Path, *overrides: str) -> None:
+    """Assert that metrics.csv equals that of one process to nine of its ten digits; train it in ``single``."""
+    single.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dlhw.cli.lifecycle.finish", lambda *given: None)
-        train.run(compose(*overrides), Record(alone))
-    one, other = torch.tensor(rows(directory)), torch.tensor(rows(alone))
+        patch.setattr("dlhw.cli.lifecycle.finish", lambda *arguments: None)
+        train.run(compose(*overrides), Record(single))
+    one, other = torch.tensor(rows(directory)), torch.tensor(rows(single))
     torch.testing.assert_close(one, other, rtol=2e-9, atol=1e-9)
 
 
-def test_two_processes_give_the_results_and_files_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_results_and_files_of_one(tmp_path: Path) -> None:
     ended = torchrun(*RUN, at=tmp_path)
     assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
-    assert_like_alone(directory, tmp_path / "alone", *RUN)
+    assert_equals_one_process(directory, tmp_path / "single", *RUN)
     losses = [row[3] for row in rows(directory)]
     assert losses[0] > losses[-1]
     assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
@@ -222,14 +223,14 @@ def test_two_processes_give_the_results_and_files_of_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_two(tmp_path: Path) -> None:
+def test_torchrun_command_starts_two_processes(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     env = environment(TMPDIR=str(tmp_path / "tmp"))
     command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlhw.train")
     ended = Process(*command, *RUN, at=tmp_path, env=env, cold=True).end()
     assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
-    assert_like_alone(directory, tmp_path / "alone", *RUN)
+    assert_equals_one_process(directory, tmp_path / "single", *RUN)
     assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
     assert not list((tmp_path / "tmp").glob("dlhw-*"))
 
@@ -245,21 +246,21 @@ def test_torchrun_starts_the_two(tmp_path: Path) -> None:
     ],
     ids=["frozen once", "frozen views", "augmented, channels last, probed"],
 )  # fmt: skip
-def test_two_processes_give_the_results_of_one_for_other_settings(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_two_processes_have_the_results_of_one_with_other_settings(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     lines = (*BASE, "trainer.batch_size=281", *overrides)
     ended = torchrun(*lines, at=tmp_path)
     assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
-    assert_like_alone(directory, tmp_path / "alone", *lines)
+    assert_equals_one_process(directory, tmp_path / "single", *lines)
 
 
 @pytest.mark.slow
-def test_two_processes_resume_a_run(tmp_path: Path) -> None:
+def test_two_processes_resume_a_run_like_one_process(tmp_path: Path) -> None:
     first = torchrun(*RUN, "hydra.run.dir=here", at=tmp_path)
     assert first.code == 0, first.err
     second = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
     assert second.code == 0, second.err
-    assert_like_alone(tmp_path / "here", tmp_path / "alone", *RUN, "trainer.epochs=4")
+    assert_equals_one_process(tmp_path / "here", tmp_path / "single", *RUN, "trainer.epochs=4")
     assert not list((tmp_path / "tmp").glob("dlhw-*"))
     again = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
     assert again.code == 1

@@ -1,4 +1,4 @@
-"""Progress on the console: complete log lines, and a bar at a terminal only."""
+"""Progress on the console: complete log lines, and a progress bar at a terminal only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that advances only when a test sets ``seconds``."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -31,12 +31,12 @@ class Clock:
 
 
 @pytest.fixture
-def attach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], io.StringIO]]:
-    """Replace the shared console, and send the dlhw logger to it through the handler."""
+def fake_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], io.StringIO]]:
+    """``fake_console(terminal)`` replaces the console that the logger ``dlhw`` writes to, and returns its file."""
     logger, handler = logging.getLogger("dlhw"), ConsoleHandler()
     level = logger.level
 
-    def attach_(terminal: bool) -> io.StringIO:
+    def replace_console(terminal: bool) -> io.StringIO:
         file = io.StringIO()
         environment = {"TERM": "xterm", "COLUMNS": "100", "LINES": "25"}
         fake = Console(file=file, force_terminal=terminal, _environ=environment)
@@ -45,7 +45,7 @@ def attach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], io.Stri
         logger.setLevel(logging.INFO)
         return file
 
-    yield attach_
+    yield replace_console
     logger.removeHandler(handler)
     logger.setLevel(level)
 
@@ -54,10 +54,10 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "dlhw"]
 
 
-def test_without_a_terminal_the_bar_writes_nothing(
+def test_bar_writes_nothing_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # colours a file, but makes no terminal of it
+    monkeypatch.setenv("FORCE_COLOR", "1")  # allows colours, but does not make it a terminal
     progress.console.cache_clear()
     with Progress(3, 2) as bar:
         for _ in range(3):
@@ -68,16 +68,16 @@ def test_without_a_terminal_the_bar_writes_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_there_is_one_console_on_stderr() -> None:
+def test_console_is_shared_and_writes_to_stderr() -> None:
     progress.console.cache_clear()
     assert progress.console() is progress.console()
     assert progress.console().stderr
 
 
-def test_a_log_line_at_a_terminal_is_complete_and_above_the_bar(
-    attach: Callable[[bool], io.StringIO],
+def test_log_line_at_a_terminal_is_complete_and_above_the_bar(
+    fake_console: Callable[[bool], io.StringIO],
 ) -> None:
-    file = attach(True)
+    file = fake_console(True)
     long = "[bold]not markup[/bold] :smile: 'text' 1234 " + "x" * 200
     with Progress(3, 2, label="b=0.05") as bar:
         bar.step()
@@ -89,8 +89,8 @@ def test_a_log_line_at_a_terminal_is_complete_and_above_the_bar(
     assert "b=0.05 epoch 1/3 " in written[written.index(long) + len(long) :]
 
 
-def test_the_bar_shows_epochs_results_and_times(attach: Callable[[bool], io.StringIO]) -> None:
-    file, clock = attach(True), Clock()
+def test_bar_shows_epochs_results_and_times(fake_console: Callable[[bool], io.StringIO]) -> None:
+    file, clock = fake_console(True), Clock()
     with Progress(4, 2, clock=clock) as bar:
         bar.step()
         bar.step()
@@ -98,17 +98,17 @@ def test_the_bar_shows_epochs_results_and_times(attach: Callable[[bool], io.Stri
         before = file.tell()
         bar.epoch(ROW)
         written = file.getvalue()[before:]
-        written = written[written.index("left 0:03:00\n") + 13 :]  # what follows the log line
+        written = written[written.index("left 0:03:00\n") + 13 :]  # the text after the log line
     assert "epoch 2/4 " in written
     assert "0:01:00, left 0:03:00" in written
     assert "train loss 0.25      error   7.50 %  validation loss 0.5       error  12.25 %" in written
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_the_bar_is_closed_even_after_an_error(
-    attach: Callable[[bool], io.StringIO], error: type[BaseException] | None
+def test_bar_is_removed_even_after_an_error(
+    fake_console: Callable[[bool], io.StringIO], error: type[BaseException] | None
 ) -> None:
-    file, streams = attach(True), (sys.stdout, sys.stderr)
+    file, streams = fake_console(True), (sys.stdout, sys.stderr)
 
     def train() -> None:
         with Progress(3, 2):
@@ -123,16 +123,16 @@ def test_the_bar_is_closed_even_after_an_error(
             train()
     written = file.getvalue()
     assert written.rindex(SHOW_CURSOR) > written.rindex(HIDE_CURSOR)
-    assert written.endswith(ERASE_LINE)  # the bar leaves nothing behind
+    assert written.endswith(ERASE_LINE)  # the bar is erased
     assert (sys.stdout, sys.stderr) == streams
     logging.getLogger("dlhw").info("after")
     assert file.getvalue()[len(written) :] == "after\n"
 
 
-def test_the_first_and_last_epoch_and_some_others_are_logged(
-    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+def test_first_and_last_epoch_and_one_per_interval_are_logged(
+    fake_console: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, clock = attach(False), Clock()
+    file, clock = fake_console(False), Clock()
     with Progress(12, 1, label="b=0.05", log_every_seconds=10, clock=clock) as bar:
         for _ in range(12):
             bar.step()
@@ -150,10 +150,10 @@ def test_the_first_and_last_epoch_and_some_others_are_logged(
     assert file.getvalue() == "".join(f"{message}\n" for message in messages(caplog))
 
 
-def test_the_last_epoch_of_a_run_that_stops_early_is_logged(
-    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+def test_last_epoch_of_a_run_that_stops_early_is_logged(
+    fake_console: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
 ) -> None:
-    attach(False)
+    fake_console(False)
     with Progress(100, 1, clock=Clock()) as bar:
         for _ in range(3):
             bar.step()
@@ -161,10 +161,10 @@ def test_the_last_epoch_of_a_run_that_stops_early_is_logged(
     assert [message[:13] for message in messages(caplog)] == ["epoch   1/100", "epoch   3/100"]
 
 
-def test_a_resumed_run_estimates_the_time_from_its_own_epochs(
-    attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+def test_resumed_run_estimates_the_time_left_from_the_epochs_since_resuming(
+    fake_console: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
 ) -> None:
-    attach(False)
+    fake_console(False)
     clock = Clock()
     with Progress(10, 5, start_epoch=8, clock=clock) as bar:
         clock.seconds += 30
@@ -172,15 +172,17 @@ def test_a_resumed_run_estimates_the_time_from_its_own_epochs(
     assert messages(caplog) == ["epoch  9/10  elapsed 0:00:30  left 0:00:30"]
 
 
-def test_missing_and_not_finite_values(attach: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture) -> None:
-    attach(False)
+def test_log_line_omits_missing_values_and_shows_nan(
+    fake_console: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_console(False)
     with Progress(1, 1, clock=Clock()) as bar:
         bar.epoch({"train_loss": float("nan"), "val_error_percent": 100.0})
     assert "  train loss nan        validation error 100.00 %  " in messages(caplog)[0]
 
 
-def test_the_bar_draws_no_random_numbers(attach: Callable[[bool], io.StringIO]) -> None:
-    attach(True)
+def test_bar_does_not_change_the_random_state(fake_console: Callable[[bool], io.StringIO]) -> None:
+    fake_console(True)
     before = random.getstate(), torch.get_rng_state().tolist()
     with Progress(2, 1) as bar:
         bar.step()
@@ -189,8 +191,8 @@ def test_the_bar_draws_no_random_numbers(attach: Callable[[bool], io.StringIO]) 
 
 
 @pytest.fixture
-def configured() -> Iterator[logging.Logger]:
-    """A logger with the handler, configured by its dotted name as in a config file."""
+def configured_logger() -> Iterator[logging.Logger]:
+    """A logger whose handler is configured by its dotted name, as in a config file."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -208,37 +210,37 @@ def configured() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_handler_from_a_config(
-    attach: Callable[[bool], io.StringIO], configured: logging.Logger, terminal: bool
+def test_handler_from_a_config_uses_its_format_and_level(
+    fake_console: Callable[[bool], io.StringIO], configured_logger: logging.Logger, terminal: bool
 ) -> None:
-    file = attach(terminal)
-    configured.info("[red]%s[/red] %s", "a", "y" * 300)
-    configured.debug("too low")
+    file = fake_console(terminal)
+    configured_logger.info("[red]%s[/red] %s", "a", "y" * 300)
+    configured_logger.debug("too low")
     assert file.getvalue() == f"<INFO> [red]a[/red] {'y' * 300}\n"
 
 
-def test_warnings_have_a_colour_at_a_terminal_only(
-    attach: Callable[[bool], io.StringIO], configured: logging.Logger
+def test_warnings_are_coloured_at_a_terminal_only(
+    fake_console: Callable[[bool], io.StringIO], configured_logger: logging.Logger
 ) -> None:
-    file = attach(False)
-    configured.warning("careful")
+    file = fake_console(False)
+    configured_logger.warning("careful")
     assert file.getvalue() == "<WARNING> careful\n"
-    file = attach(True)
-    configured.warning("careful")
+    file = fake_console(True)
+    configured_logger.warning("careful")
     assert file.getvalue() == "\x1b[33m<WARNING> careful\x1b[0m\n"
 
 
-def test_a_broken_stream_does_not_end_the_run(
-    attach: Callable[[bool], io.StringIO],
-    configured: logging.Logger,
+def test_broken_stream_does_not_raise(
+    fake_console: Callable[[bool], io.StringIO],
+    configured_logger: logging.Logger,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    file = attach(False)
+    file = fake_console(False)
 
     def write(text: str) -> int:
         raise BrokenPipeError
 
     monkeypatch.setattr(file, "write", write)
-    configured.info("nobody reads")
-    assert "BrokenPipeError" in capsys.readouterr().err  # logging's own report
+    configured_logger.info("a message")
+    assert "BrokenPipeError" in capsys.readouterr().err  # reported by logging

@@ -1,4 +1,4 @@
-"""Stopped anywhere, in whatever way, and resumed: the files of an uninterrupted run, bit for bit."""
+"""A run that is interrupted anywhere and resumed has the files of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,59 +25,62 @@ from support.marks import slow
 
 RUN = ["trainer.epochs=6", "trainer.batch_size=256", "model.hidden=[12]", "model.dropout=0.2", "model.batch_norm=true",
        "optimizer=adam", "scheduler=cosine", "regularization=flooding", "trainer.device=cpu"]  # fmt: skip
-STEPS = 5  # per epoch: 1,132 samples in batches of 256
+STEPS = 5  # per epoch: 1132 samples in batches of 256
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, never interrupted."""
-    directory = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the same run without an interruption."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
     run(compose(*RUN), Record(directory))
     return directory
 
 
 def start_or_resume(directory: Path, *extra: str) -> None:
+    """Resume the run in ``directory``, or start it if it has no config."""
     resumed = (directory / "config.yaml").exists()
     lines = [f"resume={directory}"] if resumed else RUN
     run(compose(*lines, *extra), Record(directory))
 
 
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, kind: type[BaseException] = KeyboardInterrupt) -> None:
-    """Make the next run stop within its ``steps``-th step from where it starts."""
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make the next run raise KeyboardInterrupt in its ``steps``-th step, counted from where it starts."""
     count = 0
 
     def stop(self: Progress) -> None:
         nonlocal count
         count += 1
         if count == steps:
-            raise kind
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "step", stop)
 
 
 @pytest.mark.parametrize("every_seconds", [0, slow(1000)])
 @pytest.mark.parametrize("steps", [slow(1), STEPS - 1, STEPS, STEPS + 1, slow(3 * STEPS + 2), slow(6 * STEPS)])
-def test_stopped_at_any_step(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every_seconds: int
+def test_run_interrupted_at_any_step_resumes_exactly(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, steps: int, every_seconds: int
 ) -> None:
-    """With a checkpoint after every epoch, and with none at all."""
+    """A checkpoint is written after every epoch, or never."""
     with monkeypatch.context() as patch:
         interrupt_after(patch, steps)
         with pytest.raises(KeyboardInterrupt):
             run(compose(*RUN, f"trainer.checkpoint_seconds={every_seconds}"), Record(tmp_path))
     rows = (tmp_path / "metrics.csv").read_bytes() if (tmp_path / "metrics.csv").exists() else b""
     assert rows.count(b"\n") == ((steps - 1) // STEPS + 1 if steps > STEPS else 0)
-    with monkeypatch.context() as patch:  # stopped again early on: the rows of finished epochs stay
+    with monkeypatch.context() as patch:  # a second, early interruption keeps the rows of finished epochs
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             start_or_resume(tmp_path)
     if rows:
         assert (tmp_path / "metrics.csv").read_bytes() == rows
     start_or_resume(tmp_path)
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, uninterrupted)
 
 
-def test_stopped_after_every_epoch(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_interrupted_in_every_epoch_resumes_exactly(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(5):
         with monkeypatch.context() as patch:
             interrupt_after(patch, STEPS + 1)
@@ -87,10 +90,12 @@ def test_stopped_after_every_epoch(tmp_path: Path, whole: Path, monkeypatch: pyt
             with pytest.raises(KeyboardInterrupt):
                 run(cfg, Record(tmp_path))
     start_or_resume(tmp_path)
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, uninterrupted)
 
 
-def test_stopped_between_row_and_checkpoint(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_interrupted_between_row_and_checkpoint_resumes_exactly(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
             checkpoint.CheckpointWriter, "epoch_finished", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -99,16 +104,16 @@ def test_stopped_between_row_and_checkpoint(tmp_path: Path, whole: Path, monkeyp
             start_or_resume(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
     start_or_resume(tmp_path)
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, uninterrupted)
 
 
-def test_stopped_after_the_last_epoch(tmp_path: Path, whole: Path) -> None:
-    """Everything trained, but neither summary nor figure written: resuming writes them and trains nothing."""
-    shutil.copytree(whole, tmp_path / "run")
+def test_resume_after_the_last_epoch_writes_summary_and_figure(tmp_path: Path, uninterrupted: Path) -> None:
+    """All epochs are trained, but the summary and the figure are missing. Resuming writes them without training."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "curves.png").unlink()
     start_or_resume(tmp_path / "run")
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(tmp_path / "run", uninterrupted)
     assert (tmp_path / "run" / "summary.json").exists()
     assert (tmp_path / "run" / "curves.png").exists()
 
@@ -121,21 +126,23 @@ def test_stopped_after_the_last_epoch(tmp_path: Path, whole: Path) -> None:
         lambda run: (run / "timing.csv").unlink(),
         lambda run: (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000]),
         lambda run: (run / "last.pt").unlink(),
-        lambda run: (run / ".last.pt.partial").write_bytes(b"cut off"),
+        lambda run: (run / ".last.pt.partial").write_bytes(b"truncated"),
     ],
-    ids=["row cut off", "no rows", "no times", "checkpoint cut off", "between two renames", "leftover"],
+    ids=["truncated row", "no rows", "no times", "truncated checkpoint", "between two renames", "partial file"],
 )
-def test_after_a_power_cut(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, damage: object) -> None:
+def test_run_with_damaged_files_resumes_exactly(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, damage: object
+) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4 * STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
             run(compose(*RUN, "trainer.checkpoint_seconds=0"), Record(tmp_path))
     damage(tmp_path)  # type: ignore[operator]
     start_or_resume(tmp_path)
-    assert_same_run(tmp_path, whole)
+    assert_same_run(tmp_path, uninterrupted)
 
 
-def test_only_corrupt_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_only_corrupt_checkpoints_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4 * STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
@@ -148,8 +155,8 @@ def test_only_corrupt_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "metrics.csv").read_bytes() == rows
 
 
-def test_a_corrupt_checkpoint_takes_no_good_ones_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resumed from previous.pt and stopped before another checkpoint: previous.pt is still there to resume from."""
+def test_corrupt_checkpoint_does_not_replace_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that resumes from previous.pt and is interrupted before its next checkpoint can resume from it again."""
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4 * STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
@@ -164,7 +171,7 @@ def test_a_corrupt_checkpoint_takes_no_good_ones_place(tmp_path: Path, monkeypat
     assert (tmp_path / "corrupt.pt").read_bytes() == b"not a checkpoint"
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_second_process_cannot_lock_a_run(tmp_path: Path) -> None:
     with (
         Record(tmp_path).locked(),
         pytest.raises(UsageError, match="another process is training this run"),
@@ -175,7 +182,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_lost_best_weights_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_without_the_best_weights_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4 * STEPS + 2)
         with pytest.raises(KeyboardInterrupt):
@@ -185,8 +192,8 @@ def test_lost_best_weights_are_missed(tmp_path: Path, monkeypatch: pytest.Monkey
         start_or_resume(tmp_path)
 
 
-def test_fewer_epochs_than_trained_are_refused(tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
+def test_resume_with_fewer_epochs_than_trained_is_an_error(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     cfg = compose(f"resume={tmp_path / 'run'}")
     cfg.trainer.epochs = 4
@@ -194,15 +201,15 @@ def test_fewer_epochs_than_trained_are_refused(tmp_path: Path, whole: Path) -> N
         run(cfg, Record(tmp_path / "run"))
 
 
-def test_times_lost_with_everything_trained(tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
+def test_trained_run_without_times_is_finished_by_resuming(tmp_path: Path, uninterrupted: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "timing.csv").unlink()
     start_or_resume(tmp_path / "run")
     assert Record(tmp_path / "run").finished
 
 
-def test_training_on_is_a_longer_run(tmp_path: Path) -> None:
+def test_resume_with_more_epochs_equals_one_longer_run(tmp_path: Path) -> None:
     constant = [*RUN, "scheduler=none"]
     run(compose(*constant, "trainer.epochs=4"), Record(tmp_path))
     run(compose(f"resume={tmp_path}", "trainer.epochs=6"), Record(tmp_path))
@@ -211,8 +218,8 @@ def test_training_on_is_a_longer_run(tmp_path: Path) -> None:
     assert_same_run(tmp_path, tmp_path / "long")
 
 
-def test_a_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
-    """The best weights so far lie in memory between checkpoints; they are written when training fails."""
+def test_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
+    """Between checkpoints the best weights are only in memory. They are written when training fails."""
     rate_explodes_after_epoch_3 = ["scheduler=step", "scheduler.every_epochs=3", "scheduler.factor=1e20"]
     with pytest.raises(loop.TrainingFailed, match=r"at step 29 \(epoch 4, step 2 of 9\)"):
         run(compose(*rate_explodes_after_epoch_3, "model.hidden=[12]", "trainer.device=cpu"), Record(tmp_path))
@@ -224,19 +231,19 @@ def test_a_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"])
-def test_killed_at_random_moments(tmp_path: Path, threads: str) -> None:
-    """Real processes, killed eleven times each by kill -9, SIGTERM or Ctrl-C, while starting, training or writing."""
+def test_run_killed_at_random_times_resumes_exactly(tmp_path: Path, threads: str) -> None:
+    """Separate processes are killed eleven times by SIGKILL, SIGTERM or SIGINT while they start, train or write."""
     lines = ["trainer.epochs=2000", "model.hidden=[64]", "model.dropout=0.2", "optimizer=momentum",
              "trainer.checkpoint_seconds=0.02", "trainer.device=cpu"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    chance = random.Random(int(threads))
+    draw = random.Random(int(threads))
     directory = tmp_path / "killed"
 
     def command(*overrides: str) -> list[str]:
         return [sys.executable, "-m", "dlhw.train", *overrides]
 
     subprocess.run(
-        command(*lines, f"hydra.run.dir={tmp_path / 'whole'}"), env=environment, check=True, capture_output=True
+        command(*lines, f"hydra.run.dir={tmp_path / 'uninterrupted'}"), env=environment, check=True, capture_output=True
     )
     metrics, kills, rows = directory / "metrics.csv", 0, ""
     while kills < 11:
@@ -246,21 +253,21 @@ def test_killed_at_random_moments(tmp_path: Path, threads: str) -> None:
             shutil.rmtree(directory, ignore_errors=True)
         size = metrics.stat().st_size if metrics.exists() else 0
         process = subprocess.Popen(command(*overrides), env=environment, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + chance.choice([3, 60, 60, 60])  # now and then while it is still starting
+        deadline = time.monotonic() + draw.choice([3, 60, 60, 60])  # 3 seconds: while it is still starting
         log = directory / "timing.csv"
         started = log.stat().st_size if log.exists() else 0
         while time.monotonic() < deadline and (log.stat().st_size if log.exists() else 0) <= started:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.2))
+        time.sleep(draw.uniform(0, 0.2))
         if process.poll() is not None:
             break
-        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         process.communicate(timeout=60)
         kills += 1
         after = metrics.read_text() if metrics.exists() else ""
-        assert after.startswith(rows[: rows.rfind("\n") + 1]), "a finished epoch's row was lost"
+        assert after.startswith(rows[: rows.rfind("\n") + 1]), "the row of a finished epoch was lost"
         assert len(after) >= size - 200
         rows = after
     assert kills == 11, f"the run ended after {kills} kills: {process.communicate()}"
     subprocess.run(command(f"resume={directory}"), env=environment, check=True, capture_output=True)
-    assert_same_run(directory, tmp_path / "whole")
+    assert_same_run(directory, tmp_path / "uninterrupted")

@@ -1,4 +1,4 @@
-"""The rules on top of Hydra's composition, each by itself."""
+"""The rules that dlhw adds to the config composition of Hydra, each tested as a function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlhw.errors import UsageError
 
 def config(**content: Any) -> DictConfig:
     cfg = OmegaConf.create(content)
-    OmegaConf.set_struct(cfg, True)  # as Hydra composes it
+    OmegaConf.set_struct(cfg, True)  # as in a config that Hydra composed
     return cfg
 
 
@@ -24,12 +24,12 @@ def overrides(*lines: str) -> list[Override]:
     return [parsed(line) for line in lines]
 
 
-def test_word_that_is_not_valid_gets_the_nearest_one_and_all() -> None:
+def test_expected_one_of_suggests_the_nearest_word_and_lists_all() -> None:
     assert rules.expected_one_of("mpl", ["cnn", "mlp"]) == " (did you mean mlp?); expected one of cnn, mlp"
     assert rules.expected_one_of("zzz", ["cnn", "mlp"]) == "; expected one of cnn, mlp"
 
 
-def test_readers_of_each_key() -> None:
+def test_readers_lists_the_options_that_refer_to_each_key() -> None:
     cfg = config(trainer={"epochs": "${sizes.${size}.epochs}", "rates": ["${b}", 1]}, init={"d": "${b}", "f": r"\${g}"})
     assert rules.readers(cfg) == {
         "sizes": ["trainer.epochs"],
@@ -38,25 +38,25 @@ def test_readers_of_each_key() -> None:
     }
 
 
-def test_relative_references_are_found() -> None:
+def test_readers_resolves_relative_interpolations() -> None:
     assert rules.readers(config(init={"d": "${..b}", "e": "${.d}"})) == {"b": ["init.d"], "init": ["init.e"]}
 
 
-def test_selections() -> None:
+def test_selections_are_mappings_indexed_by_a_key() -> None:
     cfg = config(a="${sizes.${size}.epochs}", b="${sizes.${size}.rates}", c="${sizes.quick}", d="${x.${y.z}}")
     assert rules.selections(cfg) == (("sizes", "size"),)
 
 
-def test_experiment_loses_its_values_for_a_replaced_group() -> None:
+def test_replaced_groups_discard_the_values_of_the_experiment() -> None:
     experiment = config(name="e", model={"hidden": [5]}, optimizer={"lr": 1})
-    own = {"model": "mlp", "optimizer": "sgd", "loss": "mse"}
-    assert rules.without_replaced_groups(experiment, own, own) == experiment
-    kept = rules.without_replaced_groups(experiment, own, own | {"model": "cnn", "loss": "cross_entropy"})
+    choices = {"model": "mlp", "optimizer": "sgd", "loss": "mse"}
+    assert rules.without_replaced_groups(experiment, choices, choices) == experiment
+    kept = rules.without_replaced_groups(experiment, choices, choices | {"model": "cnn", "loss": "cross_entropy"})
     assert kept == {"name": "e", "optimizer": {"lr": 1}}
     assert "model" in experiment  # the argument is unchanged
 
 
-def test_options_that_are_mappings_take_new_keys() -> None:
+def test_options_that_are_mappings_accept_new_keys() -> None:
     cfg = config(trainer={"rates": {}, "epochs": "${n}", "missing": "???"}, other={"rates": {}}, n=1)
     opened = rules.with_open_options(cfg, ["trainer"])
     opened.trainer.rates["fc.*"] = 0.1
@@ -78,7 +78,7 @@ def without_unread_keys(cfg: DictConfig, *overridden: str) -> DictConfig:
     )
 
 
-def test_keys_that_nothing_reads_any_more_are_dropped() -> None:
+def test_unread_keys_of_the_experiment_are_removed() -> None:
     read = config(init={"d": "${d}"}, d=1)
     assert without_unread_keys(read) is read
     unread = config(init={"x": 3}, d=1, width=5)
@@ -98,13 +98,13 @@ def test_keys_that_nothing_reads_any_more_are_dropped() -> None:
         ("b", "b: unused key; no value in this config reads it; no hint for b"),
     ],
 )
-def test_overridden_keys_that_nothing_reads_are_refused(name: str, line: str) -> None:
+def test_overridden_key_that_nothing_reads_is_an_error(name: str, line: str) -> None:
     with pytest.raises(UsageError) as raised:
         without_unread_keys(OmegaConf.create({"init": {"x": 3}, name: 1}), name)
     assert str(raised.value) == line
 
 
-def test_selected_entry_must_exist() -> None:
+def test_selected_entry_that_does_not_exist_is_an_error() -> None:
     cfg = config(size="ful", sizes={"quick": 1, "full": 2})
     rules.require_listed_entries(cfg, [("others", "other")])
     with pytest.raises(UsageError, match=r"^size=ful: unknown size \(did you mean full\?\); expected one of"):
@@ -113,7 +113,7 @@ def test_selected_entry_must_exist() -> None:
     rules.require_listed_entries(cfg, [("sizes", "size")])
 
 
-def test_changes_of_a_resumed_run() -> None:
+def test_resumed_run_may_change_only_epochs_and_data_dir() -> None:
     lines = overrides("resume=x", "trainer.epochs=9", "hydra.verbose=true", "data_dir=y")
     assert rules.changes_of_resumed_run(lines) == {"resume": "x", "trainer.epochs": 9, "data_dir": "y"}
     with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .* only data_dir and trainer.epochs$"):
@@ -123,7 +123,7 @@ def test_changes_of_a_resumed_run() -> None:
 COMPOSED = {"hydra": {"run": {"dir": "now"}, "output_subdir": ".hydra"}, "trainer": {"epochs": 20}, "resume": None}
 
 
-def test_config_of_a_resumed_run_is_its_own() -> None:
+def test_resumed_config_is_the_stored_one_with_the_changes() -> None:
     composed = config(**COMPOSED, model={"hidden": [1]})
     stored = config(trainer={"epochs": 5}, scheduler={}, resume=None, old=True)
     result = rules.resumed_config(composed, stored, {"resume": "r", "trainer.epochs": 9}, Path("/run"))
@@ -138,14 +138,14 @@ def test_config_of_a_resumed_run_is_its_own() -> None:
     assert composed == {**COMPOSED, "model": {"hidden": [1]}}
 
 
-def test_epochs_of_a_resumed_run_are_those_of_its_schedule() -> None:
+def test_resumed_run_keeps_the_epochs_that_its_schedule_depends_on() -> None:
     stored = config(trainer={"epochs": 5}, scheduler={"epochs": 5}, resume=None)
     assert rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 5}, Path("/run")).trainer.epochs == 5
     with pytest.raises(UsageError, match=r"^trainer.epochs=9: the learning-rate schedule .*; expected 5$"):
         rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 9}, Path("/run"))
 
 
-def resumed_sweep(*given: str) -> list[str]:
+def resumed_sweep(*lines: str) -> list[str]:
     launcher = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1"]
     stored = config(
         hydra={
@@ -153,10 +153,10 @@ def resumed_sweep(*given: str) -> list[str]:
             "runtime": {"choices": {"hydra/launcher": "vectorized"}},
         }
     )
-    return rules.overrides_of_resumed_sweep(stored, overrides("resume=S", *given), parsed)
+    return rules.overrides_of_resumed_sweep(stored, overrides("resume=S", *lines), parsed)
 
 
-def test_overrides_of_a_resumed_sweep_are_its_own() -> None:
+def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir() -> None:
     options = ["hydra.launcher.largest=2", "+hydra.launcher.more=1"]
     assert resumed_sweep() == ["hydra/launcher=vectorized", *options, "seed=0,1"]
     assert resumed_sweep("data_dir=new") == ["hydra/launcher=vectorized", *options, "seed=0,1", "data_dir=new"]
@@ -166,7 +166,7 @@ def test_overrides_of_a_resumed_sweep_are_its_own() -> None:
         resumed_sweep("seed=3")
 
 
-def test_study_refuses_what_it_does_not_read() -> None:
+def test_override_that_the_study_does_not_read_is_an_error() -> None:
     def require(*overridden: str) -> None:
         rules.require_read_by_study(
             "cost", overridden, groups=["model", "optimizer", "seed"], options=["study.width"], read=["model", "seed"]

@@ -1,4 +1,4 @@
-"""The trainer's settings: the defaults in Python and in the config file are the same."""
+"""The settings of the trainer have the same names and defaults in Python and in the config file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from dlhw.errors import UsageError
 from dlhw.training import settings
 
 
-def test_defaults_equal_those_of_the_config_file() -> None:
+def test_defaults_in_python_equal_the_config_file() -> None:
     options = yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text())
     assert options.pop("_target_") == "dlhw.training.settings.Trainer"
     assert asdict(settings.Trainer()) == options
 
 
-def test_no_two_groups_of_settings_share_a_name() -> None:
+def test_each_setting_is_in_exactly_one_group() -> None:
     groups = (settings.Duration, settings.Evaluation, settings.FineTuning, settings.Execution)
     names = [field.name for group in groups for field in fields(group)]
     assert sorted(names) == sorted(field.name for field in fields(settings.Trainer))
 
 
 @pytest.mark.parametrize("name", ["device", "epochs", "monitor"])
-def test_a_deleted_setting_is_missing(name: str) -> None:
+def test_deleted_setting_is_an_error(name: str) -> None:
     with pytest.raises(UsageError, match=rf"^trainer\.{name}: missing"):
         validate(compose("dataset=digits", f"~trainer.{name}"))

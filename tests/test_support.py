@@ -1,4 +1,4 @@
-"""What the tests rely on themselves: configs that are composed quickly, processes that are forked."""
+"""The test support itself: fast composition of configs, and forked processes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_quickly_composed_configs_are_equal(line: str) -> None:
-    first, expected = compose(*line.split()), program.compose(*line.split())
-    assert first == expected
-    first.trainer.epochs = 99
+def test_fast_compose_equals_program_compose(line: str) -> None:
+    cfg, expected = compose(*line.split()), program.compose(*line.split())
+    assert cfg == expected
+    cfg.trainer.epochs = 99
     assert compose(*line.split()) == expected
 
 
 @pytest.mark.parametrize("line", ["optimizer.lrr=3", *map(slow, ["optimizer.lr=1,2", "lr=3", "optimizer.lr.x=3"])])
-def test_quickly_composed_configs_have_the_same_errors(line: str) -> None:
+def test_fast_compose_raises_the_errors_of_program_compose(line: str) -> None:
     messages = []
     for function in (compose, program.compose):
         with pytest.raises(UsageError) as raised:
@@ -45,7 +45,7 @@ def test_quickly_composed_configs_have_the_same_errors(line: str) -> None:
 
 
 @pytest.mark.parametrize("cold", [True, False])
-def test_processes_are_real(tmp_path: Path, cold: bool) -> None:
+def test_process_has_its_own_id_arguments_folder_and_environment(tmp_path: Path, cold: bool) -> None:
     code = "import os, sys; print(os.getpid(), os.getcwd(), sys.argv, os.environ['X']); sys.exit('bad')"
     process = Process("-c", code, "a b", at=tmp_path, env={"X": "y"}, cold=cold)
     assert process.pid != os.getpid()
@@ -55,11 +55,11 @@ def test_processes_are_real(tmp_path: Path, cold: bool) -> None:
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 3)]
 )
-def test_processes_take_signals(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def test_process_receives_signals(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     waiting = "try:\n  print('up', flush=True)\n  time.sleep(10_000)\nexcept KeyboardInterrupt: os._exit(3)"
     process = Process("-c", f"import os, time\n{waiting}", at=tmp_path)
     process.until(lambda: process.out)
     assert process.poll() is None
     process.send_signal(sent)
     assert process.wait() == code
-    process.send_signal(sent)  # to one that has ended
+    process.send_signal(sent)  # a process that has ended is ignored

@@ -1,1 +1,1 @@
-"""What several test files share. A test file never imports another one."""
+"""Code that several test files use. A test file never imports another test file."""

@@ -1,4 +1,4 @@
-"""Run the program: in a process of its own, or in this process, and read what a run left."""
+"""Run the command line in a separate process or in this one, and read the files of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dlhw.runtime import progress
 from support.processes import FROM_OUTSIDE, Ended, Process, environment
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
-RUN = {
+RUN_FILES = {
     ".hydra/config.yaml",
     ".hydra/hydra.yaml",
     ".hydra/overrides.yaml",
@@ -35,18 +35,19 @@ RUN = {
     "summary.json",
     "timing.csv",
 }
+"""The files in the directory of a finished run."""
 
 
 def start(*overrides: str, at: Path, cold: bool = False, **env: str) -> Process:
-    """Start ``python -m dlhw.train ...`` in the folder ``at``; a ``cold`` one is a new Python process."""
+    """Start ``python -m dlhw.train ...`` in the folder ``at``; with ``cold``, in a new Python process."""
     return Process("-m", "dlhw.train", *overrides, at=at, env=environment(**env), cold=cold)
 
 
 def dlhw(*overrides: str, at: Path) -> Ended:
-    """``dlhw ...`` in the folder ``at``, in this process; what it changes in the process is put back."""
+    """Run ``dlhw ...`` in the folder ``at`` in this process, and restore the global state that it changes."""
     singletons, root = Singleton.get_state(), logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    on_signal = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
+    signal_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     threads = torch.get_num_threads()
     launcher_levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
     out, err, code = io.StringIO(), io.StringIO(), 0
@@ -60,12 +61,12 @@ def dlhw(*overrides: str, at: Path) -> Ended:
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 train.main()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
         finally:
             torch.set_num_threads(threads)
-            for sent, handler_before in on_signal.items():
-                signal.signal(sent, handler_before)
+            for number, signal_handler in signal_handlers.items():
+                signal.signal(number, signal_handler)
             for handler in root.handlers:
                 if handler not in handlers:
                     handler.close()
@@ -79,14 +80,17 @@ def dlhw(*overrides: str, at: Path) -> Ended:
 
 
 def files(directory: Path) -> set[str]:
+    """Return the paths of all files below a directory, relative to it."""
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
 def summary(directory: Path) -> dict[str, Any]:
+    """Return the content of ``summary.json``."""
     content: dict[str, Any] = json.loads((directory / "summary.json").read_text())
     return content
 
 
 def only(paths: Sequence[Path]) -> Path:
+    """Return the single element of ``paths``."""
     assert len(paths) == 1
     return paths[0]

@@ -1,4 +1,4 @@
-"""Compare runs: bit for bit, or to a tolerance."""
+"""Compare runs bit for bit, and nested states up to a tolerance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dlhw.runs import checkpoint
 
 
 def same_state(one: object, other: object) -> bool:
-    """Equality of checkpoints, tensors bit for bit."""
+    """Return whether two checkpoints are equal, with tensors compared bit for bit."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other) and one.dtype == other.dtype
     if isinstance(one, dict) and isinstance(other, dict):
@@ -23,13 +23,14 @@ def same_state(one: object, other: object) -> bool:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
+    """Assert that two run directories have the same metrics and checkpoints, bit for bit."""
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
     for name in ("last.pt", "best.pt"):
         assert same_state(checkpoint.load(one / name), checkpoint.load(other / name)), name
 
 
 def assert_equal(ours: Any, expected: Any, where: str) -> None:
-    """Nested states of equal structure, numbers to 1e-10."""
+    """Assert that nested states have the same structure and that their numbers agree to 1e-10."""
     if isinstance(expected, dict):
         assert ours.keys() == expected.keys(), where
         for name in expected:

@@ -1,4 +1,4 @@
-"""Parameters of tests of which the quick run takes a part; ``-m slow`` runs the others."""
+"""Mark some parameters of a test as slow; ``-m slow`` runs these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import pytest
 
 
 def slow(value: Any, *, name: str | None = None) -> Any:
-    """A parameter whose test is slow; a tuple has the values of several arguments."""
+    """Return a test parameter that is marked as slow; a tuple has the values of several arguments."""
     values = value if isinstance(value, tuple) else (value,)
     return pytest.param(*values, id=name, marks=pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""Folders of pictures, and the datasets that the config files make of them."""
+"""Create folders of pictures, and load datasets from them with the options of the config files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
 def options(name: str, **changed: Any) -> dict[str, Any]:
+    """Return the options of ``conf/dataset/<name>.yaml`` with seed 0 and some values changed."""
     config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
     return {**{key: value for key, value in config.items() if key != "_target_"}, "seed": 0, **changed}
 
 
 def photo(seed: int, width: int = 40, height: int = 30) -> Image.Image:
-    """A smooth random picture; different seeds give clearly different pictures."""
+    """Return a smooth random picture; different seeds give clearly different pictures."""
     draw = np.random.default_rng(seed)
     return Image.fromarray(draw.integers(0, 256, (5, 6, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def folder_of(root: Path, classes: dict[str, int], *, start: int = 0) -> Path:
-    """Save photos 0.png, 1.png, ... in a folder per class, with an old modification time."""
+    """Save ``count`` photos 0.png, 1.png, ... in a folder per class, with an old modification time; return ``root``."""
     for label, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -38,10 +39,12 @@ def folder_of(root: Path, classes: dict[str, int], *, start: int = 0) -> Path:
 
 
 def settle(root: Path) -> None:
+    """Give all files below ``root`` an old modification time, because the cache ignores the times of new files."""
     for path in root.rglob("*.*"):
         os.utime(path, (1e9, 1e9))
 
 
 def dataset(folder: Path, **changed: Any) -> Dataset:
+    """Load a folder of pictures as 12x12 pixels, with some options changed."""
     small = {"resize": 16, "crop": 12, "data_dir": str(folder.parent), "root": str(folder), **changed}
     return folders.image_folder(**options("image_folder", **small))

@@ -1,7 +1,7 @@
-"""A process that has imported everything once and forks for every program that a test starts.
+"""A server that imports the libraries once and forks for every program that a test starts.
 
-A new Python process takes seconds to import torch, which a forked one has. To a test it is a process like any other,
-with its own process id, environment, folder, output, signals and exit code. ``support.processes`` runs this file.
+A new Python process needs seconds to import torch; a forked one has it already. A forked process also has its own
+process id, environment, folder, output, signals and exit code. ``support.processes`` runs this file.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def preload() -> None:
     import dlhw
 
     for module in pkgutil.walk_packages(dlhw.__path__, "dlhw."):
-        with contextlib.suppress(ImportError):  # one that needs an extra, or the subject of the test
+        with contextlib.suppress(ImportError):  # a module that needs an optional package or is broken
             importlib.import_module(module.name)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next request and the files that came with it. End this process when the tests are over."""
+    """Return the next request and its files. End this process when the connection is closed."""
     header, files, _, _ = socket.recv_fds(connection, 4, 8)
     if not header:
         os._exit(0)
@@ -53,9 +53,9 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def serve(connection: socket.socket) -> dict[str, Any]:
-    """Fork for every request. Return the request, in the process that must run it.
+    """Fork twice for every request, and return the request in the second child, which runs the program.
 
-    A process between the two waits for that one and reports its process id and its exit code.
+    The first child waits for the second one and reports its process id and its exit code.
     """
     while True:
         request, (out, err, report) = receive(connection)
@@ -82,7 +82,7 @@ def serve(connection: socket.socket) -> dict[str, Any]:
 
 
 def run(request: dict[str, Any]) -> None:
-    """Do what ``python -m MODULE ARGUMENT...`` or ``python -c CODE ARGUMENT...`` does."""
+    """Run a request as ``python -m MODULE ARGUMENT...`` or ``python -c CODE ARGUMENT...`` does."""
     os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
@@ -91,7 +91,7 @@ def run(request: dict[str, Any]) -> None:
     option, subject, *arguments = request["arguments"]
     sys.argv[:] = [option, *arguments]
     if option == "-m":
-        forget(subject)  # it runs as __main__, and others import it once more
+        forget(subject)  # it runs as __main__, and other modules may import it again
         runpy.run_module(subject, run_name="__main__", alter_sys=True)
     else:
         sys.modules["__main__"] = main = ModuleType("__main__")
@@ -99,6 +99,7 @@ def run(request: dict[str, Any]) -> None:
 
 
 def forget(name: str) -> None:
+    """Remove a module from the imported ones."""
     package, _, last = name.rpartition(".")
     sys.modules.pop(name, None)
     if package in sys.modules:
@@ -106,7 +107,7 @@ def forget(name: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose names may be those of other modules
+    sys.path.pop(0)  # the folder of this file, whose modules could hide others
     preload()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process is left to wait for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes ended children
     run(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,4 +1,4 @@
-"""Runs and sweeps can be read, and the weights of a run have the error that its summary states."""
+"""Reading runs and sweeps in Python: ``load_run`` and ``load_sweep``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dlhw.reading import Run
 from dlhw.runs.record import Record
 from dlhw.train import run as train
 
-# A second epoch with a thousand times the rate is worse than the first: best and last weights are not the same.
-WORSE = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000", "trainer.epochs=2"]
+# With a learning rate 1000 times as large, the second epoch is worse than the first: best.pt and last.pt differ.
+DIVERGING = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000", "trainer.epochs=2"]
 SMALL = ["model.hidden=[16]", "model.batch_norm=true", "model.dropout=0.2", "trainer.device=cpu"]
-CHECKPOINTS = ["trainer.checkpoint_seconds=1000"]  # the last one alone, however long a run takes
+CHECKPOINTS = ["trainer.checkpoint_seconds=1000"]  # only after the last epoch, even if training is slow
 
 
-def made(path: Path, overrides: list[str]) -> Path:
-    """A run on digits, trained in this process."""
+def train_digits(path: Path, overrides: list[str]) -> Path:
+    """Train on digits in this process and return the run directory ``path``."""
     path.mkdir()
     composition.prepare()
     with initialize_config_dir(str(composition.conf_dir()), version_base="1.3"):
@@ -38,7 +38,7 @@ def made(path: Path, overrides: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("runs") / "run", [*SMALL, *WORSE, *CHECKPOINTS])
+    return train_digits(tmp_path_factory.mktemp("runs") / "run", [*SMALL, *DIVERGING, *CHECKPOINTS])
 
 
 @pytest.fixture
@@ -46,13 +46,14 @@ def run(directory: Path) -> Run:
     return load_run(str(directory))
 
 
-def data_of(run: Run) -> Dataset:
+def load_data(run: Run) -> Dataset:
+    """Return the dataset of a run."""
     data: Dataset = build(run.config, "dataset", data_dir=run.config.data_dir, seed=run.config.seed)
     return data.to("cpu", torch.float32)
 
 
-def measured(model: nn.Module, data: Dataset, split: Split) -> tuple[float, float]:
-    """Mean cross entropy and percent wrong."""
+def evaluate(model: nn.Module, data: Dataset, split: Split) -> tuple[float, float]:
+    """Return the mean cross entropy and the error in percent."""
     with torch.no_grad():
         logits = model(data.normalize(split.x))
     wrong = (logits.argmax(1) != split.y).double().mean()
@@ -66,42 +67,42 @@ def test_metrics_have_one_row_per_epoch(run: Run) -> None:
     assert run.metrics.dtypes.map(pd.api.types.is_numeric_dtype).all()
 
 
-def test_config_is_that_of_the_run(run: Run) -> None:
+def test_config_has_the_overrides_of_the_run(run: Run) -> None:
     assert run.config.model.hidden == [16]
     assert run.config.trainer.epochs == 2
     assert "hydra" not in run.config
 
 
-def test_summary_agrees_with_the_metrics(run: Run) -> None:
+def test_summary_equals_the_rows_of_the_metrics(run: Run) -> None:
     assert run.summary["status"] == "finished"
     for name in ("best", "final"):
-        stated = dict(run.summary[name])
-        row = run.metrics.loc[stated.pop("epoch")].to_dict()
-        assert row == pytest.approx(stated, rel=1e-9)
+        summary_row = dict(run.summary[name])
+        row = run.metrics.loc[summary_row.pop("epoch")].to_dict()
+        assert row == pytest.approx(summary_row, rel=1e-9)
     assert run.summary["best"]["epoch"] == run.metrics[run.summary["monitor"]].idxmin()
     assert run.summary["final"]["epoch"] == 2
 
 
-def test_summary_counts_the_parameters(run: Run) -> None:
+def test_summary_has_the_number_of_parameters(run: Run) -> None:
     assert run.summary["parameters"] == (64 * 16 + 16) + 2 * 16 + (16 * 10 + 10)
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-@pytest.mark.parametrize(("weights", "stated"), [("best", "best"), ("last", "final")])
-def test_weights_have_the_error_that_the_summary_states(run: Run, weights: str, stated: str, part: str) -> None:
-    data = data_of(run)
-    loss, error = measured(run.model(weights), data, getattr(data, part))
-    assert error == run.summary[stated][f"{part}_error_percent"]
-    assert loss == pytest.approx(run.summary[stated][f"{part}_loss"], rel=1e-5)
+@pytest.mark.parametrize(("weights", "epoch"), [("best", "best"), ("last", "final")])
+def test_weights_reproduce_the_error_in_the_summary(run: Run, weights: str, epoch: str, part: str) -> None:
+    data = load_data(run)
+    loss, error = evaluate(run.model(weights), data, getattr(data, part))
+    assert error == run.summary[epoch][f"{part}_error_percent"]
+    assert loss == pytest.approx(run.summary[epoch][f"{part}_loss"], rel=1e-5)
 
 
 def test_best_and_last_weights_differ(run: Run) -> None:
-    # otherwise the test above could not distinguish them
+    # the test above needs this to tell them apart
     assert run.summary["best"]["epoch"] == 1
     assert run.summary["best"]["val_error_percent"] < run.summary["final"]["val_error_percent"]
 
 
-def test_the_model_is_a_copy_in_evaluation_mode(run: Run) -> None:
+def test_model_is_a_new_copy_in_evaluation_mode(run: Run) -> None:
     one, other = run.model(), run.model()
     assert not any(layer.training for layer in one.modules())
     with torch.no_grad():
@@ -109,12 +110,12 @@ def test_the_model_is_a_copy_in_evaluation_mode(run: Run) -> None:
     assert next(other.parameters()).any()
 
 
-def test_the_model_keeps_double_precision(tmp_path: Path) -> None:
-    path = made(tmp_path / "run", ["model.hidden=[]", "trainer.epochs=1", "trainer.precision=fp64", *SMALL[3:]])
+def test_model_has_the_precision_of_the_run(tmp_path: Path) -> None:
+    path = train_digits(tmp_path / "run", ["model.hidden=[]", "trainer.epochs=1", "trainer.precision=fp64", *SMALL[3:]])
     assert {value.dtype for value in load_run(path).model().parameters()} == {torch.float64}
 
 
-def test_the_files_of_a_run(directory: Path) -> None:
+def test_run_directory_has_all_files_and_no_leftovers(directory: Path) -> None:
     expected = ["best.pt", "config.yaml", "curves.png", "last.pt", "metrics.csv", "summary.json", "timing.csv"]
     names = sorted(file.name for file in directory.iterdir())
     assert set(names) >= set(expected)
@@ -123,11 +124,11 @@ def test_the_files_of_a_run(directory: Path) -> None:
     assert json.loads((directory / "summary.json").read_text())["data"]["name"] == "digits"
 
 
-def test_repr_names_path_and_status(run: Run, directory: Path) -> None:
+def test_repr_has_path_and_status(run: Run, directory: Path) -> None:
     assert repr(run) == f"Run({str(directory)!r}, status=finished)"
 
 
-def test_an_unfinished_run_can_be_read(directory: Path, tmp_path: Path) -> None:
+def test_unfinished_run_can_be_read(directory: Path, tmp_path: Path) -> None:
     for name in ("config.yaml", "metrics.csv"):
         (tmp_path / name).write_bytes((directory / name).read_bytes())
     run = load_run(tmp_path)
@@ -137,13 +138,13 @@ def test_an_unfinished_run_can_be_read(directory: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".", "nowhere", "file"])
-def test_another_path_is_an_error(tmp_path: Path, name: str) -> None:
+def test_path_that_is_not_a_run_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"not a run directory \(it has no config\.yaml\)$"):
         load_run(tmp_path / name)
 
 
-def test_missing_files_of_a_failed_run_are_an_error_with_its_reason(tmp_path: Path) -> None:
+def test_error_for_a_missing_file_has_the_reason_of_the_failed_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "summary.json").write_text('{"status": "failed", "reason": "TrainingFailed: loss nan"}')
     run = load_run(tmp_path)
@@ -157,13 +158,13 @@ def test_missing_files_of_a_failed_run_are_an_error_with_its_reason(tmp_path: Pa
         assert str(error.value) == f"{tmp_path}: has no {name} (failed: TrainingFailed: loss nan)"
 
 
-def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_a_path_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert load_run("~").config.seed == 0
 
 
-def test_a_sweep_is_a_table_with_numbers(tmp_path: Path) -> None:
+def test_load_sweep_returns_a_numeric_table_by_job(tmp_path: Path) -> None:
     text = "job,status,reason,b,best_val_error_percent\nb=0,finished,,0,2.5\nb=1,failed,no,1,\n"
     (tmp_path / "sweep.csv").write_text(text)
     table = load_sweep(tmp_path)
