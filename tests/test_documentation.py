@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from dlhw.sweeps.grid import expand
+from dlhw.sweeps.expansion import expand
 from support.commands import dlhw
 from support.composing import Compose
 from support.pictures import folder_of, photo

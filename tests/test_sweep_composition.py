@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlhw.cli import composition
 from dlhw.errors import UsageError
-from dlhw.sweeps.grid import expand
+from dlhw.sweeps.expansion import expand
 
 
 @pytest.fixture(scope="module")

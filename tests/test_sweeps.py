@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from dlhw.runs import identity
 from dlhw.runs.record import Record
-from dlhw.sweeps import grid
+from dlhw.sweeps import expansion, grid
 from support.commands import SMALL, Ended, dlhw
 from support.marks import slow
 from support.sweeps import QUICK, Comparison, replace_comparison, started_jobs, summary_statuses, table_statuses
@@ -124,14 +124,14 @@ def test_resuming_with_an_override_or_an_unreadable_config_is_refused(tmp_path: 
 
 def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
     cfg = OmegaConf.create({"name": "x", "data_dir": str(tmp_path)})
-    plans = [grid.Plan((), name) for name in "cba"]
+    plans = [expansion.Plan((), name) for name in "cba"]
     for name in "ac":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(identity.to_yaml(cfg))
     for order in (plans, plans[::-1]):
         paths = grid._directories([grid.PlannedJob(plan, cfg) for plan in order], tmp_path)
         assert [path.name for path in paths] == [plan.label for plan in order]
-    (renamed,) = grid._directories([grid.PlannedJob(grid.Plan((), "d"), cfg)], tmp_path)
+    (renamed,) = grid._directories([grid.PlannedJob(expansion.Plan((), "d"), cfg)], tmp_path)
     assert renamed.name == "a"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dlhw.cli import composition
 from dlhw.errors import UsageError
 from dlhw.runs.record import directory_name
-from dlhw.sweeps.grid import expand
+from dlhw.sweeps.expansion import expand
 
 
 def jobs(*lines: str, params: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
