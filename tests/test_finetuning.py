@@ -1,4 +1,4 @@
-"""What of a model trains: what is frozen stands still to the last bit, what trains has its rate."""
+"""Fine-tuning: which parameters are trained, frozen layers, learning rates by pattern."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ SMALL = ("model=cnn", "model.channels=[3,4]", "model.kernel=3", "trainer.device=
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the figures and the summary at the end of a run, to save time."""
     monkeypatch.setattr("dlhw.cli.lifecycle.finish", lambda *parts: None)
 
 
-def net() -> nn.Sequential:
+def small_cnn() -> nn.Sequential:
     return cnn((1, 8, 8), 10, channels=[3, 4], kernel=3, hidden=[5], activation="ReLU", dropout=0.5, batch_norm=True)
 
 
-def trained(model: nn.Module) -> set[str]:
+def trained_parameters(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def rows(directory: Path) -> list[dict[str, float]]:
+def rows_of(directory: Path) -> list[dict[str, float]]:
     with (directory / "metrics.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def train(directory: Path, *overrides: str) -> list[dict[str, float]]:
     program.run(compose(*SMALL, *overrides), Record(directory))
-    return rows(directory)
+    return rows_of(directory)
 
 
-# --- what trains ------------------------------------------------------------------------------------------
+# --- trained parameters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,25 +64,25 @@ def train(directory: Path, *overrides: str) -> list[dict[str, float]]:
         (["*.bias"], {f"{layer}.bias" for layer in (0, 1, 4, 5, 9, 12)}),
     ],
 )
-def test_only_what_is_chosen_trains(trains: Any, expected: set[str]) -> None:
-    model = net()
+def test_only_the_chosen_parameters_are_trained(trains: Any, expected: set[str]) -> None:
+    model = small_cnn()
     freeze(model, trains)
-    assert trained(model) == expected
+    assert trained_parameters(model) == expected
 
 
-def test_all_is_everything() -> None:
-    model = net()
+def test_all_trains_every_parameter() -> None:
+    model = small_cnn()
     freeze(model, "all")
-    assert trained(model) == {name for name, _ in model.named_parameters()}
+    assert trained_parameters(model) == {name for name, _ in model.named_parameters()}
 
 
 def test_the_head_is_the_last_layer_with_weights() -> None:
-    assert head(net()) == "12"
+    assert head(small_cnn()) == "12"
     assert head(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1))) == "0"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "answer"),
+    ("overrides", "message"),
     [
         (
             ["trainer.trains=[fc.*]"],
@@ -106,49 +107,50 @@ def test_the_head_is_the_last_layer_with_weights() -> None:
         (["trainer.trains=some"], "trainer.trains=some: must be 'all' or 'head' or a list"),
     ],
 )
-def test_what_matches_nothing_is_refused_in_one_line(overrides: Sequence[str], answer: str) -> None:
+def test_invalid_patterns_are_an_error(overrides: Sequence[str], message: str) -> None:
     cfg = compose(*SMALL, *overrides)
     with pytest.raises(UsageError) as raised:
         assembly.assemble(cfg)
-    assert str(raised.value) == answer
+    assert str(raised.value) == message
 
 
-def test_factors_need_a_rate() -> None:
+def test_rates_without_a_learning_rate_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"^trainer\.rates: .* factors on optimizer\.lr, which is missing$"):
-        parameter_groups(net(), lr=None, rates={"0.*": 0.1})
+        parameter_groups(small_cnn(), lr=None, rates={"0.*": 0.1})
 
 
-# --- what stands still ------------------------------------------------------------------------------------
+# --- frozen layers ----------------------------------------------------------------------------------------
 
 
-def test_the_outermost_frozen_modules_stand_still() -> None:
+def test_frozen_modules_are_the_outermost_ones() -> None:
     model = nn.Sequential(
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Dropout(0.5)), Dropout(0.5), nn.Linear(2, 2)
     )
+    freeze(model, "all")
+    assert frozen_modules(model) == []
     freeze(model, "head")
     assert frozen_modules(model) == [model[0]]
     freeze(model, ["0.0.*"])
     assert frozen_modules(model) == [model[0][1], model[2]]  # type: ignore[index]
-    freeze(model, "all")
 
 
-def variants(model: nn.Module) -> Single:
+def single_variant(model: nn.Module) -> Single:
     groups = parameter_groups(model, lr=0.1, rates={})
     return Single(model, torch.optim.SGD(groups, lr=0.1), lambda epoch: 1.0)
 
 
-def test_dropout_beside_what_trains_drops_and_in_a_frozen_block_not() -> None:
-    beside, within = Dropout(0.5), Dropout(0.5)
-    model = nn.Sequential(nn.Sequential(nn.Linear(9, 9), within), beside, nn.Linear(9, 2))
+def test_dropout_is_active_except_in_a_frozen_block() -> None:
+    active, frozen = Dropout(0.5), Dropout(0.5)
+    model = nn.Sequential(nn.Sequential(nn.Linear(9, 9), frozen), active, nn.Linear(9, 2))
     freeze(model, "head")
-    variants(model).train()
+    single_variant(model).train()
     x = torch.ones(4, 9)
-    assert torch.equal(within(x), x)
-    assert (beside(x) == 0).any()
+    assert torch.equal(frozen(x), x)
+    assert (active(x) == 0).any()
     assert model.training
 
 
-def test_frozen_parameters_and_statistics_keep_their_bits_and_the_rest_learns(tmp_path: Path) -> None:
+def test_frozen_parameters_and_statistics_do_not_change_and_the_others_do(tmp_path: Path) -> None:
     train(tmp_path, "model.batch_norm=true", "trainer.trains=[4.*,5.*]", "regularization.l2=0.01")
     after = checkpoint.load(tmp_path / "last.pt")["model"]
     before = assembly.assemble(compose(*SMALL, "model.batch_norm=true")).model.state_dict()
@@ -158,27 +160,27 @@ def test_frozen_parameters_and_statistics_keep_their_bits_and_the_rest_learns(tm
     assert changed == {"4.weight", "4.bias", "5.weight", "5.bias"} | statistics
 
 
-def test_decay_by_the_optimizer_leaves_what_is_frozen(tmp_path: Path) -> None:
+def test_weight_decay_of_the_optimizer_does_not_change_frozen_parameters(tmp_path: Path) -> None:
     train(tmp_path, "trainer.trains=head", "optimizer=adamw", "optimizer.weight_decay=0.5")
     after = checkpoint.load(tmp_path / "last.pt")["model"]
     before = assembly.assemble(compose(*SMALL)).model.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"7.weight", "7.bias"}
 
 
-def test_only_biases_may_train_and_penalties_find_nothing(tmp_path: Path) -> None:
-    last = train(tmp_path, "trainer.trains=['*.bias']", "regularization.l2=0.1", "regularization.l1=0.1")[-1]
-    assert last["weight_norm"] == last["near_zero_percent"] == last["train_penalty"] == 0
-    assert last["train_loss"] == last["train_objective"]
+def test_penalties_are_zero_if_only_biases_are_trained(tmp_path: Path) -> None:
+    row = train(tmp_path, "trainer.trains=['*.bias']", "regularization.l2=0.1", "regularization.l1=0.1")[-1]
+    assert row["weight_norm"] == row["near_zero_percent"] == row["train_penalty"] == 0
+    assert row["train_loss"] == row["train_objective"]
 
 
-def test_penalty_and_norm_are_of_what_trains(tmp_path: Path) -> None:
+def test_penalty_and_norm_are_those_of_the_trained_weights(tmp_path: Path) -> None:
     (row,) = train(tmp_path, "trainer.trains=head", "regularization.l2=0.5", "optimizer.lr=0", "trainer.epochs=1")
     weight = checkpoint.load(tmp_path / "last.pt")["model"]["7.weight"]
     assert row["weight_norm"] == pytest.approx(float(weight.norm()), rel=1e-9)
     assert row["train_penalty"] == pytest.approx(0.5 * float(weight.square().sum()), rel=1e-9)
 
 
-def test_the_layer_probe_has_no_gradients_by_what_is_frozen(tmp_path: Path) -> None:
+def test_the_layer_probe_has_no_gradients_of_frozen_layers(tmp_path: Path) -> None:
     for once in ("true", "false"):
         directory = tmp_path / once
         directory.mkdir()
@@ -196,11 +198,11 @@ def test_the_layer_probe_has_no_gradients_by_what_is_frozen(tmp_path: Path) -> N
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-8)
 
 
-# --- rates ------------------------------------------------------------------------------------------------
+# --- learning rates ---------------------------------------------------------------------------------------
 
 
-def test_the_first_pattern_that_matches_gives_the_factor() -> None:
-    model = net()
+def test_the_first_matching_pattern_sets_the_factor() -> None:
+    model = small_cnn()
     base, first, second = parameter_groups(model, lr=0.2, rates={"0.*": 0.5, "*.bias": 0.25})
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(parameter)] for parameter in first["params"]} == {"0.weight", "0.bias"}
@@ -209,35 +211,35 @@ def test_the_first_pattern_that_matches_gives_the_factor() -> None:
     assert ("lr" in base, first["lr"], second["lr"]) == (False, 0.1, 0.05)
 
 
-def test_a_factor_of_zero_is_the_frozen_layer_and_schedules_act_on_every_group(tmp_path: Path) -> None:
+def test_a_factor_of_zero_freezes_and_schedules_act_on_every_group(tmp_path: Path) -> None:
     cfg = compose(*SMALL, "scheduler=step", "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
-    made = assembly.assemble(cfg)
-    single = Single(made.trained, made.optimizer, lambda epoch: 0.5**epoch)
+    parts = assembly.assemble(cfg)
+    single = Single(parts.trained, parts.optimizer, lambda epoch: 0.5**epoch)
     single.set_learning_rates(2.0)
-    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.05, 0.025, 0])
+    assert [group["lr"] for group in parts.optimizer.param_groups] == pytest.approx([0.05, 0.025, 0])
     assert single.learning_rate(0) == pytest.approx(0.05)
-    written = train(tmp_path, "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
-    assert [row["lr"] for row in written] == [0.2, 0.2]
-    after, before = checkpoint.load(tmp_path / "last.pt")["model"], made.model.state_dict()
+    rows = train(tmp_path, "trainer.rates={0.*: 0.5, 7.bias: 0}", "optimizer.lr=0.2")
+    assert [row["lr"] for row in rows] == [0.2, 0.2]
+    after, before = checkpoint.load(tmp_path / "last.pt")["model"], parts.model.state_dict()
     assert torch.equal(after["7.bias"], before["7.bias"])
     assert not torch.equal(after["7.weight"], before["7.weight"])
 
 
-def test_a_step_of_sgd_is_as_long_as_the_factor_says(tmp_path: Path) -> None:
-    moves = []
+def test_a_step_of_sgd_is_proportional_to_the_factor(tmp_path: Path) -> None:
+    weights = []
     for factor in (1.0, 0.125):
         directory = tmp_path / str(factor)
         directory.mkdir()
         train(directory, f"trainer.rates={{0.*: {factor}}}", "trainer.steps_per_epoch=1", "trainer.epochs=1")
-        moves.append(checkpoint.load(directory / "last.pt")["model"]["0.weight"])
+        weights.append(checkpoint.load(directory / "last.pt")["model"]["0.weight"])
     before = assembly.assemble(compose(*SMALL)).model.state_dict()["0.weight"]
-    torch.testing.assert_close(moves[1] - before, 0.125 * (moves[0] - before), rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(weights[1] - before, 0.125 * (weights[0] - before), rtol=1e-9, atol=1e-15)
 
 
-# --- with others ------------------------------------------------------------------------------------------
+# --- with other parts of the program ----------------------------------------------------------------------
 
 
-def test_an_ensemble_does_not_take_models_that_are_partly_frozen() -> None:
+def test_a_partly_frozen_model_is_not_vectorizable() -> None:
     models = [mlp((4,), 2, hidden=[3], activation="ReLU", dropout=0.0, batch_norm=False) for _ in range(2)]
     for model in models:
         freeze(model, "head")
@@ -246,23 +248,23 @@ def test_an_ensemble_does_not_take_models_that_are_partly_frozen() -> None:
         Ensemble(models, optimizers, [lambda epoch: 1.0] * 2)
 
 
-def test_a_net_by_hand_trains_its_head(tmp_path: Path) -> None:
+def test_the_head_of_a_by_hand_model_is_trained_as_in_torch(tmp_path: Path) -> None:
     by_hand = ("model=cnn_by_hand", "model.channels=[3,4]", "model.kernel=3", "trainer.trains=head")
-    lines = [line for line in SMALL if not line.startswith("model")]
-    numbers = []
+    common = [override for override in SMALL if not override.startswith("model")]
+    runs = []
     for name, model in (("by_hand", by_hand), ("torch", ("model=cnn", *by_hand[1:]))):
         (tmp_path / name).mkdir()
-        program.run(compose(*lines, *model, "trainer.frozen_once=true"), Record(tmp_path / name))
-        numbers.append(rows(tmp_path / name))
-    for one, other in zip(*numbers, strict=True):
+        program.run(compose(*common, *model, "trainer.frozen_once=true"), Record(tmp_path / name))
+        runs.append(rows_of(tmp_path / name))
+    for one, other in zip(*runs, strict=True):
         assert one == pytest.approx(other, rel=1e-8)
 
 
-def test_a_run_goes_on_from_another_runs_weights_with_its_first_layers_frozen(tmp_path: Path) -> None:
+def test_a_run_from_the_weights_of_another_one_changes_its_head_only(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     train(tmp_path / "first", "trainer.precision=fp32")
-    start = ("init=from_run", f"init.run={tmp_path / 'first'}", "trainer.precision=fp32")
-    train(tmp_path / "second", *start, "trainer.trains=head", "trainer.frozen_once=true", "trainer.epochs=1")
+    from_first = ("init=from_run", f"init.run={tmp_path / 'first'}", "trainer.precision=fp32")
+    train(tmp_path / "second", *from_first, "trainer.trains=head", "trainer.frozen_once=true", "trainer.epochs=1")
     one, other = (dlhw.load_run(tmp_path / name).model().state_dict() for name in ("first", "second"))
     assert {name for name in one if not torch.equal(one[name], other[name])} == {"7.weight", "7.bias"}

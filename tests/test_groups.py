@@ -1,4 +1,4 @@
-"""Groups from names and tables, detection of copies, and parts that share no group."""
+"""Groups of pictures: from names and tables, near duplicates, parts that share no group."""
 
 from __future__ import annotations
 
@@ -15,52 +15,53 @@ from PIL import Image
 
 from dlhw.data import folders, groups
 from dlhw.errors import UsageError
-from support.pictures import dataset, folder_of, options, photo, settle
+from support.datasets import options
+from support.pictures import dataset, folder_of, photo, set_old_times
 
 
 def pixels(*pictures: Image.Image, side: int = 64) -> torch.Tensor:
-    """As a batch (N, 3, side, side)."""
+    """Return pictures as a batch (N, 3, side, side)."""
     arrays = [np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 @st.composite
 def samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
-    """Labels, groups that may cross the classes, and a seed."""
+    """Draw labels, groups that may contain several classes, and a seed."""
     count = draw(st.integers(12, 80))
     y = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
-    of = draw(st.lists(st.integers(0, draw(st.integers(4, 60))), min_size=count, max_size=count))
-    return np.array(y), np.array(of), draw(st.integers(0, 5))
+    group_of = draw(st.lists(st.integers(0, draw(st.integers(4, 60))), min_size=count, max_size=count))
+    return np.array(y), np.array(group_of), draw(st.integers(0, 5))
 
 
 @given(samples(), st.sampled_from([{"train": 0.8, "val": 0.2}, {"train": 0.6, "val": 0.3, "test": 0.1}]))
-def test_every_sample_is_in_one_part_and_no_group_in_two(
-    drawn: tuple[np.ndarray, np.ndarray, int], shares: dict[str, float]
+def test_every_sample_and_every_group_is_in_one_part(
+    sample: tuple[np.ndarray, np.ndarray, int], shares: dict[str, float]
 ) -> None:
-    y, of, seed = drawn
-    parts = groups.split(y, of, shares, seed=seed)
+    y, group_of, seed = sample
+    parts = groups.split(y, group_of, shares, seed=seed)
     assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(y)))
-    kept = [set(of[rows]) for rows in parts.values()]
-    assert sum(map(len, kept)) == len(set(of))
-    again = groups.split(y, of, shares, seed=seed)
-    assert all(np.array_equal(rows, again[name]) for name, rows in parts.items())
+    groups_of_parts = [set(group_of[rows]) for rows in parts.values()]
+    assert sum(map(len, groups_of_parts)) == len(set(group_of))
+    repeated = groups.split(y, group_of, shares, seed=seed)
+    assert all(np.array_equal(rows, repeated[name]) for name, rows in parts.items())
 
 
 @given(samples(), st.sampled_from([{"train": 0.8, "val": 0.2}, {"train": 0.6, "val": 0.3, "test": 0.1}]))
 def test_parts_are_stratified_up_to_one_group(
-    drawn: tuple[np.ndarray, np.ndarray, int], shares: dict[str, float]
+    sample: tuple[np.ndarray, np.ndarray, int], shares: dict[str, float]
 ) -> None:
-    y, of, seed = drawn
-    of = 3 * of + y  # of one class each
-    parts = groups.split(y, of, shares, seed=seed)
+    y, group_of, seed = sample
+    group_of = 3 * group_of + y  # each group has one class
+    parts = groups.split(y, group_of, shares, seed=seed)
     for label in set(y):
-        largest = np.unique(of[y == label], return_counts=True)[1].max()
+        largest = np.unique(group_of[y == label], return_counts=True)[1].max()
         for name, share in shares.items():
-            found = (y[parts[name]] == label).sum()
-            assert abs(found - share * (y == label).sum()) <= largest
+            count = (y[parts[name]] == label).sum()
+            assert abs(count - share * (y == label).sum()) <= largest
 
 
-def test_samples_without_groups_are_split_exactly_and_by_the_seed() -> None:
+def test_ungrouped_samples_are_split_exactly_by_class_and_by_the_seed() -> None:
     y = np.repeat([0, 1], [100, 40])
     splits = [groups.split(y, np.arange(140), {"train": 0.7, "val": 0.2, "test": 0.1}, seed=seed) for seed in (0, 1)]
     for parts in splits:
@@ -69,20 +70,20 @@ def test_samples_without_groups_are_split_exactly_and_by_the_seed() -> None:
     assert not np.array_equal(splits[0]["val"], splits[1]["val"])
 
 
-def test_links_connect_samples_to_groups() -> None:
+def test_linked_samples_are_in_one_group() -> None:
     links = np.array([[0, 3], [3, 4], [1, 5]])
     assert groups.connected_groups(6, links, np.array([[5, 1]])).tolist() == [0, 1, 2, 0, 0, 1]
     assert groups.connected_groups(3).tolist() == [0, 1, 2]
     assert groups.links_between_equal(["a", None, "b", "a", None, "a"]).tolist() == [[0, 3], [0, 5]]
 
 
-def test_near_pairs_equal_a_search_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_pairs_equal_those_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     hashes = draw.integers(0, 256, (40, 32)).astype(np.uint8)
     hashes[20:] = hashes[:20]
     for row in hashes[20:]:
         row[draw.integers(0, 32, 3)] ^= np.uint8(1) << draw.integers(0, 8, 3).astype(np.uint8)
-    hashes[[5, 25]] = 0  # of one colour
+    hashes[[5, 25]] = 0  # pictures of one colour
     bits = np.unpackbits(hashes, axis=1).astype(int)
     distance = np.abs(bits[:, None] - bits[None]).sum(-1)
     expected = {
@@ -98,11 +99,11 @@ def test_near_pairs_equal_a_search_over_all_pairs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_copies_are_near_and_different_pictures_are_not(tmp_path: Path) -> None:
-    one = photo(1, 200, 150)
-    one.save(tmp_path / "a.jpg", quality=60)
-    brighter = one.point(lambda value: min(255, 20 + 0.9 * value))
-    smaller = one.resize((90, 68))
-    batch = pixels(one, Image.open(tmp_path / "a.jpg"), brighter, smaller, *(photo(seed) for seed in range(2, 30)))
+    picture = photo(1, 200, 150)
+    picture.save(tmp_path / "a.jpg", quality=60)
+    brighter = picture.point(lambda value: min(255, 20 + 0.9 * value))
+    smaller = picture.resize((90, 68))
+    batch = pixels(picture, Image.open(tmp_path / "a.jpg"), brighter, smaller, *(photo(seed) for seed in range(2, 30)))
     pairs = groups.near_pairs(groups.perceptual_hashes(batch), groups.FARTHEST)
     assert {(i, j) for i, j, _ in pairs.tolist()} == {(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)}
 
@@ -137,11 +138,11 @@ def test_invalid_groups_are_an_error(tmp_path: Path, pattern: str, message: str)
         groups.labels(["a/1.jpg", "b/2.jpg"], pattern, known=["a/1.jpg", "b/2.jpg"])
 
 
-# On folders
+# Groups in folders of pictures
 
 
-def masked(root: Path) -> Path:
-    """Twenty numbered photos, each in both classes, and machine-made copies of some of them."""
+def face_mask_folder(root: Path) -> Path:
+    """Save twenty numbered photos of both classes, and generated copies of some of them."""
     for number in range(20):
         for folder, name in (("with_mask", f"{number}-with-mask.jpg"), ("without_mask", f"{number}.jpg")):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -149,17 +150,17 @@ def masked(root: Path) -> Path:
     for number in range(10):
         shutil.copy(root / "with_mask" / "0-with-mask.jpg", root / "with_mask" / f"augmented_image_{number}.jpg")
         photo(5, 64, 64).save(root / "without_mask" / f"augmented_image_{number}.jpg", quality=30 + 4 * number)
-    settle(root)
+    set_old_times(root)
     return root
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_photo_of_face_mask_is_in_both_parts(tmp_path: Path, seed: int) -> None:
-    masked(tmp_path / "face_mask")
-    data = folders.face_mask(**options("face_mask", data_dir=str(tmp_path), resize=32, crop=32) | {"seed": seed})
+def test_copies_of_a_face_mask_photo_are_in_one_part(tmp_path: Path, seed: int) -> None:
+    face_mask_folder(tmp_path / "face_mask")
+    data = folders.face_mask(**options("face_mask", data_dir=str(tmp_path), resize=32, crop=32, seed=seed))
     number = {name: "".join(filter(str.isdigit, name)) for name in data.names}
-    sides = [{number[data.names[row]] for row in part.all_rows()[0]} for part in (data.train, data.val)]
-    assert not sides[0] & sides[1]
+    parts = [{number[data.names[row]] for row in part.all_rows()[0]} for part in (data.train, data.val)]
+    assert not parts[0] & parts[1]
     assert data.about["counts"] == {
         "train": {"with_mask": 16, "without_mask": 16},
         "val": {"with_mask": 4, "without_mask": 4},
@@ -168,34 +169,34 @@ def test_no_photo_of_face_mask_is_in_both_parts(tmp_path: Path, seed: int) -> No
     assert data.about["leaked_percent_by_file"] > 30
 
 
-def test_copies_are_reported_and_kept_together_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = masked(tmp_path / "faces")
-    few = {"resize": 32, "crop": 32}
-    by_file = dataset(root, split="files", **few).about
+def test_copies_are_reported_and_grouped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = face_mask_folder(tmp_path / "faces")
+    small = {"resize": 32, "crop": 32}
+    by_file = dataset(root, split="files", **small).about
     assert (by_file["identical_groups"], by_file["identical_files"]) == (1, 11)
-    assert by_file["near_pairs"] == 55  # of the eleven without a mask
+    assert by_file["near_pairs"] == 55  # among the eleven copies of 5.jpg
     assert by_file["torn_pairs"] == by_file["torn_pairs_by_file"] > 0
     assert any("are copies of training pictures" in record.message for record in caplog.records)
-    reported = dataset(root, **few).about
-    assert reported["groups"] == 50
-    assert reported["torn_pairs_by_file"] == by_file["torn_pairs"]
-    united = dataset(root, near_duplicates=groups.FARTHEST, **few).about
-    assert (united["groups"], united["torn_pairs"], united["leaked_percent"]) == (40, 0, 0)
+    by_group = dataset(root, **small).about
+    assert by_group["groups"] == 50
+    assert by_group["torn_pairs_by_file"] == by_file["torn_pairs"]
+    grouped = dataset(root, near_duplicates=groups.FARTHEST, **small).about
+    assert (grouped["groups"], grouped["torn_pairs"], grouped["leaked_percent"]) == (40, 0, 0)
 
 
 def test_a_table_of_groups_is_respected(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 12, "dogs": 12})
     table = tmp_path / "groups.csv"
-    lines = [f"{number // 3},{name}/{number}.png" for name in ("cats", "dogs") for number in range(12)]
-    table.write_text("\n".join(["group,file", *lines]))
+    rows = [f"{number // 3},{name}/{number}.png" for name in ("cats", "dogs") for number in range(12)]
+    table.write_text("\n".join(["group,file", *rows]))
     data = dataset(root, groups=str(table), validation_fraction=0.25)
-    sides = [{int(data.names[row][5:-4]) // 3 for row in part.all_rows()[0]} for part in (data.train, data.val)]
-    assert [len(side) for side in sides] == [3, 1]
-    assert len(dataset(root, groups=str(table), exclude=["1.png"]).names) == 22  # the table may name them
-    assert not sides[0] & sides[1]
+    parts = [{int(data.names[row][5:-4]) // 3 for row in part.all_rows()[0]} for part in (data.train, data.val)]
+    assert [len(numbers) for numbers in parts] == [3, 1]
+    assert len(dataset(root, groups=str(table), exclude=["1.png"]).names) == 22  # the table may contain excluded files
+    assert not parts[0] & parts[1]
 
 
-def test_a_part_without_a_class_is_an_error(tmp_path: Path) -> None:
+def test_a_part_that_lacks_a_class_is_an_error(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
     with pytest.raises(UsageError, match=r"validation_fraction=0.2: leaves no cats for val; .* 6 pictures in 1 group,"):
         dataset(root, groups=r"(\.png)")
@@ -211,11 +212,11 @@ def test_copies_in_published_parts_are_reported(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.real
-def test_the_real_faces_have_their_66_groups_of_identical_pictures(tmp_path: Path) -> None:
-    home = Path(os.environ.get("DLHW_DATA", "nowhere")).expanduser()
-    if not (home / "face_mask").is_dir():
-        pytest.skip("the pictures are not here")
-    changed = {"data_dir": str(home), "cache_dir": str(tmp_path), "exclude": [], "split": "files"}
-    about = folders.face_mask(**options("face_mask", **changed)).about
+def test_real_face_mask_has_66_groups_of_identical_pictures(tmp_path: Path) -> None:
+    root = Path(os.environ.get("DLHW_DATA", "nowhere")).expanduser()
+    if not (root / "face_mask").is_dir():
+        pytest.skip("no folder face_mask in the folder that DLHW_DATA names")
+    changes = {"data_dir": str(root), "cache_dir": str(tmp_path), "exclude": [], "split": "files"}
+    about = folders.face_mask(**options("face_mask", **changes)).about
     assert (about["identical_groups"], about["identical_files"]) == (66, 163)
     assert 60 < about["leaked_percent"] < 75

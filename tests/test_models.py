@@ -1,4 +1,4 @@
-"""Models: numbers of parameters, layers, shapes, dropout, invalid options."""
+"""Dense and convolutional models: parameters, layers, shapes, dropout, invalid options, modes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PLAIN: dict[str, Any] = {"activation": "ReLU", "dropout": 0.0, "batch_norm": Fal
 FULL: dict[str, Any] = {"activation": "Tanh", "dropout": 0.25, "batch_norm": True}
 
 
-def parameters(model: nn.Module) -> int:
+def number_of_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def kinds(model: nn.Sequential) -> list[str]:
+def layer_names(model: nn.Sequential) -> list[str]:
     return [type(layer).__name__ for layer in model]
 
 
@@ -38,12 +38,12 @@ def logits_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def test_mlp_of_c5_2_has_397510_parameters() -> None:
     assert 784 * 500 + 500 + 500 * 10 + 10 == 397_510
-    assert parameters(mlp(MNIST, 10, hidden=[500], **PLAIN)) == 397_510
+    assert number_of_parameters(mlp(MNIST, 10, hidden=[500], **PLAIN)) == 397_510
 
 
 def test_cnn_of_c5_5_has_28938_parameters() -> None:
     assert (1 * 16 * 25 + 16) + (16 * 32 * 25 + 32) + (7 * 7 * 32 * 10 + 10) == 28_938
-    assert parameters(cnn(MNIST, 10, channels=[16, 32], kernel=5, **PLAIN)) == 28_938
+    assert number_of_parameters(cnn(MNIST, 10, channels=[16, 32], kernel=5, **PLAIN)) == 28_938
 
 
 # Shapes
@@ -85,14 +85,14 @@ def test_width_multiplies_the_channels() -> None:
 # Layers
 
 
-def test_mlp_layers_in_order() -> None:
+def test_mlp_has_its_layers_in_order() -> None:
     block = ["Linear", "BatchNorm1d", "Tanh", "Dropout"]
-    assert kinds(mlp(DIGITS, 10, hidden=[5, 4], **FULL)) == ["Flatten", *block, *block, "Linear"]
+    assert layer_names(mlp(DIGITS, 10, hidden=[5, 4], **FULL)) == ["Flatten", *block, *block, "Linear"]
 
 
-def test_cnn_layers_in_order() -> None:
+def test_cnn_has_its_layers_in_order() -> None:
     block = ["Conv2d", "BatchNorm2d", "Tanh", "MaxPool2d"]
-    assert kinds(cnn(DIGITS, 10, channels=[5, 4], kernel=3, **FULL)) == [
+    assert layer_names(cnn(DIGITS, 10, channels=[5, 4], kernel=3, **FULL)) == [
         *block,
         *block,
         "Flatten",
@@ -101,13 +101,13 @@ def test_cnn_layers_in_order() -> None:
     ]
 
 
-def test_mlp_without_extras_has_none() -> None:
-    assert kinds(mlp(DIGITS, 10, hidden=[5], **PLAIN)) == ["Flatten", "Linear", "ReLU", "Linear"]
+def test_mlp_without_batch_norm_and_dropout_has_no_such_layers() -> None:
+    assert layer_names(mlp(DIGITS, 10, hidden=[5], **PLAIN)) == ["Flatten", "Linear", "ReLU", "Linear"]
 
 
-def test_cnn_without_extras_has_none() -> None:
+def test_cnn_without_batch_norm_and_dropout_has_no_such_layers() -> None:
     model = cnn(DIGITS, 10, channels=[5], kernel=3, **PLAIN)
-    assert kinds(model) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+    assert layer_names(model) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_cnn_without_extras_has_none() -> None:
     [mlp(DIGITS, 10, hidden=[5, 4], **FULL), cnn(DIGITS, 10, channels=[5], kernel=3, **FULL)],
     ids=["mlp", "cnn"],
 )
-def test_dropout_has_its_probability(model: nn.Sequential) -> None:
+def test_dropout_layers_have_the_configured_rate(model: nn.Sequential) -> None:
     assert {float(layer.rate) for layer in model if isinstance(layer, Dropout)} == {0.25}
 
 
@@ -123,7 +123,7 @@ def test_dropout_has_its_probability(model: nn.Sequential) -> None:
 
 
 def split_mix_64(key: int, index: int) -> int:
-    """One number of the generator, with unsigned integers as in its publication."""
+    """Return one number of the generator SplitMix64, computed with unsigned integers as in its publication."""
     z = ((index + key) * 0x9E3779B97F4A7C15) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -137,15 +137,15 @@ def test_dropout_hashes_with_split_mix_64(key: int) -> None:
     ]
 
 
-def dropped(rate: float, *, key: int, passes: int = 1) -> list[torch.Tensor]:
+def dropout_outputs(rate: float, *, key: int, passes: int = 1) -> list[torch.Tensor]:
     layer = Dropout(rate).double().train()
     layer.key.fill_(key)
     return [layer(torch.ones(400, 500, dtype=torch.float64)) for _ in range(passes)]
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
-def test_dropout_drops_its_share_and_scales_the_rest(rate: float) -> None:
-    (values,) = dropped(rate, key=7)
+def test_dropout_drops_a_share_of_rate_and_scales_the_other_values(rate: float) -> None:
+    (values,) = dropout_outputs(rate, key=7)
     deviation = (rate * (1 - rate) / values.numel()) ** 0.5
     assert float((values == 0).double().mean()) == pytest.approx(rate, abs=5 * deviation)
     assert values.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-15)
@@ -153,8 +153,8 @@ def test_dropout_drops_its_share_and_scales_the_rest(rate: float) -> None:
 
 def test_dropout_masks_of_different_passes_and_keys_are_independent() -> None:
     """Two independent masks both drop a value with probability rate^2."""
-    one, two = dropped(0.3, key=1, passes=2)
-    (other,) = dropped(0.3, key=2)
+    one, two = dropout_outputs(0.3, key=1, passes=2)
+    (other,) = dropout_outputs(0.3, key=2)
     for mask in (two, other, one.roll(1, 0), one.roll(1, 1)):
         both = float(((one == 0) & (mask == 0)).double().mean())
         assert both == pytest.approx(0.09, abs=5 * (0.09 * 0.91 / one.numel()) ** 0.5)
@@ -175,15 +175,15 @@ def test_dropout_at_rate_zero_or_in_evaluation_changes_nothing() -> None:
     ],
     ids=["mlp", "cnn"],
 )
-def test_activations_by_name(build: Callable[..., nn.Sequential], name: str) -> None:
-    assert kinds(build(activation=name, dropout=0.0, batch_norm=False)).count(name) == 1
+def test_the_activation_is_chosen_by_name(build: Callable[..., nn.Sequential], name: str) -> None:
+    assert layer_names(build(activation=name, dropout=0.0, batch_norm=False)).count(name) == 1
 
 
 def test_mlp_without_hidden_layers_is_logistic_regression() -> None:
     torch.manual_seed(0)
     model = mlp(DIGITS, 10, hidden=[], **FULL)
     x = torch.randn(6, *DIGITS)
-    assert kinds(model) == ["Flatten", "Linear"]
+    assert layer_names(model) == ["Flatten", "Linear"]
     assert torch.equal(model(x), nn.functional.linear(x.reshape(6, 64), model[1].weight, model[1].bias))
 
 
@@ -196,43 +196,43 @@ def test_an_even_kernel_is_an_error(kernel: int) -> None:
         cnn(MNIST, 10, channels=[4], kernel=kernel, **PLAIN)
 
 
-@pytest.mark.parametrize(("shape", "most"), [(DIGITS, 3), (MNIST, 4), ((1, 28, 5), 2)], ids=str)
-def test_too_many_poolings_are_an_error(shape: tuple[int, ...], most: int) -> None:
-    assert logits_shape(cnn(shape, 10, channels=[2] * most, kernel=3, **PLAIN), shape) == (3, 10)
+@pytest.mark.parametrize(("shape", "deepest"), [(DIGITS, 3), (MNIST, 4), ((1, 28, 5), 2)], ids=str)
+def test_too_many_pooling_layers_are_an_error(shape: tuple[int, ...], deepest: int) -> None:
+    assert logits_shape(cnn(shape, 10, channels=[2] * deepest, kernel=3, **PLAIN), shape) == (3, 10)
     with pytest.raises(UsageError, match=rf"too many pooling layers for {shape[1]}x{shape[2]}"):
-        cnn(shape, 10, channels=[2] * (most + 1), kernel=3, **PLAIN)
+        cnn(shape, 10, channels=[2] * (deepest + 1), kernel=3, **PLAIN)
 
 
-def test_samples_that_are_not_images_are_an_error() -> None:
+def test_cnn_of_samples_that_are_not_images_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"needs images .* use model=mlp$"):
         cnn((64,), 10, channels=[4], kernel=3, **PLAIN)
 
 
-# Dense layers of a convolutional net
+# Hidden layers of a convolutional network
 
 
-def test_cnn_with_hidden_layers_in_order() -> None:
+def test_cnn_with_hidden_layers_has_its_layers_in_order() -> None:
     model = cnn(
         (3, 32, 32), 2, channels=[4, 5], kernel=3, hidden=[7, 6], activation="Tanh", dropout=0.5, batch_norm=True
     )
     block = ["Conv2d", "BatchNorm2d", "Tanh", "MaxPool2d"]
-    assert kinds(model) == [*block, *block, "Flatten", "Linear", "Tanh", "Linear", "Tanh", "Dropout", "Linear"]
+    assert layer_names(model) == [*block, *block, "Flatten", "Linear", "Tanh", "Linear", "Tanh", "Dropout", "Linear"]
     dense = [layer for layer in model if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in dense] == [(5 * 8 * 8, 7), (7, 6), (6, 2)]
     assert logits_shape(model, (3, 32, 32)) == (3, 2)
 
 
-def test_an_empty_hidden_is_the_default_of_cnn() -> None:
+def test_cnn_has_no_hidden_layers_by_default() -> None:
     options = {"channels": [4], "kernel": 3, **PLAIN}
-    assert kinds(cnn(DIGITS, 10, hidden=[], **options)) == kinds(cnn(DIGITS, 10, **options))
-    assert kinds(cnn(DIGITS, 10, **options)) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
+    assert layer_names(cnn(DIGITS, 10, hidden=[], **options)) == layer_names(cnn(DIGITS, 10, **options))
+    assert layer_names(cnn(DIGITS, 10, **options)) == ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear"]
 
 
-def test_the_net_of_a5_ii_has_3_309_090_parameters() -> None:
-    convolutions = sum(9 * have * make + make for have, make in [(3, 16), (16, 32), (32, 64), (64, 128)])
+def test_cnn_of_a5_ii_has_3_309_090_parameters() -> None:
+    convolutions = sum(9 * inputs * outputs + outputs for inputs, outputs in [(3, 16), (16, 32), (32, 64), (64, 128)])
     expected = convolutions + (128 * 14 * 14 * 128 + 128) + (128 * 2 + 2)
     model = cnn((3, 224, 224), 2, channels=[16, 32, 64, 128], kernel=3, hidden=[128], **PLAIN)
-    assert parameters(model) == expected == 3_309_090
+    assert number_of_parameters(model) == expected == 3_309_090
 
 
 # Modes
@@ -242,7 +242,7 @@ def modes(model: nn.Module) -> list[bool]:
     return [module.training for module in model.modules()]
 
 
-def test_modes_are_restored_after_an_error() -> None:
+def test_evaluating_restores_the_modes_after_an_error() -> None:
     model = mlp(DIGITS, 10, hidden=[5, 4], **FULL).train()
     model[2].eval()  # a frozen batch norm
     before = modes(model)

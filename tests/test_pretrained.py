@@ -1,4 +1,4 @@
-"""torchvision's networks: sources of weights, loading, invalid options."""
+"""Pretrained networks of torchvision: sources of weights, loading, heads, invalid options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.p
 
 
 def state_of(architecture: str, **options: Any) -> dict[str, Tensor]:
-    """A state_dict of the right shapes; each entry is one expanded value, so that files are small."""
+    """Return a state_dict of the right shapes; each entry is one expanded value, so that files are small."""
     with torch.device("meta"):
         entries = models.get_model(architecture, weights=None, **options).state_dict().items()
     return {
@@ -37,15 +37,15 @@ def state_of(architecture: str, **options: Any) -> dict[str, Tensor]:
     }
 
 
-def assert_holds(network: nn.Module, state: dict[str, Tensor]) -> None:
-    own = network.state_dict()
-    assert set(state) <= set(own)
-    assert [name for name, value in state.items() if not torch.equal(own[name], value)] == []
+def assert_has_weights(network: nn.Module, state: dict[str, Tensor]) -> None:
+    entries = network.state_dict()
+    assert set(state) <= set(entries)
+    assert [name for name, value in state.items() if not torch.equal(entries[name], value)] == []
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of torch's cached weights, empty, without a network."""
+    """The empty folder of torch's cached weights; downloads fail, because their addresses are unreachable."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -60,15 +60,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address of a local server for its files."""
+    """A folder, and the address of a local web server for its files."""
     folder = tmp_path / "served"
     folder.mkdir()
 
-    class Quiet(SimpleHTTPRequestHandler):
+    class QuietHandler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as served:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder))) as served:
         thread = threading.Thread(target=served.serve_forever)
         thread.start()
         yield folder, f"http://127.0.0.1:{served.server_address[1]}"
@@ -80,14 +80,14 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def test_cached_weights_are_used_offline(cache: Path, architecture: str, head: str) -> None:
     state = state_of(architecture)
     torch.save(state, cache / FILES[architecture])
-    whole = classifier(SHAPE, None, architecture=architecture, weights="IMAGENET1K_V1")
-    assert_holds(whole, state)
-    assert (whole.fresh, whole.head_name, whole.architecture) == ([], head, architecture)
-    assert (len(whole.categories), whole.categories[258]) == (1000, "Samoyed")
-    fitted = classifier(SHAPE, 3, architecture=architecture, weights="DEFAULT")
-    assert fitted.fresh == [head]
-    assert_holds(fitted, {name: value for name, value in state.items() if not name.startswith(head)})
-    assert fitted(torch.zeros(2, *SHAPE)).shape == (2, 3)
+    network = classifier(SHAPE, None, architecture=architecture, weights="IMAGENET1K_V1")
+    assert_has_weights(network, state)
+    assert (network.fresh, network.head_name, network.architecture) == ([], head, architecture)
+    assert (len(network.categories), network.categories[258]) == (1000, "Samoyed")
+    with_three_classes = classifier(SHAPE, 3, architecture=architecture, weights="DEFAULT")
+    assert with_three_classes.fresh == [head]
+    assert_has_weights(with_three_classes, {name: value for name, value in state.items() if not name.startswith(head)})
+    assert with_three_classes(torch.zeros(2, *SHAPE)).shape == (2, 3)
 
 
 def test_weights_are_downloaded_once_and_their_hash_is_checked(
@@ -100,22 +100,23 @@ def test_weights_are_downloaded_once_and_their_hash_is_checked(
     (folder / "new.pth").rename(folder / name)
     value = models.ResNet18_Weights.IMAGENET1K_V1.value
     monkeypatch.setattr(value, "url", f"{address}/{name}")
-    assert_holds(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)
+    assert_has_weights(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)
     assert [path.name for path in cache.iterdir()] == [name]
     (folder / name).rename(folder / "resnet18-00000000.pth")
-    assert_holds(classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1"), state)  # from the cache
-    for wrong, message in (("resnet18-00000000.pth", "invalid hash value"), (name, "404")):
+    from_cache = classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1")
+    assert_has_weights(from_cache, state)
+    for file_name, message in (("resnet18-00000000.pth", "invalid hash value"), (name, "404")):
         (cache / name).unlink(missing_ok=True)
-        monkeypatch.setattr(value, "url", f"{address}/{wrong}")
+        monkeypatch.setattr(value, "url", f"{address}/{file_name}")
         with pytest.raises(UsageError, match=message):
             classifier(SHAPE, None, architecture="resnet18", weights="IMAGENET1K_V1")
         assert list(cache.iterdir()) == []
 
 
 def test_the_error_for_a_failed_download_gives_a_remedy(cache: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         classifier(SHAPE, 2, architecture="alexnet", weights="IMAGENET1K_V1")
-    message = str(caught.value)
+    message = str(error.value)
     assert "\n" not in message
     for part in (FILES["alexnet"], str(cache), "model.weights=null", "refused"):
         assert part in message
@@ -127,57 +128,58 @@ def test_the_error_for_a_corrupt_cached_file_names_it(cache: Path, damage: str) 
     torch.save([1] if damage == "list" else state_of("resnet18"), path)
     content = bytearray(path.read_bytes())
     if damage == "flipped":
-        place = content.index(torch.tensor([0.5]).numpy().tobytes())
-        content[place] ^= 1
+        position = content.index(torch.tensor([0.5]).numpy().tobytes())
+        content[position] ^= 1
     path.write_bytes({"truncated": content[:-100], "text": b"<html>not found</html>"}.get(damage, content))
-    with pytest.raises(UsageError, match=f"{FILES['resnet18']}.*delete it") as caught:
+    with pytest.raises(UsageError, match=f"{FILES['resnet18']}.*delete it") as error:
         classifier(SHAPE, 2, architecture="resnet18", weights="IMAGENET1K_V1")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_weights_of_a_run_include_the_head_if_the_classes_match(
+def test_weights_of_a_run_include_the_head_if_the_number_of_classes_matches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "best.pt"
     state = state_of("squeezenet1_1", num_classes=5)
     checkpoint.save(path, {"model": state, "epoch": 3, "shape": list(SHAPE), "outputs": 5})
     caplog.set_level(logging.INFO, "dlhw")
-    same = classifier(SHAPE, 5, architecture="squeezenet1_1", weights=str(path))
-    assert_holds(same, state)
-    assert same.fresh == []
+    matching = classifier(SHAPE, 5, architecture="squeezenet1_1", weights=str(path))
+    assert_has_weights(matching, state)
+    assert matching.fresh == []
     assert caplog.messages == []
     other = classifier(SHAPE, 2, architecture="squeezenet1_1", weights=str(path))
     assert other.fresh == ["classifier.1"]
     assert "has 5 classes; it is replaced by a new layer" in caplog.text
-    assert_holds(other, {name: value for name, value in state.items() if not name.startswith("classifier.1.")})
+    assert_has_weights(other, {name: value for name, value in state.items() if not name.startswith("classifier.1.")})
     with pytest.raises(UsageError, match="has 5 classes; expected the 1000 of ImageNet"):
         classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(path))
 
 
-def test_files_from_before_zip_are_read(tmp_path: Path) -> None:
+def test_files_in_the_legacy_format_are_read(tmp_path: Path) -> None:
     state = state_of("squeezenet1_1")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     network = classifier(SHAPE, None, architecture="squeezenet1_1", weights=str(tmp_path / "old.pth"))
-    assert_holds(network, state)
+    assert_has_weights(network, state)
 
 
 def test_old_names_missing_counters_and_auxiliary_classifiers_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     state = state_of("densenet121")
-    old = {
+    old_state = {
         name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }
-    assert any("denselayer1.norm.1.weight" in name for name in old)
-    torch.save(old, path)
+    assert any("denselayer1.norm.1.weight" in name for name in old_state)
+    torch.save(old_state, path)
     network = classifier(SHAPE, None, architecture="densenet121", weights=str(path))
-    assert_holds(network, {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")})
+    weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert_has_weights(network, weights)
 
     state = state_of("googlenet", init_weights=False)
     torch.save(state, path)
     network = classifier(SHAPE, None, architecture="googlenet", weights=str(path))
-    assert_holds(network, {name: value for name, value in state.items() if not name.startswith("aux")})
+    assert_has_weights(network, {name: value for name, value in state.items() if not name.startswith("aux")})
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_old_names_missing_counters_and_auxiliary_classifiers_are_accepted(tmp_p
         ("regnet_y_400mf", "fc"),
     ],
 )
-def test_the_last_layer_fits_the_classes_and_masks_are_keyed(architecture: str, head: str) -> None:
+def test_the_head_fits_the_classes_and_no_layer_uses_the_global_random_state(architecture: str, head: str) -> None:
     network = classifier(SHAPE, 7, architecture=architecture, weights=None)
     assert (network.head_name, network.fresh) == (head, [""])
     assert network.training
@@ -203,7 +205,7 @@ def test_the_last_layer_fits_the_classes_and_masks_are_keyed(architecture: str, 
     assert torch.equal(torch.get_rng_state(), before)  # no layer draws from torch's stream
 
 
-def test_parameters_and_outputs_equal_torchvisions() -> None:
+def test_parameters_outputs_and_dropout_rates_equal_those_of_torchvision() -> None:
     torch.manual_seed(0)
     reference = models.mobilenet_v2(weights=None, num_classes=4).eval()
     network = classifier(SHAPE, 4, architecture="mobilenet_v2", weights=None).eval()
@@ -260,12 +262,12 @@ def test_invalid_options_are_one_line_errors(
     if options.get("weights") == "FILE":
         torch.save(state_of("squeezenet1_1"), tmp_path / "weights.pth")
         options = {**options, "weights": str(tmp_path / "weights.pth")}
-    with pytest.raises(UsageError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as error:
         classifier(shape, 2, **{"weights": None, **options})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_the_configs_name_their_architectures(compose: Compose) -> None:
+def test_model_configs_set_architecture_and_weights(compose: Compose) -> None:
     for name in FILES | {"resnet34": "", "squeezenet1_0": "", "mobilenet_v2": ""}:
         model = compose(f"model={name}").model
         assert (model.architecture, model.weights) == (name, "IMAGENET1K_V1")

@@ -1,4 +1,4 @@
-"""Tables of numbers: read or fetched, refused when of another form, split and standardized without looking ahead."""
+"""Tables of numbers: reading and downloading, invalid files, splits, standardization by the training part."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FRACTIONS: dict[str, Any] = {"test_fraction": 0.2, "validation_fraction": 0.25}
 
 
 def boston_csv(folder: Path) -> Path:
-    """Save a table in Boston's format, with other numbers."""
-    numbers = np.random.default_rng(0).normal(3.0, 2.0, (506, 14))
+    """Save a table in Boston's format with random numbers, and return its path."""
+    table = np.random.default_rng(0).normal(3.0, 2.0, (506, 14))
     path = folder / "boston.csv"
-    np.savetxt(path, numbers, delimiter=",", header=",".join(tabular.BOSTON), comments="", fmt="%.6f")
+    np.savetxt(path, table, delimiter=",", header=",".join(tabular.BOSTON), comments="", fmt="%.6f")
     return path
 
 
-def test_boston_is_read_split_and_standardized_by_its_training_part(tmp_path: Path) -> None:
+def test_boston_is_split_and_standardized_by_its_training_part(tmp_path: Path) -> None:
     table = np.loadtxt(boston_csv(tmp_path), delimiter=",", skiprows=1)
     data = tabular.boston(data_dir=tmp_path, seed=3, download=False, **FRACTIONS)
     assert (data.shape, data.outputs, data.classes) == ((13,), 1, ())
@@ -34,12 +34,12 @@ def test_boston_is_read_split_and_standardized_by_its_training_part(tmp_path: Pa
     x = data.normalize(data.train.x)
     torch.testing.assert_close(x.mean(0), torch.zeros(13).double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(13).double())
-    assert data.normalize(data.test.x).mean(0).abs().max() > 0.01  # nothing of it went into the means
+    assert data.normalize(data.test.x).mean(0).abs().max() > 0.01  # the test part does not affect the means
     targets = torch.cat([part.y for part in (data.train, data.val, data.test)])
     assert torch.equal(targets.sort().values, torch.from_numpy(table[:, -1]).sort().values)
 
 
-def test_the_fingerprint_does_not_depend_on_the_split(tmp_path: Path) -> None:
+def test_sha256_depends_on_the_data_and_not_on_the_split(tmp_path: Path) -> None:
     boston_csv(tmp_path)
     one, two = (tabular.boston(data_dir=tmp_path, seed=seed, download=False, **FRACTIONS) for seed in (0, 1))
     assert one.sha256 == two.sha256
@@ -89,14 +89,14 @@ def test_a_byte_order_mark_and_empty_lines_are_ignored(tmp_path: Path) -> None:
 def test_the_error_for_a_huge_cell_is_one_short_line(cell: str, tmp_path: Path) -> None:
     path = boston_csv(tmp_path)
     path.write_text(path.read_text() + cell + "\n")
-    with pytest.raises(UsageError, match=r"boston\.csv: cannot be read as a table of numbers") as caught:
+    with pytest.raises(UsageError, match=r"boston\.csv: cannot be read as a table of numbers") as raised:
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 500
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize(("rows", "value", "message"), [(506, np.nan, "row 3, column RM"), (505, 1.0, "506 rows")])
-def test_the_table_from_openml_is_checked(
+def test_an_invalid_table_from_openml_is_an_error(
     rows: int, value: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = pd.DataFrame(np.ones((rows, 14)), columns=list(tabular.BOSTON))
@@ -106,28 +106,30 @@ def test_the_table_from_openml_is_checked(
         tabular.boston(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
 
 
-def test_a_missing_boston_is_downloaded_from_openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_boston_table_is_downloaded_from_openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = (
         pd.read_csv(boston_csv(tmp_path))
         .astype({"CHAS": "str", "RAD": "str"})
         .astype({"CHAS": "category", "RAD": "category"})
     )
-    there = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
+    from_file = tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
     (tmp_path / "boston.csv").unlink()
-    asked: dict[str, Any] = {}
+    request: dict[str, Any] = {}
 
-    def fetched(**options: Any) -> Any:
-        asked.update(options)
+    def fetch_openml(**options: Any) -> Any:
+        request.update(options)
         return types.SimpleNamespace(frame=frame)
 
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetched)
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
     data = tabular.boston(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
-    assert (asked["data_id"], asked["data_home"]) == (531, str(tmp_path))
-    assert data.sha256 == there.sha256
+    assert (request["data_id"], request["data_home"]) == (531, str(tmp_path))
+    assert data.sha256 == from_file.sha256
 
 
 @pytest.mark.parametrize("name", ["boston", "california_housing"])
-def test_the_error_without_a_network_gives_a_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_failed_download_gives_the_reason_and_an_alternative(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(**options: Any) -> Any:
         raise OSError("<urlopen error [Errno -2] Name or\nservice not known>")
 
@@ -138,7 +140,7 @@ def test_the_error_without_a_network_gives_a_remedy(name: str, tmp_path: Path, m
     assert "\n" not in str(raised.value)
 
 
-def test_the_error_without_a_download_gives_the_reason(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_says_that_download_is_false(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no file .*boston\.csv, and dataset\.download=false; put it there"):
         tabular.boston(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)
 

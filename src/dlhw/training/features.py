@@ -190,6 +190,11 @@ _cache: dict[tuple[str, str, int], Tensor] = {}
 """The most recent features by frozen part, dataset and pool; the jobs of a sweep share them."""
 
 
+def clear_cache() -> None:
+    """Discard all computed features, as in a new process."""
+    _cache.clear()
+
+
 def _features(
     frozen: nn.Module, data: Dataset, batches: Iterable[Tensor], *, count: int, precision: Precision
 ) -> Tensor:

@@ -16,7 +16,8 @@ from dlhw.training.settings import Trains
 def freeze(model: nn.Module, trains: Trains) -> None:
     """Set ``requires_grad`` so that only the chosen parameters train (D6.3, D6.4).
 
-    ``trains`` is ``all``, ``head`` (the last layer), or patterns of parameter names such as ``layer4.*``.
+    ``trains`` is ``all``, which changes nothing, ``head`` (the last layer), or patterns of parameter names such as
+    ``layer4.*``.
     """
     if trains == "all":
         return
