@@ -58,6 +58,7 @@ def pytest_configure() -> None:
     """Set what the tests and the processes that they start inherit."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are too small for several threads
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the environment when it was imported
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
 
 
