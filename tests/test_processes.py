@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import socket
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -176,22 +178,34 @@ def test_training_batch_norm_on_a_cpu_is_an_error(set_rank: Callable[[int, int],
 
 def torchrun(*overrides: str, at: Path) -> Ended:
     """Start two processes with the environment variables of torchrun. Return how the first one ended."""
-    (at / "tmp").mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TMPDIR": str(at / "tmp")}
+    shared = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        start(*overrides, at=at, **shared, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0") for rank in range(2)
-    ]
-    try:
-        first, second = (process.end() for process in ranks)
-    finally:
-        for process in ranks:
-            process.kill()
+    with temporary_files() as temporary:
+        ranks = [
+            start(*overrides, at=at, **shared, **temporary, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0")
+            for rank in range(2)
+        ]
+        try:
+            first, second = (process.end() for process in ranks)
+        finally:
+            for process in ranks:
+                process.kill()
     assert first.code == second.code, second.err
     return first
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[dict[str, str]]:
+    """Set TMPDIR for processes; then assert that none of dlhw's temporary directories is left.
+
+    The path is short: workers create sockets below it, whose paths have at most 107 characters.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        yield {"TMPDIR": directory}
+        assert not list(Path(directory).glob("dlhw-*"))
 
 
 def rows(directory: Path) -> list[list[float]]:
@@ -219,20 +233,17 @@ def test_two_processes_have_the_results_and_files_of_one(tmp_path: Path) -> None
     assert losses[0] > losses[-1]
     assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
     assert {path.name for path in directory.iterdir()} >= {"best.pt", "last.pt", "summary.json", "curves.png"}
-    assert not list((tmp_path / "tmp").glob("dlhw-*"))
 
 
 @pytest.mark.slow
 def test_torchrun_command_starts_two_processes(tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    env = environment(TMPDIR=str(tmp_path / "tmp"))
     command = ("-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "dlhw.train")
-    ended = Process(*command, *RUN, at=tmp_path, env=env, cold=True).end()
+    with temporary_files() as temporary:
+        ended = Process(*command, *RUN, at=tmp_path, env=environment(**temporary), cold=True).end()
     assert ended.code == 0, ended.err
     (directory,) = (tmp_path / "outputs" / "train").iterdir()
     assert_equals_one_process(directory, tmp_path / "single", *RUN)
     assert len([line for line in ended.lines if line.startswith("epoch 2/2")]) == 1
-    assert not list((tmp_path / "tmp").glob("dlhw-*"))
 
 
 @pytest.mark.slow
@@ -261,7 +272,6 @@ def test_two_processes_resume_a_run_like_one_process(tmp_path: Path) -> None:
     second = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
     assert second.code == 0, second.err
     assert_equals_one_process(tmp_path / "here", tmp_path / "single", *RUN, "trainer.epochs=4")
-    assert not list((tmp_path / "tmp").glob("dlhw-*"))
     again = torchrun("resume=here", "trainer.epochs=4", at=tmp_path)
     assert again.code == 1
     assert "resume=" in again.err
