@@ -1,4 +1,4 @@
-"""Settings of the test session, and the fixtures that compose configs and run studies."""
+"""Settings of the test session, and the fixture that runs studies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dlhw.cli import assembly
 from dlhw.cli.build import validate
 from dlhw.runs.answer import Answer
 from support import composing
-from support.composing import Ask, Compose
+from support.composing import Ask
 
 MOST_WORKERS = 6  # each takes about 1 GB of memory
 
@@ -60,12 +60,6 @@ def pytest_configure() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the environment when it was imported
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
-
-
-@pytest.fixture(scope="session", name="compose")
-def compose_fixture() -> Compose:
-    """``compose("model=cnn", ...)``: the config of a command line, including its ``hydra`` section."""
-    return composing.compose_with_hydra
 
 
 @pytest.fixture(scope="session")

@@ -69,9 +69,6 @@ def by_picture(data: Dataset, epoch: int, size: int) -> dict[int, Tensor]:
     return dict(zip(rows, torch.cat([x[0] for x, _ in batches_of(data, epoch, size=size)]), strict=True))
 
 
-# --- transforms -------------------------------------------------------------------------------------------
-
-
 def test_augmentation_none_is_inactive() -> None:
     assert not augmentation().changes_pictures
     assert not augmentation().mixes
@@ -168,8 +165,6 @@ def test_strong_augmentation_supports_grey_pictures() -> None:
     assert not torch.equal(result, x)
 
 
-# --- randomness -------------------------------------------------------------------------------------------
-
 STRONG: dict[str, Any] = {"crop_padding": 2, "flip": 0.5, "rotation_degrees": 20.0, "brightness": 0.5, "erase": 0.5}
 
 
@@ -239,9 +234,6 @@ def test_only_training_pictures_are_augmented(monkeypatch: pytest.MonkeyPatch, t
     assert sorted(rows) == sorted(train.tolist())
 
 
-# --- mixup and cutmix -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_labels_are_mixed_in_proportion_to_the_pictures(kind: str) -> None:
     transforms = augmentation(**{kind: 1.0})
@@ -266,9 +258,6 @@ def test_mixup_and_cutmix_alternate_at_random() -> None:
     x[:] = torch.arange(4.0).view(4, 1, 1, 1)
     batches = [transforms.mix(x, torch.arange(4), classes=4, seed=0, epoch=1, step=step)[0] for step in range(20)]
     assert {len(batch[0].unique()) for batch in batches} == {1, 2}
-
-
-# --- runs -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", GROUP_OPTIONS)
@@ -307,8 +296,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: 
     program.run(compose(f"resume={tmp_path / 'interrupted'}"), Record(tmp_path / "interrupted"))
     assert_same_run(tmp_path / "uninterrupted", tmp_path / "interrupted")
 
-
-# --- invalid options --------------------------------------------------------------------------------------
 
 INVALID = {
     "augmentation=flip dataset=clusters": "augmentation: needs pictures with classes; dataset=clusters has none",

@@ -17,8 +17,6 @@ from dlhw.cli import composition, program
 from support.commands import RUN_FILES, SMALL, Ended, dlhw, files, only, start, summary
 from support.processes import Process, environment
 
-# --- errors ---
-
 
 def test_error_ends_the_program_with_one_line_and_no_files(tmp_path: Path) -> None:
     ended = start("optimizer.lr=-1", at=tmp_path).end()
@@ -74,9 +72,6 @@ def test_diverging_run_fails_and_reports_the_step(tmp_path: Path) -> None:
     assert "metrics.csv" not in files(path)  # no epoch finished
 
 
-# --- help, configs and completion ---
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"]], ids=" ".join)
 def test_help_and_config_are_printed_without_importing_torch(
     tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
@@ -126,9 +121,6 @@ def test_tab_completion_lists_options_and_keys(tmp_path: Path, typed: str, liste
 @pytest.mark.parametrize("name", ["a=1,b=2", "dé", "a (b)", "it's"])
 def test_special_characters_in_paths_need_no_quotes_for_hydra(name: str) -> None:
     assert program.compose(f"output_dir=/tmp/{name}", f"data_dir={name}/x").output_dir == f"/tmp/{name}"
-
-
-# --- sweeps ---
 
 
 def test_sweep_directory_has_a_directory_per_job_named_by_its_overrides(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_config_file_composes_and_has_valid_options(file: Path) -> None:
 
 @pytest.mark.parametrize("model", ["cnn", "cnn_by_hand", "mlp", "mlp_by_hand"])
 @pytest.mark.parametrize("dataset", IMAGE_SHAPES)
-def test_model_accepts_the_images_of_every_dataset(dataset: str, model: str) -> None:
+def test_model_accepts_the_images_of_every_grey_dataset(dataset: str, model: str) -> None:
     cfg = compose(f"dataset={dataset}", f"model={model}")
     assert cfg.dataset == compose(f"dataset={dataset}").dataset
     assert cfg.model == compose(f"model={model}").model

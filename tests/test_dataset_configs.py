@@ -1,36 +1,28 @@
-"""The config files of datasets: their factories, options and invalid values."""
+"""The config files of datasets: options and invalid values."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
 import pydantic
 import pytest
 import yaml
+from hydra.utils import get_object
 
-from dlhw.data import cifar, folders, idx, tabular
+from dlhw.data import idx
 from dlhw.data.digits import digits
-from dlhw.data.synthetic import clusters, separable
-from support.datasets import CONF, options
+from dlhw.data.synthetic import separable
+from support.config_files import CONF, option_names
+from support.datasets import options
 
 IMAGES = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "kmnist": idx.kmnist, "digits": digits}
-SYNTHETIC = {"separable": separable, "clusters": clusters}
-PICTURES = {"cifar10": cifar.cifar10} | {
-    name: getattr(folders, name) for name in ("image_folder", "face_mask", "hymenoptera")
-}
-TABLES = {name: getattr(tabular, name) for name in ("boston", "diabetes", "california_housing")}
 
 
-def test_every_config_names_its_factory_and_has_exactly_its_options() -> None:
-    factories = IMAGES | SYNTHETIC | TABLES | PICTURES
-    assert sorted(path.stem for path in CONF.glob("*.yaml")) == sorted(factories)
-    for name, factory in factories.items():
-        config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-        module, _, attribute = config["_target_"].rpartition(".")
-        assert getattr(importlib.import_module(module), attribute) is factory
-        assert {*options(name), "data_dir", "seed"} == set(inspect.signature(factory).parameters)
+@pytest.mark.parametrize("name", option_names("dataset"))
+def test_config_has_exactly_the_options_of_its_target(name: str) -> None:
+    target = yaml.safe_load((CONF / "dataset" / f"{name}.yaml").read_text())["_target_"]
+    assert {*options(name), "data_dir", "seed"} == set(inspect.signature(get_object(target)).parameters)
 
 
 @pytest.mark.parametrize(

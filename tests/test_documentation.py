@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from dlhw.sweeps.expansion import expand
 from support.commands import dlhw
-from support.composing import Compose
+from support.composing import compose_with_hydra
 from support.pictures import folder_of, photo
 from support.processes import Ended, Process, environment
 
@@ -221,7 +221,7 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("command", PARAMETERS)
-def test_documented_command_runs(command: Command, example_folder: Path, tmp_path: Path, compose: Compose) -> None:
+def test_documented_command_runs(command: Command, example_folder: Path, tmp_path: Path) -> None:
     at = tmp_path / "here"
     shutil.copytree(example_folder, at)
     if command.module != "dlhw.train" or {"--help", "--cfg"} & set(command.words):
@@ -241,7 +241,7 @@ def test_documented_command_runs(command: Command, example_folder: Path, tmp_pat
         ended = execute(command, *folder, *(("dataset=digits", *FEW_STEPS) if trains else ()), at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return
-    cfg = compose(*overrides, sweep=True)
+    cfg = compose_with_hydra(*overrides, sweep=True)
     key = missing_key(cfg)
     command, more = shortened(command, cfg)
     if key is None:

@@ -42,6 +42,7 @@ def test_grid_has_all_combinations_with_the_last_key_varying_fastest() -> None:
         ("range(1e-6,4e-6,1e-6)", 3, {1: "2e-06"}),
         ("range(1,10,3)", 3, {2: "7"}),
         ("range(0,1,0.3)", 4, {3: "0.9"}),
+        ("range(0,1,0.3333333333333333)", 3, {1: "0.333333333333", 2: "0.666666666667"}),
     ],
 )
 def test_range_excludes_its_stop_and_has_no_rounding_errors(text: str, count: int, expected: dict[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,38 +47,31 @@ def test_readme_and_sheet_pages_list_every_experiment() -> None:
         assert (CONF.parent / "docs" / "sheets" / image).is_file(), image
 
 
-def random_mnist(
-    *, data_dir: str, seed: int, mean: float, std: float, validation_fraction: float, download: bool
+def random_images(
+    side: int, *, seed: int, mean: float, std: float, validation_fraction: float, **options: Any
 ) -> Dataset:
-    """Return random images in MNIST's shape: 32 training (two batches of 16), 8 validation and 8 test samples."""
+    """Return random images (1, side, side): 32 training (two batches of 16), 8 validation and 8 test samples."""
 
     def split(count: int) -> Split:
         pixels = torch.Generator().manual_seed(count)
-        x = torch.randint(256, (count, 1, 28, 28), generator=pixels, dtype=torch.uint8)
+        x = torch.randint(256, (count, 1, side, side), generator=pixels, dtype=torch.uint8)
         return Split(x, torch.arange(count) % 10)
 
-    return assemble(
-        "random_mnist",
-        split(40),
-        split(8),
-        seed=seed,
-        validation_fraction=validation_fraction,
-        mean=mean,
-        std=std,
-        largest=255,
-        classes=tuple("0123456789"),
-    )
+    return assemble("random_images", split(40), split(8), seed=seed, validation_fraction=0.2, mean=mean, std=std,
+                    largest=255, classes=tuple("0123456789"))  # fmt: skip
 
 
-def random_boston(
-    *, data_dir: str, seed: int, test_fraction: float, validation_fraction: float, download: bool
-) -> Dataset:
+random_mnist = functools.partial(random_images, 28)
+random_digits = functools.partial(random_images, 8)
+
+
+def random_table(*, seed: int, **options: Any) -> Dataset:
     """Return random numbers in Boston's shape: 32 training, 8 validation and 10 test samples."""
     source = torch.Generator().manual_seed(0)
     train_and_val, test = (
         Split(torch.randn(count, 13, generator=source), torch.randn(count, generator=source)) for count in (40, 10)
     )
-    return assemble("random_boston", train_and_val, test, seed=seed, validation_fraction=0.2, mean=0.0, std=1.0,
+    return assemble("random_table", train_and_val, test, seed=seed, validation_fraction=0.2, mean=0.0, std=1.0,
                     largest=1, classes=())  # fmt: skip
 
 
@@ -92,15 +86,14 @@ def random_photos(**options: Any) -> Dataset:
 
 
 SMALL_DATA = {
-    "mnist": [f"dataset._target_={__name__}.random_mnist", "dataset.validation_fraction=0.2"],
-    "separable": ["dataset.n=40", "dataset.validation_fraction=0.2"],
-    "clusters": ["dataset.n=40", "dataset.validation_fraction=0.2", "trainer.steps_per_epoch=2"],
-    "boston": [f"dataset._target_={__name__}.random_boston"],
-    "cifar10": [f"dataset._target_={__name__}.random_photos", "report=none"],
-    "face_mask": [f"dataset._target_={__name__}.random_photos", "report=none"],
-    "hymenoptera": [f"dataset._target_={__name__}.random_photos", "report=none"],
+    "idx": [f"dataset._target_={__name__}.random_mnist"],
+    "digits": [f"dataset._target_={__name__}.random_digits"],
+    "tabular": [f"dataset._target_={__name__}.random_table"],
+    "cifar": [f"dataset._target_={__name__}.random_photos", "report=none"],
+    "folders": [f"dataset._target_={__name__}.random_photos", "report=none"],
+    "synthetic": ["dataset.n=40", "dataset.validation_fraction=0.2", "trainer.steps_per_epoch=2"],
 }
-"""Overrides that replace a dataset by 32 training samples of the same shape."""
+"""By module of dlhw.data: overrides that replace its datasets by 32 training samples of the same shape."""
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in UNTRAINED])
@@ -108,7 +101,7 @@ def test_experiment_trains_two_steps(tmp_path: Path, name: str) -> None:
     original = compose_with_hydra(f"experiment={name}")
     small = compose_with_hydra(
         f"experiment={name}",
-        *SMALL_DATA[original.hydra.runtime.choices.dataset],
+        *SMALL_DATA[original.dataset["_target_"].split(".")[-2]],
         *(["model.weights=null"] if "weights" in original.model else []),
         "trainer.epochs=1",
         "trainer.batch_size=16",

@@ -85,8 +85,6 @@ def assert_close(actual: list[list[float]], expected: list[list[float]]) -> None
     torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), rtol=2e-9, atol=1e-9)
 
 
-# --- runs -------------------------------------------------------------------------------------------------
-
 AUGMENTED = ("augmentation=shift", "augmentation.workers=0")
 CASES = {
     "head": (),
@@ -168,9 +166,6 @@ def test_the_checkpoint_contains_the_whole_model(tmp_path: Path) -> None:
         loss = functional.cross_entropy(model(parts.data.normalize(parts.data.val.x)), parts.data.val.y)
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert float(loss) == pytest.approx(rows[-1][header.index("val_loss")], rel=1e-9)
-
-
-# --- the cache --------------------------------------------------------------------------------------------
 
 
 def test_jobs_with_the_same_frozen_part_share_features(counts: list[int]) -> None:

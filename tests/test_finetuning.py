@@ -52,9 +52,6 @@ def train(directory: Path, *overrides: str) -> list[dict[str, float]]:
     return rows_of(directory)
 
 
-# --- trained parameters -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("trains", "expected"),
     [
@@ -117,9 +114,6 @@ def test_invalid_patterns_are_an_error(overrides: Sequence[str], message: str) -
 def test_rates_without_a_learning_rate_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"^trainer\.rates: .* factors on optimizer\.lr, which is missing$"):
         parameter_groups(small_cnn(), lr=None, rates={"0.*": 0.1})
-
-
-# --- frozen layers ----------------------------------------------------------------------------------------
 
 
 def test_frozen_modules_are_the_outermost_ones() -> None:
@@ -198,9 +192,6 @@ def test_the_layer_probe_has_no_gradients_of_frozen_layers(tmp_path: Path) -> No
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-8)
 
 
-# --- learning rates ---------------------------------------------------------------------------------------
-
-
 def test_the_first_matching_pattern_sets_the_factor() -> None:
     model = small_cnn()
     base, first, second = parameter_groups(model, lr=0.2, rates={"0.*": 0.5, "*.bias": 0.25})
@@ -234,9 +225,6 @@ def test_a_step_of_sgd_is_proportional_to_the_factor(tmp_path: Path) -> None:
         weights.append(checkpoint.load(directory / "last.pt")["model"]["0.weight"])
     before = assembly.assemble(compose(*SMALL)).model.state_dict()["0.weight"]
     torch.testing.assert_close(weights[1] - before, 0.125 * (weights[0] - before), rtol=1e-9, atol=1e-15)
-
-
-# --- with other parts of the program ----------------------------------------------------------------------
 
 
 def test_a_partly_frozen_model_is_not_vectorizable() -> None:

@@ -128,6 +128,8 @@ INVALID = {
     ),
     "+model.zzz=5": "model.zzz: unknown option of model=mlp; expected one of hidden, activation, dropout, batch_norm",
     "zzz=3": "zzz: unknown key; --cfg job shows all keys",
+    "modle=cnn": "modle: unknown key; did you mean model?",
+    "experimant=flooding": "experimant: unknown key; did you mean experiment?",
     "b=0.1": "b: unknown key; b belongs to experiment=flooding",
     "experiment=mnist_mlp b=0.1": "b: unknown key; b belongs to experiment=flooding",
     "+b=0.1": "b: unused key; no value in this config reads it; b belongs to experiment=flooding",

@@ -70,7 +70,7 @@ def root(tmp_path: Path) -> Path:
     return folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
 
 
-def read_anew(root: Path, **changed: Any) -> Dataset:
+def load_again(root: Path, **changed: Any) -> Dataset:
     """Return the dataset of the folder, as a new process reads it."""
     forget()
     return dataset(root, **changed)
@@ -83,7 +83,7 @@ def cache_files(root: Path) -> list[Path]:
 def test_a_second_run_reads_no_picture_file(
     root: Path, decoded_lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = read_anew(root)
+    first = load_again(root)
     assert len(decoded_lengths) == 12
     times = {path: path.stat().st_mtime_ns for path in root.parent.rglob("*")}
 
@@ -92,7 +92,7 @@ def test_a_second_run_reads_no_picture_file(
         return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", open_no_picture)
-    second = read_anew(root, seed=1)
+    second = load_again(root, seed=1)
     assert len(decoded_lengths) == 12
     assert torch.equal(first.train.pool_x, second.train.pool_x)
     assert first.sha256 == second.sha256
@@ -100,18 +100,18 @@ def test_a_second_run_reads_no_picture_file(
 
 
 def test_jobs_in_one_process_share_one_pool(root: Path) -> None:
-    first = read_anew(root)
+    first = load_again(root)
     second = dataset(root, seed=1)
     assert second.train.pool_x is first.train.pool_x
 
 
 @pytest.mark.parametrize("changed", [{"resize": 17}, {"crop": 11}, {"exclude": ["1.png"]}])
 def test_other_options_use_another_cache_file(root: Path, decoded_lengths: list[int], changed: dict[str, Any]) -> None:
-    read_anew(root)
-    read_anew(root, **changed)
+    load_again(root)
+    load_again(root, **changed)
     assert len(decoded_lengths) == (22 if "exclude" in changed else 24)
-    read_anew(root)
-    read_anew(root, **changed)
+    load_again(root)
+    load_again(root, **changed)
     assert len(decoded_lengths) == (22 if "exclude" in changed else 24)
     assert len(cache_files(root)) == 2
 
@@ -130,9 +130,9 @@ def change_name(root: Path) -> None:
 
 @pytest.mark.parametrize("change", [change_pixels, change_label, change_name])
 def test_changes_in_the_folder_change_the_data_and_its_sha256(root: Path, change: Callable[[Path], None]) -> None:
-    first = read_anew(root)
+    first = load_again(root)
     change(root)
-    second = read_anew(root)
+    second = load_again(root)
     assert first.sha256 != second.sha256
     assert first.names != second.names or not torch.equal(first.train.pool_x, second.train.pool_x)
 
@@ -142,20 +142,20 @@ def test_a_file_changed_within_the_resolution_of_the_clock_is_read_again(root: P
     path.write_bytes(photo(7).resize((4, 4)).convert("L").tobytes() * 10)
     now = time.time_ns() + 10**12  # in the future, so that a slow machine is still within the resolution
     os.utime(path, ns=(now, now))
-    assert "cats/1.png" in read_anew(root).about["skipped"]
+    assert "cats/1.png" in load_again(root).about["skipped"]
     size = path.stat().st_size
     photo(8, 5, 5).save(path, "BMP")
     content = path.read_bytes()
     assert len(content) <= size
     path.write_bytes(content.ljust(size, b"\0"))
     os.utime(path, ns=(now, now))
-    assert not read_anew(root).about["skipped"]
+    assert not load_again(root).about["skipped"]
 
 
 def test_moved_pictures_are_not_decoded_again(root: Path, decoded_lengths: list[int]) -> None:
-    first = read_anew(root)
+    first = load_again(root)
     root.rename(root.parent / "moved")
-    assert read_anew(root.parent / "moved").sha256 == first.sha256
+    assert load_again(root.parent / "moved").sha256 == first.sha256
     assert len(decoded_lengths) == 12
 
 
@@ -182,27 +182,27 @@ def insert_byte(path: Path) -> None:
 def test_a_damaged_cache_is_replaced(
     root: Path, decoded_lengths: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
-    first = read_anew(root)
+    first = load_again(root)
     pool = first.train.pool_x.clone()
     del first
     (path,) = cache_files(root)
     shutil.copy(path, path.with_suffix(".copy"))
     damage(path.with_suffix(".copy"))
     path.with_suffix(".copy").replace(path)
-    assert torch.equal(read_anew(root).train.pool_x, pool)
+    assert torch.equal(load_again(root).train.pool_x, pool)
     assert len(decoded_lengths) == 24
     warnings = {record.message for record in caplog.records if record.levelno == logging.WARNING}
     assert any("damaged" in message and "decoding the pictures again" in message for message in warnings)
-    read_anew(root)
+    load_again(root)
     assert len(decoded_lengths) == 24
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "null", '{"cats/0.png": 1}', '{"cats/0.png": [1, 2]}'])
 def test_a_damaged_file_of_hashes_is_replaced(root: Path, decoded_lengths: list[int], content: str) -> None:
-    read_anew(root)
+    load_again(root)
     (memo,) = (root.parent / ".pictures").glob("files-*.json")
     memo.write_text(content)
-    read_anew(root)
+    load_again(root)
     assert len(decoded_lengths) == 12
     assert len(json.loads(memo.read_text())) == 12
 
@@ -227,7 +227,7 @@ def test_a_second_process_waits_and_a_killed_one_leaves_no_cache(
     handler.emit = lambda record: (root.parent / "continue").touch()  # type: ignore[method-assign]
     logging.getLogger("dlhw").addHandler(handler)
     try:
-        read_anew(root)
+        load_again(root)
     finally:
         logging.getLogger("dlhw").removeHandler(handler)
     assert process.end().code == 0
@@ -243,14 +243,14 @@ def test_an_interrupted_run_leaves_no_cache(root: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(picture_cache, "near_pairs", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        read_anew(root)
+        load_again(root)
     assert sorted(path.suffix for path in (root.parent / ".pictures").iterdir() if path.name != ".lock") == [".json"]
 
 
 def test_the_error_for_an_invalid_cache_folder_names_the_key(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"dataset.cache_dir=.*file/here: .*cannot be saved there .*choose a"):
-        read_anew(root, cache_dir=str(tmp_path / "file" / "here"))
+        load_again(root, cache_dir=str(tmp_path / "file" / "here"))
 
 
 def test_the_error_for_a_full_disk_names_the_key(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,13 +259,13 @@ def test_the_error_for_a_full_disk_names_the_key(root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(UsageError, match=r"dataset.cache_dir=.*No space left on device"):
-        read_anew(root)
+        load_again(root)
     assert cache_files(root) == []
     assert not list((root.parent / ".pictures").glob(".*.partial"))
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=100))
     with pytest.raises(UsageError, match=r"0.0 GB are needed, 0.0 GB are free"):
-        read_anew(root)
+        load_again(root)
 
 
 def test_pictures_that_change_while_they_are_read_are_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,12 +277,12 @@ def test_pictures_that_change_while_they_are_read_are_an_error(root: Path, monke
 
     monkeypatch.setattr(picture_cache, "decode", changing_decode)
     with pytest.raises(UsageError, match=r"dogs/2\.png: changed while it was read"):
-        read_anew(root)
+        load_again(root)
     set_old_times(root)
 
 
 def test_changes_to_the_pool_do_not_change_the_cache_file(root: Path) -> None:
-    pool = read_anew(root).train.pool_x
+    pool = load_again(root).train.pool_x
     pixels = pool.clone()
     pool.zero_()
-    assert torch.equal(read_anew(root).train.pool_x, pixels)
+    assert torch.equal(load_again(root).train.pool_x, pixels)

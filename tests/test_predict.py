@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dlhw import load_run
@@ -24,7 +24,7 @@ from dlhw.predict import PictureClassifier, class_names, main, open_classifier, 
 from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
 from dlhw.train import run as train
-from support.composing import Compose
+from support.composing import compose
 
 SMALL = ["model=cnn", "model.channels=[2]", "trainer.epochs=1", "trainer.batch_size=8", "trainer.device=cpu"]
 SIZES = ((40, 30), (30, 40), (24, 24), (20, 61), (300, 200), (25, 25))
@@ -35,12 +35,10 @@ def random_picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
-def train_run(compose: Compose, path: Path, *overrides: str) -> Path:
+def train_run(path: Path, *overrides: str) -> Path:
     """Train a run with this config into a new directory. Return the directory."""
     path.mkdir()
     cfg = compose(*overrides)
-    with open_dict(cfg):
-        del cfg.hydra
     train(cfg, Record(path))
     return path
 
@@ -66,17 +64,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(compose: Compose, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ["dataset=image_folder", f"dataset.root={pictures}", "dataset.resize=24", "dataset.crop=20"]
     home = tmp_path_factory.mktemp("run")
-    return train_run(compose, home / "run", *SMALL, *folder, f"dataset.cache_dir={home / 'cache'}")
+    return train_run(home / "run", *SMALL, *folder, f"dataset.cache_dir={home / 'cache'}")
 
 
 @pytest.fixture(scope="module")
-def grey_run(compose: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(
-        compose, tmp_path_factory.mktemp("grey") / "run", *SMALL, "dataset=digits", "trainer.batch_size=500"
-    )
+def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run(tmp_path_factory.mktemp("grey") / "run", *SMALL, "dataset=digits", "trainer.batch_size=500")
 
 
 def test_files_are_prepared_as_in_their_dataset(run: Path, pictures: Path) -> None:
@@ -241,7 +237,7 @@ def copy_with_config(run: Path, target: Path, **config: Any) -> Path:
 
 
 def test_unsuitable_run_directories_give_one_line_errors(
-    compose: Compose, grey_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grey_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, empty, unfinished = tmp_path / "sweep", tmp_path / "empty", tmp_path / "unfinished"
     for path in (sweep, empty):
@@ -254,8 +250,8 @@ def test_unsuitable_run_directories_give_one_line_errors(
     study = copy_with_config(grey_run, tmp_path / "study", study={"_target_": "dlhw.studies.jacobian.jacobian"})
     small = ["model=mlp", "model.hidden=[3]", "trainer.epochs=1", "trainer.device=cpu", "optimizer.lr=0.001"]
     diabetes = ["dataset=diabetes", "loss=mse", "trainer.monitor=val_mse", "trainer.batch_size=64"]
-    regression = train_run(compose, tmp_path / "regression", *small, *diabetes)
-    points = train_run(compose, tmp_path / "points", *small, "dataset=clusters")
+    regression = train_run(tmp_path / "regression", *small, *diabetes)
+    points = train_run(tmp_path / "points", *small, "dataset=clusters")
     messages = {
         empty: "not a run directory (it has no config.yaml)",
         sweep: f"the directory of a sweep; expected one of its runs, such as {sweep / 'b=1'}",

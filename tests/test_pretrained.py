@@ -21,7 +21,7 @@ from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
 from dlhw.runs import checkpoint
-from support.composing import Compose
+from support.composing import compose_with_hydra
 
 SHAPE = (3, 64, 64)
 FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
@@ -267,12 +267,12 @@ def test_invalid_options_are_one_line_errors(
     assert "\n" not in str(error.value)
 
 
-def test_model_configs_set_architecture_and_weights(compose: Compose) -> None:
+def test_model_configs_set_architecture_and_weights() -> None:
     for name in FILES | {"resnet34": "", "squeezenet1_0": "", "mobilenet_v2": ""}:
-        model = compose(f"model={name}").model
+        model = compose_with_hydra(f"model={name}").model
         assert (model.architecture, model.weights) == (name, "IMAGENET1K_V1")
-    scratch = compose("model=resnet34_scratch").model
+    scratch = compose_with_hydra("model=resnet34_scratch").model
     assert (scratch.architecture, scratch.weights) == ("resnet34", None)
     with pytest.raises(UsageError, match=r"model\.architecture: missing"):
-        build.validate(compose("model=torchvision"))
-    build.validate(compose("model=torchvision", "model.architecture=vgg11", "model.weights=null"))
+        build.validate(compose_with_hydra("model=torchvision"))
+    build.validate(compose_with_hydra("model=torchvision", "model.architecture=vgg11", "model.weights=null"))

@@ -41,9 +41,6 @@ def set_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return set_variables
 
 
-# --- the share of one process ---
-
-
 def test_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -117,9 +114,6 @@ def test_loss_and_gradient_equal_those_of_the_whole_batch(
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected, rtol=1e-12, atol=1e-14)
 
 
-# --- errors ---
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sweep_is_an_error(set_rank: Callable[[int, int], None], tmp_path: Path, rank: int) -> None:
     set_rank(rank, 2)
@@ -171,9 +165,6 @@ def test_training_batch_norm_on_a_cpu_is_an_error(set_rank: Callable[[int, int],
     set_rank(0, 2)
     with pytest.raises(UsageError, match=r"^torchrun: batch norm needs the statistics of whole batches"):
         processes.data_parallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), unsynchronized=[])
-
-
-# --- separate processes ---
 
 
 def torchrun(*overrides: str, at: Path) -> Ended:

@@ -51,9 +51,6 @@ def interrupted_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# --- metrics.csv ---
-
-
 def test_metrics_file_has_a_header_and_a_line_per_epoch(tmp_path: Path) -> None:
     assert write_metrics(tmp_path, make_rows(2)).decode() == (
         "epoch,step,lr,val_loss,val_error_percent\n1,9,0.1,0.3333333333,50\n2,18,0.1,0.1666666667,25\n"
@@ -170,9 +167,6 @@ def test_damaged_metrics_file_is_restored_from_the_checkpoint(interrupted_run: P
     assert path.read_bytes() == complete
 
 
-# --- timing.csv ---
-
-
 def test_repeated_epoch_keeps_the_last_time_and_metrics_contain_no_time(interrupted_run: Path) -> None:
     record = Record(interrupted_run)
     record.restore(make_rows(2))
@@ -199,9 +193,6 @@ def test_timing_file_with_a_truncated_header_is_replaced(interrupted_run: Path, 
     record.restore(make_rows(3))
     record.append(make_row(4), seconds=7.0)
     assert record.seconds() == [7.0]
-
-
-# --- tables, probes, figures ---
 
 
 WORDS = st.text(st.characters(exclude_categories=["C"]), max_size=8)
@@ -232,9 +223,6 @@ def test_figures_are_png_files(tmp_path: Path, name: str) -> None:
     path = Record(tmp_path).figure(name, Figure(figsize=(1, 1)))
     assert path == tmp_path / f"{name}.png"
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-
-
-# --- summary.json ---
 
 
 def test_new_run_has_no_summary(tmp_path: Path) -> None:

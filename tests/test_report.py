@@ -20,7 +20,7 @@ from dlhw.runs.record import Record
 from dlhw.train import run as train
 from dlhw.views import report
 from support.classifiers import CLASSES, OPTIONS, model_with_mistakes, not_needed, random_pictures, small_cnn
-from support.composing import Compose
+from support.composing import compose_with_hydra
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +79,11 @@ def test_repeated_report_writes_the_same_files(data: Dataset, answer: Answer, tm
     assert all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
 
 
-def test_accuracy_equals_that_of_the_best_epoch(compose: Compose, tmp_path: Path) -> None:
+def test_accuracy_equals_that_of_the_best_epoch(tmp_path: Path) -> None:
     """The best epoch is the first, because the learning rate of the second is 1000 times larger."""
     diverging = ["trainer.epochs=2", "scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000"]
     small = ["model=mlp", "model.hidden=[16]", "model.batch_norm=true", "dataset=digits", "trainer.device=cpu"]
-    cfg = compose("report=classifier", *small, *diverging)
+    cfg = compose_with_hydra("report=classifier", *small, *diverging)
     with open_dict(cfg):
         del cfg.hydra
     train(cfg, Record(tmp_path))
@@ -116,11 +116,11 @@ def test_dataset_without_pictures_or_classes_raises_usage_error(
     assert str(raised.value) == message
 
 
-def test_report_is_built_from_the_config(compose: Compose, data: Dataset) -> None:
-    cfg = compose("report=classifier", "trainer.evaluation_batch_size=9")
+def test_report_is_built_from_the_config(data: Dataset) -> None:
+    cfg = compose_with_hydra("report=classifier", "trainer.evaluation_batch_size=9")
     assert cfg.report.evaluation_batch_size == 9
     assert isinstance(build(cfg, "report", model=small_cnn(data), data=data, untrained=not_needed), Answer)
-    assert compose("report=none").report == compose().report == {"_target_": None}
+    assert compose_with_hydra("report=none").report == compose_with_hydra().report == {"_target_": None}
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_report_is_built_from_the_config(compose: Compose, data: Dataset) -> Non
         ("report.saliency=cam", "must be 'grad_cam', 'gradient' or 'none'"),
     ],
 )
-def test_invalid_option_raises_a_one_line_usage_error(compose: Compose, option: str, message: str) -> None:
+def test_invalid_option_raises_a_one_line_usage_error(option: str, message: str) -> None:
     with pytest.raises(UsageError) as raised:
-        build(compose("report=classifier", option), "report", model=None, data=None, untrained=None)
+        build(compose_with_hydra("report=classifier", option), "report", model=None, data=None, untrained=None)
     assert str(raised.value).startswith(f"{option}: {message}")
     assert "\n" not in str(raised.value)

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record, claim_directory, directory_name
 
-# --- claiming ---
-
 
 def test_free_name_is_used_unchanged(tmp_path: Path) -> None:
     requested = tmp_path / "outputs" / "run"
@@ -69,9 +67,6 @@ def test_path_below_a_file_is_an_error(tmp_path: Path, exact: bool) -> None:
         claim_directory(tmp_path / "file" / "run", exact=exact)
 
 
-# --- discarding ---
-
-
 def test_discard_removes_a_run_without_results_and_its_empty_parent(tmp_path: Path) -> None:
     path = tmp_path / "experiment" / "run"
     path.mkdir(parents=True)
@@ -96,9 +91,6 @@ def test_discard_keeps_a_run_with_results(tmp_path: Path, name: str) -> None:
     Record(path).write_config("seed: 0\n", new=True)
     Record(path).discard()
     assert sorted(file.name for file in path.iterdir()) == sorted(["config.yaml", name])
-
-
-# --- names of the jobs of a sweep ---
 
 
 FORBIDDEN = set('<>:"/\\|?*\0') | {chr(code) for code in range(32)}  # by Windows; other systems forbid fewer

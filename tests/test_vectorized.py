@@ -155,6 +155,7 @@ def test_largest_limits_the_size_of_a_group(tmp_path: Path) -> None:
     result = dlhw(*AT_ONCE, "seed=range(5)", "hydra.launcher.largest=2", "hydra.sweep.dir=s", at=tmp_path)
     assert result.code == 0, result.err
     assert result.lines.count("training 2 jobs at once") == 2
+    assert result.lines.count("training 1 job at once") == 1
     assert len(list(tmp_path.glob("s/*/summary.json"))) == 5
 
 

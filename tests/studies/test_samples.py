@@ -18,7 +18,7 @@ from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.studies.samples import channel_table, copies, draw_rows, samples
-from support.composing import Compose
+from support.composing import compose_with_hydra
 from support.pictures import dataset, folder_of, photo
 
 
@@ -137,5 +137,5 @@ def test_data_without_classes_raise_usage_error() -> None:
 
 
 @pytest.mark.parametrize("name", ["mask_samples", "cifar_samples"])
-def test_experiments_run_this_study(compose: Compose, name: str) -> None:
-    assert compose(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"
+def test_experiments_run_this_study(name: str) -> None:
+    assert compose_with_hydra(f"experiment={name}").study["_target_"] == "dlhw.studies.samples.samples"

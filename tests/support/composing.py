@@ -19,7 +19,6 @@ from dlhw.cli import composition, program
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 
-Compose = Callable[..., DictConfig]
 Ask = Callable[..., Answer]
 
 PLAIN = re.compile(r"(seed|(?!hydra\.)\w+(\.\w+)+)=[\w.+\[\],-]+")

@@ -15,6 +15,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 from types import ModuleType
 from typing import Any
 
@@ -86,19 +87,20 @@ def run(request: dict[str, Any]) -> None:
     os.setsid()
     os.environ.clear()
     os.environ.update(request["env"])
+    tempfile.tempdir = None  # the next use reads TMPDIR
     os.chdir(request["at"])
     sys.path.insert(0, os.getcwd())
     option, subject, *arguments = request["arguments"]
     sys.argv[:] = [option, *arguments]
     if option == "-m":
-        forget(subject)  # it runs as __main__, and other modules may import it again
+        unload(subject)  # it runs as __main__, and other modules may import it again
         runpy.run_module(subject, run_name="__main__", alter_sys=True)
     else:
         sys.modules["__main__"] = main = ModuleType("__main__")
         exec(compile(subject, "<string>", "exec"), main.__dict__)
 
 
-def forget(name: str) -> None:
+def unload(name: str) -> None:
     """Remove a module from the imported ones."""
     package, _, last = name.rpartition(".")
     sys.modules.pop(name, None)

@@ -61,7 +61,7 @@ def state_to_resume(cfg: DictConfig, constants: State) -> State | None:
     finished = summary.get("status") == "finished"
     if finished and (trained >= cfg.trainer.epochs or summary.get("stopped") != "epochs"):
         raise UsageError(
-            f"resume={cfg.resume}: already finished after {trained} epochs"
+            f"resume={cfg.resume}: already finished after {trained} epoch{'' if trained == 1 else 's'}"
             + ("; a larger trainer.epochs continues training" if summary.get("stopped") == "epochs" else "")
         )
     state = checkpoint.load_last(directory)

@@ -48,11 +48,12 @@ def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose,
 
 
 def hint(name: str, loader: ComposingLoader, cfg: DictConfig) -> str:
-    """Return the end of the error for an unknown key: similar keys, or the experiments that have it."""
+    """Return the end of the error for an unknown key: similar keys and groups, or the experiments that have it."""
     experiments = [option for option in loader.get_group_options("experiment") if name in _keys_of(option, loader)]
     if experiments:
         return f"; {name} belongs to experiment={' and experiment='.join(experiments)}"
-    keys = [key for key in _leaves(cfg) if key != name]
+    groups = [group for group in (*map(str, cfg), "experiment") if loader.has_group(group)]
+    keys = [key for key in (*groups, *_leaves(cfg)) if key != name]
     group, _, leaf = name.rpartition(".")
     siblings = [key for key in keys if group and key.startswith(f"{group}.")]
     closest = difflib.get_close_matches(leaf, _last_parts(siblings or keys), 1, cutoff=0.65)

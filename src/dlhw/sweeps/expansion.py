@@ -33,6 +33,7 @@ class Plan:
 def expand(
     params: Sequence[str],
     overrides: Sequence[str],
+    *,
     loader: ConfigLoader | None = None,
     unread_params: UnreadParams | None = None,
 ) -> list[Plan]:

@@ -62,7 +62,9 @@ class Grid(Sweeper):
         with failures.end_program(self.cfg.hydra.sweep.dir):
             lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
             unread: dict[str, None] = {}
-            jobs = self._compose(expand(lines, arguments, self.context.config_loader, self._unread_params(unread)))
+            jobs = self._compose(
+                expand(lines, arguments, loader=self.context.config_loader, unread_params=self._unread_params(unread))
+            )
             self._launcher(len(jobs))
             for name in unread:
                 log.info("%s varies only in jobs that read it", name)

@@ -129,7 +129,7 @@ class Vectorized(Launcher):
             try:
                 with contextlib.ExitStack() as locks:
                     for jobs in self._begin(chunk, locks):
-                        log.info("training %d jobs at once", len(jobs))
+                        log.info("training %d job%s at once", len(jobs), "" if len(jobs) == 1 else "s")
                         with _log_into(jobs):
                             train_at_once(jobs)
                         for job in jobs:
@@ -197,7 +197,7 @@ def _convolves(model: nn.Module) -> bool:
     return any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in model.modules())
 
 
-def _written(node: DictConfig) -> str:
+def _as_text(node: DictConfig) -> str:
     """Format a group of the config as text, which is equal for equal values."""
     return OmegaConf.to_yaml(node, resolve=True)
 
@@ -233,8 +233,8 @@ def largest_that_fits(pair: Sequence[Parts]) -> int:
 
 def train_at_once(jobs: Sequence[GroupedJob]) -> None:
     """Train jobs that have begun as one ensemble. They have the same group key and number of finished epochs."""
-    jobs = sorted(jobs, key=lambda job: (_written(job.cfg.optimizer), _written(job.cfg.scheduler)))
-    schedules = {_written(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
+    jobs = sorted(jobs, key=lambda job: (_as_text(job.cfg.optimizer), _as_text(job.cfg.scheduler)))
+    schedules = {_as_text(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
     first, _ = begun[0]
     splits = [parts.trained_on.parts for parts, _ in begun]
@@ -244,7 +244,7 @@ def train_at_once(jobs: Sequence[GroupedJob]) -> None:
             Ensemble(
                 [parts.trained for parts, _ in begun],
                 [parts.optimizer for parts, _ in begun],
-                [schedules[_written(job.cfg.scheduler)] for job in jobs],  # the same object for equal schedulers
+                [schedules[_as_text(job.cfg.scheduler)] for job in jobs],  # the same object for equal schedulers
             ),
             [run for _, run in begun],
             data,

@@ -1,6 +1,6 @@
 """Faster ways to compute the same training step: fewer wrappers, compiled graphs, CUDA graphs, vectorizable losses.
 
-None of them changes the result. Each has an equality test and a line in the benchmark.
+None of them changes the result by more than rounding; each has a test of this.
 """
 
 from __future__ import annotations

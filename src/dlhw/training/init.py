@@ -10,17 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
+from dlhw.training.settings import Positive
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-Positive = Annotated[float, Field(gt=0)]
 
 
 def _fill_layers(model: nn.Module, fill: Callable[[Tensor], object], bias: float | None) -> None:

@@ -194,7 +194,7 @@ class Training:
 
     @contextlib.contextmanager
     def _checkpoint_writers(self) -> Iterator[list[CheckpointWriter]]:
-        """Open the files of all runs, in the first process only; write what is buffered at the end."""
+        """Open the files of all runs and probe the new ones, in the first process only; write the rest at the end."""
         writers: list[CheckpointWriter] = []
         with contextlib.ExitStack() as stack:
             if processes.rank() == 0:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
+from dlhw.training.settings import NonNegative, Positive
 
 Schedule = Callable[[float], float]
-Epochs = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0)]
 
 
 class FromFormula(torch.optim.Optimizer, ABC):
@@ -40,7 +38,7 @@ class FromFormula(torch.optim.Optimizer, ABC):
 class SGD(FromFormula):
     """w <- w - lr g (A2.iii)."""
 
-    def __init__(self, params: Iterable[Tensor], *, lr: Rate) -> None:
+    def __init__(self, params: Iterable[Tensor], *, lr: NonNegative) -> None:
         super().__init__(params, {"lr": lr})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
@@ -51,7 +49,7 @@ class SGD(FromFormula):
 class Momentum(FromFormula):
     """v <- rho v + g, w <- w - lr v, starting from v = 0 (A2.iii; Polyak 1964)."""
 
-    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+    def __init__(self, params: Iterable[Tensor], *, lr: NonNegative, rho: NonNegative) -> None:
         super().__init__(params, {"lr": lr, "rho": rho})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
@@ -67,7 +65,7 @@ class Nesterov(FromFormula):
     (Sutskever et al. 2013, eq. 3 and 4; change of variables by Bengio et al. 2013).
     """
 
-    def __init__(self, params: Iterable[Tensor], *, lr: Rate, rho: Rate) -> None:
+    def __init__(self, params: Iterable[Tensor], *, lr: NonNegative, rho: NonNegative) -> None:
         super().__init__(params, {"lr": lr, "rho": rho})
 
     def direction(self, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, float]) -> Tensor:
@@ -82,7 +80,7 @@ def _velocity(gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, fl
     return state["velocity"].mul_(group["rho"]).add_(gradient)
 
 
-def by_name(params: Iterable[Tensor], *, name: str, lr: Rate, **options: Any) -> torch.optim.Optimizer:
+def by_name(params: Iterable[Tensor], *, name: str, lr: NonNegative, **options: Any) -> torch.optim.Optimizer:
     """Create an optimizer of torch.optim: ``optimizer=torch optimizer.name=NAdam +optimizer.momentum_decay=0.01``."""
     if name == "SparseAdam":
         raise UsageError(
@@ -123,16 +121,16 @@ def _warmed_up(schedule: Schedule, warmup_epochs: float) -> Schedule:
     return factor
 
 
-def constant(*, warmup_epochs: Epochs) -> Schedule:
+def constant(*, warmup_epochs: NonNegative) -> Schedule:
     """Keep the base learning rate, after an optional linear warm-up."""
     return _warmed_up(lambda epoch: 1.0, warmup_epochs)
 
 
 def step(
     *,
-    every_epochs: Annotated[float, Field(gt=0)],
-    factor: Annotated[float, Field(gt=0)],
-    warmup_epochs: Epochs,
+    every_epochs: Positive,
+    factor: Positive,
+    warmup_epochs: NonNegative,
 ) -> Schedule:
     """Multiply the rate by ``factor`` after every ``every_epochs`` epochs."""
     return _warmed_up(lambda epoch: factor ** math.floor(epoch / every_epochs), warmup_epochs)
@@ -140,9 +138,9 @@ def step(
 
 def cosine(
     *,
-    epochs: Annotated[float, Field(gt=0)],
-    final_factor: Annotated[float, Field(ge=0)],
-    warmup_epochs: Epochs,
+    epochs: Positive,
+    final_factor: NonNegative,
+    warmup_epochs: NonNegative,
 ) -> Schedule:
     """Follow half a cosine from the base rate to ``final_factor`` times it (Loshchilov & Hutter 2017).
 
