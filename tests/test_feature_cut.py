@@ -1,4 +1,4 @@
-"""Cutting a model after its frozen part: where it is cut, equality with the model, models that cannot be cut."""
+"""Cutting a model after its frozen part: the position of the cut, equality with the model, unsupported models."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TwoBranches(nn.Module):
 
 
 class ValueDependent(nn.Module):
-    """A branch depends on the values, so the model cannot be traced."""
+    """A branch depends on the values, which torch.fx does not support."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -239,7 +239,7 @@ def _read_memo(memo: Path) -> dict[str, list[Any]]:
 
 
 def _hash_files(files: Sequence[PictureFile], memo: Path) -> dict[str, str]:
-    """Return the SHA-256 of all files by name, or the reason why one cannot be read, and save them in ``memo``."""
+    """Return the SHA-256 of all files by name, or the reason why one is unreadable, and save them in ``memo``."""
     now = time.time()
 
     def entry(file: PictureFile) -> tuple[int, int, str] | str:

@@ -59,7 +59,7 @@ def california_housing(
     """20,640 block groups (8,) and the median value of their homes in 100,000 $, downloaded by scikit-learn once.
 
     scikit-learn stores them as a pickle, which can contain code: do not use a file from an untrusted source. Raise
-    UsageError if the file is not in ``data_dir`` and cannot be downloaded.
+    UsageError if the file is not in ``data_dir`` and the download fails.
     """
     from sklearn.datasets import fetch_california_housing
 

@@ -53,7 +53,7 @@ LABELS = "labels.csv"
 
 
 def read_pictures(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the pictures (1, 3, crop, crop) by file name, and a message for each file that cannot be read.
+    """Return the pictures (1, 3, crop, crop) by file name, and a message for each unreadable file.
 
     Raise UsageError if ``path`` is one unreadable picture, or a folder without any readable picture.
     """

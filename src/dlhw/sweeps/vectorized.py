@@ -1,7 +1,7 @@
 """A launcher that trains many jobs of a sweep at once, as one ensemble: ``hydra/launcher=vectorized``.
 
 The training loop for single runs trains all jobs of one structure at once. Each job gets the directory, files and
-results of a single run. Jobs that cannot be grouped are trained one at a time, and the log says why.
+results of a single run. All other jobs are trained one at a time, and the log says why.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def compare_runs(
     """Compare ``runs`` and write tables, figures and the summary to ``directory``. Return the result.
 
     ``sweep.csv`` lists the runs in the order of ``runs``. It is written first, so that it exists even if something else
-    fails. A figure that cannot be drawn adds a note to the result. Raise only OSError, if a file cannot be read or
-    written.
+    fails. If drawing a figure fails, the result has a note with the reason. Raise only OSError, if reading or writing a
+    file fails.
 
     Args:
         failures: reasons for failed jobs whose directory does not exist or has no reason.

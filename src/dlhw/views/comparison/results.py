@@ -259,7 +259,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _leaves(path: Path) -> dict[str, str]:
-    """Return a config's keys and values as written, ``{"optimizer.lr": "0.1"}``; empty if it cannot be read."""
+    """Return a config's keys and values as written, ``{"optimizer.lr": "0.1"}``; empty if it is unreadable."""
     try:
         text = path.read_bytes().decode()
     except _UNREADABLE:
