@@ -50,7 +50,8 @@ class Cut:
 def cut(model: nn.Module) -> Cut | None:
     """Cut a model before its first trained or random node.
 
-    Return None if that is the first node, if more than one tensor crosses the cut, or if torch.fx does not support the model.
+    Return None if that is the first node, if more than one tensor crosses the cut, or if torch.fx does not support the
+    model.
     """
     try:
         with evaluating(model):

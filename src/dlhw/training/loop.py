@@ -129,7 +129,7 @@ class Training:
     def predict(self, x: Tensor) -> Tensor:
         """Return logits (K, B, C), or predictions (K, B) for regression, of raw ``x`` as in :meth:`step`."""
         inputs = self.data.normalize(x)
-        if self.trainer.channels_last and inputs.ndim == 5:
+        if self.trainer.channels_last and inputs.ndim == 5:  # K is 1: ensembles have no channels_last
             inputs = inputs.squeeze(0).contiguous(memory_format=torch.channels_last).unsqueeze(0)
         with self.precision.autocast():
             logits = self.variants(inputs)
