@@ -1,4 +1,4 @@
-"""Locks, printable file names and downloads."""
+"""Locks and downloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from dlhw.errors import UsageError
 from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
-from dlhw.runtime.files import locked, printable
+from dlhw.runtime.files import locked
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file locks of POSIX")
@@ -25,13 +25,6 @@ def test_lock_is_exclusive_and_is_released_at_the_end_of_the_block(name: str, tm
         raise RuntimeError
     with locked(path, wait=True, busy="busy"):
         pass
-
-
-def test_printable_escapes_bytes_that_are_not_utf8() -> None:
-    assert printable("caf\u00e9/\u732b.jpg") == "caf\u00e9/\u732b.jpg"
-    escaped = printable(Path("caf\udce9.jpg"))
-    assert escaped == "caf\\xe9.jpg"
-    assert escaped.encode()
 
 
 @pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no route"), TimeoutError()], ids=repr)

@@ -86,7 +86,7 @@ def predict(
 
     from dlhw.data.pictures import Unreadable
     from dlhw.runtime.devices import pick_device
-    from dlhw.runtime.files import printable
+    from dlhw.runtime.paths import printable
 
     try:
         torch_device = pick_device(device)

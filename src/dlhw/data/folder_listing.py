@@ -11,7 +11,7 @@ from pathlib import Path
 from dlhw.data.picture_cache import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
-from dlhw.runtime.files import printable
+from dlhw.runtime.paths import printable
 
 PARTS = ("train", "val", "test")
 LAYOUT = (

@@ -1,4 +1,4 @@
-"""Files: atomic writes, locks between processes, names as text."""
+"""Files: atomic writes, locks between processes."""
 
 from __future__ import annotations
 
@@ -72,8 +72,3 @@ def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
-
-
-def printable(path: str | Path) -> str:
-    """Return a path as text that can be printed and written; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

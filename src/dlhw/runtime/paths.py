@@ -1,0 +1,62 @@
+"""Paths that a person writes: on the command line, in a config or as an argument of a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlhw.errors import UsageError
+
+LONGEST_NAME = 255
+"""The longest name of a file in bytes, on all common file systems."""
+LONGEST_PATH = 4095
+"""The longest path in bytes."""
+
+
+def read_path(text: object, *, key: str = "") -> Path:
+    """Return the path that ``text`` names, with ``~`` and ``~user`` replaced by the home folder.
+
+    Raise UsageError if it is not text, is empty or too long, contains a null character or bytes that are not UTF-8, or
+    names an unknown user. The message starts with ``key=text``, or ``--option text`` for a key with dashes.
+    """
+    reason = _mistake(text)
+    if reason is None:
+        try:
+            return Path(str(text)).expanduser()
+        except RuntimeError:
+            reason = "this user has no home folder"
+    separator = "" if not key else " " if key.startswith("-") else "="
+    raise UsageError(f"{key}{separator}{shortened(text)}: {reason}")
+
+
+def _mistake(text: object) -> str | None:
+    """Return what makes ``text`` an invalid path on every file system; None if nothing does."""
+    if not isinstance(text, str) or not text.strip():
+        return "must be a path"
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        return "must be UTF-8 text"
+    if b"\0" in content:
+        return "must not contain a null character"
+    if len(content) > LONGEST_PATH or any(len(name) > LONGEST_NAME for name in content.split(b"/")):
+        return f"too long; expected at most {LONGEST_NAME} bytes for each name and {LONGEST_PATH} in all"
+    return None
+
+
+def shortened(text: object, *, longest: int = 120) -> str:
+    """Return a value as one printable line for a message; the middle of a long one is replaced by ``...``."""
+    line = printable(str(text))
+    return line if len(line) <= longest else f"{line[: longest // 2]}...{line[-longest // 2 :]}"
+
+
+def printable(path: str | Path) -> str:
+    """Return a path as text that can be printed and written.
+
+    Bytes that are not UTF-8, and characters that would control a terminal, are escaped.
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(path))
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # how Python represents a byte that is not UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()

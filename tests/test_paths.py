@@ -1,0 +1,60 @@
+"""Paths that a person writes: valid ones, invalid ones, and how they are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlhw.errors import UsageError
+from dlhw.runtime.paths import printable, read_path, shortened
+
+
+def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert read_path("~/runs", key="output_dir") == Path("/home/someone/runs")
+    assert read_path("runs/~", key="output_dir") == Path("runs/~")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "data_dir=: must be a path"),
+        (" ", "data_dir= : must be a path"),
+        (None, "data_dir=None: must be a path"),
+        (3, "data_dir=3: must be a path"),
+        ("a\0b", "data_dir=a\\x00b: must not contain a null character"),
+        ("caf\udce9", "data_dir=caf\\xe9: must be UTF-8 text"),
+        ("~nobody-of-this-name/x", "data_dir=~nobody-of-this-name/x: this user has no home folder"),
+        (
+            "x" * 256,
+            f"data_dir={'x' * 60}...{'x' * 60}: too long; expected at most 255 bytes for each name and 4095 in all",
+        ),
+        ("\u00e9" * 128, f"data_dir={'\u00e9' * 60}...{'\u00e9' * 60}: too long; .*"),
+        ("x/" * 2048, ".*: too long; .*"),
+    ],
+    ids=repr,
+)
+def test_invalid_path_gets_one_line(text: object, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_path(text, key="data_dir")
+    assert str(raised.value) == message or __import__("re").fullmatch(message, str(raised.value))
+
+
+def test_message_names_an_option_with_dashes_or_no_key_at_all() -> None:
+    with pytest.raises(UsageError, match=r"^--output : must be a path$"):
+        read_path("", key="--output")
+    with pytest.raises(UsageError, match=r"^a\\x00b: must not contain a null character$"):
+        read_path("a\0b")
+
+
+def test_printable_escapes_bytes_that_are_not_utf8_and_control_characters() -> None:
+    assert printable("caf\u00e9/\u732b.jpg") == "caf\u00e9/\u732b.jpg"
+    assert printable(Path("caf\udce9.jpg")) == "caf\\xe9.jpg"
+    assert printable("red\x1b[31m\n.jpg") == "red\\x1b[31m\\n.jpg"
+    assert printable("\ud800").encode() == b"\\ud800"
+
+
+def test_shortened_keeps_both_ends() -> None:
+    assert shortened("x" * 120) == "x" * 120
+    assert shortened("a" * 100 + "b" * 100, longest=10) == "aaaaa...bbbbb"
