@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,19 +27,21 @@ def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a\0b", "data_dir=a\\x00b: must not contain a null character"),
         ("caf\udce9", "data_dir=caf\\xe9: must be UTF-8 text"),
         ("~nobody-of-this-name/x", "data_dir=~nobody-of-this-name/x: this user has no home folder"),
-        (
-            "x" * 256,
-            f"data_dir={'x' * 60}...{'x' * 60}: too long; expected at most 255 bytes for each name and 4095 in all",
-        ),
-        ("\u00e9" * 128, f"data_dir={'\u00e9' * 60}...{'\u00e9' * 60}: too long; .*"),
-        ("x/" * 2048, ".*: too long; .*"),
     ],
     ids=repr,
 )
 def test_invalid_path_gets_one_line(text: object, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read_path(text, key="data_dir")
-    assert str(raised.value) == message or __import__("re").fullmatch(message, str(raised.value))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("text", ["x" * 256, "\u00e9" * 128, "x/" * 2048], ids=["name", "bytes", "path"])
+def test_path_that_no_file_system_can_hold_is_too_long(text: str) -> None:
+    message = r"resume=(.*)\.\.\.(.*): too long; expected at most 255 bytes for each name and 4095 in all"
+    with pytest.raises(UsageError) as raised:
+        read_path(text, key="resume")
+    assert re.fullmatch(message, str(raised.value))
 
 
 def test_message_names_an_option_with_dashes_or_no_key_at_all() -> None:
