@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
+from hydra._internal.utils import create_config_search_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +110,19 @@ def test_quoted_values_lists_and_choices_are_expanded() -> None:
     assert jobs("optimizer=choice(sgd,adam)", "seed=1") == [("optimizer=sgd", "seed=1"), ("optimizer=adam", "seed=1")]
 
 
+def test_lists_may_contain_ranges_and_patterns() -> None:
+    assert jobs("seed=range(2),5,1") == [("seed=0",), ("seed=1",), ("seed=5",)]
+    loader = composition.Loader(create_config_search_path(str(composition.conf_dir())))
+    lines = [plan.overrides for plan in expand([], ["loss=glob(cross*),mse"], loader=loader)]
+    assert lines == [("loss=cross_entropy",), ("loss=cross_entropy_by_hand",), ("loss=mse",)]
+
+
+def test_sweep_has_a_largest_number_of_jobs() -> None:
+    message = r"^b=range\(0,300\) seed=range\(1000\): 300000 jobs; expected at most 100000$"
+    with pytest.raises(UsageError, match=message):
+        expand(["b=range(0,300)"], ["seed=range(1000)", "name=x"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -118,6 +132,8 @@ def test_quoted_values_lists_and_choices_are_expanded() -> None:
         ),
         ("b=range(3,1)", "b=range(3,1): must have at least one value"),
         ("b=range(0,1,0)", "b=range(0,1,0): must have finite limits and a step other than 0"),
+        ("seed=range(1e9)", "seed=range(1e9): 1000000000 values; expected at most 100000"),
+        ("seed=1,interval(0,1)", "seed=1,interval(0,1): a list must not contain interval(...)"),
         ("b=[", "b=[: invalid values of a sweep; expected a list such as 1,2,3 or range(3)"),
     ],
 )

@@ -10,9 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlhw.cli import failures
-from dlhw.errors import ChecksFailed, UsageError
+from dlhw.errors import ChecksFailed, TrainingFailed, UsageError
 from dlhw.runs.record import Record, read_summary
-from dlhw.training.loop import TrainingFailed
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
 
@@ -85,7 +84,8 @@ def test_interrupted_run_is_kept_if_it_has_started(
     assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep, started=started) is error
     assert (tmp_path / "run").exists() is started
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ([f"interrupted; resume with resume={tmp_path / 'run'}"] if started and not in_sweep else [])
+    resume = [] if in_sweep else [f"interrupted; resume with resume={tmp_path / 'run'}"]
+    assert warnings == (resume if started else ["interrupted before the run began"])
 
 
 def test_failure_of_returns_the_exception_of_a_job_but_not_an_interrupt() -> None:

@@ -72,18 +72,16 @@ INVALID = {
     "dataset.std=0": "dataset.std=0: must be greater than 0",
     "loss.label_smoothing=2": "loss.label_smoothing=2: must be less than or equal to 1",
     "optimizer=adam optimizer.betas=[0.9,1]": "optimizer.betas=[0.9, 1]: must be less than 1",
-    "seed=-1": "seed=-1: must be a whole number, 0 or greater",
-    "seed=1.5": "seed=1.5: must be a whole number, 0 or greater",
-    "seed=abc": "seed=abc: must be a whole number, 0 or greater",
+    "seed=-1": "seed=-1: must be a whole number from 0 to 9223372036854775807",
+    "seed=1.5": "seed=1.5: must be a whole number from 0 to 9223372036854775807",
+    "seed=abc": "seed=abc: must be a whole number from 0 to 9223372036854775807",
     "~model.hidden": "model.hidden: missing; model=mlp needs it",
     # two errors, in the order of the groups
     "trainer.batch_size=0 optimizer.lr=-1": (
         "optimizer.lr=-1: must be greater than or equal to 0\ntrainer.batch_size=0: must be greater than 0"
     ),
-    "seed=-1 model.dropout=2 model.batch_norm=3": (
-        "model.dropout=2: must be less than 1\n"
-        "model.batch_norm=3: must be true or false\n"
-        "seed=-1: must be a whole number, 0 or greater"
+    "seed=1 model.dropout=2 model.batch_norm=3": (
+        "model.dropout=2: must be less than 1\nmodel.batch_norm=3: must be true or false"
     ),
     # options
     "model=mpl": f"model=mpl: unknown model (did you mean mlp?); expected one of {', '.join(MODELS)}",
@@ -143,7 +141,9 @@ INVALID = {
         "size: unused key; the experiment reads it only in trainer.epochs, which is overridden"
     ),
     # values of the keys that an experiment adds
-    "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
+    "experiment=init_study depth=two": (
+        "width=50, depth=two (model.hidden): two must be a whole number from 0 to 9223372036854775807"
+    ),
     "experiment=init_study d=abc": "d=abc (init.d): must be a number or 'xavier'",
     "experiment=init_study d=0": "d=0 (init.d): must be greater than 0 or 'xavier'",
     "experiment=logistic_separable penalty=l3": "penalty=l3: unknown penalty; expected one of none, l2, l1",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, claim_directory, directory_name
+from dlhw.runs.record import Record, claim_directory, directory_name, release_directory
 
 
 def test_free_name_is_used_unchanged(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_existing_file_gives_the_next_number(tmp_path: Path) -> None:
 
 def test_exact_name_of_an_existing_run_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.csv").write_text("epoch\n1\n")
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(UsageError, match=r"run: already exists, .* resume="):
         claim_directory(tmp_path / "run", exact=True)
 
@@ -60,10 +60,45 @@ def test_exact_name_may_be_an_empty_directory(tmp_path: Path) -> None:
     assert claim_directory(tmp_path / "run", exact=True) == tmp_path / "run"
 
 
+def test_exact_name_may_be_a_directory_in_which_a_killed_process_left_nothing_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / "run.log").touch()
+    assert claim_directory(tmp_path / "run", exact=True) == tmp_path / "run"
+
+
+def test_directory_of_a_run_that_another_process_begins_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with Record(tmp_path / "run").locked(), pytest.raises(UsageError, match="another process is training this run"):
+        claim_directory(tmp_path / "run", exact=True)
+
+
+def test_folder_with_other_files_is_not_a_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").touch()
+    with pytest.raises(UsageError, match=r"run: is not empty, and runs are never written into other files"):
+        claim_directory(tmp_path / "run", exact=True)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_broken_link_in_place_of_the_output_directory_is_an_error(tmp_path: Path, exact: bool) -> None:
+    (tmp_path / "outputs").symlink_to("/not/mounted")
+    with pytest.raises(UsageError, match=r"outputs: a file or a broken link; expected a directory for runs"):
+        claim_directory(tmp_path / "outputs" / "run", exact=exact)
+
+
+def test_release_removes_only_directories_without_a_run(tmp_path: Path) -> None:
+    for name in ("empty", "composed", "begun"):
+        (tmp_path / "outputs" / name / ".hydra").mkdir(parents=True)
+    (tmp_path / "outputs" / "begun" / "config.yaml").touch()
+    for name in ("empty", "composed", "begun", "missing"):
+        release_directory(tmp_path / "outputs" / name)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["begun"]
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_path_below_a_file_is_an_error(tmp_path: Path, exact: bool) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"run: the run directory cannot be created \("):
+    with pytest.raises(UsageError, match=r"file: a file or a broken link; expected a directory for runs"):
         claim_directory(tmp_path / "file" / "run", exact=exact)
 
 

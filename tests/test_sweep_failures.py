@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 from dlhw import train
-from dlhw.cli import composition, program
+from dlhw.cli import composition
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.sweeps import grid
@@ -105,7 +106,7 @@ def test_unwritable_file_is_reported_in_one_line(tmp_path: Path) -> None:
 
 def test_interruption_is_reported_even_if_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: Any) -> None:
-        raise program.Terminated
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def raise_disk_full(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -104,9 +104,7 @@ def test_directory_that_is_not_a_sweep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "S" / "notes").write_text("mine")
     result = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert result.code == 1
-    assert (
-        result.err == "S: already exists, and runs are never overwritten; choose another directory, or use resume=S\n"
-    )
+    assert result.err == "S: is not empty, and runs are never written into other files; choose another directory\n"
 
 
 def test_resuming_with_an_override_or_an_unreadable_config_is_refused(tmp_path: Path) -> None:

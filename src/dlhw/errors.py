@@ -9,3 +9,7 @@ class UsageError(ValueError):
 
 class ChecksFailed(RuntimeError):
     """A study's results differ from the expected values. The message names the failed checks."""
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot continue. The message names the step and the reason."""

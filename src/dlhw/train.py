@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlhw.cli import program
 from dlhw.errors import UsageError
+from dlhw.runtime import signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,16 +25,21 @@ log = logging.getLogger("dlhw")
 
 def main() -> None:
     """Run the command line, which is in ``sys.argv``."""
+    signals.install()  # before the imports, which take a second
+    from dlhw.cli import program
+
     program.command_line(program.Program(task, check))
 
 
 def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
     """Execute one run in ``directory``, by itself or as a job of a sweep."""
-    from dlhw.cli import failures, lifecycle
+    from dlhw.cli import failures
     from dlhw.runs.record import Record
 
     record = Record(directory)
     with record.locked(), failures.recorded(cfg, record, in_sweep=in_sweep):
+        from dlhw.cli import lifecycle  # imports torch
+
         if in_sweep:
             lifecycle.resume_same_run(cfg, record)
         run(cfg, record, overrides)

@@ -18,7 +18,7 @@ from hydra.core.singleton import Singleton
 
 from dlhw import train
 from dlhw.cli import composition
-from dlhw.runtime import progress
+from dlhw.runtime import progress, signals
 from support.processes import FROM_OUTSIDE, Ended, Process, environment
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
@@ -65,6 +65,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
             code = error.code if isinstance(error.code, int) else 1
         finally:
             torch.set_num_threads(threads)
+            signals.install()  # forgets a signal that ended the program
             for number, signal_handler in signal_handlers.items():
                 signal.signal(number, signal_handler)
             for handler in root.handlers:

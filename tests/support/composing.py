@@ -21,7 +21,7 @@ from dlhw.runs.answer import Answer
 
 Ask = Callable[..., Answer]
 
-PLAIN = re.compile(r"(seed|(?!hydra\.)\w+(\.\w+)+)=[\w.+\[\],-]+")
+PLAIN = re.compile(r"seed=\d+|(?!hydra\.)\w+(\.\w+)+=[\w.+\[\],-]+")
 """An override of one option by numbers or words. It changes nothing else in a config."""
 ONE_VALUE = re.compile(r"(?!hydra)\w+(\.\w+)*=[^,]*")
 """An override that does not need the ``hydra`` section of a config to be checked."""

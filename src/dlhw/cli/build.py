@@ -19,13 +19,12 @@ import pydantic
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
 from dlhw.cli.hydra_internals import references
-from dlhw.cli.rules import expected_one_of
+from dlhw.cli.rules import as_written, expected_one_of, require_resolvable
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
 from dlhw.runtime.randomness import generator, key
@@ -122,24 +121,14 @@ class Components:
 
 def validate(cfg: DictConfig) -> Components:
     """Validate every value of a config. Raise UsageError with one line per mistake."""
+    require_resolvable(cfg)
     content = without_hydra(cfg)
-    try:
-        OmegaConf.to_container(content, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UsageError(_unresolved(cfg, error)) from error
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
     mistakes += [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(content)]
     groups = {}
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
         groups[group], lines = _component(cfg, group, arguments)
         mistakes += lines
-    if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
-        mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
-    if not re.fullmatch(r"[\w.+-]*\w", str(cfg.name)) or not isinstance(cfg.name, str):
-        mistakes.append(f"name={cfg.name}: must be a directory name of letters, digits and . _ + -")
-    for directory in ("data_dir", "output_dir"):
-        if not isinstance(cfg[directory], str) or not cfg[directory]:
-            mistakes.append(f"{directory}={cfg[directory]}: must be the path of a directory")
     if mistakes:
         raise UsageError("\n".join(mistakes))
     return Components(cfg, groups)
@@ -156,16 +145,6 @@ def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
     if mistakes and component.target is not None:
         raise UsageError("\n".join(mistakes))
     return component.build(**arguments)
-
-
-def _unresolved(cfg: DictConfig, error: OmegaConfBaseException) -> str:
-    """Return the line for an interpolation that has no value, with the top-level keys that it refers to."""
-    content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
-    value = content[error.key] if isinstance(content, dict | list) else None
-    names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []
-    keys = ", ".join(f"{name}={cfg[name]}" for name in names if isinstance(name, str) and name in cfg)
-    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
-    return f"{f'{keys} ({error.full_key})' if keys else error.full_key}: {reason[2] or reason[0]}"
 
 
 def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Component, list[str]]:
@@ -258,9 +237,9 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
     if detail["type"] == "extra_forbidden":
         return f"{full}: unknown option of {group}={choice(cfg, group)}{expected_one_of(name, valid)}"
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
-    setting = f"{full}={_as_written(cfg[group][name])}"
+    setting = f"{full}={as_written(cfg[group][name])}"
     if alias := _alias(options[name]):
-        setting = f"{alias}={_as_written(cfg[group][name])} ({full})"
+        setting = f"{alias}={as_written(cfg[group][name])} ({full})"
     alternatives = [other for other in details if len(other["loc"]) == 2 and isinstance(other["loc"][1], str)]
     first, *others = dict.fromkeys(map(_requirement, alternatives or [detail]))  # a union has an error for each type
     return f"{setting}: {' or '.join([first, *(text.removeprefix('must be ') for text in others)])}"
@@ -280,11 +259,6 @@ def _requirement(detail: Any) -> str:
     )
     message = re.sub(r"^must be a valid (number|integer|boolean|string|list|tuple).*", r"must be a \1", message)
     return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
-
-
-def _as_written(value: Any) -> str:
-    """Format a config value as on the command line: null, true, 0.1, [1, 2]."""
-    return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]
 
 
 def choice(cfg: DictConfig, group: str) -> str:

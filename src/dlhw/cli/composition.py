@@ -26,6 +26,8 @@ from dlhw.cli import hydra_internals, messages, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
+from dlhw.runtime import signals
+from dlhw.runtime.paths import read_path
 
 CONFIG_NAME = "train"
 PATH_KEYS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
@@ -83,7 +85,11 @@ class Loader(ComposingLoader):
         """Return the config for these overrides. Raise UsageError for an invalid one."""
         options = {"from_shell": from_shell, "validate_sweep_overrides": validate_sweep_overrides}
         try:
-            return self._load(config_name, overrides, run_mode, **options)
+            cfg = self._load(config_name, overrides, run_mode, **options)
+            rules.check_program_keys(cfg, run_mode)
+            if run_mode == RunMode.RUN:
+                rules.require_resolvable(cfg)
+            return cfg
         except UsageError as error:
             if self._ends_program:
                 stop(error)
@@ -107,6 +113,7 @@ class Loader(ComposingLoader):
         cfg = self._updated(*self.composed[key], overrides) if overrides and key in self.composed else None
         if cfg is None:
             cfg = self._load(config_name, lines, RunMode.RUN)
+            rules.check_program_keys(cfg, RunMode.MULTIRUN)
             self.composed[key] = copy.deepcopy(cfg), rules.selections(cfg)
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg
@@ -123,6 +130,7 @@ class Loader(ComposingLoader):
         try:
             self.apply([override for override in overrides if self._is_plain(override)], cfg)
             rules.require_listed_entries(cfg, selections)
+            rules.check_program_keys(cfg, RunMode.MULTIRUN)
         except COMPOSITION_ERRORS:
             return None
         task = [override for override in overrides if not override.is_hydra_override()]
@@ -165,6 +173,7 @@ class Loader(ComposingLoader):
             and not self.has_group(override.key_or_group)
         )
 
+    @signals.stoppable(False)  # OmegaConf's context managers would replace the exception for a signal
     def _load(self, config_name: str | None, overrides: list[str], run_mode: RunMode, **options: bool) -> DictConfig:
         def compose(lines: Sequence[str]) -> DictConfig:
             self._lines, self._experiment_readers = tuple(lines), {}
@@ -177,9 +186,9 @@ class Loader(ComposingLoader):
             if resume is not None and resume.value() is not None:
                 if resume.is_sweep_override():
                     raise UsageError(f"{resume.input_line}: must be one run or sweep")
-                directory = Path(str(resume.value())).expanduser().absolute()
-                if not str(resume.value()) or not (directory / "multirun.yaml").is_file():
-                    return _resume_run(directory if str(resume.value()) else None, parsed_overrides, compose)
+                directory = read_path(str(resume.value()), key="resume").absolute()
+                if not (directory / "multirun.yaml").is_file():
+                    return _resume_run(directory, parsed_overrides, compose)
                 lines = _lines_of_resumed_sweep(directory, parsed_overrides)
                 parsed_overrides = OverridesParser.create().parse_overrides(lines)
             return self._apply_rules(compose(lines), parsed_overrides)
@@ -234,11 +243,11 @@ class Loader(ComposingLoader):
 
 
 def _resume_run(
-    directory: Path | None, overrides: Sequence[Override], compose: Callable[[Sequence[str]], DictConfig]
+    directory: Path, overrides: Sequence[Override], compose: Callable[[Sequence[str]], DictConfig]
 ) -> DictConfig:
-    """Return the config of the run in ``directory``, which is None for an empty path. Raise UsageError."""
-    if directory is None or not (directory / "config.yaml").is_file():
-        raise UsageError(f"resume={directory or ''}: not a run directory (it has no config.yaml)")
+    """Return the config of the run in ``directory``. Raise UsageError."""
+    if not (directory / "config.yaml").is_file():
+        raise UsageError(f"resume={directory}: not a run directory (it has no config.yaml)")
     changes = rules.changes_of_resumed_run(overrides)
     composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])
     try:

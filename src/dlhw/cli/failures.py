@@ -20,13 +20,18 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dlhw.errors import ChecksFailed, UsageError
+from dlhw.cli.hydra_internals import raised_by_library, without_library_frames
+from dlhw.cli.messages import first_line
+from dlhw.errors import ChecksFailed, TrainingFailed, UsageError
+from dlhw.runtime import signals
+from dlhw.runtime.paths import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,13 +47,13 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
 
     Outside a sweep, an error that the log explains in one line is replaced by SystemExit.
     """
-    from dlhw.training.run import TrainingFailed  # imports torch
-
     try:
-        yield
+        with signals.stoppable():
+            yield
     except KeyboardInterrupt:
         if not (record.path / "config.yaml").exists():
             record.discard()
+            log.warning("interrupted before the run began")
         elif not in_sweep:
             log.warning("interrupted; resume with %s", shlex.quote(f"resume={record.path}"))
         raise
@@ -87,15 +92,33 @@ def failure_of(job: Callable[[], object]) -> Exception | None:
 
 
 @contextlib.contextmanager
-def end_program(directory: Path | str) -> Iterator[None]:
-    """End the program with one line and exit code 1 after a UsageError or OSError.
+def end_program(directory: Path | str = "") -> Iterator[None]:
+    """End the program with the exit code of the table above, and with one line for a person's mistake.
 
-    For an OSError without a file name, the line names ``directory``.
+    That is a UsageError, an OSError, or an error of the libraries that read configs; HYDRA_FULL_ERROR=1 raises it
+    instead. Any other error prints a traceback. For an OSError without a file name, the line names ``directory``.
     """
     try:
+        if not os.path.isdir(os.curdir):
+            raise UsageError("the working directory has been deleted; change to another directory")
         yield
+        sys.stdout.flush()
+        signals.raise_received()
+    except KeyboardInterrupt:
+        signals.ignore()
+        sys.exit(128 + (signals.received() or signal.SIGINT))
+    except BrokenPipeError:  # the reader of the output has ended, for example head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it again at exit
+        sys.exit(1)
     except (UsageError, OSError) as error:
         stop(error, directory)
+    except Exception as error:
+        if raised_by_library(error):
+            stop(UsageError(first_line(error)))
+        if os.environ.get("HYDRA_FULL_ERROR") != "1":
+            error.__traceback__ = without_library_frames(error.__traceback__)
+        traceback.print_exception(error)
+        sys.exit(1)
 
 
 def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
@@ -108,4 +131,7 @@ def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
 
 def one_line(error: UsageError | OSError, directory: Path | str = "") -> str:
     """Return the error as one line. That of an OSError starts with its file, or with ``directory`` if it has none."""
-    return f"{error.filename or directory}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    if not isinstance(error, OSError):
+        return str(error)
+    place = error.filename if error.filename is not None else directory
+    return f"{printable(str(place))}: {error.strerror or error}" if place else str(error.strerror or error)

@@ -17,9 +17,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
+from typing import Any, NoReturn
 
 import hydra._internal.hydra
+import hydra._internal.utils
+import hydra.version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
@@ -33,6 +38,59 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from omegaconf.grammar_parser import parse
 from omegaconf.grammar_visitor import OmegaConfGrammarParser as Grammar  # type: ignore[attr-defined]
+
+from dlhw.errors import UsageError
+
+LIBRARIES = ("hydra", "omegaconf", "yaml", "antlr4")
+"""The packages that read command lines and config files."""
+
+
+def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, config_dir: Path, config_name: str) -> None:
+    """Run Hydra's command line as ``hydra.main`` does, except that errors are raised and not printed.
+
+    Flags must be written in full. Raise UsageError for an invalid flag.
+    """
+    hydra.version.setbase("1.3")
+    hydra._internal.utils.run_and_report = lambda func: func()
+    parser = hydra._internal.utils.get_args_parser()
+    parser.allow_abbrev = False
+    parser.error = _raise_usage_error  # type: ignore[method-assign]
+    known = {flag for action in parser._actions for flag in action.option_strings} - {"--experimental-rerun"}
+    for flag in (text.partition("=")[0] for text in arguments if text.startswith("--")):
+        if flag not in known:
+            valid = ", ".join(sorted(text for text in known if text.startswith("--")))
+            raise UsageError(
+                f"{flag}: unknown flag; options are written KEY=VALUE, such as trainer.epochs=3; the flags are {valid}"
+            )
+    hydra._internal.utils._run_hydra(
+        args=parser.parse_args(list(arguments)),
+        args_parser=parser,
+        task_function=task,
+        config_path=str(config_dir),
+        config_name=config_name,
+    )
+
+
+def _raise_usage_error(message: str) -> NoReturn:
+    raise UsageError(message)
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Return whether Hydra, called by :func:`run`, raised the error outside of the task."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    callers = [name for name in modules if name.partition(".")[0] in ("dlhw", "__main__", *LIBRARIES)]
+    ours = [name for name in callers if name.partition(".")[0] not in LIBRARIES]
+    return callers[-1:] != ours[-1:] and ours[-1] == __name__
+
+
+def without_library_frames(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first frame after those with which Hydra calls the task."""
+    start, current = traceback, traceback
+    while current is not None:
+        if current.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "hydra":
+            start = current.tb_next or start
+        current = current.tb_next
+    return start
 
 
 class ComposingLoader(ConfigLoaderImpl):

@@ -8,14 +8,12 @@ from __future__ import annotations
 import atexit
 import logging
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,9 +21,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import dlhw
+from dlhw.cli import failures, hydra_internals
 from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, prepare, quoted
 from dlhw.cli.failures import stop
 from dlhw.errors import UsageError
+from dlhw.runs.record import claim_directory, release_directory
 from dlhw.runtime import processes
 
 
@@ -57,16 +58,17 @@ def command_line(program: Program) -> None:
 
     A UsageError ends it with the error's message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
     """
-    prepare(ends_program=True)
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        hydra.main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(program)()
-    except KeyboardInterrupt as interruption:
-        received = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the program is ending already
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.exit(128 + received)
+    with failures.end_program():
+        arguments = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
+        if arguments == ["--version"]:
+            print(f"dlhw {dlhw.__version__}")
+            return
+        prepare(ends_program=True)
+        try:
+            hydra_internals.run(program, arguments, config_dir=conf_dir(), config_name=CONFIG_NAME)
+        finally:
+            for directory in _claimed:
+                release_directory(directory)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -76,12 +78,8 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose(CONFIG_NAME, overrides=list(overrides))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C."""
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+_claimed: list[Path] = []
+"""The directories that this process has created."""
 
 
 class ClaimDirectory(Callback):
@@ -123,10 +121,9 @@ def claim(config: DictConfig, kind: str) -> Path:
 
     Raise UsageError if the command line names a directory that exists.
     """
-    from dlhw.runs.record import claim_directory
-
     named = names_directory(config, kind)
     directory = claim_directory(Path(config.hydra[kind].dir), exact=named)
+    _claimed.append(directory.absolute())
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not named:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # the same for every job

@@ -5,22 +5,27 @@
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A resumed run keeps its config, and a resumed sweep its overrides; only a few keys may change.
 - A study rejects overrides of groups and keys that it does not read.
+- The seed, the name and the directories are valid before anything is created.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
+from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE, without_hydra
+from dlhw.runtime.paths import read_path, shortened
 
 Selections = Collection[tuple[str, str]]
 
@@ -218,3 +223,88 @@ def require_read_by_study(
     if unused:
         expected = ", ".join([*options, *sorted(read)])
         raise UsageError(f"{', '.join(unused)}: not read by the study {study}; expected one of {expected}")
+
+
+def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
+    """Validate the seed, the name and the directories of a run or sweep, and replace ``~`` in paths, in place.
+
+    Raise UsageError with one line per mistake.
+    """
+    mistakes: list[str] = []
+    kind = "run" if mode == RunMode.RUN else "sweep"
+    for key in ("name", "seed", "data_dir", "output_dir", f"hydra.{kind}.dir", "hydra.output_subdir"):
+        if mistakes and key.startswith("hydra."):
+            break  # these values contain the others
+        try:
+            value = _required_value(cfg, key)
+            if key.endswith("dir") and key != "hydra.output_subdir":
+                path = str(read_path(value, key=key))
+                if path != value:
+                    OmegaConf.update(cfg, key, path)
+            elif requirement := _unmet_requirement(key, value):
+                mistakes.append(f"{key}={shortened(as_written(value))}: {requirement}")
+        except UsageError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise UsageError("\n".join(mistakes))
+
+
+def _unmet_requirement(key: str, value: Any) -> str | None:
+    """Return the requirement that the value of a key of the program does not meet; None if it is valid."""
+    text = value if isinstance(value, str) else ""
+    if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
+        return "must be a directory name of at most 100 letters, digits and . _ + -"
+    if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
+        return "must be a whole number from 0 to 9223372036854775807"
+    if key == "hydra.output_subdir" and value is not None and not re.fullmatch(r"\.?\w[\w-]{0,99}", text):
+        return "must be null or the name of a new folder, such as .hydra"
+    return None
+
+
+def _required_value(cfg: DictConfig, key: str) -> Any:
+    """Return the value of a key. Raise UsageError if the key was deleted or its value refers to nothing."""
+    parent, _, name = key.rpartition(".")
+    try:
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if not isinstance(node, DictConfig) or name not in node:
+            if isinstance(node, DictConfig) and OmegaConf.is_missing(node, name):
+                raise UsageError(f"{key}: missing; expected {key}=VALUE")
+            raise UsageError(f"{key}: must not be deleted")
+        return node[name]
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UsageError(unresolved(cfg, error, key)) from error
+
+
+def require_resolvable(cfg: DictConfig) -> None:
+    """Raise UsageError if an interpolation of the config, outside of Hydra's part, has no value."""
+    try:
+        OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise UsageError(unresolved(cfg, error, "config")) from error
+
+
+def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, key: str) -> str:
+    """Return the line for an interpolation that has no value, with the top-level keys that it refers to.
+
+    ``key`` is named if the error does not name the key of the value.
+    """
+    if isinstance(error, RecursionError):
+        return f"{key}: refers to itself"
+    content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
+    value = content[error.key] if isinstance(content, dict | list) else None
+    names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)
+    keys = [
+        f"{name}={values[name]}"
+        for name in names
+        if isinstance(name, str) and name in values and not references(str(values[name]))
+    ]
+    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
+    setting = f"{', '.join(keys)} ({error.full_key})" if keys else error.full_key or key
+    return f"{setting}: {(reason[2] or reason[0]).strip(chr(34))}"
+
+
+def as_written(value: Any) -> str:
+    """Format a config value as on the command line: null, true, 0.1, [1, 2]."""
+    return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]

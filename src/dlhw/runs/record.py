@@ -32,40 +32,56 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float]
+_BEFORE_THE_RUN = {".hydra", "run.log"}
+"""The entries of a run directory before its run begins."""
 
 
 def claim_directory(requested: Path, *, exact: bool) -> Path:
     """Create a new directory: ``requested``, or the first of ``requested-2``, ``requested-3``, ... that is free.
 
-    With ``exact``, an existing directory that is not empty is an error. Creation is exclusive, so two runs that start
-    at the same moment get different directories. Raise UsageError.
+    With ``exact``, a directory that exists is an error, unless a process that was killed left nothing of a run in it.
+    Creation is exclusive, so two runs that start at the same moment get different directories. Raise UsageError.
     """
-    for attempt in itertools.count(1):
-        path = requested if attempt == 1 else requested.with_name(f"{requested.name}-{attempt}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if exact:
-                _claim_empty(path)
+    try:
+        requested.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count(1):
+            path = requested if attempt == 1 else requested.with_name(f"{requested.name}-{attempt}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
                 return path
-        except OSError as error:
-            raise UsageError(f"{path}: the run directory cannot be created ({error.strerror})") from error
-        else:
-            return path
+            if exact:
+                _require_nothing_of_a_run(path)
+                return path
+    except FileExistsError as error:
+        raise UsageError(f"{error.filename}: a file or a broken link; expected a directory for runs") from error
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or requested}: the run directory cannot be created ({error.strerror})"
+        ) from error
     raise AssertionError
 
 
-def _claim_empty(path: Path) -> None:
-    """Take over an empty directory. Creating ``.hydra`` in it decides between processes that try at the same time."""
-    try:
-        if path.is_dir() and not any(path.iterdir()):
-            (path / ".hydra").mkdir()
-            return
-    except FileExistsError:
-        pass
-    raise UsageError(
-        f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
-    )
+def _require_nothing_of_a_run(path: Path) -> None:
+    """Raise UsageError unless a directory is empty or holds only what Hydra writes before a run begins."""
+    if not path.is_dir():
+        raise UsageError(f"{path}: a file; expected a directory for a run")
+    names = {entry.name for entry in path.iterdir()}
+    if names & {"config.yaml", "multirun.yaml"}:
+        raise UsageError(
+            f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
+        )
+    if not names <= _BEFORE_THE_RUN:
+        raise UsageError(f"{path}: is not empty, and runs are never written into other files; choose another directory")
+    with locked(path, wait=False, busy=f"{path}: another process is training this run"):
+        (path / ".hydra").mkdir(exist_ok=True)  # raises OSError in a directory that is not writable
+
+
+def release_directory(path: Path) -> None:
+    """Remove a directory from :func:`claim_directory` in which no run has begun, and then its empty parent."""
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
+            shutil.rmtree(path)
+            path.parent.rmdir()
 
 
 class Record:

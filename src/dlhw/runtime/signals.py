@@ -1,40 +1,45 @@
-"""Ctrl-C and SIGTERM: a signal is never lost, and it acts only where the program can stop.
+"""Ctrl-C and SIGTERM: a signal is never lost, and it stops the program where it can stop.
 
-Python raises KeyboardInterrupt between any two instructions. Inside a context manager of a library, a destructor or a
-callback of C code it may become another error or nothing at all. So :func:`install` notes every signal. It raises at
-once where the program itself runs (:func:`stoppable`), and otherwise as soon as this code is entered again.
+Python raises KeyboardInterrupt between any two instructions. In a context manager of a library, in a destructor or in a
+callback of C code, the exception may become another one or disappear. So :func:`install` notes every signal. It raises
+at once in code that is :func:`stoppable`, and otherwise when such code is entered.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
-_received: int | None = None
-_stoppable = False
+REPEATED_SECONDS = 1.0
+"""Further signals within this time count as one: a terminal and a scheduler may each send one."""
 
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM was received."""
 
 
+@dataclass
+class _State:
+    received: int | None = None
+    at: float = 0.0
+    stoppable: bool = False
+
+
+_state = _State()
+
+
 def install() -> None:
-    """Note SIGINT and SIGTERM from now on; they end the program where it is :func:`stoppable`."""
+    """Note SIGINT and SIGTERM from now on. They raise Interrupted in code that is :func:`stoppable`.
+
+    A second signal, unless it follows within a second, raises everywhere.
+    """
+    _state.received, _state.stoppable = None, False
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _note)
-
-
-def received() -> int | None:
-    """Return the number of the signal that was received; None if there was none."""
-    return _received
-
-
-def raise_received() -> None:
-    """Raise Interrupted if a signal was received, even if an earlier exception for it was lost."""
-    if _received is not None:
-        raise Interrupted
 
 
 def ignore() -> None:
@@ -43,23 +48,41 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def received() -> int | None:
+    """Return the number of the first signal that was received; None if there was none."""
+    return _state.received
+
+
+def raise_received() -> None:
+    """Raise Interrupted if a signal was received, even if an earlier exception for it has disappeared."""
+    if _state.received is not None:
+        raise Interrupted
+
+
 @contextlib.contextmanager
 def stoppable(stop: bool = True) -> Iterator[None]:
-    """Within this context signals raise at once; with ``stop=False`` only at its end."""
-    global _stoppable  # noqa: PLW0603
-    before, _stoppable = _stoppable, stop
+    """Let signals raise at once in this context; with ``stop=False`` only at its end, if the code around is stoppable.
+
+    An error after a signal is replaced by Interrupted.
+    """
+    before, _state.stoppable = _state.stoppable, stop
     try:
         if stop:
             raise_received()
         yield
+    except Exception:
+        raise_received()
+        raise
     finally:
-        _stoppable = before
+        _state.stoppable = before
     if before:
         raise_received()
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _received  # noqa: PLW0603
-    _received = _received or number
-    if _stoppable:
+    first, now = _state.received is None, time.monotonic()
+    if not first and now - _state.at < REPEATED_SECONDS:
+        return
+    _state.received, _state.at = _state.received or number, now
+    if _state.stoppable or not first:
         raise Interrupted

@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString, RangeSweep, Transformer
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep, Sweep, Transformer
 from hydra.errors import HydraException
 
 from dlhw.errors import UsageError
 from dlhw.runs.identity import MAY_DIFFER
 from dlhw.runs.record import directory_name
+
+MOST_JOBS = 100_000
+"""The largest number of jobs in a sweep; composing them takes minutes."""
 
 UnreadParams = Callable[[Sequence[str]], frozenset[str]]
 
@@ -65,7 +68,10 @@ def expand(
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
         from_params.discard(name)
-    values = [_values(override) for override, _ in axes.values()]
+    values = [_values(override, loader) for override, _ in axes.values()]
+    jobs = math.prod(map(len, values))
+    if jobs > MOST_JOBS:
+        raise UsageError(f"{' '.join(_lines_with_several(axes))}: {jobs} jobs; expected at most {MOST_JOBS}")
     varies = [has_several for _, has_several in axes.values()]
     plans: dict[tuple[str, ...], str] = {}
     for combination in itertools.product(*values):
@@ -89,25 +95,44 @@ def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
     return parsed
 
 
-def _values(override: Override) -> list[str]:
+def _lines_with_several(axes: Mapping[str, tuple[Override, bool]]) -> list[str]:
+    return [str(override.input_line) for override, has_several in axes.values() if has_several]
+
+
+def _values(override: Override, loader: ConfigLoader | None) -> list[str]:
     """Return the override once for each of its values, as in the overrides of a job."""
-    key, value = override.get_key_element(), override.value()
+    key = override.get_key_element()
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
         raise UsageError(
             f"{override.input_line}: invalid in a grid; expected values such as {key}=0.1,0.2 or {key}=range(0,1,0.1)"
         )
-    if isinstance(value, RangeSweep):
-        texts = [str(number) for number in _range(value, str(override.input_line))]
-    else:
-        distinct: dict[Any, Any] = {}
-        for element in override.sweep_iterator():
-            distinct.setdefault(_comparable(element), element)
-        texts = [_written(element) for element in distinct.values()]
-    if not texts:
+    value = override.value()
+    distinct: dict[Any, Any] = {}
+    for element in value.list if isinstance(value, ChoiceSweep) else [value]:
+        for single in _elements(element, override, loader):
+            distinct.setdefault(_comparable(single), single)
+    if not distinct:
         raise UsageError(f"{override.input_line}: must have at least one value")
+    texts = [_written(single) for single in distinct.values()]
+    if isinstance(value, ChoiceSweep) and value.shuffle:
+        random.shuffle(texts)
     return [f"{key}={text}" for text in texts]
+
+
+def _elements(element: Any, override: Override, loader: ConfigLoader | None) -> Sequence[Any]:
+    """Return the values of one element of a list: of a range, of a pattern for options, or the element itself."""
+    if isinstance(element, RangeSweep):
+        return _range(element, str(override.input_line))
+    if isinstance(element, Glob):
+        assert loader is not None
+        return element.filter(loader.get_group_options(override.key_or_group))
+    if isinstance(element, ChoiceSweep):
+        return [single for part in element.list for single in _elements(part, override, loader)]
+    if isinstance(element, Sweep):
+        raise UsageError(f"{override.input_line}: a list must not contain interval(...)")
+    return [element]
 
 
 def _comparable(value: Any) -> Any:
@@ -127,12 +152,14 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
     assert stop is not None
     if step == 0 or not all(map(math.isfinite, (start, stop, step))):
         raise UsageError(f"{line}: must have finite limits and a step other than 0")
+    first, last, width = (Decimal(repr(number)) for number in (start, stop, step))  # as written
+    count = math.ceil((last - first) / width - Decimal("1e-9"))
+    if count > MOST_JOBS:
+        raise UsageError(f"{line}: {count} values; expected at most {MOST_JOBS}")
     numbers: list[Any]
     if all(isinstance(number, int) for number in (start, stop, step)):
         numbers = list(range(start, stop, step))  # type: ignore[arg-type]
     else:
-        first, last, width = (Decimal(repr(number)) for number in (start, stop, step))  # as written
-        count = math.ceil((last - first) / width - Decimal("1e-9"))
         numbers = [float(f"{first + index * width:.12g}") for index in range(count)]
     if sweep.shuffle:
         random.shuffle(numbers)

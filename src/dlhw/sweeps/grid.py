@@ -34,7 +34,9 @@ from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runs.identity import identity, identity_of_run, without_hydra
 from dlhw.runs.record import Record, read_summary
+from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
+from dlhw.runtime.progress import tracked
 from dlhw.sweeps.expansion import Plan, UnreadParams, expand
 
 log = logging.getLogger("dlhw")
@@ -48,6 +50,10 @@ class Grid(Sweeper):
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None, *, fail_fast: bool = False) -> None:
+        if not isinstance(params, Mapping | None):
+            raise UsageError(f"hydra.sweeper.params={params}: must be a mapping of keys to values")
+        if not isinstance(fail_fast, bool):
+            raise UsageError(f"hydra.sweeper.fail_fast={fail_fast}: must be true or false")
         self.params = params or {}
         self.fail_fast = fail_fast
 
@@ -59,17 +65,18 @@ class Grid(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 if one failed."""
-        with failures.end_program(self.cfg.hydra.sweep.dir):
-            lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
-            unread: dict[str, None] = {}
-            jobs = self._compose(
-                expand(lines, arguments, loader=self.context.config_loader, unread_params=self._unread_params(unread))
-            )
-            self._launcher(len(jobs))
-            for name in unread:
-                log.info("%s varies only in jobs that read it", name)
-            with self._directory() as directory:
-                reasons = self._run(jobs, directory)
+        if any(line.startswith("hydra.sweep.subdir=") for line in self.cfg.hydra.overrides.hydra):
+            raise UsageError("hydra.sweep.subdir: must not be set; the values of a job name its directory")
+        lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
+        unread: dict[str, None] = {}
+        jobs = self._compose(
+            expand(lines, arguments, loader=self.context.config_loader, unread_params=self._unread_params(unread))
+        )
+        self._launcher(len(jobs))
+        for name in unread:
+            log.info("%s varies only in jobs that read it", name)
+        with self._directory() as directory, signals.stoppable():
+            reasons = self._run(jobs, directory)
         if reasons:
             sys.exit(1)
 
@@ -92,7 +99,8 @@ class Grid(Sweeper):
     def _compose(self, plans: Sequence[Plan]) -> list[PlannedJob]:
         """Compose every job. Raise UsageError for a value that is invalid in every job that has it."""
         jobs = []
-        for plan in plans:
+        for plan in tracked(plans, total=len(plans), what="composing the jobs"):
+            signals.raise_received()
             try:
                 cfg = self.context.config_loader.load_sweep_config(self.cfg, list(plan.overrides))
                 jobs.append(PlannedJob(plan, without_hydra(cfg)))
@@ -190,6 +198,7 @@ class Grid(Sweeper):
                 if _reason(path, None):
                     return ""
         except Exception as error:
+            signals.raise_received()
             log.debug("the launcher failed", exc_info=True)
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return None

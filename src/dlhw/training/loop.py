@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
+from dlhw.errors import TrainingFailed
 from dlhw.runs.checkpoint import CheckpointWriter, State
 from dlhw.runs.record import Row
-from dlhw.runtime import processes
+from dlhw.runtime import processes, signals
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
 from dlhw.training.acceleration import compiled, cuda_graphed
 from dlhw.training.metrics import divergence, errors, running_metrics, split_metrics, weight_metrics
 from dlhw.training.objective import DataLoss, Objective, stacked
-from dlhw.training.run import TrainingFailed, TrainingRun, best_row
+from dlhw.training.run import TrainingRun, best_row
 from dlhw.training.settings import Trainer
 from dlhw.training.variants import Variants
 
@@ -82,6 +83,7 @@ class Training:
         progress = Progress(self.trainer.epochs, self.steps, start_epoch=first, label=label)
         with self._without_cycles(), progress, self._checkpoint_writers() as writers:
             for epoch in range(first + 1, self.trainer.epochs + 1):
+                signals.raise_received()
                 active = [k for k, run in enumerate(self.runs) if run.continues(self.trainer)]
                 if not active:
                     break

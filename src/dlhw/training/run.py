@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dlhw.errors import TrainingFailed
 from dlhw.runs.checkpoint import State
 from dlhw.runs.record import Record, Row
 from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot continue. The message names the step and the reason."""
 
 
 @dataclass(frozen=True)

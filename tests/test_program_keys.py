@@ -1,0 +1,115 @@
+"""The seed, the name and the directories are checked before anything is created."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from dlhw.cli import rules
+from dlhw.errors import UsageError
+from support.commands import dlhw, files
+
+VALID = {
+    "name": "train",
+    "seed": 0,
+    "data_dir": "data",
+    "output_dir": "outputs",
+    "hydra": {
+        "run": {"dir": "${output_dir}/${name}"},
+        "sweep": {"dir": "${output_dir}/${name}"},
+        "output_subdir": ".hydra",
+    },
+}
+
+
+def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
+    cfg = OmegaConf.merge(VALID, changes)
+    for name, value in changes.items():
+        if value == "deleted":
+            del cfg[name]
+        elif value == "???":
+            cfg[name] = value  # merging skips it
+    with pytest.raises(UsageError) as raised:
+        rules.check_program_keys(cfg, mode)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": -1}, "seed=-1: must be a whole number from 0 to 9223372036854775807"),
+        ({"seed": True}, "seed=true: must be a whole number from 0 to 9223372036854775807"),
+        ({"seed": None}, "seed=null: must be a whole number from 0 to 9223372036854775807"),
+        ({"seed": 10**30}, f"seed={10**30}: must be a whole number from 0 to 9223372036854775807"),
+        ({"seed": "???"}, "seed: missing; expected seed=VALUE"),
+        ({"seed": "deleted"}, "seed: must not be deleted"),
+        ({"seed": "${seed}"}, "seed: Recursive interpolation detected"),
+        ({"name": "${nope:1}"}, "name: Unsupported interpolation type nope"),
+        ({"name": "../x"}, "name=../x: must be a directory name of at most 100 letters, digits and . _ + -"),
+        ({"output_dir": ""}, "output_dir=: must be a path"),
+        ({"output_dir": "${oc.env:NOT_SET}"}, "output_dir: Environment variable 'NOT_SET' not found"),
+        ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: Interpolation key 'x' not found"),
+        ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
+        *(
+            (
+                {"hydra": {"output_subdir": name}},
+                f"hydra.output_subdir={name}: must be null or the name of a new folder, such as .hydra",
+            )
+            for name in ("..", ".", "../one", "/tmp", "a/b", "config.yaml")
+        ),
+    ],
+    ids=str,
+)
+def test_invalid_value_gets_one_line(changes: dict[str, object], expected: str) -> None:
+    assert message(**changes) == expected
+
+
+def test_every_mistake_gets_a_line() -> None:
+    assert message(seed=-1, name="", data_dir="").count("\n") == 2
+
+
+def test_the_directory_of_a_sweep_is_checked_only_in_a_sweep() -> None:
+    cfg = OmegaConf.merge(VALID, {"hydra": {"sweep": {"dir": ""}}})
+    rules.check_program_keys(cfg, RunMode.RUN)
+    assert message(RunMode.MULTIRUN, hydra={"sweep": {"dir": ""}}) == "hydra.sweep.dir=: must be a path"
+
+
+def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    cfg = OmegaConf.merge(VALID, {"output_dir": "~/runs"})
+    rules.check_program_keys(cfg, RunMode.RUN)
+    assert (cfg.output_dir, cfg.hydra.run.dir) == ("/home/someone/runs", "/home/someone/runs/train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["~seed"], "seed: must not be deleted"),
+        (["hydra.run.dir=two", "hydra.output_subdir=../one"], "hydra.output_subdir=../one: must be null or the name"),
+        (["--experiment", "flooding"], "--experiment: unknown flag; options are written KEY=VALUE, such as"),
+        (["--experimental-rerun=x"], "--experimental-rerun: unknown flag"),
+        (["--package"], "argument --package/-p: expected one argument"),
+        (["-sc"], "Expecting one subcommand from"),
+        (["--resolve"], "The --resolve flag can only be used"),
+        (["--run", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+        (["hydra.job_logging.root.level=LOUD"], "Unknown level: 'LOUD'"),
+        (["-m", "seed=0,1", "hydra.sweep.subdir=x"], "hydra.sweep.subdir: must not be set"),
+        (["-m", "seed=0,1", "hydra.sweeper.params=3"], "hydra.sweeper.params=3: must be a mapping of keys to values"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_outside_of_the_config_gets_one_line_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    ended = dlhw(*arguments, at=tmp_path)
+    assert ended.code == 1
+    assert ended.lines[0].startswith(line)
+    assert len(ended.lines) == 1
+    assert files(tmp_path) == set()
+
+
+def test_version_is_that_of_dlhw(tmp_path: Path) -> None:
+    assert dlhw("--version", at=tmp_path).out.startswith("dlhw 0.")
