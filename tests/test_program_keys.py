@@ -21,6 +21,7 @@ VALID = {
         "run": {"dir": "${output_dir}/${name}"},
         "sweep": {"dir": "${output_dir}/${name}"},
         "output_subdir": ".hydra",
+        "job": {"chdir": None},
     },
 }
 
@@ -52,6 +53,10 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"output_dir": ""}, "output_dir=: must be a path"),
         ({"output_dir": "${oc.env:NOT_SET}"}, "output_dir: Environment variable 'NOT_SET' not found"),
         ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: Interpolation key 'x' not found"),
+        (
+            {"hydra": {"job": {"chdir": True}}},
+            "hydra.job.chdir=true: must be null or false, because paths are relative to the working directory",
+        ),
         ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
         *(
             (

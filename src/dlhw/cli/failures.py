@@ -17,6 +17,7 @@ logs how to resume it; its error goes to the launcher, and the sweep ends with e
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -52,8 +53,8 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
             yield
     except KeyboardInterrupt:
         if not (record.path / "config.yaml").exists():
-            record.discard()
             log.warning("interrupted before the run began")
+            record.discard()
         elif not in_sweep:
             log.warning("interrupted; resume with %s", shlex.quote(f"resume={record.path}"))
         raise
@@ -99,10 +100,11 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
     instead. Any other error prints a traceback. For an OSError without a file name, the line names ``directory``.
     """
     try:
-        if not os.path.isdir(os.curdir):
-            raise UsageError("the working directory has been deleted; change to another directory")
+        _prepare_streams()
+        _require_working_directory()
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         signals.raise_received()
     except KeyboardInterrupt:
         signals.ignore()
@@ -119,6 +121,24 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
             error.__traceback__ = without_library_frames(error.__traceback__)
         traceback.print_exception(error)
         sys.exit(1)
+
+
+def _prepare_streams() -> None:
+    """Open closed standard streams, which would otherwise become files of the run, and escape unknown characters."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the working directory has been deleted; change to another directory") from error
 
 
 def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:

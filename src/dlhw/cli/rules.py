@@ -28,6 +28,8 @@ from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE,
 from dlhw.runtime.paths import read_path, shortened
 
 Selections = Collection[tuple[str, str]]
+HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir")
+"""Keys of Hydra, besides its directories, that a run depends on."""
 
 
 def expected_one_of(word: str, valid: Sequence[str]) -> str:
@@ -232,12 +234,12 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
     """
     mistakes: list[str] = []
     kind = "run" if mode == RunMode.RUN else "sweep"
-    for key in ("name", "seed", "data_dir", "output_dir", f"hydra.{kind}.dir", "hydra.output_subdir"):
+    for key in ("name", "seed", "data_dir", "output_dir", *HYDRA_KEYS, f"hydra.{kind}.dir"):
         if mistakes and key.startswith("hydra."):
             break  # these values contain the others
         try:
             value = _required_value(cfg, key)
-            if key.endswith("dir") and key != "hydra.output_subdir":
+            if key.endswith("dir") and key not in HYDRA_KEYS:
                 path = str(read_path(value, key=key))
                 if path != value:
                     OmegaConf.update(cfg, key, path)
@@ -256,6 +258,8 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
         return "must be a directory name of at most 100 letters, digits and . _ + -"
     if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
         return "must be a whole number from 0 to 9223372036854775807"
+    if key == "hydra.job.chdir" and value not in (None, False):
+        return "must be null or false, because paths are relative to the working directory"
     if key == "hydra.output_subdir" and value is not None and not re.fullmatch(r"\.?\w[\w-]{0,99}", text):
         return "must be null or the name of a new folder, such as .hydra"
     return None

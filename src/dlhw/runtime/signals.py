@@ -11,7 +11,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 
 REPEATED_SECONDS = 1.0
@@ -22,11 +21,12 @@ class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM was received."""
 
 
-@dataclass
 class _State:
+    """The state of this process; a plain class, because this module must be imported at once."""
+
     received: int | None = None
-    at: float = 0.0
-    stoppable: bool = False
+    at = 0.0
+    stoppable = False
 
 
 _state = _State()

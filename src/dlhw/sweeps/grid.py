@@ -63,6 +63,7 @@ class Grid(Sweeper):
         self.program = task_function
         self.cfg = config
 
+    @signals.stoppable()
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 if one failed."""
         if any(line.startswith("hydra.sweep.subdir=") for line in self.cfg.hydra.overrides.hydra):
@@ -75,7 +76,7 @@ class Grid(Sweeper):
         self._launcher(len(jobs))
         for name in unread:
             log.info("%s varies only in jobs that read it", name)
-        with self._directory() as directory, signals.stoppable():
+        with self._directory() as directory:
             reasons = self._run(jobs, directory)
         if reasons:
             sys.exit(1)
@@ -100,7 +101,6 @@ class Grid(Sweeper):
         """Compose every job. Raise UsageError for a value that is invalid in every job that has it."""
         jobs = []
         for plan in tracked(plans, total=len(plans), what="composing the jobs"):
-            signals.raise_received()
             try:
                 cfg = self.context.config_loader.load_sweep_config(self.cfg, list(plan.overrides))
                 jobs.append(PlannedJob(plan, without_hydra(cfg)))
