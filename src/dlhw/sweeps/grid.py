@@ -33,7 +33,8 @@ from dlhw.cli import composition, failures, program
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runs.identity import identity, identity_of_run, without_hydra
-from dlhw.runs.record import Record, read_summary
+from dlhw.runs.record import Record
+from dlhw.runs.stored import read_summary
 from dlhw.runtime.files import write_atomically
 from dlhw.sweeps.expansion import Plan, UnreadParams, expand
 
