@@ -88,16 +88,20 @@ def test_figure_options_override_those_of_the_first_config(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in its subdirectories)"),
+        (["{0}/none"], "{0}/none: no such directory; expected the directory of a run or sweep"),
         (
             ["{0}/sweep", "{0}/run"],
             "--output: missing; expected a directory for the comparison of several directories",
         ),
-        (["{0}/latin"], "{0}/latin/sweep.csv: not a CSV file in UTF-8; repair or delete it"),
+        (
+            ["{0}/latin"],
+            "{0}/latin/sweep.csv: not UTF-8 text (byte 6); delete it, then compare the runs again, which writes it",
+        ),
         (["{0}/run"], "--output: missing; expected a directory for the comparison of a single run, {0}/run"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
-            "--output {0}/run: contains another run or sweep; expected another directory",
+            "--output {0}/run: contains something else; expected a new or empty directory, or that of an earlier "
+            "comparison",
         ),
     ],
 )

@@ -82,8 +82,12 @@ def test_other_overrides_are_invalid_with_resume(stored_run: Callable[..., Path]
 
 
 def test_resume_of_a_directory_without_a_config_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        assert error_message(f"resume={path}") == f"resume={path}: not a run directory (it has no config.yaml)"
+    neither = "neither a run nor a sweep (no config.yaml, multirun.yaml or sweep.csv)"
+    assert error_message(f"resume={tmp_path}") == f"resume={tmp_path}: {neither}"
+    nowhere = tmp_path / "nowhere"
+    assert error_message(f"resume={nowhere}") == (
+        f"resume={nowhere}: no such directory; expected the directory of a run or sweep"
+    )
 
 
 def test_resume_cannot_change_epochs_if_the_schedule_depends_on_them(stored_run: Callable[..., Path]) -> None:

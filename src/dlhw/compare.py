@@ -17,7 +17,9 @@ from dlhw.runtime.paths import printable, read_path, shortened
 if TYPE_CHECKING:
     from dlhw.views.comparison import Comparison
 
-_WRITTEN = ("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "no_winner")
+_WRITTEN = (
+    *("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "tied", "no_winner"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Pictures are prepared as in training.",
     )
     parser.add_argument("run", metavar="RUN", help="the directory of a run that classifies pictures")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="a file, or a folder with pictures")
+    parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a file, or a folder with pictures")
     parser.add_argument("--top", type=_count, default=5, metavar="K", help="number of classes per picture (default: 5)")
     parser.add_argument(
         "--weights",
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with failures.end_program(options.run):
         results = predict(
             read_path(options.run, key="RUN"),
-            [read_path(picture, key="PICTURE") for picture in options.pictures],
+            options.pictures,
             top=options.top,
             weights=options.weights,
             device=options.device,

@@ -10,6 +10,11 @@ from dlhw.runs import stored
 from dlhw.runtime.paths import printable
 
 _MOST_LISTED = 3
+_MISSING = {
+    "run": "not a run directory (it has no config.yaml)",
+    "sweep": "not a sweep directory (it has no sweep.csv)",
+    "run or sweep": "neither a run nor a sweep (no config.yaml, multirun.yaml or sweep.csv)",
+}
 
 
 def has_config(path: Path) -> bool:
@@ -74,14 +79,11 @@ def _explanation_of_others(path: Path, expected: str) -> str:
         newest = max(inside, key=lambda directory: directory.stat().st_mtime)
         kind = "sweeps" if is_sweep(newest) else "runs"
         return f"a folder of {kind}; expected one of them; the newest is {printable(newest)}"
-    return f"not a {expected} directory (it has no {'sweep.csv' if expected == 'sweep' else 'config.yaml'})"
+    return _MISSING[expected]
 
 
 def _such_as(runs: Sequence[Path]) -> str:
-    if not runs:
-        return ""
-    more = f" and {len(runs) - _MOST_LISTED} more" if len(runs) > _MOST_LISTED else ""
-    return f": {', '.join(map(printable, runs[:_MOST_LISTED]))}{more}"
+    return f", such as {', '.join(map(printable, runs[:_MOST_LISTED]))}" if runs else ""
 
 
 def _subdirectories(path: Path) -> list[Path]:

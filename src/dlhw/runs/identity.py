@@ -42,7 +42,9 @@ def to_yaml(cfg: DictConfig) -> str:
 
 
 def _as_stored(cfg: DictConfig) -> DictConfig:
-    values: dict[str, Any] = {"resume": None, "data_dir": _absolute(cfg.data_dir)}
+    values: dict[str, Any] = {"resume": None}
+    if isinstance(cfg.get("data_dir"), str):
+        values["data_dir"] = _absolute(cfg.data_dir)
     for group, name in STORED_ABSOLUTE:
         path = OmegaConf.select(cfg, f"{group}.{name}")
         if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
@@ -53,7 +55,7 @@ def _as_stored(cfg: DictConfig) -> DictConfig:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def same_run(cfg: DictConfig, directory: Path) -> bool:

@@ -30,8 +30,8 @@ LARGEST_SUMMARY = 64 * 2**20
 LARGEST_TABLE = 2**30
 
 RESTORE = "restore it, or start again in a new directory"
-REWRITTEN = "delete it; resuming writes it again"
-COMPARE_AGAIN = "delete it; comparing the runs again writes it"
+REWRITTEN = "delete it, then resume the run, which writes it again"
+COMPARE_AGAIN = "delete it, then compare the runs again, which writes it"
 
 
 class Unreadable(UsageError):

@@ -306,7 +306,10 @@ def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
 
 def _reason(path: Path, ended: str | None) -> str | None:
     """Return why the job in this directory failed or did not run; None if it is finished."""
-    summary = read_summary(path)
+    try:
+        summary = read_summary(path)
+    except UsageError as error:
+        return str(error)
     if summary.get("status") == "failed":
         return str(summary.get("reason"))
     if summary.get("status") == "finished":
