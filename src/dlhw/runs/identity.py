@@ -91,7 +91,7 @@ def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def checkpoint_identity(cfg: DictConfig) -> dict[str, Any]:
     """Return what a checkpoint stores of its run: its config without what may change, and the version of dlhw."""
-    content: Any = OmegaConf.to_container(_as_stored(without_hydra(cfg)), resolve=True)
+    content: Any = OmegaConf.to_container(_as_stored(without_hydra(cfg) if "hydra" in cfg else cfg), resolve=True)
     return {"config": _kept_by_resume(content), "dlhw": dlhw.__version__}
 
 
