@@ -184,5 +184,11 @@ def _same_kind(entry: Any, expected: Mapping[str, Any], parameter: Tensor) -> bo
 
 
 def _has_shape(stored: Tensor, value: Tensor, parameter: Tensor) -> bool:
-    """Return whether a stored tensor has the dimensions of ``value``, and the shape of the parameter where it has."""
-    return stored.ndim == value.ndim and (value.ndim != parameter.ndim or stored.shape == parameter.shape)
+    """Return whether a stored tensor has as many dimensions as ``value`` and, if so has the parameter, its sizes or 1.
+
+    Adafactor keeps one value per row and per column.
+    """
+    if stored.ndim != value.ndim:
+        return False
+    sizes = zip(stored.shape, parameter.shape, strict=False)
+    return value.ndim != parameter.ndim or all(size in (1, expected) for size, expected in sizes)
