@@ -18,7 +18,6 @@ from dlhw.runs import checkpoint
 from dlhw.runs.checkpoint import State
 from dlhw.runs.record import Record
 from dlhw.train import run
-from dlhw.training.optim import optimizer_class
 from support.comparing import assert_same_run
 from support.composing import compose
 
@@ -47,6 +46,7 @@ def unfinished(trained: Path, tmp_path: Path) -> Path:
     """A copy of the run without its summary, so that it can be resumed."""
     shutil.copytree(trained / "run", tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "previous.pt").unlink()
     return tmp_path / "run"
 
 
@@ -119,23 +119,23 @@ def first_weight(state: State) -> str:
         (lambda state: state.pop("data"), "without data"),
         (lambda state: state["model"].pop(first_weight(state)), "missing instead of float32 of 8x64"),
         (lambda state: state["model"].update({first_weight(state): torch.zeros(9, 64)}), "float32 of 9x64 instead of"),
-        (lambda state: state["model"].update({first_weight(state): torch.zeros(8, 64).double()}), "float64 of 8x64 inst"),
+        (lambda state: state["model"].update({first_weight(state): torch.zeros(8, 64, dtype=torch.double)}), "float64 of 8x64"),
         (lambda state: state["model"].update({first_weight(state): 3}), "model must be a mapping of tensors"),
         (lambda state: state.update(shape=[10**6, 10**6]), "shape is [1000000, 1000000]"),
         (lambda state: state.update(shape=[63]), "weights of another model (for other inputs or outputs)"),
         (lambda state: state.update(outputs="ten"), "outputs is ten"),
         (lambda state: state.update(rows=3), "rows must be a list of mappings"),
-        (lambda state: state["rows"][1].update(val_loss=float("nan")), "row 2 is not that of epoch 2, with numbers only"),
-        (lambda state: state["rows"][1].update(val_loss="x"), "row 2 is not that of epoch 2, with numbers only"),
-        (lambda state: state["rows"][1].update(epoch=7), "row 2 is not that of epoch 2, with numbers only"),
+        (lambda state: state["rows"][1].update(val_loss=float("nan")), "row 2 is not that of epoch 2"),
+        (lambda state: state["rows"][1].update(val_loss="x"), "row 2 is not that of epoch 2"),
+        (lambda state: state["rows"][1].update(epoch=7), "row 2 is not that of epoch 2"),
         (lambda state: state["rows"][1].pop("val_loss"), "row 2 has other columns than row 1"),
-        (lambda state: [row.pop("val_error_percent") for row in state["rows"]], "its rows do not have val_error_percent"),
+        (lambda state: [row.pop("val_error_percent") for row in state["rows"]], "rows do not have val_error_percent"),
         (lambda state: state.update(optimizer=[]), "optimizer must have state and param_groups"),
         (lambda state: state["optimizer"]["param_groups"].clear(), "another optimizer (other groups of parameters)"),
         (lambda state: state["optimizer"]["param_groups"][0].pop("betas"), "the state of another optimizer (betas)"),
         (lambda state: state["optimizer"]["param_groups"][0].update(eps="x"), "the state of another optimizer (eps)"),
         (lambda state: state["optimizer"]["state"][0].pop("exp_avg"), "Adam has step, exp_avg, exp_avg_sq"),
-        (lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3, 3)), "the state of another optimizer"),
+        (lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3, 3)), "Adam has step, "),
         (lambda state: state["optimizer"]["state"].update({99: {}}), "(other numbers of parameters)"),
     ],
 )  # fmt: skip
@@ -175,29 +175,12 @@ def test_checkpoint_of_another_version_is_used_with_a_warning(
     assert any("written by dlhw 0.0.7, and this is dlhw" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        "sgd",
-        "momentum",
-        "adam",
-        "adamw",
-        "Adagrad",
-        "RMSprop",
-        "Adadelta",
-        "NAdam",
-        "RAdam",
-        "Adamax",
-        "ASGD",
-        "Rprop",
-        "Adafactor",
-    ],  # fmt: skip
-)
+BY_NAME = ["Adagrad", "RMSprop", "Adadelta", "NAdam", "RAdam", "Adamax", "ASGD", "Rprop", "Adafactor"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw", "nesterov_by_hand", *BY_NAME])
 def test_state_of_every_optimizer_can_be_resumed(tmp_path: Path, optimizer: str) -> None:
-    choice = [f"optimizer={optimizer}"]
-    if optimizer[0].isupper():
-        assert optimizer_class(optimizer)
-        choice = ["optimizer=torch", f"optimizer.name={optimizer}"]
+    choice = ["optimizer=torch", f"optimizer.name={optimizer}"] if optimizer in BY_NAME else [f"optimizer={optimizer}"]
     run(compose("model.hidden=[4]", "trainer.epochs=1", "trainer.device=cpu", *choice), Record(tmp_path))
     run(compose(f"resume={tmp_path}", "trainer.epochs=2"), Record(tmp_path))
     assert Record(tmp_path).finished
