@@ -119,7 +119,7 @@ def first_weight(state: State) -> str:
         (lambda state: state.pop("data"), "without data"),
         (lambda state: state["model"].pop(first_weight(state)), "missing instead of float32 of 8x64"),
         (lambda state: state["model"].update({first_weight(state): torch.zeros(9, 64)}), "float32 of 9x64 instead of"),
-        (lambda state: state["model"].update({first_weight(state): torch.zeros(8, 64, dtype=torch.double)}), "float64 of 8x64"),
+        (lambda state: state["model"].update({first_weight(state): torch.zeros(8, 64).double()}), "float64 of 8x64"),
         (lambda state: state["model"].update({first_weight(state): 3}), "model must be a mapping of tensors"),
         (lambda state: state.update(shape=[10**6, 10**6]), "shape is [1000000, 1000000]"),
         (lambda state: state.update(shape=[63]), "weights of another model (for other inputs or outputs)"),

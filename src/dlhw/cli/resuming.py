@@ -6,6 +6,7 @@ import torch, so that a run that cannot be resumed is refused at once.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,8 +67,10 @@ def resumed_config(
 
     Raise UsageError if the number of epochs changes and the learning-rate schedule depends on it.
     """
-    result = OmegaConf.masked_copy(composed, ["hydra"])
+    result = copy.deepcopy(composed)
     with open_dict(result):
+        for name in [name for name in result if name != "hydra"]:
+            del result[name]
         for name, node in run_config.items():
             result[name] = node
         result.hydra.run.dir = str(directory)
@@ -154,7 +157,7 @@ def _kept_overrides(
             raise Unreadable(path, reason, stored.RESTORE) from error
         key = override.key_or_group
         sweeps_hydra = override.is_sweep_override() and override.is_hydra_override()
-        if key == "resume" or sweeps_hydra:
+        if not key or key == "resume" or sweeps_hydra:
             raise Unreadable(path, f"invalid override {shortened(line, longest=60)}", stored.RESTORE)
         if key not in replaced and not any(f"{key}.".startswith(f"{group}.") for group in without_options):
             kept.append(line)

@@ -74,7 +74,9 @@ def _explanation_of_others(path: Path, expected: str) -> str:
     content = {entry.name for entry in path.iterdir()} if os.access(path, os.R_OK) else set()
     if content and content <= {".hydra", "run.log"}:
         return "the run was interrupted before its first files were written; start it again without resume"
-    inside = [directory for directory in _subdirectories(path) if has_config(directory) or is_sweep(directory)]
+    inside = [
+        directory for directory in _subdirectories(path) if is_run_of_dlhw(directory) or is_sweep_of_dlhw(directory)
+    ]
     if inside:
         newest = max(inside, key=lambda directory: directory.stat().st_mtime)
         kind = "sweeps" if is_sweep(newest) else "runs"
