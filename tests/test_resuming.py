@@ -94,7 +94,7 @@ def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir(tmp_path
 
 @pytest.mark.parametrize(
     "line",
-    ["resume=other", "hydra/launcher=basic,vectorized", "hydra.run.dir=a,b", "a b", "=", "x=[", "seed=range(2),5"],
+    ["resume=other", "hydra/launcher=basic,vectorized", "hydra.run.dir=a,b", "a b", "=", "x=["],
 )
 def test_odd_override_of_a_stored_sweep_is_an_error_that_names_the_file(tmp_path: Path, line: str) -> None:
     write_multirun(tmp_path, task=[line])
@@ -112,7 +112,7 @@ def test_finished_run_is_refused_before_anything_is_built(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="already finished after 3 epochs"):
         compose_with_hydra(command, "trainer.epochs=3")
     make_study_run(tmp_path / "study", answer=1.0)
-    with pytest.raises(UsageError, match="study: already finished$"):
+    with pytest.raises(UsageError, match=r"study: already finished$"):
         compose_with_hydra(f"resume={tmp_path / 'study'}")
 
 
