@@ -16,7 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlhw.runs.record import Record, Row, read_summary
+from dlhw.runs.record import Record, Row
+from dlhw.runs.stored import read_summary
 
 EPOCHS = 4
 

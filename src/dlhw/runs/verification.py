@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 import dlhw
 from dlhw.errors import UsageError
+from dlhw.runs import checkpoint
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import differences
 from dlhw.runs.schemas import MOST_EPOCHS, Invalid, check_metrics, is_number, is_whole, require
@@ -59,6 +60,15 @@ def require_kind(path: Path, state: State, kind: Kind) -> None:
         _check(state, kind)
     except Invalid as error:
         raise WrongCheckpoint(path, f"not {_DESCRIPTIONS[kind]} ({error})") from error
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint. Raise WrongCheckpoint if it has none, and CorruptCheckpoint."""
+    state: Any = checkpoint.load(path)
+    weights = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise WrongCheckpoint(path, "not a checkpoint of a run (without weights)")
+    return weights
 
 
 def _check(state: Any, kind: Kind) -> None:
