@@ -16,7 +16,8 @@ from dlhw.cli import failures
 from dlhw.errors import ChecksFailed
 from dlhw.runs import answer
 from dlhw.runs.answer import Answer, Check
-from dlhw.runs.record import Record, read_summary
+from dlhw.runs.record import Record
+from dlhw.runs.stored import read_summary
 from dlhw.views.plots import new_figure
 from support.composing import compose
 

@@ -43,7 +43,7 @@ def test_save_last_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         save_last(tmp_path, state_of(epoch))
     assert (epoch_in(tmp_path / "last.pt"), epoch_in(tmp_path / "previous.pt")) == (3, 2)
-    assert same_state(load_last(tmp_path), state_of(3))
+    assert same_state(load_last(tmp_path)[1], state_of(3))
 
 
 def test_a_corrupt_last_checkpoint_is_logged_and_the_previous_one_is_loaded(
@@ -53,7 +53,7 @@ def test_a_corrupt_last_checkpoint_is_logged_and_the_previous_one_is_loaded(
     save_last(tmp_path, state_of(2))
     truncate(tmp_path / "last.pt")
     with caplog.at_level(logging.WARNING):
-        assert same_state(load_last(tmp_path), state_of(1))
+        assert same_state(load_last(tmp_path)[1], state_of(1))
     (warning,) = caplog.records
     assert (warning.levelname, str(tmp_path / "last.pt") in warning.getMessage()) == ("WARNING", True)
 
@@ -62,7 +62,7 @@ def test_a_valid_last_checkpoint_is_loaded_without_a_warning(tmp_path: Path, cap
     save_last(tmp_path, state_of(1))
     save_last(tmp_path, state_of(2))
     (tmp_path / "previous.pt").write_bytes(b"")
-    assert same_state(load_last(tmp_path), state_of(2))
+    assert same_state(load_last(tmp_path)[1], state_of(2))
     assert not caplog.records
 
 
@@ -108,9 +108,9 @@ def test_a_crash_while_saving_leaves_a_readable_checkpoint(
         crash_at(call, name, patch)
         with pytest.raises(Crash):
             save_last(tmp_path, state_of(3))
-    state = load_last(tmp_path)
-    assert state is not None
-    assert state["rows"][-1]["epoch"] in (2, 3)
+    loaded = load_last(tmp_path)
+    assert loaded is not None
+    assert loaded[1]["rows"][-1]["epoch"] in (2, 3)
     save_last(tmp_path, state_of(4))
     assert epoch_in(tmp_path / "last.pt") == 4
 

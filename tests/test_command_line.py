@@ -38,7 +38,7 @@ def test_hydra_full_error_shows_the_traceback(tmp_path: Path) -> None:
         (["lr=3"], "lr: unknown key; did you mean optimizer.lr?"),
         (["model=cnn", "model.kernel=4"], "model.kernel=4: must be odd, so that padding keeps the size"),
         (["seed=-1"], "seed=-1: must be a whole number from 0 to 9223372036854775807"),
-        (["resume=nowhere"], "resume={at}/nowhere: not a run directory (it has no config.yaml)"),
+        (["resume=nowhere"], "resume={at}/nowhere: no such directory; expected the directory of a run or sweep"),
         (
             ["dataset=mnist", "dataset.download=false", "data_dir=none"],
             "dataset=mnist: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -88,16 +89,20 @@ def test_figure_options_override_those_of_the_first_config(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{0}/none"], "{0}/none: neither a run nor a sweep (no config.yaml in it or in its subdirectories)"),
+        (["{0}/none"], "{0}/none: no such directory; expected the directory of a run or sweep"),
         (
             ["{0}/sweep", "{0}/run"],
             "--output: missing; expected a directory for the comparison of several directories",
         ),
-        (["{0}/latin"], "{0}/latin/sweep.csv: not a CSV file in UTF-8; repair or delete it"),
+        (
+            ["{0}/latin"],
+            "{0}/latin/sweep.csv: not UTF-8 text (byte 6); delete it, then compare the runs again, which writes it",
+        ),
         (["{0}/run"], "--output: missing; expected a directory for the comparison of a single run, {0}/run"),
         (
             ["{0}/sweep", "-o", "{0}/run"],
-            "--output {0}/run: contains another run or sweep; expected another directory",
+            "--output {0}/run: contains something else; expected a new or empty directory, or that of an earlier "
+            "comparison",
         ),
     ],
 )
@@ -132,3 +137,91 @@ def test_importing_compare_does_not_import_slow_libraries() -> None:
     code = "import sys, dlhw.compare, dlhw.views.comparison; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(process.stdout.split()).isdisjoint({"torch", "pandas", "hydra", "matplotlib", "numpy"})
+
+
+# What is written where
+
+
+def stranger(path: Path) -> Path:
+    """Make the folder of another Hydra program, with a config in a subfolder and files with dlhw's names."""
+    (path / "app" / ".hydra").mkdir(parents=True)
+    (path / "app" / "config.yaml").write_text("seed: 0\nname: app\nmodel: {layers: 3}\n")
+    (path / "app" / ".hydra" / "overrides.yaml").write_text("- b=1\n")
+    (path / "summary.json").write_text('{"mine": true}')
+    (path / "sweep.csv").write_text("name,size\na,1\n")
+    return path
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_files_of_other_programs_are_not_changed(tmp_path: Path, table: bool) -> None:
+    folder = stranger(tmp_path / "folder")
+    if not table:
+        (folder / "sweep.csv").unlink()
+    before = contents(folder)
+    with pytest.raises(
+        UsageError, match=r"sweep\.csv: not the table of a sweep|app; expected|not the config of a run|neither a run"
+    ):
+        compare([folder])
+    make_sweep(tmp_path / "sweep", {"b=0": [2.0], "b=1": [1.0]})
+    for output in (folder, folder / "app"):
+        with pytest.raises(UsageError, match="contains something else"):
+            compare([tmp_path / "sweep"], output=output)
+    assert contents(folder) == before
+
+
+def test_runs_in_a_folder_are_compared_in_another_directory(tmp_path: Path) -> None:
+    for b in (0, 1):
+        make_run(tmp_path / "runs" / str(b), f"b={b}", val=b)
+    stranger(tmp_path / "runs" / "other")
+    (tmp_path / "runs" / "app").mkdir()
+    (tmp_path / "runs" / "app" / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UsageError, match=f"^--output: missing; .* of a folder of runs, {tmp_path / 'runs'}$"):
+        compare([tmp_path / "runs"])
+    for _ in range(2):  # the second time into the earlier comparison
+        compare([tmp_path / "runs"], output=tmp_path / "out")
+        assert [row["job"] for row in read_rows(tmp_path / "out" / "sweep.csv")] == ["0", "1"]
+
+
+def test_broken_run_of_a_sweep_does_not_prevent_the_comparison(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = make_sweep(tmp_path, {f"b={b}": [float(b)] for b in range(4)})
+    (runs[0] / "config.yaml").write_text("a: &x [1]\nb: [*x, *x]\n")
+    (runs[1] / "summary.json").unlink()
+    os.mkfifo(runs[1] / "summary.json")
+    (runs[2] / "metrics.csv").write_text("epoch,val_error_percent\n1,nan\n")
+    printed = compare([tmp_path], figure_options={"curves": ["val_error_percent"]})
+    assert "lowest mean validation error: b = 2" in printed
+    assert f"b=0,seed=0: failed: {runs[0] / 'config.yaml'}: YAML anchors and aliases are not supported" in printed
+    assert f"b=1,seed=0: failed: {runs[1] / 'summary.json'}: a pipe, not a file" in printed
+    assert f"{runs[2] / 'metrics.csv'}: row 1 is not that of epoch 1, with numbers only" in caplog.text
+    statuses = [row["status"] for row in read_rows(tmp_path / "sweep.csv")]
+    assert statuses == ["failed", "failed", "finished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            ["--curves", "val_los"],
+            "--curves val_los: no run has this column (did you mean val_loss?); expected one of ",
+        ),
+        (["--overlay", "c"], "--overlay c: this key does not vary among the runs; expected one of b"),
+        (["--against", "b", "bb"], "--against bb: this key does not vary among the runs (did you mean b?); expected "),
+        (["--probes", "norm"], "--probes norm: no run has a probe with this column"),
+        (["-o", ""], "--output : must be a path"),
+    ],
+)
+def test_option_that_no_run_can_fulfil_gives_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], message: str
+) -> None:
+    make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    with pytest.raises(SystemExit) as raised:
+        main([str(tmp_path), *option])
+    assert raised.value.code == 1
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / "sweep.csv").exists()

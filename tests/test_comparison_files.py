@@ -56,13 +56,22 @@ def test_comparison_of_no_runs_writes_sweep_csv(tmp_path: Path) -> None:
     assert "no winner: no run finished" in str(conclusion)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b'{"status": ', b'{"status": 3, "best": 1}'])
-def test_run_with_an_invalid_summary_is_unfinished(tmp_path: Path, content: bytes) -> None:
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"\xff", b'{"status": ', b'{"status": 3, "best": 1}', b'{"status": "finished", "final": null}', DEEP],
+    ids=lambda content: repr(content[:40]),
+)
+def test_run_with_an_invalid_summary_counts_as_failed(tmp_path: Path, content: bytes) -> None:
     runs = make_sweep(tmp_path, {"b=0": [5.0], "b=1": [1.0]})
     (runs[1] / "summary.json").write_bytes(content)
     compare_runs(tmp_path, runs, comparison=NO_CURVES)
-    compare([tmp_path])
-    assert [row["status"] for row in read_rows(tmp_path / "sweep.csv")] == ["finished", "unfinished"]
+    assert f"b=1,seed=0: failed: {runs[1] / 'summary.json'}: " in compare([tmp_path])
+    rows = read_rows(tmp_path / "sweep.csv")
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert rows[1]["reason"].startswith(f"{runs[1] / 'summary.json'}: ")
 
 
 def test_invalid_numbers_are_ignored(tmp_path: Path) -> None:

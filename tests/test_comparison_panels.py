@@ -107,3 +107,21 @@ def test_layers_before_and_after_training_share_the_y_axis() -> None:
     assert left.get_ylim() == right.get_ylim()
     assert left.get_yscale() == right.get_yscale() == "log"
     assert [text.get_text() for text in left.get_xticklabels()] == ["in", "out"]
+
+
+def test_equal_lines_are_all_visible() -> None:
+    """Each of three equal lines has a dash where the others have a gap; markers are rings of different sizes."""
+    equal = [Series(f"b = {i}", PALETTE[i], [1, 2, 3], [3.0, 2.0, 1.0]) for i in range(3)]
+    figure = compared_curves(
+        [Panel("loss", [*equal, Series("other", PALETTE[3], [1, 2, 3], [1.0, 2.0, 3.0])])], title="t"
+    )
+    draw(figure)
+    lines = [labelled_line(figure.axes[0], f"b = {i}") for i in range(3)]
+    assert [line.get_linestyle() for line in lines] == ["--"] * 3
+    assert [line._unscaled_dash_pattern for line in lines] == [
+        (0.0, (6.0, 12.0)),
+        (12.0, (6.0, 12.0)),
+        (6.0, (6.0, 12.0)),
+    ]
+    assert [line.get_markersize() for line in lines] == [8.5, 6.0, 3.5]
+    assert labelled_line(figure.axes[0], "other").get_linestyle() == "-"

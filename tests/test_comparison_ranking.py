@@ -137,3 +137,36 @@ def test_at_most_thirty_settings_are_printed(tmp_path: Path) -> None:
     assert len(lines) == 1 + 30 + 2
     assert lines[31] == "and 3 more in tables/settings.csv"
     assert len(read_rows(tmp_path / "tables" / "settings.csv")) == 33
+
+
+def test_settings_with_exactly_the_lowest_mean_are_reported_as_tied(tmp_path: Path) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0, 3.0], "b=1": [3.0, 2.0], "b=2": [2.5, 2.5], "b=3": [4.0, 4.0]})
+    conclusion = compare_runs(tmp_path, runs, comparison=NO_CURVES)
+    assert conclusion.verdict.startswith("lowest mean validation error: b = 0 (")
+    assert conclusion.verdict.endswith("; tied with b = 1, b = 2")
+    assert json.loads((tmp_path / "summary.json").read_text())["tied"] == ["b = 1", "b = 2"]
+
+
+def test_models_of_different_datasets_have_no_winner(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / name, f"dataset={name}", val=val, choices={"dataset": name}, data={"name": name})
+        for name, val in (("digits", 1.0), ("mnist", 2.0))
+    ]
+    conclusion = compare_runs(tmp_path, runs, comparison=NO_CURVES)
+    assert conclusion.winner is None
+    assert conclusion.verdict == "no winner: the runs have different datasets (digits, mnist)"
+
+
+def test_picture_folders_with_different_paths_are_different_datasets(tmp_path: Path) -> None:
+    runs = [
+        make_run(
+            tmp_path / name,
+            f"dataset.root=/{name}",
+            config={"dataset": {"root": f"/{name}"}},
+            data={"name": "image_folder"},
+        )
+        for name in ("cats", "dogs")
+    ]
+    assert compare_runs(tmp_path, runs, comparison=NO_CURVES).verdict == (
+        "no winner: the runs have different datasets (image_folder /cats, image_folder /dogs)"
+    )

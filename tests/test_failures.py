@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from dlhw import load_run
 from dlhw.cli import failures
 from dlhw.errors import ChecksFailed, TrainingFailed, UsageError
-from dlhw.runs.record import Record, read_summary
+from dlhw.runs.record import Record
+from dlhw.runs.stored import read_summary
+from support.composing import compose
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
 
@@ -55,6 +58,15 @@ def test_unexpected_error_is_reraised_and_logged_with_its_traceback(tmp_path: Pa
     assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep) is error
     assert read_summary(tmp_path / "run") == {"status": "failed", "reason": "ZeroDivisionError: by 0"}
     assert "ZeroDivisionError: by 0" in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by 0"), FULL], ids=repr)
+def test_run_that_fails_before_its_config_is_written_has_one(tmp_path: Path, error: Exception) -> None:
+    cfg = compose("seed=3", "dataset=digits")
+    with pytest.raises((ZeroDivisionError, SystemExit)), failures.recorded(cfg, Record(tmp_path), in_sweep=False):
+        raise error
+    assert load_run(tmp_path).config.seed == 3
+    assert load_run(tmp_path).summary["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dlhw.errors import UsageError
 from dlhw.reading import Run
 from dlhw.runs.record import Record
 from dlhw.train import run as train
+from support.run_directories import write_config
 
 # With a learning rate 1000 times as large, the second epoch is worse than the first: best.pt and last.pt differ.
 DIVERGING = ["scheduler=step", "scheduler.every_epochs=1", "scheduler.factor=1000", "trainer.epochs=2"]
@@ -137,11 +138,19 @@ def test_unfinished_run_can_be_read(directory: Path, tmp_path: Path) -> None:
     assert repr(run) == f"Run({str(tmp_path)!r}, status=unfinished)"
 
 
-@pytest.mark.parametrize("name", [".", "nowhere", "file"])
-def test_path_that_is_not_a_run_is_an_error(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (".", "not a run directory (it has no config.yaml)"),
+        ("nowhere", "no such directory; expected the directory of a run"),
+        ("file", "not a directory; expected the directory of a run"),
+    ],
+)
+def test_path_that_is_not_a_run_is_an_error(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"not a run directory \(it has no config\.yaml\)$"):
+    with pytest.raises(UsageError) as raised:
         load_run(tmp_path / name)
+    assert str(raised.value) == f"{tmp_path / name}: {reason}"
 
 
 def test_error_for_a_missing_file_has_the_reason_of_the_failed_run(tmp_path: Path) -> None:
@@ -160,7 +169,7 @@ def test_error_for_a_missing_file_has_the_reason_of_the_failed_run(tmp_path: Pat
 
 def test_tilde_in_a_path_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    write_config(tmp_path)
     assert load_run("~").config.seed == 0
 
 
@@ -171,5 +180,5 @@ def test_load_sweep_returns_a_numeric_table_by_job(tmp_path: Path) -> None:
     assert table.index.tolist() == ["b=0", "b=1"]
     assert table["b"].tolist() == [0, 1]
     assert table.loc["b=0", "best_val_error_percent"] == 2.5
-    with pytest.raises(UsageError, match=r"not a sweep directory \(it has no sweep\.csv\)$"):
+    with pytest.raises(UsageError, match=r"none: no such directory; expected the directory of a sweep$"):
         load_sweep(tmp_path / "none")

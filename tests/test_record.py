@@ -16,7 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlhw.runs.record import Record, Row, read_summary
+from dlhw.runs.record import Record, Row
+from dlhw.runs.stored import read_summary
 
 EPOCHS = 4
 
@@ -268,3 +269,14 @@ def test_crash_while_writing_keeps_the_old_summary(tmp_path: Path, call: str, mo
     assert (tmp_path / "summary.json").read_bytes() == before
     record.summary({"status": "failed"})
     assert read_summary(tmp_path) == {"status": "failed"}
+
+
+def test_invalid_summary_is_logged_and_the_run_counts_as_incomplete(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "summary.json").write_text('{"status": "finished", "final": null}')
+    assert not Record(tmp_path).finished
+    assert caplog.messages == [
+        f"{tmp_path / 'summary.json'}: best must be a row of metrics with its epoch; delete it, then resume the run, "
+        "which writes it again (the run is completed again)"
+    ]

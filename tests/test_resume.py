@@ -124,11 +124,22 @@ def test_resume_after_the_last_epoch_writes_summary_and_figure(tmp_path: Path, u
         lambda run: (run / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes()[:-7]),
         lambda run: (run / "metrics.csv").unlink(),
         lambda run: (run / "timing.csv").unlink(),
+        lambda run: (run / "timing.csv").write_text("epoch,seconds\n1,0.5\nx,y\n2\n3,nan\n"),
+        lambda run: (run / "timing.csv").write_bytes(b"\xff\0"),
         lambda run: (run / "last.pt").write_bytes((run / "last.pt").read_bytes()[:1000]),
         lambda run: (run / "last.pt").unlink(),
         lambda run: (run / ".last.pt.partial").write_bytes(b"truncated"),
     ],
-    ids=["truncated row", "no rows", "no times", "truncated checkpoint", "between two renames", "partial file"],
+    ids=[
+        "truncated row",
+        "no rows",
+        "no times",
+        "invalid times",
+        "binary times",
+        "truncated checkpoint",
+        "between two renames",
+        "partial file",
+    ],
 )
 def test_run_with_damaged_files_resumes_exactly(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, damage: object

@@ -82,8 +82,12 @@ def test_other_overrides_are_invalid_with_resume(stored_run: Callable[..., Path]
 
 
 def test_resume_of_a_directory_without_a_config_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere"):
-        assert error_message(f"resume={path}") == f"resume={path}: not a run directory (it has no config.yaml)"
+    neither = "neither a run nor a sweep (no config.yaml, multirun.yaml or sweep.csv)"
+    assert error_message(f"resume={tmp_path}") == f"resume={tmp_path}: {neither}"
+    nowhere = tmp_path / "nowhere"
+    assert error_message(f"resume={nowhere}") == (
+        f"resume={nowhere}: no such directory; expected the directory of a run or sweep"
+    )
 
 
 def test_resume_cannot_change_epochs_if_the_schedule_depends_on_them(stored_run: Callable[..., Path]) -> None:
@@ -97,3 +101,22 @@ def test_resume_cannot_change_epochs_if_the_schedule_depends_on_them(stored_run:
 def test_resume_validates_the_changed_values(stored_run: Callable[..., Path]) -> None:
     directory = stored_run()
     assert error_message(f"resume={directory}", "trainer.epochs=0") == "trainer.epochs=0: must be greater than 0"
+
+
+def test_invalid_config_in_a_sweep_is_logged_and_is_not_the_same_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert identity.identity_of_run(tmp_path) is None
+    assert not caplog.messages
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert identity.identity_of_run(tmp_path) is None
+    assert caplog.messages[0].startswith(f"{tmp_path / 'config.yaml'}: not the config of a run (without name, ")
+
+
+def test_differences_name_both_values_and_count_the_rest() -> None:
+    one = {"seed": 1, "optimizer": {"lr": 0.1, "momentum": 0.9}, "model": {"hidden": [8]}}
+    other = {"seed": 0, "optimizer": {"lr": 0.2}, "model": {"hidden": [9]}, "b": 1}
+    assert identity.differences(one, one) == ""
+    assert identity.differences(one, other) == (
+        "seed: 1 instead of 0, optimizer.lr: 0.1 instead of 0.2, model.hidden: [8] instead of [9] and 2 more"
+    )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw.cli import rules
-from dlhw.cli.composition import parsed
 from dlhw.errors import UsageError
 
 
@@ -18,10 +15,6 @@ def config(**content: Any) -> DictConfig:
     cfg = OmegaConf.create(content)
     OmegaConf.set_struct(cfg, True)  # as in a config that Hydra composed
     return cfg
-
-
-def overrides(*lines: str) -> list[Override]:
-    return [parsed(line) for line in lines]
 
 
 def test_expected_one_of_suggests_the_nearest_word_and_lists_all() -> None:
@@ -111,59 +104,6 @@ def test_selected_entry_that_does_not_exist_is_an_error() -> None:
         rules.require_listed_entries(cfg, [("sizes", "size")])
     cfg.size = "full"
     rules.require_listed_entries(cfg, [("sizes", "size")])
-
-
-def test_resumed_run_may_change_only_epochs_and_data_dir() -> None:
-    lines = overrides("resume=x", "trainer.epochs=9", "hydra.verbose=true", "data_dir=y")
-    assert rules.changes_of_resumed_run(lines) == {"resume": "x", "trainer.epochs": 9, "data_dir": "y"}
-    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .* only data_dir and trainer.epochs$"):
-        rules.changes_of_resumed_run(overrides("resume=x", "seed=3"))
-
-
-COMPOSED = {"hydra": {"run": {"dir": "now"}, "output_subdir": ".hydra"}, "trainer": {"epochs": 20}, "resume": None}
-
-
-def test_resumed_config_is_the_stored_one_with_the_changes() -> None:
-    composed = config(**COMPOSED, model={"hidden": [1]})
-    stored = config(trainer={"epochs": 5}, scheduler={}, resume=None, old=True)
-    result = rules.resumed_config(composed, stored, {"resume": "r", "trainer.epochs": 9}, Path("/run"))
-    assert result == {
-        "hydra": {"run": {"dir": "/run"}, "output_subdir": None},
-        "trainer": {"epochs": 9},
-        "scheduler": {},
-        "resume": "/run",
-        "old": True,
-    }
-    assert stored.trainer.epochs == 5
-    assert composed == {**COMPOSED, "model": {"hidden": [1]}}
-
-
-def test_resumed_run_keeps_the_epochs_that_its_schedule_depends_on() -> None:
-    stored = config(trainer={"epochs": 5}, scheduler={"epochs": 5}, resume=None)
-    assert rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 5}, Path("/run")).trainer.epochs == 5
-    with pytest.raises(UsageError, match=r"^trainer.epochs=9: the learning-rate schedule .*; expected 5$"):
-        rules.resumed_config(config(**COMPOSED), stored, {"trainer.epochs": 9}, Path("/run"))
-
-
-def resumed_sweep(*lines: str) -> list[str]:
-    launcher = ["hydra/launcher=vectorized", "hydra.launcher.largest=2", "+hydra.launcher.more=1"]
-    stored = config(
-        hydra={
-            "overrides": {"hydra": [*launcher, "hydra.sweep.dir=old"], "task": ["seed=0,1", "data_dir=old"]},
-            "runtime": {"choices": {"hydra/launcher": "vectorized"}},
-        }
-    )
-    return rules.overrides_of_resumed_sweep(stored, overrides("resume=S", *lines), parsed)
-
-
-def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir() -> None:
-    options = ["hydra.launcher.largest=2", "+hydra.launcher.more=1"]
-    assert resumed_sweep() == ["hydra/launcher=vectorized", *options, "seed=0,1"]
-    assert resumed_sweep("data_dir=new") == ["hydra/launcher=vectorized", *options, "seed=0,1", "data_dir=new"]
-    assert resumed_sweep("hydra/launcher=vectorized") == [*options, "seed=0,1", "hydra/launcher=vectorized"]
-    assert resumed_sweep("hydra/launcher=basic") == ["seed=0,1", "hydra/launcher=basic"]
-    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .*; expected only data_dir$"):
-        resumed_sweep("seed=3")
 
 
 def test_override_that_the_study_does_not_read_is_an_error() -> None:

@@ -13,6 +13,7 @@ from dlhw.runs.record import Record
 from dlhw.sweeps import expansion, grid
 from support.commands import SMALL, Ended, dlhw
 from support.marks import slow
+from support.run_directories import CONFIG
 from support.sweeps import QUICK, Comparison, replace_comparison, started_jobs, summary_statuses, table_statuses
 
 
@@ -117,11 +118,11 @@ def test_resuming_with_an_override_or_an_unreadable_config_is_refused(tmp_path: 
         "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
-    assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: cannot be read (")
+    assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: not valid YAML (")
 
 
 def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
-    cfg = OmegaConf.create({"name": "x", "data_dir": str(tmp_path)})
+    cfg = OmegaConf.create({"seed": 0, **CONFIG})
     plans = [expansion.Plan((), name) for name in "cba"]
     for name in "ac":
         (tmp_path / name).mkdir()

@@ -19,12 +19,14 @@ __all__ = ["UsageError", "__version__", "load_run", "load_sweep"]
 def load_run(path: str | Path) -> Run:
     """Open a run directory, to read its config, metrics, summary and model; see :class:`dlhw.reading.Run`."""
     from dlhw.reading import Run  # imports pandas and torch, which takes seconds
+    from dlhw.runtime.paths import read_path
 
-    return Run(Path(path).expanduser())
+    return Run(read_path(str(path)))
 
 
 def load_sweep(path: str | Path) -> DataFrame:
     """Read the table of a sweep, indexed by job; columns of numbers are numeric."""
     from dlhw.reading import read_sweep
+    from dlhw.runtime.paths import read_path
 
-    return read_sweep(Path(path).expanduser())
+    return read_sweep(read_path(str(path)))

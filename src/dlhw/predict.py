@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dlhw import load_run
 from dlhw.cli import failures
 from dlhw.errors import UsageError
+from dlhw.runtime.paths import printable, read_path
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Classify pictures with the network of a finished run, and print the most probable classes. "
         "Pictures are prepared as in training.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a run that classifies pictures")
+    parser.add_argument("run", metavar="RUN", help="the directory of a run that classifies pictures")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a file, or a folder with pictures")
     parser.add_argument("--top", type=_count, default=5, metavar="K", help="number of classes per picture (default: 5)")
     parser.add_argument(
@@ -57,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with failures.end_program(options.run):
         results = predict(
-            options.run, options.pictures, top=options.top, weights=options.weights, device=options.device
+            read_path(options.run, key="RUN"),
+            options.pictures,
+            top=options.top,
+            weights=options.weights,
+            device=options.device,
         )
     failed = [result for result in results if "error" in result]
     for result in failed:
@@ -86,7 +91,6 @@ def predict(
 
     from dlhw.data.pictures import Unreadable
     from dlhw.runtime.devices import pick_device
-    from dlhw.runtime.paths import printable
 
     try:
         torch_device = pick_device(device)
@@ -151,20 +155,13 @@ def open_classifier(path: Path, weights: Literal["best", "last"], device: torch.
     from omegaconf import OmegaConf
 
     from dlhw.cli.build import choice
-    from dlhw.runs import checkpoint
     from dlhw.runtime.devices import Precision
 
-    sweep = [name for name in ("multirun.yaml", "sweep.csv") if (path / name).is_file()]
-    if sweep and not (path / "config.yaml").is_file():
-        jobs = sorted(job.parent for job in path.rglob("best.pt"))
-        raise UsageError(
-            f"{path}: the directory of a sweep; expected one of its runs" + (f", such as {jobs[0]}" if jobs else "")
-        )
     run = load_run(path)
     if run.config.study.get("_target_") is not None:
         raise UsageError(f"{path}: a run of a study, which does not save a network; expected a training run")
     model = run.model(weights)
-    state = checkpoint.load(path / f"{weights}.pt")
+    state = run.checkpoint(weights)
     shape, name = tuple(state["shape"]), choice(run.config, "dataset")
     if state["outputs"] == 1:
         raise UsageError(f"{path}: a regression run (dataset={name}); expected a run on pictures with classes")

@@ -23,10 +23,11 @@ def same_state(one: object, other: object) -> bool:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Assert that two run directories have the same metrics and checkpoints, bit for bit."""
+    """Assert that two run directories have the same metrics and checkpoints, bit for bit; configs may differ."""
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
     for name in ("last.pt", "best.pt"):
-        assert same_state(checkpoint.load(one / name), checkpoint.load(other / name)), name
+        states = [{**checkpoint.load(path / name), "run": None} for path in (one, other)]
+        assert same_state(*states), name
 
 
 def assert_equal(ours: Any, expected: Any, where: str) -> None:

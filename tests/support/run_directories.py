@@ -8,7 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlhw.runs.schemas import GROUPS
 from dlhw.views.comparison import Comparison
+
+CONFIG: dict[str, Any] = {"name": "tiny", "data_dir": "/data", "output_dir": "outputs", "resume": None}
+CONFIG |= {group: {"_target_": None} for group in GROUPS} | {"trainer": {"epochs": 3, "monitor": "val_error_percent"}}
+"""The smallest valid config of a run, without its seed."""
+MULTIRUN: dict[str, Any] = {
+    "seed": 0,
+    **CONFIG,
+    "hydra": {"overrides": {"hydra": [], "task": []}, "runtime": {"choices": {"hydra/launcher": "basic"}}},
+}
+"""The smallest valid ``multirun.yaml``."""
 
 CURVES = Comparison(
     curves=["train_loss", "val_error_percent"], x="epoch", log_x=False, overlay=None, against=[], probes=[]
@@ -35,7 +46,7 @@ def make_run(
     (path / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))  # JSON is YAML
     (path / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": dict(choices or {})}}}))
     seed = next((int(line.partition("=")[2]) for line in overrides if line.startswith("seed=")), 0)
-    (path / "config.yaml").write_text(json.dumps({"seed": seed, **(config or {})}))
+    write_config(path, seed=seed, **(config or {}))
     rows = [
         {
             "epoch": epoch,
@@ -51,7 +62,7 @@ def make_run(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    content: dict[str, Any] = {"status": status, "monitor": monitor, "best": rows[1]}
+    content: dict[str, Any] = {"status": status, "monitor": monitor, "stopped": "epochs", "best": rows[1]}
     content |= {"final": rows[-1], "seconds": 9.5, "seconds_per_epoch": 0.5, "experiment": "tiny", "seed": seed}
     content |= {"parameters": 7, **summary}
     if status == "failed":
@@ -61,11 +72,20 @@ def make_run(
     return path
 
 
+def write_config(path: Path, **values: Any) -> None:
+    """Write a valid ``config.yaml`` with these values. Those of groups are added to the group's others."""
+    content = {"seed": 0, **CONFIG}
+    for name, value in values.items():
+        is_group = isinstance(value, Mapping) and isinstance(content.get(name), Mapping)
+        content[name] = {**content[name], **value} if is_group else value
+    (path / "config.yaml").write_text(json.dumps(content))  # JSON is YAML
+
+
 def make_study_run(path: Path, *overrides: str, **numbers: float) -> Path:
     """Make the directory of a study, which has ``numbers`` instead of metrics."""
     make_run(path, *overrides, **numbers)
     content = json.loads((path / "summary.json").read_text())
-    for name in ("monitor", "best", "final", "seconds", "seconds_per_epoch"):
+    for name in ("monitor", "best", "final", "stopped", "seconds", "seconds_per_epoch"):
         del content[name]
     (path / "summary.json").write_text(json.dumps(content))
     return path
@@ -76,6 +96,8 @@ def make_sweep(path: Path, results: Mapping[str, Sequence[float]], **run: Any) -
 
     The test error is 10 minus the validation error. ``run`` are options of ``make_run``.
     """
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "multirun.yaml").write_text(json.dumps(MULTIRUN))
     return [
         make_run(
             path / f"{overrides.replace(' ', ',')},seed={seed}",

@@ -18,6 +18,7 @@ from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.runs.checkpoint import State
+from dlhw.runs.identity import checkpoint_identity
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.training import acceleration, features, finetuning
@@ -84,11 +85,14 @@ class Parts:
 
     @property
     def constants(self) -> State:
-        """The part of a checkpoint that does not change in training: shapes, the dataset's hash, frozen weights."""
+        """The part of a checkpoint that does not change in training.
+
+        It has the run's config, the shapes, the dataset's hash and the frozen weights.
+        """
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
         sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
-        return {**sizes, "data": self.data.sha256, "model": frozen}
+        return {**sizes, "run": checkpoint_identity(self.components.cfg), "data": self.data.sha256, "model": frozen}
 
 
 def assemble(cfg: DictConfig) -> Parts:

@@ -9,11 +9,10 @@ import copy
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
@@ -22,12 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import hydra_internals, messages, rules
+from dlhw.cli import hydra_internals, messages, resuming, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
+from dlhw.runs import directories
 from dlhw.runtime import signals
-from dlhw.runtime.paths import read_path
 
 CONFIG_NAME = "train"
 PATH_KEYS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
@@ -182,14 +181,11 @@ class Loader(ComposingLoader):
         lines = [quoted(line) for line in overrides]
         try:
             parsed_overrides = OverridesParser.create().parse_overrides(lines)
-            resume = next((override for override in parsed_overrides if override.key_or_group == "resume"), None)
-            if resume is not None and resume.value() is not None:
-                if resume.is_sweep_override():
-                    raise UsageError(f"{resume.input_line}: must be one run or sweep")
-                directory = read_path(str(resume.value()), key="resume").absolute()
-                if not (directory / "multirun.yaml").is_file():
-                    return _resume_run(directory, parsed_overrides, compose)
-                lines = _lines_of_resumed_sweep(directory, parsed_overrides)
+            directory = resuming.directory_to_resume(parsed_overrides)
+            if directory is not None and not directories.is_sweep(directory):
+                return resuming.config_of_run(directory, parsed_overrides, compose)
+            if directory is not None:
+                lines = resuming.overrides_of_sweep(directory, parsed_overrides, parse=parsed, quote=quoted)
                 parsed_overrides = OverridesParser.create().parse_overrides(lines)
             return self._apply_rules(compose(lines), parsed_overrides)
         except UsageError:
@@ -240,39 +236,6 @@ class Loader(ComposingLoader):
                 choices = {}  # composing raises the error
             self._known_choices[lines] = {group: name for group, name in choices.items() if group != "experiment"}
         return self._known_choices[lines]
-
-
-def _resume_run(
-    directory: Path, overrides: Sequence[Override], compose: Callable[[Sequence[str]], DictConfig]
-) -> DictConfig:
-    """Return the config of the run in ``directory``. Raise UsageError."""
-    if not (directory / "config.yaml").is_file():
-        raise UsageError(f"resume={directory}: not a run directory (it has no config.yaml)")
-    changes = rules.changes_of_resumed_run(overrides)
-    composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])
-    try:
-        stored = OmegaConf.load(directory / "config.yaml")
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{directory / 'config.yaml'}: cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(stored, DictConfig) or "trainer" not in stored:
-        raise UsageError(f"resume={directory}: not a run directory (config.yaml is not the config of a run)")
-    return rules.resumed_config(composed, stored, changes, directory)
-
-
-def _lines_of_resumed_sweep(directory: Path, overrides: Sequence[Override]) -> list[str]:
-    """Return the overrides that resume the sweep in ``directory``. Raise UsageError."""
-    path = directory / "multirun.yaml"
-    try:
-        stored = OmegaConf.load(path)
-        assert isinstance(stored, DictConfig)
-        data_dir = str(stored.data_dir)
-        lines = rules.overrides_of_resumed_sweep(stored, overrides, parsed)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, OmegaConfBaseException, AssertionError) as error:
-        reason = (str(error).splitlines() or ["not a config"])[0]
-        raise UsageError(f"{path}: cannot be read ({reason})") from error
-    if not any(override.key_or_group == "data_dir" for override in overrides):
-        lines.append(quoted(f"data_dir={data_dir}"))
-    return [*lines, "hydra.mode=MULTIRUN", quoted(f"hydra.sweep.dir={directory}")]
 
 
 @functools.lru_cache(maxsize=4096)

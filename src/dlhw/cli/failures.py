@@ -60,7 +60,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         raise
     except UsageError as error:
         if in_sweep and not record.finished:
-            record.fail(error)
+            _fail(cfg, record, error)
             log.error("%s", error)
         elif cfg.resume is None and not in_sweep:
             record.discard()
@@ -69,18 +69,30 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         if isinstance(error, ChecksFailed):  # the summary is written already
             log.error("%s (see %s)", error, record.path / "tables" / "checks.csv")
         else:
-            record.fail(error)
+            _fail(cfg, record, error)
             log.error("%s (the results so far are in %s)", error, record.path)
         if in_sweep:
             raise
         raise SystemExit(1) from error
     except Exception as error:
-        record.fail(error)
+        _fail(cfg, record, error)
         with (record.path / "run.log").open("a") as file:
             traceback.print_exc(file=file)
         if in_sweep:
             log.error("%s: %s (traceback in %s)", type(error).__name__, error, record.path / "run.log")
         raise
+
+
+def _fail(cfg: DictConfig, record: Record, error: Exception) -> None:
+    """Record that the run failed; its directory has a config even if it failed before its first files were written."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dlhw.runs.identity import to_yaml
+
+    if not (record.path / "config.yaml").exists():
+        with contextlib.suppress(OSError, OmegaConfBaseException):  # a full disk; a value that cannot be resolved
+            record.write_config(to_yaml(cfg), new=True)
+    record.fail(error)
 
 
 def failure_of(job: Callable[[], object]) -> Exception | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import statistics
 import time
 from dataclasses import asdict
@@ -16,13 +17,15 @@ from torch.nn import Module
 
 from dlhw.cli.assembly import Parts, Question, initialized_model
 from dlhw.cli.build import choice
+from dlhw.cli.resuming import require_unfinished
 from dlhw.data.tensors import Dataset
 from dlhw.errors import ChecksFailed, UsageError
-from dlhw.runs import checkpoint
+from dlhw.runs import checkpoint, verification
 from dlhw.runs.answer import Answer
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import same_run, to_yaml
-from dlhw.runs.record import Record, read_summary
+from dlhw.runs.record import Record
+from dlhw.runs.verification import Kind, WrongCheckpoint
 from dlhw.runtime import provenance
 from dlhw.runtime.devices import Precision
 from dlhw.training.run import Result, TrainingRun, best_row
@@ -38,51 +41,65 @@ def resume_same_run(cfg: DictConfig, record: Record) -> None:
 
 def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
     """Open the run that the config describes: a new one or, with ``cfg.resume``, one at its last checkpoint."""
-    state = None
+    state, constants = None, parts.constants
     if cfg.resume is not None:
-        state = state_to_resume(cfg, parts.constants)
+        state = state_to_resume(cfg, parts, constants)
         record.reopen()
         record.restore(state["rows"] if state else [])
     record.write_config(to_yaml(cfg), new=cfg.resume is None)
-    return TrainingRun(
-        record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=parts.constants
-    )
+    return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=constants)
 
 
-def state_to_resume(cfg: DictConfig, constants: State) -> State | None:
+def state_to_resume(cfg: DictConfig, parts: Parts, constants: State) -> State | None:
     """Return the last checkpoint of the run ``cfg.resume``; None if it was interrupted before the first.
 
-    Raise UsageError if the run is finished, if the checkpoint does not belong to it, or if its dataset or the frozen
+    Raise UsageError if the run is finished, if a checkpoint does not belong to it, or if its dataset or the frozen
     weights in ``constants`` have changed.
     """
     directory = Path(cfg.resume)
-    summary = read_summary(directory)
-    trained = summary.get("final", {}).get("epoch", 0)
-    finished = summary.get("status") == "finished"
-    if finished and (trained >= cfg.trainer.epochs or summary.get("stopped") != "epochs"):
-        raise UsageError(
-            f"resume={cfg.resume}: already finished after {trained} epoch{'' if trained == 1 else 's'}"
-            + ("; a larger trainer.epochs continues training" if summary.get("stopped") == "epochs" else "")
-        )
-    state = checkpoint.load_last(directory)
-    rows = state["rows"] if state else []
+    trained = require_unfinished(directory, cfg)
+    last = checkpoint.load_last(directory)
+    if last is None:
+        if trained:
+            raise UsageError(f"{directory / 'last.pt'}: missing; restore it, or start a new run")
+        return None
+    path, state = last
+    require_checkpoint(path, state, "last", parts, constants)
+    rows = state["rows"]
     if len(rows) < trained or len(rows) > cfg.trainer.epochs:
         raise UsageError(
             f"resume={cfg.resume}: the checkpoint is of epoch {len(rows)}; expected an epoch from {trained} to "
             f"{cfg.trainer.epochs}"
         )
     if rows:
+        if cfg.trainer.monitor not in rows[0]:
+            raise WrongCheckpoint(path, f"its rows do not have {cfg.trainer.monitor}")
         best = best_row(rows, cfg.trainer.monitor)["epoch"]
-        if not (directory / "best.pt").exists() or checkpoint.load(directory / "best.pt")["epoch"] < best:
+        weights = directory / "best.pt"
+        stored = checkpoint.load(weights) if os.path.lexists(weights) else None
+        if stored is not None:
+            require_checkpoint(weights, stored, "best", parts, constants)
+        if stored is None or not best <= stored["epoch"] <= cfg.trainer.epochs:
             raise UsageError(
                 f"resume={cfg.resume}: best.pt does not contain the weights of the best epoch, {best}; start a new run"
             )
-    if state is not None and state.get("data", constants["data"]) != constants["data"]:
-        raise UsageError(f"resume={cfg.resume}: the dataset has changed since this run started; start a new run")
-    frozen = {name: value.cpu() for name, value in constants["model"].items()}
-    if state is not None and not all(torch.equal(state["model"][name], value) for name, value in frozen.items()):
-        raise UsageError(f"resume={cfg.resume}: model.weights have changed since this run started; start a new run")
     return state
+
+
+def require_checkpoint(path: Path, state: State, kind: Kind, parts: Parts, constants: State) -> None:
+    """Raise UsageError unless a checkpoint is of this kind and belongs to the run that is resumed."""
+    verification.require_kind(path, state, kind)
+    verification.require_same_run(path, state, constants["run"])
+    if state["data"] != constants["data"]:
+        raise UsageError(f"resume={path.parent}: the dataset has changed since this run started; start a new run")
+    if any(state[name] != constants[name] for name in ("shape", "outputs")):
+        raise WrongCheckpoint(path, "weights of another model (for other inputs or outputs)")
+    verification.require_fits_model(path, state, parts.model.state_dict())
+    frozen = {name: value.cpu() for name, value in constants["model"].items()}
+    if not all(torch.equal(state["model"][name], value) for name, value in frozen.items()):
+        raise UsageError(f"resume={path.parent}: model.weights have changed since this run started; start a new run")
+    if kind == "last" and state["rows"]:
+        verification.require_fits_optimizer(path, state, parts.optimizer)
 
 
 def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
@@ -130,8 +147,7 @@ def report(parts: Parts, record: Record) -> dict[str, Any]:
 def answer(cfg: DictConfig, record: Record, question: Question) -> None:
     """Run the study, then log and write its results. Raise ChecksFailed after everything is written."""
     if cfg.resume is not None:
-        if record.finished:
-            raise UsageError(f"resume={cfg.resume}: already finished")
+        require_unfinished(Path(cfg.resume), cfg)
         record.reopen()
     record.write_config(to_yaml(cfg), new=cfg.resume is None)
     log.info("%s, in %s", cfg.name, record.path)

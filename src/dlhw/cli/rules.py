@@ -3,7 +3,6 @@
 - An experiment's values for a group are dropped when another option of that group is chosen.
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
-- A resumed run keeps its config, and a resumed sweep its overrides; only a few keys may change.
 - A study rejects overrides of groups and keys that it does not read.
 - The seed, the name and the directories are valid before anything is created.
 """
@@ -14,17 +13,15 @@ import copy
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE, without_hydra
+from dlhw.runs.identity import without_hydra
 from dlhw.runtime.paths import read_path, shortened
 
 Selections = Collection[tuple[str, str]]
@@ -140,72 +137,6 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
         valid, selected = list(map(str, cfg.get(entries) or ())), str(cfg.get(name))
         if name in cfg and selected not in valid:
             raise UsageError(f"{name}={selected}: unknown {name}{expected_one_of(selected, valid)}")
-
-
-def changes_of_resumed_run(overrides: Sequence[Override]) -> dict[str, Any]:
-    """Return the values that the overrides besides ``resume=RUN`` change. Raise UsageError for a fixed key."""
-    changed = [override for override in overrides if not override.key_or_group.startswith("hydra")]
-    for override in changed:
-        if override.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
-            raise UsageError(
-                f"{override.input_line}: invalid with resume, because a resumed run keeps its config; "
-                f"expected only {' and '.join(RESUMED_RUN_MAY_CHANGE)}"
-            )
-    return {override.key_or_group: override.value() for override in changed}
-
-
-def resumed_config(composed: DictConfig, stored: DictConfig, changes: Mapping[str, Any], directory: Path) -> DictConfig:
-    """Return the config of the run in ``directory``, with Hydra's part of the composed config and the changes.
-
-    Raise UsageError if the number of epochs changes and the learning-rate schedule depends on it.
-    """
-    result = _without(composed, [str(name) for name in composed if name != "hydra"])
-    with open_dict(result):
-        for name, node in stored.items():
-            result[name] = node
-        result.hydra.run.dir = str(directory)
-        result.hydra.output_subdir = None
-    epochs = result.trainer.epochs
-    for name, value in changes.items():
-        OmegaConf.update(result, name, value)
-    if result.trainer.epochs != epochs and "epochs" in result.scheduler:
-        raise UsageError(
-            f"trainer.epochs={result.trainer.epochs}: the learning-rate schedule of this run depends on its "
-            f"number of epochs; expected {epochs}"
-        )
-    result.resume = str(directory)
-    return result
-
-
-def overrides_of_resumed_sweep(
-    stored: DictConfig, overrides: Sequence[Override], parse: Callable[[str], Override]
-) -> list[str]:
-    """Return the overrides in a sweep's ``multirun.yaml``, then those of the command line without ``resume=SWEEP``.
-
-    The options of the stored launcher or sweeper are dropped if the command line names another one. Raise UsageError
-    for an override of a key that may not change.
-    """
-    for override in overrides:
-        if not override.is_hydra_override() and override.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
-            raise UsageError(
-                f"{override.input_line}: invalid with resume, because a resumed sweep keeps its overrides; "
-                f"expected only {' and '.join(RESUMED_SWEEP_MAY_CHANGE)}"
-            )
-    added = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
-    replaced = {"hydra.sweep.dir", "hydra.mode", "data_dir"}
-    without_options = []
-    for override in overrides:
-        if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
-            replaced.add(override.key_or_group)
-            stored_choices = OmegaConf.select(stored, "hydra.runtime.choices", default={})
-            if stored_choices.get(override.key_or_group) != override.value():
-                without_options.append(override.key_or_group.replace("/", "."))
-
-    def is_kept(text: str) -> bool:
-        key = parse(text).key_or_group
-        return key not in replaced and not any(f"{key}.".startswith(f"{group}.") for group in without_options)
-
-    return [*filter(is_kept, [*stored.hydra.overrides.hydra, *stored.hydra.overrides.task]), *added]
 
 
 def require_read_by_study(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import time
 import zipfile
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from dlhw.errors import UsageError
+from dlhw.runs.stored import irregular
 from dlhw.runtime.files import sync_directory, write_atomically, write_temporary
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def save_last(directory: Path, state: State) -> None:
 def load(path: Path) -> State:
     """Read a checkpoint onto the CPU. Raise CorruptCheckpoint, which names the file, if it is damaged."""
     try:
-        damage = _damage(path)
+        damage = irregular(path) or _damage(path)
         state: State = {} if damage else torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError):
         raise
@@ -86,25 +88,25 @@ def _damage(path: Path) -> str | None:
     return None if failed is None else f"checksum of {failed} does not match"
 
 
-def load_last(directory: Path) -> State | None:
-    """Return ``last.pt``, or ``previous.pt`` if ``last.pt`` is corrupt; None if the run has no checkpoint yet.
+def load_last(directory: Path) -> tuple[Path, State] | None:
+    """Return ``last.pt`` and its content, or ``previous.pt`` if ``last.pt`` is corrupt; None without a checkpoint.
 
     A corrupt ``last.pt`` is logged and renamed to ``corrupt.pt``, so that it does not replace ``previous.pt`` later.
     Raise CorruptCheckpoint if all checkpoints are corrupt.
     """
-    paths = [path for name in ("last.pt", "previous.pt") if (path := directory / name).exists()]
+    paths = [path for name in ("last.pt", "previous.pt") if os.path.lexists(path := directory / name)]
     errors = []
     for path in paths:
         try:
             state = load(path)
             for corrupt in paths[: paths.index(path)]:
                 corrupt.replace(directory / "corrupt.pt")
-            return state
+            return path, state
         except CorruptCheckpoint as error:
             errors.append(error)
             log.warning("%s", error)
     if errors:
-        raise CorruptCheckpoint(f"{'; '.join(map(str, errors))}; there is no older checkpoint to resume from")
+        raise CorruptCheckpoint(f"{'; '.join(map(str, errors))}; no other checkpoint to resume from; start a new run")
     return None
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+import dlhw
+from dlhw.runs import stored
+from dlhw.runs.schemas import Invalid
+from dlhw.runtime.paths import shortened
+
+log = logging.getLogger(__name__)
 
 MAY_DIFFER = ("data_dir", "output_dir", "resume", "comparison")
 """Keys in which two configs of the same run may differ."""
@@ -21,7 +28,7 @@ RESUMED_SWEEP_MAY_CHANGE = ("data_dir",)
 """Keys that a command line may override besides ``resume=SWEEP``."""
 STORED_ABSOLUTE = (("init", "run"), ("model", "weights"), ("dataset", "cache_dir"))
 """Options that are paths. They are absolute in ``config.yaml``, so that a run can be resumed from another directory."""
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MOST_DIFFERENCES = 3
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -31,16 +38,24 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 
 def to_yaml(cfg: DictConfig) -> str:
     """Return the text of ``config.yaml``: the resolved config, without ``resume`` and with absolute paths."""
-    stored: dict[str, Any] = {"resume": None, "data_dir": _absolute(cfg.data_dir)}
+    return OmegaConf.to_yaml(_as_stored(cfg), resolve=True)
+
+
+def _as_stored(cfg: DictConfig) -> DictConfig:
+    values: dict[str, Any] = {"resume": None}
+    if isinstance(cfg.get("data_dir"), str):
+        values["data_dir"] = _absolute(cfg.data_dir)
     for group, name in STORED_ABSOLUTE:
         path = OmegaConf.select(cfg, f"{group}.{name}")
         if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
-            stored.setdefault(group, {})[name] = _absolute(path)
-    return OmegaConf.to_yaml(OmegaConf.merge(cfg, stored), resolve=True)
+            values.setdefault(group, {})[name] = _absolute(path)
+    merged = OmegaConf.merge(cfg, values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def same_run(cfg: DictConfig, directory: Path) -> bool:
@@ -52,19 +67,55 @@ def same_run(cfg: DictConfig, directory: Path) -> bool:
 def identity(cfg: DictConfig) -> dict[str, Any] | None:
     """Return the values that are equal for configs of the same run; None if an interpolation cannot be resolved."""
     try:
-        return _compared(yaml.load(to_yaml(without_hydra(cfg)), _YamlLoader))
-    except OmegaConfBaseException:
+        return _compared(stored.parse_yaml(to_yaml(without_hydra(cfg))))
+    except (OmegaConfBaseException, Invalid):
         return None
 
 
 def identity_of_run(directory: Path) -> dict[str, Any] | None:
-    """Return the :func:`identity` of the run in a directory; None if its ``config.yaml`` is missing or invalid."""
+    """Return the :func:`identity` of the run in a directory; None without a ``config.yaml`` or if that is invalid.
+
+    An invalid one is logged.
+    """
     try:
-        content = yaml.load((directory / "config.yaml").read_text(), _YamlLoader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        content = stored.read_config(directory)
+    except stored.Unreadable as error:
+        log.warning("%s", error)
         return None
-    return _compared(content) if isinstance(content, dict) else None
+    return None if content is None else _compared(content)
 
 
 def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in MAY_DIFFER}
+
+
+def checkpoint_identity(cfg: DictConfig) -> dict[str, Any]:
+    """Return what a checkpoint stores of its run: its config without what may change, and the version of dlhw."""
+    content: Any = OmegaConf.to_container(_as_stored(without_hydra(cfg) if "hydra" in cfg else cfg), resolve=True)
+    return {"config": _kept_by_resume(content), "dlhw": dlhw.__version__}
+
+
+def _kept_by_resume(content: Mapping[str, Any]) -> dict[str, Any]:
+    trainer = {name: value for name, value in content["trainer"].items() if name != "epochs"}
+    return _compared({**content, "trainer": trainer})
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return which values differ, such as ``seed: 1 instead of 0``; empty if none does. At most three are named."""
+    first, second = dict(_leaves(one)), dict(_leaves(other))
+    lines = [
+        f"{name}: {shortened(first.get(name, 'missing'), longest=40)} instead of "
+        f"{shortened(second.get(name, 'missing'), longest=40)}"
+        for name in dict.fromkeys([*second, *first])
+        if name not in first or name not in second or first[name] != second[name]
+    ]
+    more = len(lines) - _MOST_DIFFERENCES
+    return ", ".join(lines[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

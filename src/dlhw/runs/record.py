@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
+from dlhw.runs.stored import Unreadable, complete_lines, read_seconds, read_summary
 from dlhw.runtime.files import locked, write_atomically
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, float]
 _BEFORE_THE_RUN = {".hydra", "run.log"}
 """The entries of a run directory before its run begins."""
+_TIMING_HEADER = "epoch,seconds\n"
 
 
 def claim_directory(requested: Path, *, exact: bool) -> Path:
@@ -112,8 +115,12 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
-        return read_summary(self.path).get("status") == "finished"
+        """Whether the run is complete. An invalid summary is logged, and the run counts as incomplete."""
+        try:
+            return read_summary(self.path).get("status") == "finished"
+        except Unreadable as error:
+            log.warning("%s (the run is completed again)", error)
+            return False
 
     def restore(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Continue after ``rows``, the rows of a checkpoint.
@@ -122,12 +129,13 @@ class Record:
         """
         self.rows = [dict(row) for row in rows]
         known = _lines(self.rows)
-        lines = _complete_lines(self.path / "metrics.csv")
+        lines = complete_lines(self.path / "metrics.csv")
         if lines[: len(known)] != known:  # the file lacks rows of the checkpoint, or they differ
             lines = known
         self._ahead = lines[len(known) or 1 :]
         self._write("metrics.csv", lines if self._ahead else known)
-        self._write("timing.csv", _complete_lines(self.path / "timing.csv"))
+        times = [_timing(epoch, seconds) for epoch, seconds in read_seconds(self.path).items()]
+        self._write("timing.csv", [_TIMING_HEADER, *times] if times else [])
 
     def append(self, row: Row, *, seconds: float) -> None:
         """Add the row of a finished epoch. ``seconds`` is its wall time, including evaluation."""
@@ -145,12 +153,12 @@ class Record:
             self._write("metrics.csv", _lines(self.rows))
         else:
             self._append("metrics.csv", line, header=_line(row))
-        self._append("timing.csv", f"{row['epoch']:.0f},{seconds:.4f}\n", header="epoch,seconds\n")
+        self._append("timing.csv", _timing(row["epoch"], seconds), header=_TIMING_HEADER)
         if time.monotonic() - self._written >= self._every_seconds:
             self._flush()
 
     def _write(self, name: str, lines: Sequence[str]) -> None:
-        if lines or (self.path / name).exists():
+        if lines or os.path.lexists(self.path / name):
             write_atomically(self.path / name, "".join(lines).encode())
 
     def _append(self, name: str, line: str, *, header: str) -> None:
@@ -177,11 +185,8 @@ class Record:
             self._flush()
 
     def seconds(self) -> list[float]:
-        """Return the wall time of each epoch, as last computed; empty if ``timing.csv`` is missing."""
-        if not (self.path / "timing.csv").exists():
-            return []
-        with (self.path / "timing.csv").open(newline="") as file:
-            return list({int(line["epoch"]): float(line["seconds"]) for line in csv.DictReader(file)}.values())
+        """Return the wall time of each epoch, as last computed; only of those that ``timing.csv`` has."""
+        return list(read_seconds(self.path).values())
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write ``tables/<name>.csv``."""
@@ -232,15 +237,6 @@ class Record:
                 self.path.parent.rmdir()
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return the content of a run directory's ``summary.json``; empty if it is missing or invalid."""
-    try:
-        content = json.loads((path / "summary.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # not JSON, not UTF-8
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
@@ -258,13 +254,9 @@ def _lines(rows: Sequence[Row]) -> list[str]:
     return [_line(rows[0]), *(_line(row.values()) for row in rows)] if rows else []
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """Return the lines of a file that end in a newline. A crash may have truncated the last line, which is dropped."""
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []
-    return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+def _timing(epoch: float, seconds: float) -> str:
+    """Format a line of timing.csv."""
+    return f"{epoch:.0f},{seconds:.4f}\n"
 
 
 def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:

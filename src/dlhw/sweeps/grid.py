@@ -33,7 +33,8 @@ from dlhw.cli import composition, failures, program
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runs.identity import identity, identity_of_run, without_hydra
-from dlhw.runs.record import Record, read_summary
+from dlhw.runs.record import Record
+from dlhw.runs.stored import read_summary
 from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.progress import tracked
@@ -314,7 +315,10 @@ def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
 
 def _reason(path: Path, ended: str | None) -> str | None:
     """Return why the job in this directory failed or did not run; None if it is finished."""
-    summary = read_summary(path)
+    try:
+        summary = read_summary(path)
+    except UsageError as error:
+        return str(error)
     if summary.get("status") == "failed":
         return str(summary.get("reason"))
     if summary.get("status") == "finished":

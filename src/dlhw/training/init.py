@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint
+from dlhw.runs import verification
 from dlhw.training.settings import Positive
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -87,7 +87,7 @@ def from_run(
     if (directory / "multirun.yaml").is_file():
         raise UsageError(f"init.run={run}: a sweep; expected the directory of one of its runs")
     try:
-        stored = checkpoint.load(directory / f"{weights}.pt")["model"]
+        stored = verification.weights_of(directory / f"{weights}.pt")
     except FileNotFoundError as error:
         how = f"create it with: {made_by}" if made_by else "expected the directory of a trained run"
         raise UsageError(f"init.run={run}: {weights}.pt is missing; {how}") from error

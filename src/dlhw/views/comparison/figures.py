@@ -41,7 +41,7 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     lines = _best_per_value(drawn, overlay)
     lines = lines[:DRAWN_SETTINGS]
     lines = _sorted_by(lines, overlay or _main_key(drawn))
-    style = _Style(lines, overlay or _main_key(drawn), conclusion.winner, overlay)
+    style = _Style(lines, overlay or _main_key(drawn), conclusion, overlay)
     numeric_key = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
     against = comparison.against or ([numeric_key] if numeric_key else [])
     figures: list[tuple[str, Callable[[], str]]] = []
@@ -75,13 +75,13 @@ class _Style:
     """The lines that all figures of a comparison have, with one colour and label per setting."""
 
     def __init__(
-        self, settings: Sequence[Setting], key: str | None, winner: Setting | None, overlay: str | None
+        self, settings: Sequence[Setting], key: str | None, conclusion: Conclusion, overlay: str | None
     ) -> None:
         values = [None if key is None else number(setting.values[key]) for setting in settings]
-        best = next((i for i, setting in enumerate(settings) if setting is winner), None)
+        best = next((i for i, setting in enumerate(settings) if setting is conclusion.winner), None)
         colors = setting_colors(values, best=best)
         self.settings = list(settings)
-        self.winner = winner
+        self.best = [setting for setting in (conclusion.winner, *conclusion.tied) if setting is not None]
         self.overlay = overlay
         self.colors = {id(setting): color for setting, color in zip(settings, colors, strict=True)}
 
@@ -97,7 +97,7 @@ class _Style:
             list(x),
             [point.mean for point in spreads],
             deviations if any(map(math.isfinite, deviations)) else (),
-            setting is self.winner and len(self.settings) > 1,
+            any(setting is best for best in self.best) and len(self.settings) > 1,
         )
 
 

@@ -52,6 +52,7 @@ def compare_runs(
             "settings": len(conclusion.settings),
             "monitor": conclusion.monitor,
             "winner": _winner(conclusion),
+            "tied": [setting.label for setting in conclusion.tied],
             "no_winner": conclusion.no_winner or None,
             **(about or {}),
         }

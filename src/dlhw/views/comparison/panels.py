@@ -84,7 +84,8 @@ def compared_curves(
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
             marked = len(series.x) <= MARKED_POINTS and len(panel.series) <= len(PALETTE)
-            _draw_series(axes, series, marker="o" if marked else "", crowded=len(panel.series) > len(PALETTE))
+            marker, crowded = "o" if marked else "", len(panel.series) > len(PALETTE)
+            _draw_series(axes, series, marker=marker, crowded=crowded, hidden=_hidden(series, panel))
             if series.spread and (series.best or len(panel.series) <= len(PALETTE)):
                 low, high = _band(series)
                 axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0, zorder=1.5)
@@ -108,7 +109,7 @@ def compared_against(
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
-            _draw_series(axes, series, marker="o")
+            _draw_series(axes, series, marker="o", hidden=_hidden(series, panel))
             if series.spread:
                 low, high = _band(series)
                 sides = [[y - a for y, a in zip(series.y, low, strict=True)]]
@@ -131,7 +132,8 @@ def compared_layers(panels: Sequence[Panel], *, layers: Sequence[str] = (), titl
     figure, all_axes = _panels(panels, title=title, subtitle=subtitle)
     for axes, panel in zip(all_axes, panels, strict=True):
         for series in panel.series:
-            _draw_series(axes, series, marker="o", crowded=len(panel.series) > len(PALETTE))
+            crowded = len(panel.series) > len(PALETTE)
+            _draw_series(axes, series, marker="o", crowded=crowded, hidden=_hidden(series, panel))
             if series.spread and (series.best or len(panel.series) <= len(PALETTE)):
                 low, high = _band(series)
                 axes.fill_between(series.x, low, high, color=series.color, alpha=0.15, linewidth=0, zorder=1.5)
@@ -185,16 +187,29 @@ def _panels(panels: Sequence[Panel], *, title: str, subtitle: str) -> tuple[Figu
     return figure, all_axes
 
 
-def _draw_series(axes: Axes, series: Series, *, marker: str, crowded: bool = False) -> None:
+def _hidden(series: Series, panel: Panel) -> tuple[int, int]:
+    """Return how many series of the panel have exactly these values, and which of them this series is."""
+    equal = [other for other in panel.series if list(other.x) == list(series.x) and list(other.y) == list(series.y)]
+    return len(equal), next(i for i, other in enumerate(equal) if other is series)
+
+
+def _draw_series(
+    axes: Axes, series: Series, *, marker: str, crowded: bool = False, hidden: tuple[int, int] = (1, 0)
+) -> None:
+    """Draw a line. Those with equal values (see :func:`_hidden`) get dashes in turn and rings, so that all are seen."""
     thick, thin = (2.2, 1.3) if len(series.x) <= 100 and not crowded else (1.8, 0.8)
+    equal, place = hidden
+    dash, ring = 6.0, 2.5 * min(4, equal - 1 - place)
     axes.plot(
         series.x,
         series.y,
         color=series.color,
         label=series.label,
         linewidth=thick if series.best else thin,
+        linestyle="-" if equal == 1 else (dash * ((equal - place) % equal), (dash, dash * (equal - 1))),
+        dash_capstyle="butt",
         marker=marker,
-        markersize=4.5 if series.best else 3.5,
+        markersize=(4.5 if series.best else 3.5) + ring,
         zorder=3 if series.best else 2.2,
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 from dlhw.views.comparison.results import Result, canonical
 
 PRINTED_SETTINGS = 30
+NAMED_TIES = 5
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Conclusion:
     settings: tuple[Setting, ...]  # best first; settings with unfinished or failed runs come last
     monitor: str | None  # None for studies, and for runs with different monitors
     winner: Setting | None
+    tied: tuple[Setting, ...]  # the other settings with exactly the winner's mean
     no_winner: str  # why there is no winner
     failed: Mapping[str, str]  # job: reason
     notes: tuple[str, ...]
@@ -103,7 +105,10 @@ class Conclusion:
         """The winner and its results, or why there is no winner."""
         if self.winner is None or self.monitor is None:
             return f"no winner: {self.no_winner}"
-        return f"lowest mean {_column_text(self.monitor, unit=False)}: {winner_text(self.winner, self.monitor)}"
+        text = f"lowest mean {_column_text(self.monitor, unit=False)}: {winner_text(self.winner, self.monitor)}"
+        labels = [setting.label for setting in self.tied[:NAMED_TIES]]
+        more = len(self.tied) - len(labels)
+        return text + (f"; tied with {', '.join(labels)}{f' and {more} more' if more else ''}" if labels else "")
 
 
 def group_by_setting(results: Sequence[Result]) -> list[Setting]:
@@ -147,9 +152,14 @@ def rank_settings(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
         return math.inf if spread is None else spread.mean
 
     ranked = sorted(settings, key=lambda setting: (not setting.complete, mean(setting)))
-    winner = ranked[0] if ranked and ranked[0].complete and math.isfinite(mean(ranked[0])) else None
+    datasets = _datasets(finished)
+    comparable = len(datasets) < 2
+    winner = ranked[0] if comparable and ranked and ranked[0].complete and math.isfinite(mean(ranked[0])) else None
+    tied = tuple(other for other in ranked[1:] if winner and other.complete and mean(other) == mean(winner))
     no_winner = ""
-    if len(monitors) > 1:
+    if not comparable:
+        no_winner = f"the runs have different datasets ({', '.join(datasets)})"
+    elif len(monitors) > 1:
         no_winner = f"the runs have different values of trainer.monitor ({', '.join(monitors)})"
     elif winner is None and not finished:
         no_winner = "no run finished"
@@ -160,7 +170,17 @@ def rank_settings(results: Sequence[Result], jobs: Sequence[str]) -> Conclusion:
     repeated = [job for run, job in zip(results, jobs, strict=True) if run.repeats is not None]
     names = ", ".join(repeated[:3]) + (f" and {len(repeated) - 3} more" if len(repeated) > 3 else "")
     notes = (f"not counted, because another run has the same config and seed: {names}",) if repeated else ()
-    return Conclusion(status or "finished", tuple(ranked), monitor, winner, no_winner, failed, notes)
+    return Conclusion(status or "finished", tuple(ranked), monitor, winner, tied, no_winner, failed, notes)
+
+
+def _datasets(finished: Sequence[Result]) -> list[str]:
+    """Return the names of the datasets that the models were trained on; of picture folders with their path."""
+    names: dict[str, None] = {}
+    for run in finished:
+        if run.best and "name" in run.summary.get("data", {}):
+            root = run.settings.get("dataset.root")
+            names[f"{run.summary['data']['name']}{f' {root}' if root else ''}"] = None
+    return list(names)
 
 
 def reported_metrics(settings: Sequence[Setting], monitor: str | None) -> list[tuple[str, Callable[[Result], Any]]]:

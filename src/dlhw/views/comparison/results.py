@@ -7,8 +7,8 @@ runs takes about a second.
 
 from __future__ import annotations
 
-import csv
 import functools
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +20,13 @@ from typing import Any
 import yaml
 
 from dlhw.errors import UsageError
+from dlhw.runs import stored
+from dlhw.runs.directories import explanation, has_config, is_run_of_dlhw, is_sweep_of_dlhw
 from dlhw.runs.identity import NOT_SETTINGS
-from dlhw.runs.record import read_summary
+from dlhw.runs.schemas import Invalid, check_config
+from dlhw.runs.stored import Unreadable
+
+log = logging.getLogger(__name__)
 
 _NOT_RESULTS = (
     "status",
@@ -30,8 +35,6 @@ _NOT_RESULTS = (
     "parameters",
 )  # entries at the top level of summary.json that are not results of a study
 _COLUMNS = 5  # columns for settings that differ without an override; more only if these do not separate the runs
-_UNREADABLE = (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError)  # yaml raises the last three, too
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster
 
 
 @dataclass(frozen=True)
@@ -65,21 +68,38 @@ class Result:
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.csv``, one per epoch; empty if the file is missing."""
-        return _read_csv(self.path / "metrics.csv")
+        """The rows of ``metrics.csv``, one per epoch; empty if the file is missing or invalid, which is logged."""
+        try:
+            return stored.read_metrics(self.path) or []
+        except Unreadable as error:
+            log.warning("%s (the run is not drawn)", error)
+            return []
 
     def probes(self, column: str) -> list[tuple[int, list[float], list[str]]]:
         """Return epoch, values and names of the layers from the first and the last probe, if they have the column."""
         probes = []
-        files = sorted((self.path / "probes").glob("epoch_*.csv"))
+        files = sorted(file for file in (self.path / "probes").glob("epoch_*.csv") if file.stem[6:].isdecimal())
         for file in files[:1] + files[1:][-1:]:
-            with file.open(newline="") as text:
-                rows = list(csv.DictReader(text))
+            try:
+                rows = stored.read_table(file)
+            except Unreadable as error:
+                log.warning("%s (the run is not drawn)", error)
+                return []
             if rows and column in rows[0]:
                 values = [_number(row[column]) for row in rows]
                 names = [row.get("name", "") for row in rows]
-                probes.append((int(file.stem.rpartition("_")[2]), values, names))
+                probes.append((int(file.stem[6:]), values, names))
         return probes
+
+    @property
+    def probed_columns(self) -> list[str]:
+        """The columns of the first probe; empty without one."""
+        file = min((self.path / "probes").glob("epoch_*.csv"), default=None)
+        try:
+            rows = stored.read_table(file) if file is not None else []
+        except Unreadable:
+            rows = []
+        return list(rows[0]) if rows else []
 
 
 def read(
@@ -98,8 +118,7 @@ def read(
         overrides: the overrides of jobs whose directory does not have them.
     """
     overridden = [_overrides(path, (overrides or {}).get(path, ())) for path in directories]
-    configs = [_leaves(path / "config.yaml") for path in directories]
-    summaries = [read_summary(path) for path in directories]
+    configs, summaries, mistakes = _stored(directories)
     seeds = [
         _seed(config.get("seed", summary.get("seed", line.get("seed"))))
         for summary, config, line in zip(summaries, configs, overridden, strict=True)
@@ -128,7 +147,9 @@ def read(
         settings = {name: values[i] for name, values in columns.items()}
         status = summary.get("status")
         reason = _text(summary.get("reason", ""))
-        if status != "finished" and path in (failures or {}):
+        if path in mistakes:
+            status, reason = "failed", _text(mistakes[path])
+        elif status != "finished" and path in (failures or {}):
             status, reason = "failed", reason or _text((failures or {})[path])
         status = status if status in ("finished", "failed") else "unfinished"
         repeats = None
@@ -137,6 +158,23 @@ def read(
             repeats = None if first == path else first
         results.append(Result(path, settings, seeds[i], status, reason, summary, bool(config), repeats))
     return results
+
+
+def _stored(
+    directories: Sequence[Path],
+) -> tuple[list[Mapping[str, str]], list[Mapping[str, Any]], dict[Path, str]]:
+    """Return the leaves of the config and the summary of each run, and why those of some runs cannot be used."""
+    configs: list[Mapping[str, str]] = []
+    summaries: list[Mapping[str, Any]] = []
+    mistakes: dict[Path, str] = {}
+    for path in directories:
+        for content, read_file in ((configs, config_leaves), (summaries, stored.read_summary)):
+            try:
+                content.append(read_file(path))
+            except Unreadable as error:
+                content.append({})
+                mistakes.setdefault(path, str(error))
+    return configs, summaries, mistakes
 
 
 def _distinguishing_keys(
@@ -178,43 +216,41 @@ def _same_interpolation(texts: set[str]) -> bool:
 def run_directories(directory: Path) -> list[Path]:
     """Return ``[directory]`` if it is a run, else the runs directly in it, in the order of ``sweep.csv``, then by name.
 
-    Raise UsageError if there is no run.
+    In the directory of a sweep, a run with an invalid config is one, too. Raise UsageError if there is no run.
     """
-    if _is_run(directory):
+    if has_config(directory):
+        stored.read_config(directory)
         return [directory]
-    subdirectories = sorted(path for path in directory.iterdir() if _is_run(path)) if directory.is_dir() else []
-    jobs = [row["job"] for row in read_sweep_rows(directory)]
-    place = {name: i for i, name in enumerate(jobs)}
+    is_run = _began if is_sweep_of_dlhw(directory) else is_run_of_dlhw
+    subdirectories = sorted(path for path in directory.iterdir() if is_run(path)) if directory.is_dir() else []
+    try:
+        rows = stored.read_sweep(directory) or []
+    except Unreadable as error:
+        log.warning("%s (the runs are sorted by name)", error)
+        rows = []
+    place = {row["job"]: i for i, row in enumerate(rows)}
     runs = sorted(subdirectories, key=lambda path: place.get(path.name, len(place)))
     if not runs:
-        raise UsageError(f"{directory}: neither a run nor a sweep (no config.yaml in it or in its subdirectories)")
+        raise UsageError(explanation(directory, expected="run or sweep"))
     return runs
-
-
-def read_sweep_rows(directory: Path) -> list[dict[str, str]]:
-    """Return the rows of a sweep's ``sweep.csv``, empty if it is missing. Raise UsageError if it is not a table."""
-    try:
-        with (directory / "sweep.csv").open(newline="", encoding="utf-8-sig") as file:
-            return [row for row in csv.DictReader(file) if row.get("job") and None not in row]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{directory / 'sweep.csv'}: not a CSV file in UTF-8; repair or delete it") from error
 
 
 def declared_options(runs: Iterable[Path]) -> dict[str, Any]:
     """Return the ``comparison`` options in the first run's config; empty if there are none."""
     first = next(iter(runs), None)
-    node = None if first is None else _load(first / "config.yaml").get("comparison")
-    return {name: value for name, value in node.items() if name != "_target_"} if isinstance(node, dict) else {}
+    try:
+        config = None if first is None else stored.read_config(first)
+    except Unreadable:
+        config = None
+    return {name: value for name, value in config["comparison"].items() if name != "_target_"} if config else {}
 
 
 @functools.lru_cache(maxsize=2**14)
 def canonical(text: str) -> Any:
     """Parse a value as written, for comparison: ``0.10`` equals ``1e-1``, and ``[8]`` equals ``[8.0]``."""
     try:
-        return _hashable(yaml.load(text, _Loader))
-    except _UNREADABLE:
+        return _hashable(stored.parse_yaml(text))
+    except Invalid:
         return text.strip()
 
 
@@ -245,41 +281,55 @@ def _is_setting(name: str) -> bool:
     return name.partition(".")[0].partition("/")[0] not in NOT_SETTINGS
 
 
-def _is_run(path: Path) -> bool:
-    # A job with an invalid config has only Hydra's files.
-    return (path / "config.yaml").is_file() or (path / ".hydra" / "overrides.yaml").is_file()
+def _began(path: Path) -> bool:
+    """Return whether the directory is that of a job. One with an invalid config has only Hydra's files."""
+    return has_config(path) or (path / ".hydra" / "overrides.yaml").is_file()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _hydra_file(path: Path) -> Any:
+    """Return the content of one of Hydra's files; None if it is missing or invalid."""
     try:
-        content = yaml.load(path.read_bytes(), _Loader)
-    except _UNREADABLE:
+        text = stored.read_text(path, remedy="", largest=stored.LARGEST_CONFIG)
+        return None if text is None else stored.parse_yaml(text)
+    except (Unreadable, Invalid):
+        return None
+
+
+def config_leaves(directory: Path) -> dict[str, str]:
+    """Return the keys of a run's config with values as written, such as ``{"optimizer.lr": "0.1"}``.
+
+    Return nothing without a ``config.yaml``. Raise Unreadable.
+    """
+    path = directory / "config.yaml"
+    text = stored.read_text(path, remedy=stored.RESTORE, largest=stored.LARGEST_CONFIG)
+    if text is None:
         return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _leaves(path: Path) -> dict[str, str]:
-    """Return a config's keys and values as written, ``{"optimizer.lr": "0.1"}``; empty if it is unreadable."""
+    blocks = [_block(block) for block in re.split(r"^(?=[^\s#-])", text, flags=re.MULTILINE)]
+    names = [name for block in blocks if block is not None for name in block[0]]
+    if None in blocks or len(set(names)) < len(names):  # not a sequence of top-level keys in block style
+        stored.parse_config(path, text)
+        blocks = [_block(text)]
+    content = {name: value for block in blocks if block is not None for name, value in block[0].items()}
     try:
-        text = path.read_bytes().decode()
-    except _UNREADABLE:
-        return {}
-    blocks = [_block_leaves(block) for block in re.split(r"^(?=[^\s#-])", text, flags=re.MULTILINE)]
-    if None in blocks:  # not a sequence of top-level keys in block style
-        blocks = [_block_leaves(text)]
-    return {name: value for block in blocks for name, value in (block or {}).items()}
+        check_config(content)
+    except Invalid as error:
+        raise Unreadable(path, str(error), stored.RESTORE) from error
+    return {name: value for block in blocks if block is not None for name, value in block[1].items()}
 
 
 @functools.lru_cache(maxsize=2**13)
-def _block_leaves(text: str) -> dict[str, str] | None:
-    """Return the leaves of one top-level key, None if it is not a mapping. Cached, because runs share most keys."""
+def _block(text: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return the content and the leaves of one top-level key; None if it is not a mapping.
+
+    Cached, because runs share most keys.
+    """
     try:
-        content = yaml.load(text, _Loader)
-    except _UNREADABLE:
+        content = stored.parse_yaml(text)
+    except Invalid:
         return None
     if content is None:
-        return {}
-    return dict(_flat(content, "")) if isinstance(content, dict) else None
+        return {}, {}
+    return (content, dict(_flat(content, ""))) if isinstance(content, dict) else None
 
 
 def _flat(node: Mapping[Any, Any], prefix: str) -> Iterable[tuple[str, str]]:
@@ -298,17 +348,14 @@ def _as_written(value: Any) -> str:
 
 def _overrides(path: Path, default: Sequence[str]) -> dict[str, str]:
     """Return the overrides of a run, with values as written."""
-    try:
-        lines = yaml.load((path / ".hydra" / "overrides.yaml").read_bytes(), _Loader)
-    except _UNREADABLE:
-        lines = None
+    lines = _hydra_file(path / ".hydra" / "overrides.yaml")
     split = [str(line).lstrip("+").partition("=") for line in (lines if isinstance(lines, list) else default)]
     return {name.removeprefix("~"): "null" if name.startswith("~") else value for name, _, value in split}
 
 
 def _config_group_choice(path: Path, group: str) -> str:
     """Return the option of a config group that a run used by default; empty if it is unknown."""
-    node: Any = _load(path / ".hydra" / "hydra.yaml")
+    node = _hydra_file(path / ".hydra" / "hydra.yaml")
     for part in ("hydra", "runtime", "choices", group):
         node = node.get(part) if isinstance(node, Mapping) else None
     return str(node or "")
@@ -331,14 +378,6 @@ def _numbers(node: object) -> dict[str, float]:
         for name, value in items
         if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000)
     }
-
-
-def _read_csv(path: Path) -> list[dict[str, float]]:
-    try:
-        with path.open(newline="") as file:
-            return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []
 
 
 def _number(text: str | None) -> float:
