@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlhw.data.picture_cache import PictureFile
+from dlhw.data.file_hashes import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable
