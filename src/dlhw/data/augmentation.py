@@ -34,7 +34,7 @@ class Augmentation:
     """
 
     crop_scale: tuple[Share, Share] | None
-    crop_padding: Annotated[int, Field(ge=0)]
+    crop_padding: Annotated[int, Field(ge=0, le=10_000)]
     flip: Probability
     vertical_flip: Probability
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
@@ -45,7 +45,7 @@ class Augmentation:
     erase: Probability
     mixup: NonNegative
     cutmix: NonNegative
-    workers: Annotated[int, Field(ge=0)] | None
+    workers: Annotated[int, Field(ge=0, le=256)] | None
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:

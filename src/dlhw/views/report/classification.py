@@ -20,7 +20,7 @@ from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part
 from dlhw.views.report.filters import LayerFilters
 from dlhw.views.report.saliency import Method, SaliencyUnavailable, grad_cam, gradient
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Rows = list[dict[str, object]]
 
 
