@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw.cli import rules
+from dlhw.cli import own_code, rules
 from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
@@ -20,6 +20,8 @@ from dlhw.runs.answer import Answer
 from dlhw.runs.checkpoint import State
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.memory import allocating
+from dlhw.runtime.paths import read_path
 from dlhw.training import acceleration, features, finetuning
 from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
@@ -103,6 +105,7 @@ def assemble_parts(components: Components) -> Parts:
     trainer, precision = set_up_process(components)
     data = load_data(components, precision)
     require_matching_task(cfg, data, trainer)
+    data_loss = loss_for(components, data, precision)
     model = initialized_model(components, trainer, precision, data)
     if cfg.report.get("filters") is not None:
         convolution(model, cfg.report.filters)
@@ -118,7 +121,7 @@ def assemble_parts(components: Components) -> Parts:
         model=model,
         trained=trained,
         trained_on=trained_on,
-        data_loss=components["loss"].partial(),
+        data_loss=data_loss,
         regularization=components["regularization"].build(),
         optimizer=components["optimizer"].build(params=groups),
         schedule=components["scheduler"].build(),
@@ -162,7 +165,10 @@ def set_up_process(components: Components) -> tuple[Trainer, Precision]:
 def load_data(components: Components, precision: Precision) -> Dataset:
     """Load the config's dataset, with its augmentation, onto the run's device."""
     cfg = components.cfg
-    data: Dataset = components["dataset"].build(data_dir=cfg.data_dir, seed=cfg.seed)
+    dataset = components["dataset"]
+    data: Dataset = dataset.build(data_dir=str(read_path(cfg.data_dir, key="data_dir")), seed=cfg.seed)
+    if dataset.own is not None:
+        own_code.require_dataset(dataset.name, dataset.own, data)
     augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:
@@ -176,7 +182,17 @@ def load_data(components: Components, precision: Precision) -> Dataset:
                 f"augmentation.saturation, augmentation.hue: need colour pictures; dataset={data.name} has none"
             )
         data = replace(data, augmentation=augmentation)
-    return data.to(precision.device, precision.dtype)
+    with allocating(dataset.name):
+        return data.to(precision.device, precision.dtype)
+
+
+def loss_for(components: Components, data: Dataset, precision: Precision) -> DataLoss:
+    """Return the config's loss. Raise UsageError if it does not compute one number from the outputs of a batch."""
+    component = components["loss"]
+    assert component.target is not None
+    loss: DataLoss = component.partial()
+    own_code.require_scalar_loss(component.name, component.target, loss, data, precision)
+    return loss
 
 
 def initialized_model(components: Components, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
@@ -190,8 +206,13 @@ def initialized_model(components: Components, trainer: Trainer, precision: Preci
             f"model={choice(components.cfg, 'model')}: the study needs a pretrained model; expected model=resnet18 or "
             "another one with weights"
         )
-    model = model.to(precision.device, precision.dtype)
-    return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
+    with allocating(components["model"].name):
+        model = model.to(precision.device, precision.dtype)
+        if trainer.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+    if data is not None and (own := components["model"].own) is not None:
+        own_code.require_outputs(components["model"].name, own, model, data, precision)
+    return model
 
 
 def with_computed_features(

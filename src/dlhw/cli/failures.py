@@ -6,6 +6,7 @@ the run ends with           its directory                                 in the
 KeyboardInterrupt           removed if the run has not begun              how to resume      130, SIGTERM 143
 UsageError                  removed if the run is new                     the message        1
 ChecksFailed                complete, with ``status: failed``             ``checks.csv``     1
+NotEnoughMemory             ``status: failed``                            the directory      1
 TrainingFailed, OSError     ``status: failed``                            the directory      1
 any other error             ``status: failed``, traceback in ``run.log``  a traceback        1
 ==========================  ============================================  =================  ====================
@@ -26,7 +27,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dlhw.errors import ChecksFailed, UsageError
+from dlhw.errors import ChecksFailed, NotEnoughMemory, UsageError
+from dlhw.runtime.memory import allocating
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +47,8 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
     from dlhw.training.run import TrainingFailed  # imports torch
 
     try:
-        yield
+        with allocating("the run"):
+            yield
     except KeyboardInterrupt:
         if not (record.path / "config.yaml").exists():
             record.discard()
@@ -59,7 +62,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         elif cfg.resume is None and not in_sweep:
             record.discard()
         raise
-    except (ChecksFailed, TrainingFailed, OSError) as error:
+    except (ChecksFailed, TrainingFailed, NotEnoughMemory, OSError) as error:
         if isinstance(error, ChecksFailed):  # the summary is written already
             log.error("%s (see %s)", error, record.path / "tables" / "checks.csv")
         else:
