@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlhw.cli import assembly, build
+from dlhw.cli import assembly, build, own_code
 from dlhw.errors import UsageError
 from support.composing import compose
 
@@ -198,3 +198,9 @@ def test_a_bug_in_shipped_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fail, "__module__", "dlhw.models.dense")
     with pytest.raises(KeyError, match="a bug"):
         build.Component(component.name, fail, {}).build()
+
+
+def test_the_files_of_own_targets_are_known(modules: Path) -> None:
+    cfg = parts_with("model", "own_networks.Network").components.cfg
+    assert own_code.sources(cfg) == [modules / "own_networks.py"]
+    assert own_code.sources(compose("dataset=digits")) == []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 from torch.optim import Optimizer
 
@@ -51,7 +51,8 @@ def study_arguments(components: Components) -> frozenset[str] | None:
 
 
 def require_read(components: Components, overrides: Sequence[str]) -> None:
-    """Raise UsageError for overrides of groups and keys that the config's study does not read."""
+    """Raise UsageError for overrides without effect: empty mappings, and what the config's study does not read."""
+    _require_no_empty_mappings(components.cfg, overrides)
     arguments = study_arguments(components)
     if arguments is not None:
         rules.require_read_by_study(
@@ -61,6 +62,18 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
             options=[f"study.{name}" for name in components.cfg.study if name != "_target_"],
             read={*READ_ALWAYS, *(key for name in arguments for key in READ_FOR[name])},
         )
+
+
+def _require_no_empty_mappings(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides such as ``study.nodes={}``, which Hydra merges into the mapping in the config."""
+    for override in map(parsed, overrides):
+        key = str(override.key_or_group)
+        current = OmegaConf.select(cfg, key)
+        if override.value() == {} and isinstance(current, DictConfig) and current:
+            raise UsageError(
+                f"{key}={{}}: changes nothing, because values are added to those in the config; remove one with "
+                f"~{key}.{list(map(str, current))[0]}"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import dlhw
@@ -31,6 +34,21 @@ LIBRARIES = ("dlhw", "torch", "torchvision")
 def is_own(target: Callable[..., Any]) -> bool:
     """Return whether a target belongs to the user's own code."""
     return str(_function(target).__module__).partition(".")[0] not in LIBRARIES
+
+
+def sources(cfg: DictConfig) -> list[Path]:
+    """Return the files of the config's targets in own code, and the folders given by --config-dir."""
+    nodes = [node for node in cfg.values() if isinstance(node, DictConfig)]
+    names = [str(node["_target_"]).rpartition(".")[0] for node in nodes if node.get("_target_")]
+    files = [
+        getattr(sys.modules.get(name), "__file__", None) for name in names if name.partition(".")[0] not in LIBRARIES
+    ]
+    folders = (
+        [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+        if HydraConfig.initialized()
+        else []
+    )
+    return [Path(path) for path in (*files, *folders) if path]
 
 
 def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: str = "") -> UsageError:
