@@ -72,7 +72,7 @@ def _require_no_empty_mappings(cfg: DictConfig, overrides: Sequence[str]) -> Non
         if override.value() == {} and isinstance(current, DictConfig) and current:
             raise UsageError(
                 f"{key}={{}}: changes nothing, because values are added to those in the config; remove one with "
-                f"~{key}.{list(map(str, current))[0]}"
+                f"~{key}.{next(map(str, current))}"
             )
 
 
