@@ -71,6 +71,9 @@ def california_housing(
             "cal_housing_py3.pkz there from a computer that has downloaded it, or use dataset=diabetes, which needs no "
             "download"
         ) from error
+    except Exception as error:  # unpickling invalid bytes raises any exception
+        path = Path(data_dir, "cal_housing_py3.pkz")
+        raise UsageError(f"{path}: damaged ({_reason(error)}); delete it to download it again") from error
     return _regression(
         "california_housing",
         Split(torch.from_numpy(x), torch.from_numpy(y)),
