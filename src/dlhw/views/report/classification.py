@@ -106,7 +106,7 @@ def classifier(
 
 def subject_of(data: Dataset) -> str:
     """Return the name for the titles of figures: that of the folder for the user's own pictures."""
-    return PurePath(data.about["root"]).name if data.name == "image_folder" else data.name
+    return PurePath(data.about.get("root", data.name)).name if data.name == "image_folder" else data.name
 
 
 def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]) -> Tensor:
