@@ -10,6 +10,7 @@ The script prints Markdown tables:
 - frozen: training the last layer of a ResNet18 at 224 pixels, and the effect of computing its frozen part only once.
 - whole: training steps of a whole ResNet18.
 - augmentation: augmentation of pictures, without a model.
+- cache: finding out at the start of a run whether pictures or their cache have changed, and alternatives.
 
 The first two tables measure whole commands, ``python -m dlhw.train`` and reference_pictures.py, with the same initial
 weights and the same pictures, which this script links into train and val folders. Cold means that dlhw has not decoded
@@ -26,6 +27,7 @@ of threads.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -33,6 +35,7 @@ import statistics
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,8 @@ from dlhw.cli.assembly import load_data, set_up_process
 from dlhw.cli.build import build, make_model, validate
 from dlhw.cli.program import compose
 from dlhw.data.batches import Batches
+from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes
+from dlhw.data.picture_cache import load
 from dlhw.data.tensors import Dataset
 from dlhw.runtime import devices
 
@@ -331,6 +336,46 @@ def per_second(epochs: Callable[[int], Iterable[Any]], count: int, passes: int) 
     return count / statistics.median(seconds[1:])
 
 
+def cache(bench: Bench, directory: Path) -> None:
+    """Print the milliseconds per 1,000 pictures of each check at the start of a run, and of its alternatives."""
+    paths = sorted(path for path in bench.root.rglob("*") if path.is_file())
+    files = [PictureFile(path.resolve(), path.relative_to(bench.root).as_posix()) for path in paths]
+    sizes: dict[str, Any] = {"root": bench.root, "resize": bench.task.resize, "crop": bench.task.crop}
+    pixels = load(files, **sizes, cache_dir=directory).pixels.numpy()
+    memo = next(directory.glob("*.hashes"))
+
+    def hash_all() -> None:
+        memo.unlink(missing_ok=True)
+        hash_files(files, memo)
+
+    def sample(file: PictureFile) -> bytes:
+        with file.path.open("rb", buffering=0) as content:
+            size, blocks = os.fstat(content.fileno()).st_size, hashlib.blake2b()
+            for start in (0, size // 2, max(0, size - 4096)):
+                blocks.update(os.pread(content.fileno(), 4096, start))
+        return blocks.digest()
+
+    checks: dict[str, Callable[[], object]] = {
+        "size, times and inode of the files, and the saved hashes (used)": lambda: known_hashes(files, memo),
+        "reading three blocks of 4 KB of each file": lambda: [sample(file) for file in files],
+        "SHA-256 of the files (used if they are new)": hash_all,
+        "CRC-32 of the cached pixels (used)": lambda: [zlib.crc32(picture.data) for picture in pixels],
+        "SHA-256 of the cached pixels": lambda: [hashlib.sha256(picture.data) for picture in pixels],
+        "BLAKE2b of the cached pixels": lambda: [hashlib.blake2b(picture.data) for picture in pixels],
+    }
+    print(f"\nChecks at the start of a run, {len(files)} pictures of {bench.task.crop} pixels\n")
+    print("| check | ms per 1,000 pictures | min–max |\n|---|--:|--:|")
+    for name, check in checks.items():
+        times = [1e6 * seconds / len(files) for seconds in (seconds_of(check) for _ in range(bench.options.repeats))]
+        print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f}–{max(times):.1f} |", flush=True)
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
 def link_by_split(task: Task, directory: Path, options: argparse.Namespace) -> Path:
     """Make train/CLASS/ and val/CLASS/ folders of links to the pictures, split as dlhw splits them."""
     if options.data is not None:
@@ -364,7 +409,7 @@ def generate_pictures(folder: Path, *, count: int = 48) -> Path:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, tables = parser.add_argument, ["cnn", "frozen", "whole", "augmentation"]
+    add, tables = parser.add_argument, ["cnn", "frozen", "whole", "augmentation", "cache"]
     add("--tables", nargs="+", choices=tables, default=tables)
     add("--data", type=Path, help="folder of pictures; default: face_mask for cnn, hymenoptera for the others")
     add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with these two datasets")
@@ -376,11 +421,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--flip", action="store_true", help="random horizontal flips for the small CNN")
     add("--steps", type=int, default=5, help="measured training steps, for each setting of the whole ResNet18")
     add("--passes", type=int, default=3, help="measured passes over the pictures, for each augmentation")
+    add("--repeats", type=int, default=9, help="measured repetitions of each check of the cache")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
     add("--quick", action="store_true", help="generated pictures unless --data is set, 3 epochs, one round")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.epochs, options.steps, options.passes = 1, 3, 1, 1
+        options.rounds, options.epochs, options.steps, options.passes, options.repeats = 1, 3, 1, 1, 1
     if min(options.epochs, options.reference_epochs) < 2:
         parser.error("--epochs, --reference-epochs: must be at least 2, because the first epoch includes the start-up")
     return options
@@ -398,16 +444,18 @@ def main() -> None:
             directory = Path(temporary, name)
             directory.mkdir()
             benches[name] = Bench(task, link_by_split(task, directory, options), directory, options)
-        cache = Path(temporary, "cache")
+        decoded = Path(temporary, "cache")
         for table in options.tables:
             if table == "cnn":
                 compare(benches["cnn"], settings)
             elif table == "frozen":
                 compare(benches["frozen"], settings[2:], plain=["trainer.frozen_once=false"])
             elif table == "whole":
-                whole(benches["frozen"], settings, cache)
+                whole(benches["frozen"], settings, decoded)
+            elif table == "augmentation":
+                augmentation(benches["frozen"], decoded)
             else:
-                augmentation(benches["frozen"], cache)
+                cache(benches["frozen"], decoded)
 
 
 if __name__ == "__main__":

@@ -200,3 +200,27 @@ def test_hymenoptera_is_read_from_the_folder_of_its_zip(tmp_path: Path) -> None:
         folder_of(tmp_path / "hymenoptera_data" / part, {"ants": 2, "bees": 2}, start=ord(part[0]))
     data = folders.hymenoptera(**options("hymenoptera", data_dir=str(tmp_path)))
     assert (data.name, data.classes, len(data.val), data.test) == ("hymenoptera", ("ants", "bees"), 4, None)
+
+
+def test_names_with_control_characters_are_escaped(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
+    (root / "cats" / "0.png").rename(root / "cats" / "\x1b[31m\n.png")
+    (root / "cats" / "broken\x07.png").write_bytes(b"no picture")
+    data = dataset(root)
+    assert r"cats/\x1b[31m\n.png" in data.names
+    assert data.about["skipped"] == {r"cats/broken\x07.png": "not a picture, or in an unknown format"}
+    assert all(name.isprintable() for name in data.names)
+
+
+def test_two_files_with_the_same_printable_name_are_an_error(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "animals", {"cats": 3, "dogs": 3})
+    (root / "cats" / "0.png").rename(root / "cats" / "\x1b.png")
+    (root / "cats" / "1.png").rename(root / "cats" / r"\x1b.png")
+    with pytest.raises(UsageError, match=r"animals: 2 names are printed as cats/\\x1b\.png, .*rename all but one"):
+        dataset(root)
+
+
+def test_two_classes_with_the_same_printable_name_are_an_error(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "animals", {"\x1b": 3, r"\x1b": 3})
+    with pytest.raises(UsageError, match=r"animals: 2 names are printed as \\x1b, "):
+        dataset(root)

@@ -123,7 +123,7 @@ def test_groups_are_read_from_names_or_a_table(tmp_path: Path) -> None:
         ("(", r"groups=\(: invalid regular expression"),
         (r"\d+", "must have a group in parentheses"),
         ("(y)", "matches none of the 2 file names, such as a/1.jpg"),
-        ("nowhere.csv", "nowhere.csv: cannot be read"),
+        ("nowhere.csv", "nowhere.csv: no such file"),
         ("group,file\n1,b/9.jpg", r"unknown files \(1\), such as b/9.jpg; expected .* such as a/1.jpg"),
         ("group,file\n1,a/1.jpg\n2", "line 3 must have as many cells as the header"),
         ("group,file\n1,a/1.jpg\n2,a/1.jpg", "a/1.jpg is in the groups '1' and '2'"),

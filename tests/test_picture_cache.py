@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import json
 import logging
 import os
@@ -17,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from dlhw.data import picture_cache, pictures
+from dlhw.data import file_hashes, picture_cache, pictures
+from dlhw.data.file_hashes import PictureFile
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from support.caches import forget
@@ -30,7 +33,7 @@ import sys
 import time
 from pathlib import Path
 from dlhw.data import picture_cache
-from dlhw.data.picture_cache import PictureFile
+from dlhw.data.file_hashes import PictureFile
 
 def slowly(content, decode=picture_cache.decode, **rest):
     os.write(1, b"decoding")
@@ -50,6 +53,12 @@ picture_cache.load(files, root=root, resize=16, crop=12, cache_dir=root.parent /
 def empty_caches() -> None:
     """Clear the caches of the process, as in a new process."""
     forget()
+
+
+@pytest.fixture(autouse=True)
+def exact_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let hashes of files that have just been written be saved; otherwise each test would wait for two seconds."""
+    monkeypatch.setattr(file_hashes, "CLOCK_SECONDS", -60.0)
 
 
 @pytest.fixture
@@ -178,7 +187,13 @@ def insert_byte(path: Path) -> None:
     path.write_bytes(content[:4096] + b"\0" + content[4096:])
 
 
-@pytest.mark.parametrize("damage", [truncate, make_empty, flip_bit, insert_byte])
+def change_pixel(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[picture_cache.OFFSET + 12 * 12] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, make_empty, flip_bit, insert_byte, change_pixel])
 def test_a_damaged_cache_is_replaced(
     root: Path, decoded_lengths: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
@@ -197,14 +212,89 @@ def test_a_damaged_cache_is_replaced(
     assert len(decoded_lengths) == 24
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", '{"cats/0.png": 1}', '{"cats/0.png": [1, 2]}'])
-def test_a_damaged_file_of_hashes_is_replaced(root: Path, decoded_lengths: list[int], content: str) -> None:
+def replace_keeping_size_and_time(path: Path) -> None:
+    """Replace a picture by one of the same size and modification time, as ``cp --preserve`` could."""
+    size = path.stat().st_size
+    content = io.BytesIO()
+    photo(99, 5, 5).save(content, "PNG")
+    assert len(content.getvalue()) <= size
+    path.with_suffix(".new").write_bytes(content.getvalue().ljust(size, b"\0"))
+    path.with_suffix(".new").replace(path)
+    os.utime(path, (1e9, 1e9))
+
+
+def overwrite_keeping_size_and_time(path: Path) -> None:
+    """Write another picture of the same size into the same file, and set its old modification time again."""
+    inode = path.stat().st_ino
+    copy = Path(shutil.copy(path, path.with_suffix(".copy")))
+    replace_keeping_size_and_time(copy)
+    path.write_bytes(copy.read_bytes())
+    copy.unlink()
+    os.utime(path, (1e9, 1e9))
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("change", [replace_keeping_size_and_time, overwrite_keeping_size_and_time])
+def test_a_picture_replaced_by_one_of_the_same_size_and_time_is_read_again(
+    root: Path, decoded_lengths: list[int], change: Callable[[Path], None]
+) -> None:
+    first = load_again(root)
+    path = root / "cats" / "1.png"
+    before = path.stat()
+    change(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = load_again(root)
+    assert len(decoded_lengths) == 24
+    assert first.sha256 != second.sha256
+    assert not torch.equal(first.train.pool_x, second.train.pool_x)
+
+
+def saved_hashes(root: Path) -> Path:
+    (memo,) = (root.parent / ".pictures").glob("files-*.hashes")
+    return memo
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"cats/0.png": 1}', f"{'0' * 64}\n{{}}", "\udcff\n{}"])
+def test_a_damaged_file_of_hashes_is_replaced(
+    root: Path, decoded_lengths: list[int], caplog: pytest.LogCaptureFixture, content: str
+) -> None:
     load_again(root)
-    (memo,) = (root.parent / ".pictures").glob("files-*.json")
-    memo.write_text(content)
+    memo = saved_hashes(root)
+    valid = memo.read_bytes()
+    memo.write_text(content, errors="surrogateescape")
     load_again(root)
     assert len(decoded_lengths) == 12
-    assert len(json.loads(memo.read_text())) == 12
+    assert memo.read_bytes() == valid
+    assert any("damaged: invalid checksum; hashing the pictures again" in line for line in caplog.messages)
+
+
+def test_any_changed_byte_of_the_file_of_hashes_is_noticed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_again(root)
+    memo = saved_hashes(root)
+    valid = memo.read_bytes()
+    files = [PictureFile(path, path.relative_to(root).as_posix()) for path in sorted(root.rglob("*.png"))]
+    assert len(file_hashes.known_hashes(files, memo)) == 12
+    for position in range(len(valid)):
+        memo.write_bytes(valid[:position] + bytes([valid[position] ^ 1]) + valid[position + 1 :])
+        assert file_hashes.known_hashes(files, memo) == {}
+    memo.unlink()
+    memo.mkdir()
+    assert file_hashes.known_hashes(files, memo) == {}
+
+
+def test_a_wrong_saved_hash_is_healed(
+    root: Path, decoded_lengths: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_again(root)
+    memo = saved_hashes(root)
+    valid = memo.read_bytes()
+    entries = json.loads(valid.partition(b"\n")[2])
+    entries["cats/1.png"][1] = "0" * 64
+    file_hashes._write_memo(memo, entries)
+    assert load_again(root).sha256 == first.sha256
+    assert len(decoded_lengths) < 24
+    assert any("another content than its saved hash" in line for line in caplog.messages)
+    assert memo.read_bytes() == valid
 
 
 def start_decoding(root: Path) -> Process:
@@ -244,7 +334,7 @@ def test_an_interrupted_run_leaves_no_cache(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(picture_cache, "near_pairs", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_again(root)
-    assert sorted(path.suffix for path in (root.parent / ".pictures").iterdir() if path.name != ".lock") == [".json"]
+    assert sorted(path.suffix for path in (root.parent / ".pictures").iterdir() if path.name != ".lock") == [".hashes"]
 
 
 def test_the_error_for_an_invalid_cache_folder_names_the_key(root: Path, tmp_path: Path) -> None:
@@ -269,10 +359,10 @@ def test_the_error_for_a_full_disk_names_the_key(root: Path, monkeypatch: pytest
 
 
 def test_pictures_that_change_while_they_are_read_are_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = picture_cache.decode
+    decode, seeds = picture_cache.decode, itertools.count(77)
 
     def changing_decode(*args: Any, **rest: Any) -> pictures.DecodedPicture:
-        photo(77).save(root / "dogs" / "2.png")
+        photo(next(seeds)).save(root / "dogs" / "2.png")
         return decode(*args, **rest)
 
     monkeypatch.setattr(picture_cache, "decode", changing_decode)

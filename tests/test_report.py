@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.text import Text
 from omegaconf import open_dict
 
 from dlhw import load_run
@@ -19,6 +20,7 @@ from dlhw.runs.answer import Answer
 from dlhw.runs.record import Record
 from dlhw.train import run as train
 from dlhw.views import report
+from dlhw.views.report.classification import subject_of
 from support.classifiers import CLASSES, OPTIONS, model_with_mistakes, not_needed, random_pictures, small_cnn
 from support.composing import compose_with_hydra
 
@@ -51,6 +53,13 @@ def test_tables_agree_with_each_other_and_with_the_numbers(data: Dataset, answer
         for row in mistakes:
             index = data.names.index(str(row["picture"]))
             assert data.classes[split.pool_y[index]] == row["true_class"] != row["predicted_class"]
+
+
+def test_figures_are_titled_by_the_folder_of_the_users_own_pictures(data: Dataset) -> None:
+    own = replace(data, name="image_folder", about={"root": "/photos/animals"})
+    assert (subject_of(own), subject_of(replace(data, name="mnist"))) == ("animals", "mnist")
+    figure = report.classifier(small_cnn(data), own, **OPTIONS).figures["confusion"]
+    assert any(text.get_text().startswith("animals: confusion matrix") for text in figure.findobj(Text))
 
 
 def test_report_without_test_part_has_only_validation_results(data: Dataset) -> None:

@@ -162,3 +162,10 @@ def test_real_boston_has_the_published_least_squares_fit() -> None:
     design = torch.cat([x, torch.ones(506, 1, dtype=x.dtype)], dim=1)
     residual = y - design @ torch.linalg.lstsq(design, y.unsqueeze(1)).solution.squeeze(1)
     assert 1 - (residual.var() / y.var()).item() == pytest.approx(0.7406, abs=1e-4)  # R squared
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04]q"])
+def test_a_damaged_file_of_california_housing_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "cal_housing_py3.pkz").write_bytes(content)
+    with pytest.raises(UsageError, match=r"cal_housing_py3\.pkz: damaged \(.*delete it to download it again"):
+        tabular.california_housing(data_dir=tmp_path, seed=0, download=False, **FRACTIONS)

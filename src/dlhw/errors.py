@@ -7,6 +7,10 @@ class UsageError(ValueError):
     """An invalid or missing value. The message is one line: ``key=value: what is wrong; expected ...``."""
 
 
+class NotEnoughMemory(RuntimeError):
+    """The memory does not suffice. The message is one line that starts with what was computed."""
+
+
 class ChecksFailed(RuntimeError):
     """A study's results differ from the expected values. The message names the failed checks."""
 

@@ -130,7 +130,7 @@ def test_invalid_labels_raise_usage_error(ask: Ask, folder: Path, content: str, 
 
 
 def test_invalid_settings_raise_usage_error(ask: Ask, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"study.labels=.*no.csv: cannot be read"):
+    with pytest.raises(UsageError, match=r"study.labels=.*no.csv: no such file"):
         ask(*few(folder, f"study.labels={tmp_path / 'no.csv'}"), network=Colors())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no readable picture in this folder"):

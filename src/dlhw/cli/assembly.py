@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw.cli import rules
+from dlhw.cli import own_code, rules
 from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
@@ -21,6 +21,8 @@ from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import checkpoint_identity
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.memory import allocating
+from dlhw.runtime.paths import read_path
 from dlhw.training import acceleration, features, finetuning
 from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
@@ -50,7 +52,8 @@ def study_arguments(components: Components) -> frozenset[str] | None:
 
 
 def require_read(components: Components, overrides: Sequence[str]) -> None:
-    """Raise UsageError for overrides of groups and keys that the config's study does not read."""
+    """Raise UsageError for overrides without effect: empty mappings, and what the config's study does not read."""
+    _require_no_empty_mappings(components.cfg, overrides)
     arguments = study_arguments(components)
     if arguments is not None:
         rules.require_read_by_study(
@@ -60,6 +63,18 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
             options=[f"study.{name}" for name in components.cfg.study if name != "_target_"],
             read={*READ_ALWAYS, *(key for name in arguments for key in READ_FOR[name])},
         )
+
+
+def _require_no_empty_mappings(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UsageError for overrides such as ``study.nodes={}``, which Hydra merges into the mapping in the config."""
+    for override in map(parsed, overrides):
+        key = str(override.key_or_group)
+        current = OmegaConf.select(cfg, key)
+        if override.value() == {} and isinstance(current, DictConfig) and current:
+            raise UsageError(
+                f"{key}={{}}: changes nothing, because values are added to those in the config; remove one with "
+                f"~{key}.{next(map(str, current))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ def assemble_parts(components: Components) -> Parts:
     trainer, precision = set_up_process(components)
     data = load_data(components, precision)
     require_matching_task(cfg, data, trainer)
+    data_loss = loss_for(components, data, precision)
     model = initialized_model(components, trainer, precision, data)
     if cfg.report.get("filters") is not None:
         convolution(model, cfg.report.filters)
@@ -122,7 +138,7 @@ def assemble_parts(components: Components) -> Parts:
         model=model,
         trained=trained,
         trained_on=trained_on,
-        data_loss=components["loss"].partial(),
+        data_loss=data_loss,
         regularization=components["regularization"].build(),
         optimizer=components["optimizer"].build(params=groups),
         schedule=components["scheduler"].build(),
@@ -166,7 +182,10 @@ def set_up_process(components: Components) -> tuple[Trainer, Precision]:
 def load_data(components: Components, precision: Precision) -> Dataset:
     """Load the config's dataset, with its augmentation, onto the run's device."""
     cfg = components.cfg
-    data: Dataset = components["dataset"].build(data_dir=cfg.data_dir, seed=cfg.seed)
+    dataset = components["dataset"]
+    data: Dataset = dataset.build(data_dir=str(read_path(cfg.data_dir, key="data_dir")), seed=cfg.seed)
+    if dataset.own is not None:
+        own_code.require_dataset(dataset.name, dataset.own, data)
     augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:
@@ -180,7 +199,17 @@ def load_data(components: Components, precision: Precision) -> Dataset:
                 f"augmentation.saturation, augmentation.hue: need colour pictures; dataset={data.name} has none"
             )
         data = replace(data, augmentation=augmentation)
-    return data.to(precision.device, precision.dtype)
+    with allocating(dataset.name):
+        return data.to(precision.device, precision.dtype)
+
+
+def loss_for(components: Components, data: Dataset, precision: Precision) -> DataLoss:
+    """Return the config's loss. Raise UsageError if it does not compute one number from the outputs of a batch."""
+    component = components["loss"]
+    assert component.target is not None
+    loss: DataLoss = component.partial()
+    own_code.require_scalar_loss(component.name, component.target, loss, data, precision)
+    return loss
 
 
 def initialized_model(components: Components, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
@@ -194,8 +223,13 @@ def initialized_model(components: Components, trainer: Trainer, precision: Preci
             f"model={choice(components.cfg, 'model')}: the study needs a pretrained model; expected model=resnet18 or "
             "another one with weights"
         )
-    model = model.to(precision.device, precision.dtype)
-    return model.to(memory_format=torch.channels_last) if trainer.channels_last else model
+    with allocating(components["model"].name):
+        model = model.to(precision.device, precision.dtype)
+        if trainer.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+    if data is not None and (own := components["model"].own) is not None:
+        own_code.require_outputs(components["model"].name, own, model, data, precision)
+    return model
 
 
 def with_computed_features(

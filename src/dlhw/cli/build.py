@@ -23,10 +23,13 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
+from dlhw.cli import own_code
 from dlhw.cli.hydra_internals import references
 from dlhw.cli.rules import as_written, expected_one_of, require_resolvable
-from dlhw.errors import UsageError
+from dlhw.errors import NotEnoughMemory, UsageError
 from dlhw.runs.identity import without_hydra
+from dlhw.runtime.memory import allocating
+from dlhw.runtime.paths import shortened
 from dlhw.runtime.randomness import generator, key
 
 PROGRAM_ARGUMENTS: dict[str, set[str]] = {
@@ -45,6 +48,8 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {
     "comparison": set(),
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""
+CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer", "report")}
+"""The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
 OPTIONAL = ("probe", "report", "study")
 """Groups that may name no target."""
 
@@ -74,20 +79,35 @@ class Component:
     options: Mapping[str, Any]
 
     def build(self, **arguments: Any) -> Any:
-        """Call the target and return its result; None without a target. Raise UsageError if the target fails."""
+        """Call the target and return its result; None without a target.
+
+        Raise UsageError if the target fails.
+        """
         if self.target is None:
             return None
         try:
-            return self.target(**arguments, **self.options)
+            with allocating(self.name):
+                return self.target(**arguments, **self.options)
         except UsageError:
             raise
+        except NotEnoughMemory as error:
+            raise UsageError(str(error)) from error
         except (ValueError, TypeError, RuntimeError) as error:  # torch checks some values itself
-            raise UsageError(f"{self.name}: {str(error).splitlines()[0]}") from error
+            raise own_code.mistake(self.name, self.target, error) from error
+        except Exception as error:
+            if self.own is None:
+                raise
+            raise own_code.mistake(self.name, self.target, error) from error
 
     def partial(self, **arguments: Any) -> Callable[..., Any]:
         """Return the target with its options bound, to be called later."""
         assert self.target is not None, f"{self.name} names no target"
         return functools.partial(self.target, **arguments, **self.options)
+
+    @property
+    def own(self) -> Callable[..., Any] | None:
+        """The target if it belongs to the user's own code, else None."""
+        return self.target if self.target is not None and own_code.is_own(self.target) else None
 
     @property
     def arguments(self) -> frozenset[str]:
@@ -112,6 +132,8 @@ class Components:
         """
         torch.manual_seed(key(self.cfg.seed, "model"))
         model: nn.Module = self["model"].build(shape=shape, outputs=outputs)
+        if (own := self["model"].own) is not None:
+            own_code.require_model(self["model"].name, own, model)
         random = generator(self.cfg.seed, "init")
         with torch.no_grad():
             for name in getattr(model, "fresh", [""]):
@@ -156,9 +178,11 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
     try:
         target = _located(path)
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
+        reason = own_code.import_failure(error)
+        raise UsageError(f"{group}._target_={shortened(path)}: cannot be used ({reason})") from error
     name = f"{group}={choice(cfg, group)}"
+    if own_code.is_own(target):
+        own_code.require_arguments(name, target, CALLED_WITH.get(group, set()))
     try:
         return Component(name, target, _validated(target, options, arguments)), []
     except pydantic.ValidationError as error:
@@ -190,7 +214,10 @@ def _options_model(
     """Return the pydantic model of these options of a target. ``booleans`` are not accepted as numbers."""
     function: Any = target.func if isinstance(target, functools.partial) else target
     annotated = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    hints = typing.get_type_hints(annotated, include_extras=True)
+    try:
+        hints = typing.get_type_hints(annotated, include_extras=True)
+    except NameError:  # in own code, names may be imported for type checking only
+        hints = {}
     in_torch = function.__module__.startswith("torch.")
     needs_all = dataclasses.is_dataclass(function)  # the defaults of settings are those of the config file
     fields: dict[str, Any] = {}

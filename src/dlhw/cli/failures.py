@@ -6,6 +6,7 @@ the run ends with           its directory                                 in the
 KeyboardInterrupt           removed if the run has not begun              how to resume      130, SIGTERM 143
 UsageError                  removed if the run is new                     the message        1
 ChecksFailed                complete, with ``status: failed``             ``checks.csv``     1
+NotEnoughMemory             ``status: failed``                            the directory      1
 TrainingFailed, OSError     ``status: failed``                            the directory      1
 any other error             ``status: failed``, traceback in ``run.log``  a traceback        1
 ==========================  ============================================  =================  ====================
@@ -30,8 +31,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dlhw.cli.hydra_internals import raised_by_library, without_library_frames
 from dlhw.cli.messages import first_line
-from dlhw.errors import ChecksFailed, TrainingFailed, UsageError
+from dlhw.errors import ChecksFailed, NotEnoughMemory, TrainingFailed, UsageError
 from dlhw.runtime import signals
+from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import printable
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
     Outside a sweep, an error that the log explains in one line is replaced by SystemExit.
     """
     try:
-        with signals.stoppable():
+        with signals.stoppable(), allocating("the run"):
             yield
     except KeyboardInterrupt:
         if not (record.path / "config.yaml").exists():
@@ -65,7 +67,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         elif cfg.resume is None and not in_sweep:
             record.discard()
         raise
-    except (ChecksFailed, TrainingFailed, OSError) as error:
+    except (ChecksFailed, TrainingFailed, NotEnoughMemory, OSError) as error:
         if isinstance(error, ChecksFailed):  # the summary is written already
             log.error("%s (see %s)", error, record.path / "tables" / "checks.csv")
         else:

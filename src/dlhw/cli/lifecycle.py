@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch.nn import Module
 
+from dlhw.cli import own_code
 from dlhw.cli.assembly import Parts, Question, initialized_model
 from dlhw.cli.build import choice
 from dlhw.cli.resuming import require_unfinished
@@ -183,4 +184,4 @@ def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Mo
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if data is not None:
         content["data"] = data.description
-    return content | provenance.provenance(precision.device)
+    return content | provenance.provenance(precision.device, own_code=own_code.sources(cfg))

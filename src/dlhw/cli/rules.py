@@ -175,7 +175,7 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
                 if path != value:
                     OmegaConf.update(cfg, key, path)
             elif requirement := _unmet_requirement(key, value):
-                mistakes.append(f"{key}={shortened(as_written(value))}: {requirement}")
+                mistakes.append(f"{key}={as_written(value)}: {requirement}")
         except UsageError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -242,4 +242,6 @@ def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, 
 
 def as_written(value: Any) -> str:
     """Format a config value as on the command line: null, true, 0.1, [1, 2]."""
-    return str(value) if not isinstance(value, bool | None) else {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, bool | None):
+        return {None: "null", True: "true", False: "false"}[value]
+    return shortened(value)

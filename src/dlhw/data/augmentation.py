@@ -7,6 +7,7 @@ it, or earlier draws. So a resumed run sees the same pictures, with any number o
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
+LONGEST_TEMPORARY_DIRECTORY = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of the path of the directory for sockets, whose own paths have at most 107 bytes on Linux."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -34,7 +38,7 @@ class Augmentation:
     """
 
     crop_scale: tuple[Share, Share] | None
-    crop_padding: Annotated[int, Field(ge=0)]
+    crop_padding: Annotated[int, Field(ge=0, le=10_000)]
     flip: Probability
     vertical_flip: Probability
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
@@ -45,7 +49,7 @@ class Augmentation:
     erase: Probability
     mixup: NonNegative
     cutmix: NonNegative
-    workers: Annotated[int, Field(ge=0)] | None
+    workers: Annotated[int, Field(ge=0, le=256)] | None
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
@@ -81,10 +85,20 @@ class Augmentation:
         return x, y.to(x.dtype)
 
     def processes(self, device: torch.device) -> int:
-        """Return the number of worker processes for training on this device."""
-        if self.workers is not None:
-            return self.workers
-        return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        """Return the number of worker processes for training on this device.
+
+        Raise UsageError if the temporary directory's path is too long for their sockets: training would never begin.
+        """
+        automatic = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        workers = automatic if self.workers is None else self.workers
+        length = len(os.fsencode(tempfile.gettempdir()))
+        if workers and length > LONGEST_TEMPORARY_DIRECTORY:
+            raise UsageError(
+                f"augmentation.workers={workers}: the path of the temporary directory (TMPDIR) has {length} bytes, too "
+                f"many for sockets between processes; use one with at most {LONGEST_TEMPORARY_DIRECTORY} bytes, or set "
+                "augmentation.workers to 0"
+            )
+        return workers
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat
 
 from dlhw.data.downloads import fetch
 from dlhw.data.tensors import Dataset, Split, assemble
@@ -32,6 +32,7 @@ MD5 = {
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = Field(min_length=3, max_length=3)
 
 
@@ -39,7 +40,7 @@ def cifar10(
     *,
     data_dir: str,
     seed: int,
-    size: PositiveInt | None,
+    size: Side | None,
     samples: Annotated[int, Field(ge=20, le=50_000, multiple_of=10)] | None,
     mean: Annotated[list[FiniteFloat], Channels],
     std: Annotated[list[Positive], Channels],
@@ -53,7 +54,7 @@ def cifar10(
         samples: size of a random subset of the training pictures, balanced over the classes; the subset of
             the test pictures has a fifth of this size. None: all pictures.
     """
-    folder = Path(data_dir).expanduser() / FOLDER
+    folder = Path(data_dir) / FOLDER
     _ensure(folder, download=download)
     train, test = _read_all(folder, tuple(os.stat(folder / name).st_mtime_ns for name in MD5))
     if samples is not None:

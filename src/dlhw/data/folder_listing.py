@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlhw.data.picture_cache import PictureFile
+from dlhw.data.file_hashes import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable
@@ -33,10 +34,7 @@ class PictureFolder:
     def locate(self, root: str | None, data_dir: Path) -> Path:
         """Return the folder with the classes or parts. Raise UsageError if it is missing."""
         if root is not None:
-            try:
-                path = Path(root).expanduser()
-            except RuntimeError as error:
-                raise UsageError(f"dataset.root={root}: this user has no home folder") from error
+            path = Path(root)
             candidates = [path] if path.is_absolute() else [path, data_dir / path]
         else:
             candidates = [data_dir / name for name in self.folders]
@@ -45,7 +43,7 @@ class PictureFolder:
                 return path
         if not candidates:
             raise UsageError(f"dataset.root=null: must be the path of a folder; {LAYOUT}")
-        places = " or ".join(map(str, candidates))
+        places = " or ".join(map(printable, candidates))
         raise UsageError(f"dataset={self.name}: no folder {places}; {self.instructions or LAYOUT}")
 
 
@@ -79,15 +77,18 @@ def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
     published = [part for part in PARTS if part in folders and _subfolders(root / part)]
     extra = sorted(set(folders) - set(published))
     if published and extra:
-        raise UsageError(f"{root}: contains {', '.join(extra)} besides {', '.join(published)}; {LAYOUT}")
+        raise UsageError(
+            f"{printable(root)}: contains {', '.join(map(printable, extra))} besides {', '.join(published)}; {LAYOUT}"
+        )
     if published and "train" not in published:
-        raise UsageError(f"{root}: contains no train besides {', '.join(published)}; {LAYOUT}")
+        raise UsageError(f"{printable(root)}: contains no train besides {', '.join(published)}; {LAYOUT}")
     tops = {part: root / part for part in published} or {"train": root}
     names = _class_folders(root, tops)
     classes = tuple(map(printable, names))
+    _require_distinct(tops["train"], classes)
     if len(classes) < 2:
         present = f"only the class {classes[0]}" if classes else "no folders with pictures"
-        raise UsageError(f"{tops['train']}: contains {present}; expected at least two classes; {LAYOUT}")
+        raise UsageError(f"{printable(tops['train'])}: contains {present}; expected at least two classes; {LAYOUT}")
     listing = FolderListing(classes=classes, published=tuple(published or ["train"]))
     unmatched = set(exclude)
     for part, top in tops.items():
@@ -105,9 +106,23 @@ def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
                 listing.files.append(PictureFile(path, printable(relative)))
                 listing.labels.append(label)
                 listing.parts.append(part)
+    _require_distinct(root, listing.names)
     for glob in [glob for glob in exclude if glob in unmatched]:
-        raise UsageError(f"dataset.exclude: {glob} matches no picture in {root}; expected patterns such as copy_*.jpg")
+        raise UsageError(
+            f"dataset.exclude: {printable(glob)} matches no picture in {printable(root)}; expected patterns such as "
+            "copy_*.jpg"
+        )
     return listing
+
+
+def _require_distinct(folder: Path, names: Sequence[str]) -> None:
+    """Raise UsageError if two printable names are equal, as those of a file ``a<ESC>`` and a file ``a\\x1b`` are."""
+    for name, count in Counter(names).items() if len(set(names)) < len(names) else ():
+        if count > 1:
+            raise UsageError(
+                f"{printable(folder)}: {count} names are printed as {name}, because control characters are escaped; "
+                "rename all but one of them"
+            )
 
 
 def _class_folders(root: Path, tops: dict[str, Path]) -> list[str]:
@@ -115,8 +130,10 @@ def _class_folders(root: Path, tops: dict[str, Path]) -> list[str]:
     classes = {part: _subfolders(top) for part, top in tops.items()}
     for part, names in classes.items():
         if names != classes["train"]:
-            different = ", ".join(sorted(set(names) ^ set(classes["train"])))
-            raise UsageError(f"{root}: {part} and train must have the same classes; only one of them has {different}")
+            different = ", ".join(map(printable, sorted(set(names) ^ set(classes["train"]))))
+            raise UsageError(
+                f"{printable(root)}: {part} and train must have the same classes; only one of them has {different}"
+            )
     return classes["train"]
 
 
@@ -125,5 +142,5 @@ def _subfolders(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
     return sorted(name for name in names if not name.startswith((".", "__MACOSX")))

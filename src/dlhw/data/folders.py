@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat
 
 from dlhw.data import groups as grouping
 from dlhw.data.folder_listing import PARTS, FolderListing, PictureFolder, list_pictures
@@ -22,12 +22,15 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
+from dlhw.runtime.options import PathText
+from dlhw.runtime.paths import printable
 
 log = logging.getLogger(__name__)
 
 MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=8192)]
 PerChannel = Field(min_length=3, max_length=3)
 NonEmpty = Annotated[str, Field(min_length=1)]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -41,9 +44,9 @@ def load_folder(
     *,
     data_dir: str,
     seed: int,
-    root: NonEmpty | None,
-    resize: PositiveInt,
-    crop: PositiveInt,
+    root: PathText | None,
+    resize: Side,
+    crop: Side,
     mean: Annotated[list[FiniteFloat], PerChannel],
     std: Annotated[list[PositiveFloat], PerChannel],
     validation_fraction: ValidationFraction,
@@ -52,7 +55,7 @@ def load_folder(
     groups: NonEmpty | None,
     near_duplicates: Distance | None,
     exclude: list[str],
-    cache_dir: NonEmpty | None,
+    cache_dir: PathText | None,
 ) -> Dataset:
     """The pictures (3, crop, crop) of 0..255 in a folder's classes; ``mean`` and ``std`` are those of pixel / 255.
 
@@ -67,13 +70,13 @@ def load_folder(
             f"dataset.test_fraction={test_fraction}: leaves nothing for training in addition to "
             f"dataset.validation_fraction={validation_fraction}"
         )
-    home = Path(data_dir).expanduser()
+    home = Path(data_dir)
     content = _read(
         folder.locate(root, home),
         exclude,
         resize=resize,
         crop=crop,
-        cache_dir=Path(cache_dir or home / ".pictures").expanduser(),
+        cache_dir=Path(cache_dir or home / ".pictures"),
     )
     labels = grouping.labels(content.names, groups, known=content.listing.names)
     farthest = -1 if near_duplicates is None else near_duplicates
@@ -195,7 +198,7 @@ def _about(content: FolderContent, parts: Ints, by_file: Ints) -> dict[str, Any]
     places = {"smallest": 0, "median": len(sizes) // 2, "largest": -1}
     pairs = np.unique(np.concatenate((content.identical, content.pictures.near[:, :2])), axis=0)
     return {
-        "root": str(content.folder),
+        "root": printable(content.folder),
         "counts": {
             part: dict(
                 zip(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dlhw.errors import UsageError
+from dlhw.runtime.paths import printable, read_path
 from dlhw.runtime.randomness import generator
 
 Ints = npt.NDArray[np.int64]
@@ -89,7 +90,7 @@ def labels(names: Sequence[str], groups: str | None, *, known: Sequence[str]) ->
     if groups is None:
         return [None] * len(names)
     if groups.lower().endswith(".csv"):
-        table = _read_table(Path(groups).expanduser(), known)
+        table = _read_table(read_path(groups, key="dataset.groups"), known)
         return [table.get(name) for name in names]
     try:
         pattern = re.compile(groups)
@@ -109,30 +110,32 @@ def labels(names: Sequence[str], groups: str | None, *, known: Sequence[str]) ->
 
 
 def _read_table(path: Path, known: Sequence[str]) -> dict[str, str]:
+    if not path.is_file():
+        raise UsageError(f"dataset.groups={printable(path)}: no such file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"group", "file"} <= set(rows.fieldnames or ()):
-                raise UsageError(f"dataset.groups={path}: must have the columns group,file")
+                raise UsageError(f"dataset.groups={printable(path)}: must have the columns group,file")
             table: dict[str, str] = {}
             for row in rows:
                 if None in row or None in row.values():
                     raise UsageError(
-                        f"dataset.groups={path}: line {rows.line_num} must have as many cells as the header"
+                        f"dataset.groups={printable(path)}: line {rows.line_num} must have as many cells as the header"
                     )
                 group = table.setdefault(row["file"], row["group"])
                 if group != row["group"]:
                     raise UsageError(
-                        f"dataset.groups={path}: {row['file']} is in the groups {group!r} and {row['group']!r}; "
-                        "expected one group per file"
+                        f"dataset.groups={printable(path)}: {printable(row['file'])} is in the groups "
+                        f"{group!r} and {row['group']!r}; expected one group per file"
                     )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"dataset.groups={path}: cannot be read ({error})") from error
+        raise UsageError(f"dataset.groups={printable(path)}: cannot be read ({error})") from error
     unknown = sorted(set(table) - set(known), key=str)
     if unknown:
         raise UsageError(
-            f"dataset.groups={path}: unknown files ({len(unknown)}), such as {unknown[0]}; expected paths "
-            f"relative to the dataset's folder, such as {known[0]}"
+            f"dataset.groups={printable(path)}: unknown files ({len(unknown)}), such as {printable(unknown[0])}; "
+            f"expected paths relative to the dataset's folder, such as {known[0]}"
         )
     return {name: group for name, group in table.items() if group}
 

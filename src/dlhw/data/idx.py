@@ -238,7 +238,7 @@ def load_dataset(
     download: bool,
 ) -> Dataset:
     """60,000 + 10,000 images (1, 28, 28) of 0..255 in ten classes; ``mean`` and ``std`` are those of pixel / 255."""
-    train, test = load(published, Path(data_dir).expanduser(), download=download)
+    train, test = load(published, Path(data_dir), download=download)
     return assemble(
         published.name,
         train,

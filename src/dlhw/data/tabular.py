@@ -28,7 +28,7 @@ def boston(
     Read from ``boston.csv`` in ``data_dir``, which has a header, or downloaded from OpenML (dataset 531). Raise
     UsageError if neither is available.
     """
-    path = Path(data_dir).expanduser() / "boston.csv"
+    path = Path(data_dir) / "boston.csv"
     table = _read_boston(path) if path.is_file() else _fetch_boston(path, download=download)
     return _regression(
         "boston",
@@ -64,15 +64,16 @@ def california_housing(
     from sklearn.datasets import fetch_california_housing
 
     try:
-        x, y = fetch_california_housing(
-            data_home=str(Path(data_dir).expanduser()), download_if_missing=download, return_X_y=True
-        )
+        x, y = fetch_california_housing(data_home=str(data_dir), download_if_missing=download, return_X_y=True)
     except OSError as error:
         raise UsageError(
             f"dataset=california_housing: not in {data_dir}, and the download failed: {_reason(error)}; copy "
             "cal_housing_py3.pkz there from a computer that has downloaded it, or use dataset=diabetes, which needs no "
             "download"
         ) from error
+    except Exception as error:  # unpickling invalid bytes raises any exception
+        path = Path(data_dir, "cal_housing_py3.pkz")
+        raise UsageError(f"{path}: damaged ({_reason(error)}); delete it to download it again") from error
     return _regression(
         "california_housing",
         Split(torch.from_numpy(x), torch.from_numpy(y)),

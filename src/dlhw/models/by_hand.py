@@ -328,7 +328,7 @@ def cnn_by_hand(
     outputs: int,
     *,
     channels: Annotated[list[dense.Width], Field(min_length=1)],
-    kernel: Annotated[int, Field(gt=0)],
+    kernel: Annotated[int, Field(gt=0, le=1000)],
     activation: ActivationName,
 ) -> ByHand:
     """:func:`dlhw.models.convolutional.cnn` with hand-written gradients."""

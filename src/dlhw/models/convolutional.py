@@ -18,12 +18,12 @@ def cnn(
     outputs: int,
     *,
     channels: Annotated[list[Width], Field(min_length=1)],
-    kernel: Annotated[int, Field(gt=0)],
+    kernel: Annotated[int, Field(gt=0, le=1000)],
     activation: ActivationName,
     dropout: DropoutRate,
     batch_norm: bool,
     hidden: Sequence[Width] = (),
-    width: Annotated[int, Field(gt=0)] = 1,
+    width: Annotated[int, Field(gt=0, le=1000)] = 1,
 ) -> nn.Sequential:
     """A convolutional network from (N, C, H, W) to logits (N, outputs).
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dlhw.models.dropout import Dropout
 
-Width = Annotated[int, Field(gt=0)]
+Width = Annotated[int, Field(gt=0, le=1_000_000)]
 DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 ActivationName = Literal["ReLU", "Tanh", "Sigmoid", "ELU", "GELU", "LeakyReLU", "SiLU", "Identity"]
 

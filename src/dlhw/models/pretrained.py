@@ -24,6 +24,7 @@ from dlhw.models.dropout import Dropout
 from dlhw.models.modes import evaluating
 from dlhw.runs import checkpoint
 from dlhw.runtime.downloads import DownloadFailed, downloading
+from dlhw.runtime.paths import read_path
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +116,18 @@ def classifier(
 
 def _stored_weights(architecture: str, weights: str, published: Any) -> dict[str, Tensor]:
     """Return the state_dict of published weights or of a file. Raise UsageError if there is none."""
-    path = Path(weights).expanduser()
     if weights in published.__members__:
         path = _cached_file(published[weights], weights)
         remedy = "delete it to download it again, or use model.weights=null or another file"
-    elif path.is_file():
-        remedy = "use another file, or model.weights=null"
     else:
-        reason = "is a folder" if path.is_dir() else f"neither a file nor published weights of {architecture}"
-        raise UsageError(
-            f"model.weights={weights}: {reason}; expected one of null, {', '.join(published.__members__)}, or a file: "
-            "a state_dict, or best.pt or last.pt of a run"
-        )
+        path = read_path(weights, key="model.weights")
+        remedy = "use another file, or model.weights=null"
+        if not path.is_file():
+            reason = "is a folder" if path.is_dir() else f"neither a file nor published weights of {architecture}"
+            raise UsageError(
+                f"model.weights={weights}: {reason}; expected one of null, {', '.join(published.__members__)}, or a "
+                "file: a state_dict, or best.pt or last.pt of a run"
+            )
     try:
         return read(path)
     except ValueError as error:

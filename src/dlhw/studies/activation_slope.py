@@ -110,10 +110,10 @@ def plot_slopes(
 def activation_slope(
     *,
     slopes: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=2, max_length=len(PALETTE))],
-    depth: Annotated[int, Field(ge=4 * SETTLED)],
-    width: Annotated[int, Field(ge=20)],
+    depth: Annotated[int, Field(ge=4 * SETTLED, le=1000)],
+    width: Annotated[int, Field(ge=20, le=2000)],
     gain: Annotated[float, Field(ge=0.2, le=5)],
-    draws: Annotated[int, Field(ge=10)],
+    draws: Annotated[int, Field(ge=10, le=10_000)],
     seed: int,
 ) -> Answer:
     """Compute gradient norms by layer for several c, the factor per layer, and the range of c with stable gradients."""

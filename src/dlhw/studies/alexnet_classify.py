@@ -17,6 +17,8 @@ from dlhw.errors import UsageError
 from dlhw.intervals import score_interval
 from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.options import PathText
+from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
 from dlhw.studies.imagenet import (
@@ -31,8 +33,8 @@ from dlhw.studies.imagenet import (
 )
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
-Count = Annotated[int, Field(ge=1)]
-Strengths = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Strengths = Annotated[list[Annotated[float, Field(ge=0, le=1000)]], Field(min_length=1, max_length=100)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Row = dict[str, Any]
 Disturb = Callable[[Tensor, float, torch.Generator], Tensor]
@@ -58,16 +60,16 @@ def read_pictures(path: Path, *, resize: int, crop: int) -> tuple[dict[str, Tens
     Raise UsageError if ``path`` is one unreadable picture, or a folder without any readable picture.
     """
     if not path.is_dir():
-        return {path.name: read_picture(path, resize=resize, crop=crop)}, []
+        return {printable(path.name): read_picture(path, resize=resize, crop=crop)}, []
     pictures, messages = {}, []
     for file in sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES):
         try:
-            pictures[file.name] = read_picture(file, resize=resize, crop=crop)
+            pictures[printable(file.name)] = read_picture(file, resize=resize, crop=crop)
         except UsageError as error:
             messages.append(f"skipped: {str(error).removeprefix('study.picture=')}")
     if not pictures:
         raise UsageError(
-            f"study.picture={path}: no readable picture in this folder ({len(messages)} unreadable); "
+            f"study.picture={printable(path)}: no readable picture in this folder ({len(messages)} unreadable); "
             "must contain at least one"
         )
     return pictures, messages
@@ -79,37 +81,41 @@ def read_labels(labels: str | None, folder: Path, network: TorchvisionNetwork) -
     Rows with an empty value are for pictures that show none of the classes. None means ``labels.csv`` beside the
     pictures, if it exists.
     """
-    path = folder / LABELS if labels is None else Path(labels).expanduser()
+    path = folder / LABELS if labels is None else Path(labels)
     if labels is None and not path.is_file():
         return {}
+    if not path.is_file():
+        raise UsageError(f"study.labels={printable(path)}: no such file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"study.labels={path}: cannot be read ({error})") from error
+        raise UsageError(f"study.labels={printable(path)}: cannot be read ({error})") from error
     columns = set(rows[0]) if rows else set()
     key = next((name for name in ("imagenet_index", "label") if name in columns), None)
     if "file" not in columns or key is None:
-        raise UsageError(f"study.labels={path}: must have the columns file and imagenet_index (or label)")
+        raise UsageError(f"study.labels={printable(path)}: must have the columns file and imagenet_index (or label)")
     true_classes = {}
     for line, row in enumerate(rows, 2):
         value = (row[key] or "").strip()
         if value:
-            number = int(value) if key == "imagenet_index" and value.isdecimal() else value
-            true_classes[row["file"]] = class_index(network, f"study.labels={path}, line {line}: {key}", number)
+            number = int(value) if key == "imagenet_index" and len(value) <= 4 and value.isdecimal() else value
+            true_classes[row["file"]] = class_index(
+                network, f"study.labels={printable(path)}, line {line}: {key}", number
+            )
     return true_classes
 
 
 def alexnet_classify(
     *,
-    picture: str,
-    labels: str | None,
+    picture: PathText,
+    labels: PathText | None,
     resize: Count,
     crop: Count,
     noise: Strengths,
     blur: Strengths,
     rotation: Strengths,
-    crops: Annotated[list[Share], Field(min_length=1)],
+    crops: Annotated[list[Share], Field(min_length=1, max_length=100)],
     draws: Count,
     shown: Annotated[int, Field(ge=1, le=12)],
     network: TorchvisionNetwork,
@@ -134,7 +140,7 @@ def alexnet_classify(
         for strength in sorted(set(values))
     ]
     accuracy = accuracies(answers, len(true_classes))
-    name = f"{network.architecture} on {path.name}"
+    name = f"{network.architecture} on {printable(path.name)}"
     return Answer(
         numbers={
             "pictures": len(pictures),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dlhw.errors import UsageError
 from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.runtime.options import PathText
+from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
@@ -20,7 +22,7 @@ from dlhw.studies.imagenet import check_crop, picture_path, plot_picture, read_p
 from dlhw.views.mosaics import around_grey, mosaic, side_by_side
 from dlhw.views.plots import TEXT_POINTS, new_figure
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=4096)]
 Row = dict[str, Any]
 Change = Callable[[Tensor], Tensor]
 
@@ -122,13 +124,13 @@ def changed_rows(maps: Tensor, changed: dict[str, Tensor], moved: dict[str, Chan
 
 def alexnet_features(
     *,
-    picture: str,
+    picture: PathText,
     resize: Count,
     crop: Count,
     share: Annotated[float, Field(gt=0, le=1)],
-    blur: Annotated[float, Field(ge=0)],
+    blur: Annotated[float, Field(ge=0, le=1000)],
     rotation: Annotated[float, Field(ge=-180, le=180)],
-    noise: Annotated[float, Field(ge=0)],
+    noise: Annotated[float, Field(ge=0, le=1000)],
     shown: Annotated[int, Field(ge=1, le=6)],
     network: TorchvisionNetwork,
     seed: int,
@@ -159,7 +161,7 @@ def alexnet_features(
     count, height, width = maps.shape
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     side = "x".join(map(str, layer.kernel_size))
-    name = f"{network.architecture} on {path.name}"
+    name = f"{network.architecture} on {printable(path.name)}"
     order = maps.std((1, 2)).argsort(descending=True)[:shown]
     return Answer(
         numbers={

@@ -20,7 +20,7 @@ from dlhw.training import init
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 Initialization = Literal["default", "xavier", "he", "orthogonal", "uniform"]
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, le=1000)]
 SMALLEST = 1e-140
 """The smallest gradient norm: its square must be a normal number in float64, with full precision."""
 
@@ -225,15 +225,15 @@ def plot_norms(nets: Sequence[GradientNorms], *, title: str, draws: int) -> Figu
 def backprop_depth(
     *,
     seed: int,
-    depth: Annotated[int, Field(ge=3)],
+    depth: Annotated[int, Field(ge=3, le=1000)],
     output_depth: Size,
     width: Size,
-    x: Annotated[list[FiniteFloat], Field(min_length=1)],
-    classes: Annotated[int, Field(ge=2)],
-    label_of_x: Annotated[int, Field(ge=0)],
+    x: Annotated[list[FiniteFloat], Field(min_length=1, max_length=1000)],
+    classes: Annotated[int, Field(ge=2, le=1000)],
+    label_of_x: Annotated[int, Field(ge=0, le=999)],
     inits: Annotated[list[Initialization], Field(min_length=1, max_length=len(PALETTE))],
     d: Annotated[float, Field(gt=0)],
-    draws: Annotated[int, Field(ge=2)],
+    draws: Annotated[int, Field(ge=2, le=100_000)],
 ) -> Answer:
     """Compute the output of a net of ``output_depth`` hidden layers, and the gradient norms of a deep net by layer."""
     if label_of_x >= classes:

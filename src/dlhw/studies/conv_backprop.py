@@ -119,8 +119,8 @@ def conv_backprop(
     *,
     seed: int,
     data: Dataset,
-    kernel: Annotated[int, Field(gt=0)],
-    draws: Annotated[int, Field(gt=0)],
+    kernel: Annotated[int, Field(gt=0, le=1000)],
+    draws: Annotated[int, Field(gt=0, le=100_000)],
 ) -> Answer:
     """Compare the gradients by the equations with autograd's on the first ``draws`` training images, one net each."""
     if len(data.shape) != 3 or data.shape[0] != 1 or not data.classes:

@@ -20,8 +20,9 @@ from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import TEXT_POINTS, new_figure
 
-Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+Filled = Field(min_length=1, max_length=1000)
+Matrix = Annotated[list[Annotated[list[float], Filled]], Filled]
+Count = Annotated[int, Field(ge=1, le=1000)]
 Pair = tuple[Count, Count]
 
 SHEET_X = [
@@ -105,7 +106,7 @@ def convolution(
     x: Literal["sheet"] | Matrix,
     filter: Literal["sheet"] | Matrix,
     stride: Count | Pair,
-    padding: Annotated[int, Field(ge=0)],
+    padding: Annotated[int, Field(ge=0, le=1000)],
     dilation: Count,
     map_size: Pair,
     map_filter: Pair,
@@ -114,7 +115,7 @@ def convolution(
     layer_kernel: Annotated[list[Count], Field(min_length=4, max_length=4)],
     picture: Literal["china.jpg", "flower.jpg"],
     passes: Annotated[int, Field(ge=1, le=50)],
-    draws: Annotated[int, Field(ge=20)],
+    draws: Annotated[int, Field(ge=20, le=100_000)],
     seed: int,
 ) -> Answer:
     """Convolve the matrices and a picture, compute sizes and costs, and compare with the sheets and with torch."""

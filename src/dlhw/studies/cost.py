@@ -21,8 +21,8 @@ def cost(*, data: Dataset, model: nn.Module) -> Answer:
     leaves = {name: layer for name, layer in model.named_modules() if not list(layer.children())}
 
     def note(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            shapes[name] = tuple(output.shape[1:])
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            shapes[name] = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
 
         return hook
 
@@ -38,10 +38,14 @@ def cost(*, data: Dataset, model: nn.Module) -> Answer:
         {
             "layer": name,
             "kind": type(layer).__name__,
-            "output": "x".join(map(str, shapes[name])),
+            "output": "x".join(map(str, shapes.get(name, ()))),
             "parameters": sum(parameter.numel() for parameter in layer.parameters()),
             "multiply_adds": sum(counts.get(f"{root}.{name}", {}).values()) // 2,
         }
         for name, layer in leaves.items()
     ]
-    return Answer({"multiply_adds": sum(row["multiply_adds"] for row in rows)}, tables={"cost": rows})
+    numbers = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": sum(row["multiply_adds"] for row in rows),
+    }
+    return Answer(numbers, tables={"cost": rows})

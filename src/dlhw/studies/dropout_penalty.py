@@ -235,13 +235,13 @@ def _largest_relative_difference(values: Tensor, expected: Tensor) -> float:
 
 def dropout_penalty(
     *,
-    rates: Annotated[list[Annotated[float, Field(gt=0, le=0.5)]], Field(min_length=2)],
-    inputs: Annotated[int, Field(ge=1)],
+    rates: Annotated[list[Annotated[float, Field(gt=0, le=0.5)]], Field(min_length=2, max_length=100)],
+    inputs: Annotated[int, Field(ge=1, le=1000)],
     hidden: Annotated[int, Field(ge=1, le=12)],
-    width: Annotated[int, Field(ge=1)],
+    width: Annotated[int, Field(ge=1, le=10_000)],
     gain: Annotated[float, Field(ge=0.01, le=100)],
     residual: Annotated[float, Field(ge=-100, le=100)],
-    draws: Annotated[int, Field(ge=1000)],
+    draws: Annotated[int, Field(ge=1000, le=10_000_000)],
     seed: int,
 ) -> Answer:
     """Compute both sides of A4.(1) as functions of q, for the linear model and for a small tanh net."""

@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from dlhw.models.pretrained import TorchvisionNetwork
 from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
+from dlhw.runtime.options import PathText
+from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
 from dlhw.studies.imagenet import (
     check_crop,
@@ -34,7 +36,8 @@ from dlhw.views.plots import label as name_axes
 
 Kind = Literal["gaussian", "uniform", "signs"]
 Size = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Label = Annotated[int, Field(ge=0, le=999)] | str
+Count = Annotated[int, Field(ge=1, le=4096)]
 Row = dict[str, Any]
 WITHIN = 0.01  # relative precision of the smallest sizes
 FGSM, RANDOM, TARGETED = "along the gradient's sign", "random", "targeted"
@@ -105,13 +108,13 @@ def gradient(network: TorchvisionNetwork, pixels: Tensor, index: int) -> tuple[T
 
 def fool_resnet(
     *,
-    picture: str,
+    picture: PathText,
     resize: Count,
     crop: Count,
-    label: int | str | None,
-    target: int | str | None,
+    label: Label | None,
+    target: Label | None,
     noise: Kind,
-    sizes: Annotated[list[Size], Field(min_length=2)],
+    sizes: Annotated[list[Size], Field(min_length=2, max_length=100)],
     draws: Count,
     network: TorchvisionNetwork,
     seed: int,
@@ -150,7 +153,7 @@ def fool_resnet(
         kinds, checks = [*kinds, targeted], [*checks, check]
     integer_size = next((size for size in range(1, math.floor(sizes[-1]) + 1) if fgsm.fooled(float(size)).all()), None)
     rows = [kind.row(size) for kind in kinds for size in sizes]
-    title = f"fool_resnet: {network.architecture} on {path.name}"
+    title = f"fool_resnet: {network.architecture} on {printable(path.name)}"
     return Answer(
         numbers={
             "probability": clean[first_answer].item(),

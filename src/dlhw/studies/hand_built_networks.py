@@ -92,7 +92,7 @@ def hand_built_networks(
     *,
     s: Annotated[float, Field(ge=0)],
     limit: Annotated[float, Field(ge=1, le=1e12)],
-    points: Annotated[int, Field(ge=11)],
+    points: Annotated[int, Field(ge=11, le=10_000_000)],
 ) -> Answer:
     """Compare each network with its function on a grid from -limit to limit, at the kinks and right beside them."""
     if s >= limit:

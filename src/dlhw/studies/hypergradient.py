@@ -338,17 +338,17 @@ def _plot_sweep(sweep: Sweep) -> Figure:
 
 def hypergradient(
     *,
-    hidden: Annotated[int, Field(ge=1)],
-    samples: Annotated[int, Field(ge=2)],
+    hidden: Annotated[int, Field(ge=1, le=1000)],
+    samples: Annotated[int, Field(ge=2, le=100_000)],
     noise: Annotated[float, Field(ge=0)],
     penalty: Annotated[float, Field(gt=0)],
     rate: Annotated[float, Field(ge=1e-4)],
     penalty_rate: Annotated[float, Field(gt=0)],
-    joint_steps: Annotated[int, Field(ge=1)],
-    steps: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)],
-    repeats: Annotated[int, Field(ge=3)],
+    joint_steps: Annotated[int, Field(ge=1, le=100_000)],
+    steps: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=2)],
+    repeats: Annotated[int, Field(ge=3, le=1000)],
     largest_rate: Annotated[float, Field(gt=0)],
-    rates: Annotated[int, Field(ge=10)],
+    rates: Annotated[int, Field(ge=10, le=100_000)],
     seed: int,
 ) -> Answer:
     """Descend the training loss by lambda; differentiate the validation loss by both; sweep the learning rate."""

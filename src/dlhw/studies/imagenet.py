@@ -16,6 +16,7 @@ from torch import Tensor
 from dlhw.data.pictures import Unreadable, read
 from dlhw.errors import UsageError
 from dlhw.models.pretrained import TorchvisionNetwork, misfit
+from dlhw.runtime.paths import printable, shortened
 from dlhw.views.plots import PALETTE, TEXT_POINTS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,12 +28,12 @@ BATCH = 32
 
 def picture_path(picture: str) -> Path:
     """Return the path of a picture or a folder of pictures; the names of scikit-learn's two samples are valid, too."""
-    path = Path(picture).expanduser()
+    path = Path(picture)
     if path.exists():
         return path
     if picture not in SAMPLES:
         raise UsageError(
-            f"study.picture={picture}: no such file or folder; {' and '.join(SAMPLES)} are always available"
+            f"study.picture={shortened(picture)}: no such file or folder; {' and '.join(SAMPLES)} are always available"
         )
     import sklearn
 
@@ -51,11 +52,11 @@ def check_crop(network: TorchvisionNetwork, *, resize: int, crop: int) -> None:
 def read_picture(path: Path, *, resize: int, crop: int) -> Tensor:
     """Return a picture's pixels, (1, 3, crop, crop) in 0..255, in float64. Raise UsageError if it cannot be read."""
     if path.is_dir():
-        raise UsageError(f"study.picture={path}: is a folder; must be a picture")
+        raise UsageError(f"study.picture={printable(path)}: is a folder; must be a picture")
     try:
         return read(path, resize=resize, crop=crop)[None].to(torch.float64)
     except Unreadable as error:
-        raise UsageError(f"study.picture={path}: {error}") from error
+        raise UsageError(f"study.picture={printable(path)}: {error}") from error
 
 
 def logits(network: TorchvisionNetwork, pixels: Tensor) -> Tensor:

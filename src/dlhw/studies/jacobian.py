@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 Row = dict[str, Any]
 Draws = dict[int, tuple[Tensor, Weights]]
 """Draws of x and weights by depth."""
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, le=10_000)]
 QUARTILES = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
 
 
@@ -266,8 +266,8 @@ def jacobian(
     inputs: Size,
     outputs: Size,
     draws: Size,
-    warmup: Annotated[int, Field(ge=1)],
-    repeats: Annotated[int, Field(ge=4)],
+    warmup: Annotated[int, Field(ge=1, le=100_000)],
+    repeats: Annotated[int, Field(ge=4, le=100_000)],
     seed: int,
     device: torch.device,
 ) -> Answer:

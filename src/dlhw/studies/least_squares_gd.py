@@ -294,13 +294,13 @@ def plot_errors(full: DescentErrors, deficient: DescentErrors, *, subtitle: str)
 
 def least_squares_gd(
     *,
-    samples: Annotated[int, Field(gt=1)],
-    features: Annotated[int, Field(gt=1)],
-    rank: Annotated[int, Field(gt=0)],
-    draws: Annotated[int, Field(gt=0)],
+    samples: Annotated[int, Field(gt=1, le=100_000)],
+    features: Annotated[int, Field(gt=1, le=10_000)],
+    rank: Annotated[int, Field(gt=0, le=10_000)],
+    draws: Annotated[int, Field(gt=0, le=100_000)],
     iterations: Annotated[int, Field(ge=50, le=100_000)],
     rate: Annotated[float, Field(gt=0, le=2)],
-    rates: Annotated[int, Field(ge=12)],
+    rates: Annotated[int, Field(ge=12, le=10_000)],
     seed: int,
 ) -> Answer:
     """Compare the iterates with the closed form over many draws, and the first draw's error and rate with theory."""

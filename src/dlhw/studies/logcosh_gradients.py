@@ -267,12 +267,12 @@ def plot_steps(results: Sequence[GradientErrors], sweep: list[float], *, step: f
 
 def logcosh_gradients(
     *,
-    inputs: Annotated[int, Field(gt=0)],
-    hidden: Annotated[int, Field(gt=0)],
-    samples: Annotated[int, Field(gt=0)],
-    draws: Annotated[int, Field(ge=10)],
+    inputs: Annotated[int, Field(gt=0, le=10_000)],
+    hidden: Annotated[int, Field(gt=0, le=10_000)],
+    samples: Annotated[int, Field(gt=0, le=100_000)],
+    draws: Annotated[int, Field(ge=10, le=100_000)],
     step: Annotated[float, Field(ge=1e-9, le=1e-2)],
-    steps: Annotated[int, Field(ge=12)],
+    steps: Annotated[int, Field(ge=12, le=1000)],
     seed: int,
 ) -> Answer:
     """Compare the three gradients over many draws, and measure the error of finite differences by step."""

@@ -150,8 +150,8 @@ def logistic_ridge(
     problem: Literal["breast_cancer", "drawn"],
     strengths: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e6)]], Field(min_length=1, max_length=7)],
     penalize_intercept: bool,
-    most_iterations: Annotated[int, Field(ge=1)],
-    draws: Annotated[int, Field(ge=1)],
+    most_iterations: Annotated[int, Field(ge=1, le=1_000_000_000)],
+    draws: Annotated[int, Field(ge=1, le=1_000_000)],
     seed: int,
 ) -> Answer:
     """Compare the gradient with autograd, and gradient descent with step 1 / L with scikit-learn's minimum."""

@@ -91,8 +91,8 @@ def momentum_range(
     shown: Annotated[list[Annotated[float, Field(ge=-2, le=2)]], Field(min_length=1, max_length=len(PALETTE))],
     lowest: Annotated[float, Field(ge=-2)],
     highest: Annotated[float, Field(le=2)],
-    points: Annotated[int, Field(ge=3)],
-    steps: Annotated[int, Field(ge=200)],
+    points: Annotated[int, Field(ge=3, le=100_000)],
+    steps: Annotated[int, Field(ge=200, le=1_000_000)],
 ) -> Answer:
     """Measure the heavy ball's rate for momenta from ``lowest`` to ``highest``; compare it with the spectral radius."""
     if lowest >= highest:

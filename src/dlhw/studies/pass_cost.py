@@ -21,8 +21,8 @@ from dlhw.runtime.devices import synchronize
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, add_legend, label, new_figure
 
-Count = Annotated[int, Field(ge=1)]
-Counts = Annotated[list[Count], Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Counts = Annotated[list[Count], Field(min_length=1, max_length=100)]
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def pass_cost(
     *,
     widths: Counts,
     channels: Counts,
-    depth: Annotated[int, Field(ge=2)],
+    depth: Annotated[int, Field(ge=2, le=1000)],
     inputs: Count,
     outputs: Count,
     side: Count,
     batch: Count,
-    repeats: Annotated[int, Field(ge=2)],
+    repeats: Annotated[int, Field(ge=2, le=100_000)],
     seed: int,
     device: torch.device,
 ) -> Answer:

@@ -105,11 +105,11 @@ def gaps(x: Tensor, y: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
 
 def projection(
     *,
-    points: Annotated[int, Field(ge=2)],
-    features: Annotated[int, Field(ge=1)],
-    ranks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)],
-    draws: Annotated[int, Field(ge=1)],
-    candidates: Annotated[int, Field(ge=1)],
+    points: Annotated[int, Field(ge=2, le=10_000)],
+    features: Annotated[int, Field(ge=1, le=10_000)],
+    ranks: Annotated[list[Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1)],
+    draws: Annotated[int, Field(ge=1, le=100_000)],
+    candidates: Annotated[int, Field(ge=1, le=100_000)],
     columns: Annotated[list[Vector], Field(min_length=2, max_length=2)],
     target: Vector,
     seed: int,

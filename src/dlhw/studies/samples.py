@@ -34,7 +34,7 @@ def samples(
     *,
     per_class: Annotated[int, Field(ge=1, le=6)],
     augmented: Annotated[int, Field(ge=0, le=6)],
-    compared: Annotated[int, Field(ge=2)],
+    compared: Annotated[int, Field(ge=2, le=1_000_000)],
     distance: Annotated[int, Field(ge=0, le=FARTHEST)],
     data: Dataset,
     seed: int,

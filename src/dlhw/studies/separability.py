@@ -155,11 +155,11 @@ KINDS = ("vertex on vertex", "vertex on edge", "edge on edge")
 
 def separability(
     *,
-    dimension: Annotated[int, Field(ge=2)],
-    points: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)],
+    dimension: Annotated[int, Field(ge=2, le=1000)],
+    points: Annotated[list[Annotated[int, Field(ge=2, le=10_000)]], Field(min_length=1)],
     distances: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=1)],
-    draws: Annotated[int, Field(ge=1)],
-    touching_draws: Annotated[int, Field(ge=1)],
+    draws: Annotated[int, Field(ge=1, le=100_000)],
+    touching_draws: Annotated[int, Field(ge=1, le=100_000)],
     seed: int,
 ) -> Answer:
     """Solve both linear programs on many pairs of sets: separated, overlapping and touching."""

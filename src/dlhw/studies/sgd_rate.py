@@ -322,15 +322,15 @@ def plot_growth(problem: SmoothFunction, rates: dict[str, float]) -> Figure:
 
 def sgd_rate(
     *,
-    dimension: Annotated[int, Field(ge=1)],
+    dimension: Annotated[int, Field(ge=1, le=100_000)],
     lipschitz: Annotated[float, Field(ge=1e-6, le=1e6)],
     condition: Annotated[float, Field(ge=1, le=1e6)],
     start: Annotated[float, Field(ge=-1e6, le=1e6)],
     noise: Annotated[float, Field(ge=0, le=1e6)],
     constant_rate: Annotated[float, Field(gt=0, le=1)],
     decaying_rate: Annotated[float, Field(gt=0, le=1)],
-    runs: Annotated[int, Field(ge=30)],
-    steps: Annotated[int, Field(ge=10)],
+    runs: Annotated[int, Field(ge=30, le=100_000)],
+    steps: Annotated[int, Field(ge=10, le=10_000_000)],
     seed: int,
 ) -> Answer:
     """Compare the smallest E|f'(w_k)|^2 so far with the bound of A3.iii, on a convex and on a non-convex function."""

@@ -46,7 +46,7 @@ def measured_width(weight: float) -> float:
 def sigmoid_window(
     *,
     largest_weight: Annotated[float, Field(gt=8, le=1e6)],
-    points: Annotated[int, Field(ge=10)],
+    points: Annotated[int, Field(ge=10, le=1_000_000)],
 ) -> Answer:
     """Compute the bound and the measured width against |w|, and the weight with the greatest bound."""
     weights = np.linspace(4, largest_weight, points)

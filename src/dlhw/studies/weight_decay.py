@@ -327,11 +327,11 @@ def weight_decay(
     learning_rate: Annotated[float, Field(gt=0, le=0.5)],
     adam_learning_rate: Annotated[float, Field(gt=0, le=0.1)],
     rho: Annotated[float, Field(gt=0, lt=1)],
-    hidden: Annotated[int, Field(ge=1)],
+    hidden: Annotated[int, Field(ge=1, le=10_000)],
     batch: Annotated[int, Field(ge=1, le=SAMPLES)],
-    steps: Annotated[int, Field(ge=2)],
+    steps: Annotated[int, Field(ge=2, le=1_000_000)],
     products: Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)],
-    decay_steps: Annotated[int, Field(ge=1)],
+    decay_steps: Annotated[int, Field(ge=1, le=10_000)],
     seed: int,
 ) -> Answer:
     """Train a small net with both forms of SGD, momentum and Adam; then run decay alone for many learning rates."""

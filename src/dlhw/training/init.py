@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.runs import verification
+from dlhw.runtime.options import PathText
 from dlhw.training.settings import Positive
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -71,7 +72,7 @@ def from_run(
     model: nn.Module,
     *,
     generator: torch.Generator,
-    run: str | None,
+    run: PathText | None,
     weights: Literal["best", "last"] = "best",
     made_by: str | None = None,
 ) -> None:
@@ -83,7 +84,7 @@ def from_run(
     """
     if run is None:
         return
-    directory = Path(run).expanduser()
+    directory = Path(run)
     if (directory / "multirun.yaml").is_file():
         raise UsageError(f"init.run={run}: a sweep; expected the directory of one of its runs")
     try:

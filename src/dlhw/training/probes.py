@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models.modes import evaluating
 from dlhw.training.init import LAYERS
+from dlhw.training.settings import Count
 
 SATURATED: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Tanh: lambda output: output.abs() > 0.99,
@@ -37,7 +37,7 @@ class ProbedLayer:
     output: Tensor
 
 
-def layers(model: nn.Module, data: Dataset, *, samples: Annotated[int, Field(gt=0)]) -> list[dict[str, Any]]:
+def layers(model: nn.Module, data: Dataset, *, samples: Count) -> list[dict[str, Any]]:
     """Return a row per dense or convolutional layer, computed on the first training samples in evaluation mode (B4.c).
 
     The output of a layer is taken after its norm and activation, before pooling; for the last layer it is the logits.

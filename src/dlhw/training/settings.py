@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dlhw.runtime.devices import DeviceName, PrecisionName
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Trains = Literal["all", "head"] | list[str]

@@ -7,6 +7,7 @@ shown, because decisions made after looking at mistakes in the test part would b
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,7 +21,7 @@ from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part
 from dlhw.views.report.filters import LayerFilters
 from dlhw.views.report.saliency import Method, SaliencyUnavailable, grad_cam, gradient
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
 Rows = list[dict[str, object]]
 
 
@@ -60,6 +61,7 @@ def classifier(
 
     check(data)
     confidence = confidence_percent / 100
+    subject = subject_of(data)
     with evaluating(model):
         parts = [
             evaluate_part(model, data, name, split, batch_size=min(evaluation_batch_size, data.evaluated_at_once))
@@ -68,8 +70,8 @@ def classifier(
         ]
         validation = parts[0]
         drawings = {
-            "confusion": figures.confusion(parts, name=data.name),
-            "per_class": figures.per_class(parts, confidence, name=data.name),
+            "confusion": figures.confusion(parts, name=subject),
+            "per_class": figures.per_class(parts, confidence, name=subject),
         }
         messages = [evaluated.summary(confidence) for evaluated in parts]
         if not validation.mistakes:
@@ -77,7 +79,7 @@ def classifier(
         else:
             wrong = validation.mistakes[:mistakes]
             pictures = to_pictures(data, network_inputs(data, validation, wrong))
-            drawings["mistakes"] = figures.mistakes(validation, wrong, pictures, names=data.names, name=data.name)
+            drawings["mistakes"] = figures.mistakes(validation, wrong, pictures, names=data.names, name=subject)
         if saliency != "none":
             positions = select_examples(validation, views)
             x = network_inputs(data, validation, positions)
@@ -85,7 +87,7 @@ def classifier(
             messages.append(f"saliency: {source}")
             if maps is not None:
                 drawings["saliency"] = figures.saliency(
-                    validation, positions, to_pictures(data, x), maps, source=source, name=data.name
+                    validation, positions, to_pictures(data, x), maps, source=source, name=subject
                 )
     numbers = {name: number for evaluated in parts for name, number in accuracy_numbers(evaluated, confidence).items()}
     lists = {
@@ -97,9 +99,14 @@ def classifier(
         layer = LayerFilters.of(untrained(), model, filters)
         numbers["filters_relative_change"] = layer.relative_change
         lists["filters"] = layer.rows()
-        drawings["filters"] = figures.filters(layer, name=data.name)
+        drawings["filters"] = figures.filters(layer, name=subject)
         messages.append(layer.summary())
     return Answer(numbers=numbers, tables=lists, figures=drawings, messages=messages)
+
+
+def subject_of(data: Dataset) -> str:
+    """Return the name for the titles of figures: that of the folder for the user's own pictures."""
+    return PurePath(data.about.get("root", data.name)).name if data.name == "image_folder" else data.name
 
 
 def network_inputs(data: Dataset, evaluated: EvaluatedPart, positions: list[int]) -> Tensor:

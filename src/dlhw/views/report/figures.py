@@ -144,7 +144,7 @@ def mistakes(
         list(pictures.double().numpy()),
         captions,
         title=f"{name}: the most confident mistakes",
-        subtitle=f"{len(positions):,} of {len(evaluated.mistakes):,} mistakes among {len(evaluated.labels):,} "
+        subtitle=f"{len(positions):,} of {_mistakes(len(evaluated.mistakes))} among {len(evaluated.labels):,} "
         f"{PARTS[evaluated.part]} pictures, with the predicted probability of the wrong class",
         columns=5,
     )
@@ -170,10 +170,14 @@ def saliency(
         captions,
         title=f"{name}: where the predictions come from",
         subtitle=f"{source}, for the predicted class; brighter is larger\n"
-        f"{int(right.sum())} correct predictions first, then {int((~right).sum())} mistakes; "
+        f"{int(right.sum())} correct predictions first, then {_mistakes(int((~right).sum()))}; "
         f"{PARTS[evaluated.part]} pictures",
         columns=3,
     )
+
+
+def _mistakes(count: int) -> str:
+    return f"{count:,} mistake{'' if count == 1 else 's'}"
 
 
 def filters(layer: LayerFilters, *, name: str) -> Figure:

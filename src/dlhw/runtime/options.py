@@ -1,0 +1,27 @@
+"""Types of options, for the annotations of functions whose options are in a config."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from dlhw.errors import UsageError
+from dlhw.runtime.paths import read_path, shortened
+
+
+def _expanded(text: str) -> str:
+    try:
+        return str(read_path(text))
+    except UsageError as error:
+        raise PydanticCustomError("path", "{reason}", {"reason": _without_value(error, text)}) from error
+
+
+def _without_value(error: UsageError, text: str) -> str:
+    """Return the reason of an error of :func:`read_path`; the line about the option starts with its key and value."""
+    return str(error).removeprefix(f"{shortened(text)}: ")
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
+"""A path as text, with ``~`` replaced; validated by :func:`dlhw.runtime.paths.read_path`."""

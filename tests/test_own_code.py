@@ -1,0 +1,206 @@
+"""Models, datasets and losses from the user's own modules: each mistake is one line with the file and line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlhw.cli import assembly, build, own_code
+from dlhw.errors import UsageError
+from support.composing import compose
+
+CODE = """\
+from __future__ import annotations
+from typing import TYPE_CHECKING
+import torch
+from torch import nn
+if TYPE_CHECKING:
+    from somewhere import Nothing
+NUMBER = 3
+
+
+class Network(nn.Module):
+    def __init__(self, shape, outputs, width: Nothing = 64):
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("total", torch.zeros(()))
+        self.layer = nn.Linear(64, outputs)
+
+    def forward(self, x):
+        self.calls += 1
+        self.total += 1
+        torch.rand(1)
+        return self.layer(x.flatten(1))
+
+
+class Three(Network):
+    def __init__(self, shape, outputs):
+        super().__init__(shape, 3)
+
+
+class Narrow(Network):
+    def __init__(self, shape, outputs):
+        super().__init__(shape, outputs)
+        self.layer = nn.Linear(63, outputs)
+
+
+class Pair(Network):
+    def forward(self, x):
+        return x, x
+
+
+class NoArguments(nn.Module):
+    def __init__(self, width=3):
+        super().__init__()
+
+
+class Broken(nn.Module):
+    def __init__(self, shape, outputs):
+        undefined_name
+
+
+class NoParameters(nn.Module):
+    def __init__(self, shape, outputs):
+        super().__init__()
+
+
+def function(shape, outputs):
+    return lambda x: x
+
+
+def tensors(data_dir, seed):
+    return torch.utils.data.TensorDataset(torch.zeros(5, 64))
+
+
+def labels_from_1(data_dir, seed):
+    from dlhw.data.digits import digits
+    from dlhw.data.tensors import Split
+    data = digits(data_dir=data_dir, seed=seed, mean=0.3, std=0.4, validation_fraction=0.2)
+    parts = {name: Split(part.x, part.y + 1) for name, part in data.parts.items()}
+    return data.with_parts(parts)
+
+
+def loss_per_sample(input, target):
+    return nn.functional.cross_entropy(input, target, reduction="none")
+
+
+def failing_loss(input, target):
+    return 1 / 0
+"""
+NO_OPTIONS = {
+    "model": ["~model.hidden", "~model.activation", "~model.dropout", "~model.batch_norm"],
+    "dataset": ["~dataset.mean", "~dataset.std", "~dataset.validation_fraction"],
+    "loss": ["~loss.label_smoothing"],
+}
+"""Overrides that remove the options of the default choice of each group."""
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of own modules that can be imported."""
+    (tmp_path / "own_networks.py").write_text(CODE)
+    (tmp_path / "own_failing.py").write_text("import torch\nraise KeyError('no such thing')\n")
+    (tmp_path / "own_syntax.py").write_text("import torch\ndef f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    build._located.cache_clear()
+    yield tmp_path
+    build._located.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+def parts_with(group: str, target: str) -> assembly.Parts:
+    overrides = [f"{group}._target_={target}", *NO_OPTIONS[group]]
+    return assembly.assemble(compose("dataset=digits", "trainer.device=cpu", *overrides))
+
+
+def line_of(text: str) -> int:
+    """Return the number of the line of CODE that contains this text."""
+    return next(number for number, line in enumerate(CODE.splitlines(), 1) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("target", "message", "place"),
+    [
+        ("Three", r"returns shape \(2, 3\) for 2 samples of shape \(1, 8, 8\); .* of shape \(2, 10\)", "def forward"),
+        ("Narrow", r"fails for samples of shape \(1, 8, 8\): RuntimeError: .*2x64 and 63x10", "self.layer(x"),
+        ("Pair", "returns a tuple for 2 samples", None),
+        ("NoArguments", "must take the arguments outputs and shape", "class NoArguments"),
+        ("Broken", "NameError: name 'undefined_name' is not defined", "        undefined_name"),
+        ("NoParameters", "has no parameters to train", "class NoParameters"),
+        ("function", "returns a function; expected a torch.nn.Module", "def function"),
+    ],
+)
+def test_mistakes_in_a_model_are_one_line(modules: Path, target: str, message: str, place: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        parts_with("model", f"own_networks.{target}")
+    line = str(caught.value)
+    assert re.match(rf"model={target.lower()} \(own_networks\.{target}\): {message}", line), line
+    assert "\n" not in line
+    assert line.endswith(f"({modules / 'own_networks.py'}:{line_of(place)})" if place else ")"), line
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "message"),
+    [
+        ("dataset", "tensors", r"returns a TensorDataset; expected a dlhw\.data\.tensors\.Dataset"),
+        ("dataset", "labels_from_1", r"train has labels of torch.int64 from 1 to 10; expected torch.int64 from 0 to 9"),
+        ("loss", "loss_per_sample", r"returns shape \(2,\) for 2 samples; expected a tensor with one number"),
+        ("loss", "failing_loss", r"ZeroDivisionError: division by zero"),
+    ],
+)
+def test_mistakes_in_a_dataset_or_loss_are_one_line(group: str, target: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"{group}=\w+ \(own_networks\.{target}\): {message}.*own_networks\.py:\d+"):
+        parts_with(group, f"own_networks.{target}")
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("own_networks.NUMBER", "Expected a callable target, got '3'"),
+        ("own_networks.nothing", "No module named 'own_networks.nothing'"),
+        ("own_failing.Network", r"KeyError: 'no such thing', .*own_failing\.py:2"),
+        ("own_syntax.Network", r"invalid syntax, .*own_syntax\.py:2"),
+        ("own_nowhere.Network", "No module named 'own_nowhere'"),
+    ],
+)
+def test_a_target_that_cannot_be_imported_is_one_line(target: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"model\._target_={target}: cannot be used \(.*{message}"):
+        parts_with("model", target)
+
+
+def test_the_check_of_a_model_changes_neither_the_model_nor_random_numbers() -> None:
+    cfg = compose("dataset=digits", "trainer.device=cpu", "model._target_=own_networks.Network", *NO_OPTIONS["model"])
+    expected = build.make_model(cfg, shape=(1, 8, 8), outputs=10)
+    state = torch.random.get_rng_state()
+    model = parts_with("model", "own_networks.Network").model
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (model.calls, model.training) == (0, True)
+    for (name, value), other in zip(model.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_a_loss_of_torch_with_an_invalid_option_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^loss=multi_margin_loss: only p == 1 and p == 2 supported$"):
+        assembly.assemble(compose("dataset=digits", "trainer.device=cpu", "loss=multi_margin", "loss.p=3"))
+
+
+def test_a_bug_in_shipped_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError("a bug")
+
+    component = build.validate(compose("dataset=digits"))["model"]
+    monkeypatch.setattr(fail, "__module__", "dlhw.models.dense")
+    with pytest.raises(KeyError, match="a bug"):
+        build.Component(component.name, fail, {}).build()
+
+
+def test_the_files_of_own_targets_are_known(modules: Path) -> None:
+    cfg = parts_with("model", "own_networks.Network").components.cfg
+    assert own_code.sources(cfg) == [modules / "own_networks.py"]
+    assert own_code.sources(compose("dataset=digits")) == []
