@@ -24,8 +24,10 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from torch import nn
 
+from dlhw.cli.composition import conf_dir
+from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import references
-from dlhw.cli.rules import expected_one_of
+from dlhw.cli.origins import location, option
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
 from dlhw.runtime.randomness import generator, key
@@ -126,7 +128,8 @@ def validate(cfg: DictConfig) -> Components:
     try:
         OmegaConf.to_container(content, resolve=True)
     except OmegaConfBaseException as error:
-        raise UsageError(_unresolved(cfg, error)) from error
+        line = _unresolved(cfg, error)
+        raise UsageError(f"{location(cfg, line)}{line}") from error
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
     mistakes += [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(content)]
     groups = {}
@@ -134,14 +137,14 @@ def validate(cfg: DictConfig) -> Components:
         groups[group], lines = _component(cfg, group, arguments)
         mistakes += lines
     if not isinstance(cfg.seed, int) or isinstance(cfg.seed, bool) or cfg.seed < 0:
-        mistakes.append(f"seed={cfg.seed}: must be a whole number, 0 or greater")
+        mistakes.append(f"seed={_as_written(cfg.seed)}: must be a whole number, 0 or greater")
     if not re.fullmatch(r"[\w.+-]*\w", str(cfg.name)) or not isinstance(cfg.name, str):
         mistakes.append(f"name={cfg.name}: must be a directory name of letters, digits and . _ + -")
     for directory in ("data_dir", "output_dir"):
         if not isinstance(cfg[directory], str) or not cfg[directory]:
             mistakes.append(f"{directory}={cfg[directory]}: must be the path of a directory")
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError("\n".join(f"{location(cfg, line)}{line}" for line in mistakes))
     return Components(cfg, groups)
 
 
@@ -256,7 +259,8 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{full}: missing; {group}={choice(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
-        return f"{full}: unknown option of {group}={choice(cfg, group)}{expected_one_of(name, valid)}"
+        hint = expected_one_of(name, valid, shown_by=f"--cfg job --package {group}")
+        return f"{full}: unknown option of {group}={choice(cfg, group)}{hint}"
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
     setting = f"{full}={_as_written(cfg[group][name])}"
     if alias := _alias(options[name]):
@@ -288,6 +292,5 @@ def _as_written(value: Any) -> str:
 
 
 def choice(cfg: DictConfig, group: str) -> str:
-    """Return the name of a group's option: its ``name`` or ``architecture``, or the last part of its target."""
-    name = cfg[group].get("name") or cfg[group].get("architecture")
-    return str(name or cfg[group]["_target_"].rpartition(".")[2]).lower()
+    """Return the option of a group, as on the command line; the last part of its target if no file has this target."""
+    return option(cfg, group, conf_dir()) or str(cfg[group]["_target_"]).rpartition(".")[2]

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import hydra_internals, messages, rules
+from dlhw.cli import config_files, hydra_internals, messages, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
@@ -62,7 +62,7 @@ class Loader(ComposingLoader):
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
-        super().__init__(config_search_path)
+        super().__init__(config_search_path, shipped=conf_dir(), read=config_files.read)
         self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
         self._ends_program = ends_program
         self._lines: tuple[str, ...] = ()  # the overrides of the config being composed
@@ -281,7 +281,9 @@ def quoted(line: str) -> str:
     name, equals, path = line.partition("=")
     key = name.lstrip("+")
     is_path = key in (*PATH_KEYS, *PATH_LIST_KEYS) and equals and path not in ("", "null")
-    if not is_path or path[0] in "'\"" or "${" in path:
+    if not is_path:
+        return _with_quoted_text(line)
+    if path[0] in "'\"" or "${" in path:
         return line
     if key in PATH_KEYS:
         return f"{name}={_in_quotes(path)}"
@@ -293,6 +295,22 @@ def quoted(line: str) -> str:
         paths.append(next((candidate for candidate in joined if Path(candidate).expanduser().is_dir()), parts[0]))
         del parts[: paths[-1].count(",") + 1]
     return f"{name}={','.join(text if text == 'null' else _in_quotes(text) for text in paths)}"
+
+
+def _with_quoted_text(line: str) -> str:
+    """Quote each value of an override that Hydra's grammar rejects only for characters such as accents."""
+    name, equals, values = line.partition("=")
+    if (
+        not equals
+        or re.fullmatch(r"[\w\s,./:+$%*@?|\\-]*", values, re.ASCII)
+        or re.search(r"[\[\](){}'\"=]|\$\{", values)
+    ):
+        return line
+    quoted_values = [
+        _in_quotes(value) if re.search(r"[^\w\s./:+$%*@?|\\-]|[^\x00-\x7f]", value, re.ASCII) else value
+        for value in values.split(",")
+    ]
+    return f"{name}={','.join(quoted_values)}"
 
 
 def _in_quotes(text: str) -> str:

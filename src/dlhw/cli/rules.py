@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,12 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
 
 Selections = Collection[tuple[str, str]]
-
-
-def expected_one_of(word: str, valid: Sequence[str]) -> str:
-    """Return `` (did you mean ...?); expected one of ...`` for an invalid word."""
-    near = difflib.get_close_matches(word, valid, 1)
-    return f"{f' (did you mean {near[0]}?)' if near else ''}; expected one of {', '.join(valid)}"
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
