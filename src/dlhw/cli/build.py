@@ -181,7 +181,8 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
         target = _located(path)
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UsageError(f"{group}._target_={path}: cannot be used ({reason})") from error
+        line = f"{group}._target_={path}: cannot be used ({reason})"
+        raise UsageError(f"{location(cfg, line)}{line}") from error
     name = f"{group}={choice(cfg, group)}"
     try:
         return Component(name, target, _validated(target, options, arguments)), []

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import config_files, hydra_internals, messages, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
@@ -189,20 +189,25 @@ class Loader(ComposingLoader):
             try:
                 message = messages.explain(lines, self, compose, error)
             except COMPOSITION_ERRORS:
-                message = messages.first_line(error)
+                message = messages.described(error, self)
             raise UsageError(message) from error
 
     def _apply_rules(self, cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
         primary = self.file(CONFIG_NAME)
         assert primary is not None
-        result = rules.without_unread_keys(
-            cfg,
-            known=[str(name) for name in cfg if name == "hydra" or name in primary or self.has_group(str(name))],
-            overridden={override.key_or_group.partition(".")[0] for override in overrides if not override.is_delete()},
-            experiment_readers=self._experiment_readers,
-            hint=lambda name: messages.hint(name, self, cfg),
-        )
-        rules.require_listed_entries(result, rules.selections(cfg))
+        try:
+            result = rules.without_unread_keys(
+                cfg,
+                known=[str(name) for name in cfg if name == "hydra" or name in primary or self.has_group(str(name))],
+                overridden={
+                    override.key_or_group.partition(".")[0] for override in overrides if not override.is_delete()
+                },
+                experiment_readers=self._experiment_readers,
+                hint=lambda name: messages.hint(name, self, cfg),
+            )
+            rules.require_listed_entries(result, rules.selections(cfg))
+        except UsageError as error:
+            raise UsageError(f"{origins.location(cfg, str(error))}{error}") from error
         return result
 
     def edit_composed(self, cfg: DictConfig) -> DictConfig:

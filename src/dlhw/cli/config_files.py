@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from hydra.core.default_element import ConfigDefault, GroupDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
@@ -48,6 +48,7 @@ def read(repository: Repository, name: str, path: Path, load: Callable[[], Confi
     if _size(node, {}) > LARGEST:
         raise UsageError(f"{where}: has more than {LARGEST:,} values, with the values of its aliases")
     _require_header(name, text, where)
+    _require_forms(node, where)
     result = _parsed(load, where)
     assert result is not None
     _check_defaults(repository, name, result, where)
@@ -83,7 +84,8 @@ def _parsed(load: Callable[[], Result], where: str) -> Result:
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise UsageError(f"{place}: {_yaml_mistake(error)}") from error
     except yaml.reader.ReaderError as error:
-        raise UsageError(f"{where}: contains the character {error.character!r}, which YAML does not allow") from error
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise UsageError(f"{where}: contains the character {chr(code)!r}, which YAML does not allow") from error
     except RecursionError as error:
         raise UsageError(f"{where}: is nested too deeply or contains itself") from error
     except UsageError:
@@ -121,9 +123,40 @@ def _require_header(name: str, text: str, where: str) -> None:
         if not line.startswith("#") or not line.lstrip("#").strip().startswith("@"):
             break
         header.append(line.lstrip("#").strip())
-    valid = all(len(line.split()) == 2 for line in header)
-    if (name.startswith("experiment/") and "@package _global_" not in header) or not valid:
+    if name.startswith("experiment/") and GLOBAL.lstrip("# ") not in header:
         raise UsageError(f"{where}: the first line must be {GLOBAL}")
+    for line in header:
+        if len(line.split()) != 2:
+            raise UsageError(f"{where}: # {line}: expected # @package NAME")
+
+
+def _require_forms(node: yaml.MappingNode, where: str) -> None:
+    """Raise UsageError for a top-level key that is not text, or a defaults list with entries of another form."""
+    for key, value in node.value:
+        place = f"{where}:{key.start_mark.line + 1}"
+        if not _is_text(key):
+            raise UsageError(f"{place}: {key.value}: a key must be text")
+        if key.value == "defaults":
+            entries = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for entry in entries if entries else [value]:
+                if not isinstance(value, yaml.SequenceNode) or not _is_default(entry):
+                    place = f"{where}:{entry.start_mark.line + 1}"
+                    raise UsageError(f"{place}: defaults: must be a list of - NAME and - override /GROUP: OPTION")
+
+
+def _is_default(entry: yaml.Node) -> bool:
+    """Return whether an entry of a defaults list is a name, or one group with its option."""
+    if not isinstance(entry, yaml.MappingNode):
+        return _is_text(entry)
+    if len(entry.value) != 1:
+        return False
+    group, option = entry.value[0]
+    options = option.value if isinstance(option, yaml.SequenceNode) else [option]
+    return _is_text(group) and all(_is_text(name) or name.tag == "tag:yaml.org,2002:null" for name in options)
+
+
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def _check_defaults(repository: Repository, name: str, result: ConfigResult, where: str) -> None:
@@ -133,19 +166,33 @@ def _check_defaults(repository: Repository, name: str, result: ConfigResult, whe
     def absolute(path: str) -> str:
         return path[1:] if path.startswith("/") else f"{folder}/{path}".strip("/")
 
-    for default in result.defaults_list or ():
+    defaults = result.defaults_list or []
+    if sum(default.is_self() for default in defaults) > 1:
+        raise UsageError(f"{where}: - _self_: is twice in defaults; remove one")
+    seen_override = False
+    for default in defaults:
+        if seen_override and not default.is_override() and not default.is_self():
+            raise UsageError(f"{where}: - {_entry(default)}: must be above the overrides in defaults")
+        seen_override = seen_override or default.is_override()
         if isinstance(default, ConfigDefault) and not default.is_self() and "${" not in str(default.path):
             path = absolute(str(default.path))
             if not repository.config_exists(path):
                 group, _, option = path.rpartition("/")
-                hint = expected_one_of(option, repository.get_group_options(group))
+                hint = expected_one_of(option, repository.get_group_options(group), shown_by="--help")
                 raise UsageError(f"{where}: - {default.path}: unknown {group or 'config file'}{hint}")
         elif isinstance(default, GroupDefault) and "${" not in f"{default.group}{default.value}":
             _check_group(repository, default, absolute(str(default.group)), where)
 
 
+def _entry(default: InputDefault) -> str:
+    """Return an entry of a defaults list as it is written."""
+    if isinstance(default, GroupDefault):
+        return f"{'override ' if default.override else ''}{default.group}: {default.value}"
+    return str(default.path) if isinstance(default, ConfigDefault) else str(default)
+
+
 def _check_group(repository: Repository, default: GroupDefault, group: str, where: str) -> None:
-    line = f"- {'override ' if default.override else ''}{default.group}: {default.value}"
+    line = f"- {_entry(default)}"
     if not repository.group_exists(group):
         named = str(default.group).lstrip("/")
         groups = [named] if repository.group_exists(named) else nearest(named, repository.groups())
@@ -154,7 +201,7 @@ def _check_group(repository: Repository, default: GroupDefault, group: str, wher
     options = repository.get_group_options(group)
     for value in default.value if isinstance(default.value, list) else [default.value]:
         if value not in (None, "???") and value.removesuffix(".yaml") not in options and not default.optional:
-            raise UsageError(f"{where}: {line}: unknown {group}{expected_one_of(value, options)}")
+            raise UsageError(f"{where}: {line}: unknown {group}{expected_one_of(value, options, shown_by='--help')}")
     if not default.override and repository.is_chosen_by_default(group):
         raise UsageError(f"{where}: {line}: has an option already; write - override /{group}: {default.value}")
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
 from dlhw.cli.hydra_internals import ComposingLoader, references
 from dlhw.cli.origins import FAST_LOADER, content, includes
+from dlhw.runtime.paths import printable
 
 Compose = Callable[[list[str]], DictConfig]
 HIDDEN = ("env", "help", "hydra_help", "hydra_logging", "job_logging", "output", "overrides", "runtime")
@@ -41,7 +42,7 @@ def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose,
     for override in parsed_overrides:
         if override not in choices and (message := _wrong_value(override, loader, cfg)):
             return message
-    return with_file(first_line(error), loader)
+    return described(error, loader)
 
 
 def _parsed(text: str) -> Override | None:
@@ -188,7 +189,7 @@ def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
     similar = set(nearest(word, options.values()))
     lines = exact or [line for line, name in options.items() if name in similar]
     if not exact:
-        keys = nearest_keys(word, _known_keys(loader, compose([])))
+        keys = nearest_keys(word, known_keys(loader, compose([])))
         if keys and (not lines or keys[0].name.casefold() == word.casefold()):
             lines = [f"{key.name}=..." for key in keys]
     return f"; did you mean {either(lines)}?" if lines else ""
@@ -197,7 +198,7 @@ def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
 def hint(name: str, loader: ComposingLoader, cfg: DictConfig, *, value: object = None) -> str:
     """Return the end of the error for an unknown key: similar keys and groups, or what the key belongs to."""
     name = name.lstrip("+~")
-    keys = _known_keys(loader, cfg, without=name)
+    keys = known_keys(loader, cfg, without=name)
     used = [key for key in keys if not key.owners]
     owners = [owner for key in keys if key.name == name for owner in key.owners]
     if owners:
@@ -234,7 +235,7 @@ def _groups(loader: ComposingLoader) -> list[str]:
     return sorted(groups, key=lambda name: (name != "experiment", name.startswith("hydra/")))
 
 
-def _known_keys(loader: ComposingLoader, cfg: DictConfig, *, without: str = "") -> list[Key]:
+def known_keys(loader: ComposingLoader, cfg: DictConfig, *, without: str = "") -> list[Key]:
     """Return all groups, the keys of the config, and those of options and experiments that it does not use.
 
     ``without`` is a key that the config may have although it is a mistake.
@@ -291,15 +292,25 @@ def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def with_file(message: str, loader: ComposingLoader) -> str:
-    """Return a message of Hydra, with the path of the config file that it names."""
+def described(error: BaseException, loader: ComposingLoader) -> str:
+    """Return the first line of an error of Hydra, with the path of the config file that it names."""
+    message = first_line(error)
     match = re.match(r"In '?([\w/.-]+?)'?: (.*)", message)
     path = loader.repository.path(match[1]) if match else None
-    return f"{path}: {match[2]}" if match and path else message
+    if match is None or path is None:
+        return message
+    lines = [match[2], *innermost(error).splitlines()[1:]]
+    reason = lines[1] if lines[0].endswith("raised while composing config:") and len(lines) > 1 else lines[0]
+    return f"{printable(path)}: {reason}"
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of the innermost cause of an error."""
+    return innermost(error).partition("\n")[0]
+
+
+def innermost(error: BaseException) -> str:
+    """Return the message of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return str(error) or type(error).__name__
