@@ -89,7 +89,7 @@ def _word_score(word: str, valid: str, *, is_likely: bool = False) -> float | No
 
 
 def _key_score(name: str, key: str, *, in_config: bool) -> float | None:
-    if distance(name, key) <= 1 and len(name) > 2:  # also a missing or wrong separator
+    if abs(len(name) - len(key)) <= 1 < len(name) - 1 and distance(name, key) <= 1:  # also of the separator
         return distance(name, key)
     parts, key_parts = re.split(r"[./]", name), re.split(r"[./]", key)
     missing = len(key_parts) - len(parts)

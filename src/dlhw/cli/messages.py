@@ -199,20 +199,20 @@ def hint(name: str, loader: ComposingLoader, cfg: DictConfig, *, value: object =
     """Return the end of the error for an unknown key: similar keys and groups, or what the key belongs to."""
     name = name.lstrip("+~")
     keys = known_keys(loader, cfg, without=name)
-    used = [key for key in keys if not key.owners]
-    owners = [owner for key in keys if key.name == name for owner in key.owners]
-    if owners:
-        return f"; {name} belongs to {either(owners)}"
-    parent = next((key.name for key in used if "." in key.name and name.startswith(f"{key.name}.")), None)
-    if parent and OmegaConf.select(cfg, parent, throw_on_missing=False) is None:
-        return f"; {parent} is null; did you mean +{name}?"
+    used = [key.name for key in keys if not key.owners]
+    parent = next(
+        (key for key in used if "." in key and name.startswith(f"{key}.") and not _is_mapping(cfg, key)), None
+    )
     if parent:
-        return f"; {parent} is a single value"
+        is_null = OmegaConf.select(cfg, parent, throw_on_missing=False) is None
+        return f"; {parent} is {f'null; did you mean +{name}?' if is_null else 'a single value'}"
     near = nearest_keys(name, keys)
+    if near and near[0].name == name:
+        return f"; {name} belongs to {either(near[0].owners)}"
     if near:
         return f"; did you mean {either([_with_value(key, value, loader) for key in near])}?"
     group = name.rpartition(".")[0]
-    siblings = [key.name for key in used if group and key.name.rpartition(".")[0] == group]
+    siblings = [key for key in used if group and key.rpartition(".")[0] == group]
     if siblings:
         return expected_one_of(name, siblings, shown_by=f"--cfg job --package {group}")
     return "; --cfg job shows all keys"
@@ -240,7 +240,7 @@ def known_keys(loader: ComposingLoader, cfg: DictConfig, *, without: str = "") -
 
     ``without`` is a key that the config may have although it is a mistake.
     """
-    used = [Key(name) for name in (*_groups(loader), *_leaves(cfg)) if name != without]
+    used = [Key(name) for name in dict.fromkeys((*_groups(loader), *_names(cfg))) if name != without]
     names = {key.name for key in used} | {str(name) for name in cfg if name != without}
     chosen = cfg.hydra.runtime.choices if "hydra" in cfg else {}
     owners: dict[str, list[str]] = {}
@@ -279,17 +279,21 @@ def _keys_of(group: str, option: str, loader: ComposingLoader) -> Iterator[str]:
     yield from (str(name) for name in values if name not in ("_target_", "defaults", "hydra"))
 
 
-def _leaves(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of all keys that hold a value, except ``_target_``."""
+def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all keys, except ``_target_`` and Hydra's mappings."""
     for name in map(str, cfg):
         if name == "_target_" or (prefix == "hydra." and name in HIDDEN):
             continue
         plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
         node = cfg[name] if plain else None
-        if isinstance(node, DictConfig):
-            yield from _leaves(node, f"{prefix}{name}.")
-        else:
+        if not isinstance(node, DictConfig) or not prefix.startswith("hydra."):
             yield f"{prefix}{name}"
+        if isinstance(node, DictConfig):
+            yield from _names(node, f"{prefix}{name}.")
+
+
+def _is_mapping(cfg: DictConfig, key: str) -> bool:
+    return isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)
 
 
 def described(error: BaseException, loader: ComposingLoader) -> str:
