@@ -57,10 +57,8 @@ def read(repository: Repository, name: str, path: Path, load: Callable[[], Confi
     for key, value in result.config.items_ex(resolve=False) if isinstance(result.config, DictConfig) else ():
         group = str(key)
         if folder == "experiment" and repository.group_exists(group) and not isinstance(value, DictConfig):
-            option = (
-                f"; choose an option with - override /{group}: {value} in defaults" if isinstance(value, str) else ""
-            )
-            raise UsageError(f"{where}: {group}: must contain options of the group {group}{option}")
+            hint = f"; write - override /{group}: {value} in its defaults" if isinstance(value, str) else ""
+            raise UsageError(f"{where}: {group}: must be a mapping of options{hint}")
     return result
 
 

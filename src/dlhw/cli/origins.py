@@ -67,11 +67,12 @@ def location(cfg: DictConfig, message: str) -> str:
     if not folders or not match:
         return ""
     key = match[0]
-    for line in hydra.overrides.task:
-        name = str(line).lstrip("+~").partition("=")[0]
-        if key == name or key.startswith(f"{name}."):
-            return ""
     choices = {str(group): str(name) for group, name in hydra.runtime.choices.items()}
+    for line in hydra.overrides.task:
+        name, _, value = str(line).lstrip("+~").partition("=")
+        chooses = name in choices and not value.startswith("{")
+        if not chooses and f"{key}.".startswith(f"{name}."):
+            return ""
     ordered = sorted(choices.items(), key=lambda item: item[0] != "experiment")  # its values replace those of options
     for group, name in ordered:
         prefix = "" if group == "experiment" else f"{group.replace('/', '.')}."
