@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlhw import train
 from dlhw.cli import composition
 from dlhw.cli.build import choice
+from dlhw.cli.config_files import read_text
 from dlhw.cli.origins import option
 from dlhw.errors import UsageError
 from support.composing import compose, compose_with_hydra
@@ -200,3 +201,8 @@ def test_option_is_the_chosen_one_although_another_has_these_values() -> None:
 
 def test_option_of_a_target_without_a_file_is_the_name_of_the_target() -> None:
     assert choice(OmegaConf.create({"model": {"_target_": "mycode.Net"}}), "model") == "Net"
+
+
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read \\(Is a directory\\)"):
+        read_text(tmp_path)

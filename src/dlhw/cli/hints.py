@@ -119,7 +119,7 @@ def expected_one_of(word: str, valid: Sequence[str], *, shown_by: str = "") -> s
     return f"{hint}; {f'{shown_by} lists all {len(valid)}' if shown_by else f'expected one of {len(valid)} names'}"
 
 
-def either(words: Sequence[str]) -> str:
-    """Return ``a, b or c``, of at most five words."""
-    *others, last = words if len(words) <= MOST else [*words[: MOST - 1], f"{len(words) - MOST + 1} others"]
+def either(words: Sequence[str], *, most: int = MOST) -> str:
+    """Return ``a, b or c``; of more than ``most`` words, the last are only counted."""
+    *others, last = words if len(words) <= most else [*words[: most - 1], f"{len(words) - most + 1} others"]
     return f"{', '.join(others)} or {last}" if others else last

@@ -221,7 +221,7 @@ def hint(name: str, loader: ComposingLoader, cfg: DictConfig, *, value: object =
 def _with_value(key: Key, value: object, loader: ComposingLoader) -> str:
     """Return a key as a hint shows it: a group with its option, and a key that is not used with what it belongs to."""
     if key.owners:
-        return f"{key.name} (with {either(key.owners)})"
+        return f"{key.name} (with {either(key.owners, most=2)})"
     if loader.has_group(key.name) and isinstance(value, str):
         options = loader.get_group_options(key.name)
         near = [value] if value in options else nearest(value, options)

@@ -46,13 +46,14 @@ def option(cfg: DictConfig, group: str, shipped: Path) -> str | None:
     hydra = _hydra(cfg)
     folders = (shipped, *_own_folders(hydra))
     options = {
-        name: content
-        for name, content in _options(group, folders).items()
-        if content.get("_target_") == values.get("_target_")
+        name: other
+        for name, other in _options(group, folders).items()
+        if other.get("_target_") == values.get("_target_")
     }
-    chosen = hydra.runtime.choices.get(group) if hydra is not None else None
-    if chosen in options:
-        return str(chosen)
+    if hydra is not None and ("hydra" in cfg or hydra.mode == RunMode.RUN):  # else the choices are those of a sweep
+        chosen = hydra.runtime.choices.get(group)
+        if chosen in options:
+            return str(chosen)
     return min(options, key=lambda name: _difference(options[name], values), default=None)
 
 
@@ -68,6 +69,8 @@ def location(cfg: DictConfig, message: str) -> str:
         return ""
     key = match[0]
     choices = {str(group): str(name) for group, name in hydra.runtime.choices.items()}
+    if key in (hydra.sweeper.get("params") or ()):
+        return ""
     for line in hydra.overrides.task:
         name, _, value = str(line).lstrip("+~").partition("=")
         chooses = name in choices and not value.startswith("{")
@@ -84,11 +87,10 @@ def location(cfg: DictConfig, message: str) -> str:
 
 
 def _hydra(cfg: DictConfig) -> Any:
-    """Return the ``hydra`` section of a config, or that of the run being executed; None if it describes another."""
-    if "hydra" in cfg:
-        return cfg.hydra if cfg.get("resume") is None else None
-    current = HydraConfig.get() if HydraConfig.initialized() else None
-    return current if current is not None and current.mode == RunMode.RUN and cfg.get("resume") is None else None
+    """Return the ``hydra`` section of a config, or of the command line being executed; None for a resumed run."""
+    if cfg.get("resume") is not None:
+        return None
+    return cfg.hydra if "hydra" in cfg else HydraConfig.get() if HydraConfig.initialized() else None
 
 
 def _own_folders(hydra: Any) -> tuple[Path, ...]:
