@@ -67,7 +67,7 @@ def _wrong_choice(override: Override, loader: ComposingLoader) -> str | None:
         return f"{override.input_line}: {group} already exists; remove the +"
     if override.is_sweep_override() or override.is_delete():
         return None
-    options = loader.get_group_options(group)
+    options = loader.repository.get_group_options(group)
     chosen: Any = override.value()
     for value in chosen if isinstance(chosen, list) else [chosen]:
         option = "" if value is None else str(value)
@@ -78,7 +78,7 @@ def _wrong_choice(override: Override, loader: ComposingLoader) -> str | None:
 
 def _expected_option(option: str, group: str, options: Sequence[str], loader: ComposingLoader) -> str:
     near = nearest(option, options)
-    others = [f"{name}={option}" for name in _groups(loader) if option in loader.get_group_options(name)]
+    others = [f"{name}={option}" for name in _groups(loader) if option in loader.repository.get_group_options(name)]
     if others and (not near or option.casefold() not in map(str.casefold, near)):
         return f"; did you mean {either(others)}?"
     return expected_one_of(option, options, shown_by="--help")
@@ -184,7 +184,9 @@ def _syntax_error(key: str, value: str) -> str:
 
 def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
     """Return the end of the error for a word without ``=``: the options and keys with this name."""
-    options = {f"{group}={name}": name for group in _groups(loader) for name in loader.get_group_options(group)}
+    options = {
+        f"{group}={name}": name for group in _groups(loader) for name in loader.repository.get_group_options(group)
+    }
     exact = [line for line, name in options.items() if name.casefold() == word.casefold()]
     similar = set(nearest(word, options.values()))
     lines = exact or [line for line, name in options.items() if name in similar]
@@ -223,7 +225,7 @@ def _with_value(key: Key, value: object, loader: ComposingLoader) -> str:
     if key.owners:
         return f"{key.name} (with {either(key.owners, most=2)})"
     if loader.has_group(key.name) and isinstance(value, str):
-        options = loader.get_group_options(key.name)
+        options = loader.repository.get_group_options(key.name)
         near = [value] if value in options else nearest(value, options)
         return f"{key.name}={near[0]}" if near else key.name
     return key.name
@@ -245,7 +247,7 @@ def known_keys(loader: ComposingLoader, cfg: DictConfig, *, without: str = "") -
     chosen = cfg.hydra.runtime.choices if "hydra" in cfg else {}
     owners: dict[str, list[str]] = {}
     for group in _groups(loader):
-        options = loader.get_group_options(group) if group.removeprefix("hydra/") not in HIDDEN else []
+        options = loader.repository.get_group_options(group) if group.removeprefix("hydra/") not in HIDDEN else []
         in_use = _with_included(f"{group}/{chosen.get(group)}", loader)
         prefix = "" if group == "experiment" else f"{group.replace('/', '.')}."
         for option in options:
