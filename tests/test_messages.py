@@ -10,13 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dlhw import train
+from dlhw.cli import program
 from dlhw.cli.build import build
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from support.composing import compose, error_message
 from support.config_files import EXPERIMENTS, option_names
 
-MODELS = option_names("model")
+MODELS, DATASETS = option_names("model"), option_names("dataset")
 INCOMPATIBLE = {
     "loss=mse": "loss=mse: dataset=digits is for classification; expected loss=cross_entropy",
     "dataset=diabetes": "loss=cross_entropy: dataset=diabetes is for regression; expected loss=mse or log_cosh",
@@ -84,7 +85,7 @@ INVALID = {
         "model.dropout=2: must be less than 1\nmodel.batch_norm=3: must be true or false"
     ),
     # options
-    "model=mpl": f"model=mpl: unknown model (did you mean mlp?); expected one of {', '.join(MODELS)}",
+    "model=mpl": f"model=mpl: unknown model (did you mean mlp?); --help lists all {len(MODELS)}",
     "loss=hinge": (
         "loss=hinge: unknown loss; expected one of cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin"
     ),
@@ -106,12 +107,20 @@ INVALID = {
         "trainer.deterministic, trainer.threads"
     ),
     "experiment=sigmoid_window study.largest_weight=3": "study.largest_weight=3: must be greater than 8",
-    "model=": f"model=: unknown model; expected one of {', '.join(MODELS)}",
+    "model=": f"model=: unknown model; --help lists all {len(MODELS)}",
     "experiment=floding": (
-        f"experiment=floding: unknown experiment (did you mean flooding?); expected one of {', '.join(EXPERIMENTS)}"
+        f"experiment=floding: unknown experiment (did you mean flooding?); --help lists all {len(EXPERIMENTS)}"
     ),
-    "experiment=zzz": f"experiment=zzz: unknown experiment; expected one of {', '.join(EXPERIMENTS)}",
-    "experiment=zzz model=cnn": f"experiment=zzz: unknown experiment; expected one of {', '.join(EXPERIMENTS)}",
+    "experiment=zzz": f"experiment=zzz: unknown experiment; --help lists all {len(EXPERIMENTS)}",
+    "experiment=zzz model=cnn": f"experiment=zzz: unknown experiment; --help lists all {len(EXPERIMENTS)}",
+    "model=CNN": f"model=CNN: unknown model (did you mean cnn?); --help lists all {len(MODELS)}",
+    "dataset=MNIST": f"dataset=MNIST: unknown dataset (did you mean mnist?); --help lists all {len(DATASETS)}",
+    "experiment=cnn": "experiment=cnn: unknown experiment; did you mean model=cnn?",
+    "model=flooding": "model=flooding: unknown model; did you mean experiment=flooding or regularization=flooding?",
+    "hydra/launcher=jobib": (
+        "hydra/launcher=jobib: unknown hydra/launcher (did you mean joblib?); "
+        "expected one of basic, joblib, submitit_local, submitit_slurm, vectorized"
+    ),
     # keys
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
     "epochs=3": "epochs: unknown key; did you mean trainer.epochs?",
@@ -126,12 +135,40 @@ INVALID = {
     ),
     "+model.zzz=5": "model.zzz: unknown option of model=mlp; expected one of hidden, activation, dropout, batch_norm",
     "zzz=3": "zzz: unknown key; --cfg job shows all keys",
-    "modle=cnn": "modle: unknown key; did you mean model?",
-    "experimant=flooding": "experimant: unknown key; did you mean experiment?",
+    "modle=cnn": "modle: unknown key; did you mean model=cnn?",
+    "~modle": "modle: unknown key; did you mean model?",
+    "experimant=flooding": "experimant: unknown key; did you mean experiment=flooding?",
+    "optimzer=adam": "optimzer: unknown key; did you mean optimizer=adam?",
+    "optimiser=adam": "optimiser: unknown key; did you mean optimizer=adam?",
+    "datset=digts": "datset: unknown key; did you mean dataset=digits?",
+    "SEED=3": "SEED: unknown key; did you mean seed?",
+    "trainer.zzz=3": "trainer.zzz: unknown key; --cfg job --package trainer lists all 21",
+    "modell.hidden=[3]": "modell.hidden: unknown key; did you mean model.hidden?",
+    "model.lr=3": "model.lr: unknown key; did you mean optimizer.lr?",
+    "optimizer/lr=3": "optimizer/lr: unknown key; did you mean optimizer.lr?",
+    "trainer-epochs=3": "trainer-epochs: unknown key; did you mean trainer.epochs?",
+    "optimizer.lr.x=3": "optimizer.lr.x: unknown key; optimizer.lr is a single value",
+    "optimizer.betas=[0.9,1]": (
+        "optimizer.betas: unknown key; optimizer.betas belongs to optimizer=adam or optimizer=adamw"
+    ),
+    "bb=3": "bb: unknown key; did you mean b (with experiment=flooding)?",
+    "hydra.launcher.n_jobs=4": (
+        "hydra.launcher.n_jobs: unknown key; hydra.launcher.n_jobs belongs to hydra/launcher=joblib"
+    ),
+    "hydra.run.dri=x": "hydra.run.dri: unknown key; did you mean hydra.run.dir?",
+    "hydra/lancher=joblib": "hydra/lancher: unknown key; did you mean hydra/launcher=joblib?",
+    "hydra.sweeper.params.b=1": (
+        "hydra.sweeper.params.b: unknown key; hydra.sweeper.params is null; did you mean +hydra.sweeper.params.b?"
+    ),
+    "+optim@foo=sgd": "+optim@foo=sgd: unknown group optim; did you mean optimizer?",
+    # the override that is wrong, and not one before it
+    "dataset=image_folder dataset.root=. optimizer.lrr=1": "optimizer.lrr: unknown key; did you mean optimizer.lr?",
+    "optimizer={lr:0.1} trainer.epoch=3": "trainer.epoch: unknown key; did you mean trainer.epochs?",
+    "+optimizer.dampening=0.1 optimizer.dampening=0.2 lrr=1": "lrr: unknown key; did you mean optimizer.lr?",
     "b=0.1": "b: unknown key; b belongs to experiment=flooding",
     "experiment=mnist_mlp b=0.1": "b: unknown key; b belongs to experiment=flooding",
     "+b=0.1": "b: unused key; no value in this config reads it; b belongs to experiment=flooding",
-    "+bb=1": "bb: unused key; no value in this config reads it; --cfg job shows all keys",
+    "+bb=1": "bb: unused key; no value in this config reads it; did you mean b (with experiment=flooding)?",
     "experiment=flooding +bb=1": "bb: unused key; no value in this config reads it; did you mean b?",
     "+lr=0.1": "lr: unused key; no value in this config reads it; did you mean optimizer.lr?",
     "experiment=init_study init=he d=0.1": (
@@ -144,15 +181,30 @@ INVALID = {
     "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
     "experiment=init_study d=abc": "d=abc (init.d): must be a number or 'xavier'",
     "experiment=init_study d=0": "d=0 (init.d): must be greater than 0 or 'xavier'",
-    "experiment=logistic_separable penalty=l3": "penalty=l3: unknown penalty; expected one of none, l2, l1",
+    "experiment=logistic_separable penalty=l3": (
+        "penalty=l3: unknown penalty (did you mean l2 or l1?); expected one of none, l2, l1"
+    ),
     "experiment=optimizers size=ful": "size=ful: unknown size (did you mean full?); expected one of quick, full",
     # syntax
     "optimizer.lr=0.1,0.2": (
         "optimizer.lr=0.1,0.2: a sweep over several values needs -m; expected optimizer.lr=[...] for a list"
     ),
     "seed=range(3)": "seed=range(3): a sweep over several values needs -m; expected seed=[...] for a list",
-    "nonsense": ("nonsense: invalid override; expected key=value, in quotes if it has spaces or commas"),
-    "optimizer.lr=0.1 a=[": ("a=[: invalid override; expected key=value, in quotes if it has spaces or commas"),
+    "nonsense": "nonsense: expected key=value",
+    "flooding": "flooding: expected key=value; did you mean experiment=flooding or regularization=flooding?",
+    "mpl": "mpl: expected key=value; did you mean model=mlp?",
+    "trainer.epochs": "trainer.epochs: expected key=value; did you mean trainer.epochs=...?",
+    "trainer.epochs:3": "trainer.epochs:3: expected key=value; did you mean trainer.epochs=3?",
+    "b = 0.05": "b = 0.05: must not have spaces around =; expected b=0.05",
+    "b =0.05": "b =0.05: must not have spaces around =; expected b=0.05",
+    "name= b": "name= b: must not have spaces around =; expected name=b",
+    "optimizer.lr=0.1 a=[": "a=[: invalid value; [ and ] do not match",
+    "optimizer.lr='0.1": "optimizer.lr='0.1: invalid value; a quote (') is not closed",
+    "optimizer.lr=${..}": "optimizer.lr=${..}: invalid interpolation; expected ${key}, or \\${...} for text",
+    "trainer.rates=[1.5]": "trainer.rates=[1.5]: must be a mapping, such as {name: value}",
+    "hydra.mode=MULTI": "hydra.mode=MULTI: Invalid value 'MULTI', expected one of [RUN, MULTIRUN]",
+    "+model._target_=x": "+model._target_=x: model._target_ already exists; remove the +",
+    "seed=null": "seed=null: must be a whole number, 0 or greater",
 }
 
 
@@ -180,10 +232,20 @@ def test_unusual_errors_have_one_line_that_starts_with_the_override(line: str, s
     assert len(message.splitlines()) == 1
 
 
-def test_unquoted_space_is_an_error() -> None:
-    assert error_message("my name=3") == (
-        "my name=3: invalid override; expected key=value, in quotes if it has spaces or commas"
-    )
+@pytest.mark.parametrize("line", ["b = 0.05", "b =0.05"])
+def test_spaces_around_equals_are_an_error(line: str) -> None:
+    assert error_message(line) == f"{line}: must not have spaces around =; expected b=0.05"
+
+
+@pytest.mark.parametrize("text", ["Zürich", "データ", "a~b", "x#1", "<y>", "R&D!"])
+def test_text_with_characters_that_hydra_rejects_is_a_value(text: str) -> None:
+    cfg = program.compose("dataset=image_folder", f"dataset.root={text}")
+    assert cfg.dataset.root == text
+
+
+def test_option_with_an_accent_is_unknown() -> None:
+    with pytest.raises(UsageError, match="unknown model; --help lists all"):
+        program.compose("model=modèle")
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,6 @@ def config(**content: Any) -> DictConfig:
     return cfg
 
 
-def test_expected_one_of_suggests_the_nearest_word_and_lists_all() -> None:
-    assert rules.expected_one_of("mpl", ["cnn", "mlp"]) == " (did you mean mlp?); expected one of cnn, mlp"
-    assert rules.expected_one_of("zzz", ["cnn", "mlp"]) == "; expected one of cnn, mlp"
-
-
 def test_readers_lists_the_options_that_refer_to_each_key() -> None:
     cfg = config(trainer={"epochs": "${sizes.${size}.epochs}", "rates": ["${b}", 1]}, init={"d": "${b}", "f": r"\${g}"})
     assert rules.readers(cfg) == {

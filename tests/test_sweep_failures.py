@@ -42,7 +42,7 @@ def test_invalid_combinations_fail_and_other_jobs_run(
     torch_sgd = ("optimizer=torch", "optimizer.name=SGD", "+optimizer.momentum=0,0.9", "+optimizer.nesterov=true,false")
     result = dlhw("-m", *QUICK, *torch_sgd, "seed=0,1", at=tmp_path)
     assert result.code == 1
-    message = "UsageError: optimizer=sgd: Nesterov momentum requires a momentum and zero dampening"
+    message = "UsageError: optimizer=torch: Nesterov momentum requires a momentum and zero dampening"
     assert comparisons[0].failures == {
         "optimizer.momentum=0,optimizer.nesterov=true,seed=0": message,
         "optimizer.momentum=0,optimizer.nesterov=true,seed=1": message,

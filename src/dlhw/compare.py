@@ -133,7 +133,7 @@ def _declaration(options: dict[str, Any]) -> Comparison:
 
 def _require_known(options: Mapping[str, Any], runs: Sequence[Path]) -> None:
     """Raise UsageError for a column or key on the command line that no run has."""
-    from dlhw.cli.rules import expected_one_of
+    from dlhw.cli.hints import expected_one_of
     from dlhw.views.comparison import read
 
     if not options:

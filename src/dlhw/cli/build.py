@@ -24,8 +24,11 @@ from pydantic_core import PydanticCustomError
 from torch import nn
 
 from dlhw.cli import own_code
+from dlhw.cli.composition import conf_dir
+from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import references
-from dlhw.cli.rules import as_written, expected_one_of, require_resolvable
+from dlhw.cli.origins import location, option
+from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
 from dlhw.runs.identity import without_hydra
 from dlhw.runtime.memory import allocating
@@ -152,7 +155,7 @@ def validate(cfg: DictConfig) -> Components:
         groups[group], lines = _component(cfg, group, arguments)
         mistakes += lines
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError("\n".join(f"{location(cfg, line)}{line}" for line in mistakes))
     return Components(cfg, groups)
 
 
@@ -178,8 +181,8 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
     try:
         target = _located(path)
     except Exception as error:
-        reason = own_code.import_failure(error)
-        raise UsageError(f"{group}._target_={shortened(path)}: cannot be used ({reason})") from error
+        line = f"{group}._target_={shortened(path)}: cannot be used ({own_code.import_failure(error)})"
+        raise UsageError(f"{location(cfg, line)}{line}") from error
     name = f"{group}={choice(cfg, group)}"
     if own_code.is_own(target):
         own_code.require_arguments(name, target, CALLED_WITH.get(group, set()))
@@ -262,7 +265,8 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
         return f"{full}: missing; {group}={choice(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
-        return f"{full}: unknown option of {group}={choice(cfg, group)}{expected_one_of(name, valid)}"
+        hint = expected_one_of(name, valid, shown_by=f"--cfg job --package {group}")
+        return f"{full}: unknown option of {group}={choice(cfg, group)}{hint}"
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
     setting = f"{full}={as_written(cfg[group][name])}"
     if alias := _alias(options[name]):
@@ -289,6 +293,5 @@ def _requirement(detail: Any) -> str:
 
 
 def choice(cfg: DictConfig, group: str) -> str:
-    """Return the name of a group's option: its ``name`` or ``architecture``, or the last part of its target."""
-    name = cfg[group].get("name") or cfg[group].get("architecture")
-    return str(name or cfg[group]["_target_"].rpartition(".")[2]).lower()
+    """Return the option of a group, as on the command line; the last part of its target if no file has this target."""
+    return option(cfg, group, conf_dir()) or str(cfg[group]["_target_"]).rpartition(".")[2]

@@ -21,12 +21,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import hydra_internals, messages, resuming, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, resuming, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
 from dlhw.runs import directories
 from dlhw.runtime import signals
+from dlhw.runtime.paths import read_path
 
 CONFIG_NAME = "train"
 PATH_KEYS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
@@ -63,7 +64,7 @@ class Loader(ComposingLoader):
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
-        super().__init__(config_search_path)
+        super().__init__(config_search_path, shipped=conf_dir(), read=config_files.read)
         self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
         self._ends_program = ends_program
         self._lines: tuple[str, ...] = ()  # the overrides of the config being composed
@@ -85,9 +86,10 @@ class Loader(ComposingLoader):
         options = {"from_shell": from_shell, "validate_sweep_overrides": validate_sweep_overrides}
         try:
             cfg = self._load(config_name, overrides, run_mode, **options)
-            rules.check_program_keys(cfg, run_mode)
-            if run_mode == RunMode.RUN:
-                rules.require_resolvable(cfg)
+            with origins.located(cfg):
+                rules.check_program_keys(cfg, run_mode)
+                if run_mode == RunMode.RUN:
+                    rules.require_resolvable(cfg)
             return cfg
         except UsageError as error:
             if self._ends_program:
@@ -190,24 +192,29 @@ class Loader(ComposingLoader):
             return self._apply_rules(compose(lines), parsed_overrides)
         except UsageError:
             raise
-        except COMPOSITION_ERRORS as error:
+        except (*COMPOSITION_ERRORS, TypeError) as error:
+            if isinstance(error, TypeError) and not hydra_internals.raised_in_library(error):
+                raise
             try:
                 message = messages.explain(lines, self, compose, error)
-            except COMPOSITION_ERRORS:
-                message = messages.first_line(error)
+            except (*COMPOSITION_ERRORS, TypeError):
+                message = messages.described(error, self)
             raise UsageError(message) from error
 
     def _apply_rules(self, cfg: DictConfig, overrides: Sequence[Override]) -> DictConfig:
         primary = self.file(CONFIG_NAME)
         assert primary is not None
-        result = rules.without_unread_keys(
-            cfg,
-            known=[str(name) for name in cfg if name == "hydra" or name in primary or self.has_group(str(name))],
-            overridden={override.key_or_group.partition(".")[0] for override in overrides if not override.is_delete()},
-            experiment_readers=self._experiment_readers,
-            hint=lambda name: messages.hint(name, self, cfg),
-        )
-        rules.require_listed_entries(result, rules.selections(cfg))
+        with origins.located(cfg):
+            result = rules.without_unread_keys(
+                cfg,
+                known=[str(name) for name in cfg if name == "hydra" or name in primary or self.has_group(str(name))],
+                overridden={
+                    override.key_or_group.partition(".")[0] for override in overrides if not override.is_delete()
+                },
+                experiment_readers=self._experiment_readers,
+                hint=lambda name: messages.hint(name, self, cfg),
+            )
+            rules.require_listed_entries(result, rules.selections(cfg))
         return result
 
     def edit_composed(self, cfg: DictConfig) -> DictConfig:
@@ -253,7 +260,9 @@ def quoted(line: str) -> str:
     name, equals, path = line.partition("=")
     key = name.lstrip("+")
     is_path = key in (*PATH_KEYS, *PATH_LIST_KEYS) and equals and path not in ("", "null")
-    if not is_path or path[0] in "'\"" or "${" in path:
+    if not is_path:
+        return _with_quoted_text(line)
+    if path[0] in "'\"" or "${" in path:
         return line
     if key in PATH_KEYS:
         return f"{name}={_in_quotes(path)}"
@@ -262,9 +271,32 @@ def quoted(line: str) -> str:
     parts, paths = path.split(","), []
     while parts:
         joined = (",".join(parts[:count]) for count in range(len(parts), 0, -1))
-        paths.append(next((candidate for candidate in joined if Path(candidate).expanduser().is_dir()), parts[0]))
+        paths.append(next((candidate for candidate in joined if _is_directory(candidate)), parts[0]))
         del parts[: paths[-1].count(",") + 1]
     return f"{name}={','.join(text if text == 'null' else _in_quotes(text) for text in paths)}"
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return read_path(path).is_dir()
+    except UsageError:
+        return False
+
+
+def _with_quoted_text(line: str) -> str:
+    """Quote each value of an override that Hydra's grammar rejects only for characters such as accents."""
+    name, equals, values = line.partition("=")
+    if (
+        not equals
+        or re.fullmatch(r"[\w\s,./:+$%*@?|\\-]*", values, re.ASCII)
+        or re.search(r"[\[\](){}'\"=]|\$\{", values)
+    ):
+        return line
+    quoted_values = [
+        _in_quotes(value) if re.search(r"[^\w\s./:+$%*@?|\\-]|[^\x00-\x7f]", value, re.ASCII) else value
+        for value in values.split(",")
+    ]
+    return f"{name}={','.join(quoted_values)}"
 
 
 def _in_quotes(text: str) -> str:

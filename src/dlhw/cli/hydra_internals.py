@@ -26,10 +26,12 @@ import hydra._internal.hydra
 import hydra._internal.utils
 import hydra.version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
@@ -77,10 +79,19 @@ def _raise_usage_error(message: str) -> NoReturn:
 
 def raised_by_library(error: BaseException) -> bool:
     """Return whether Hydra, called by :func:`run`, raised the error outside of the task."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-    callers = [name for name in modules if name.partition(".")[0] in ("dlhw", "__main__", *LIBRARIES)]
-    ours = [name for name in callers if name.partition(".")[0] not in LIBRARIES]
-    return callers[-1:] != ours[-1:] and ours[-1] == __name__
+    ours = [name for name in _modules(error) if name.partition(".")[0] not in LIBRARIES]
+    return raised_in_library(error) and ours[-1] == __name__
+
+
+def raised_in_library(error: BaseException) -> bool:
+    """Return whether an error was raised in Hydra, OmegaConf or a parser, or in a standard module that they called."""
+    return _modules(error)[-1].partition(".")[0] in LIBRARIES
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Return the modules of an error's traceback, without those of the standard library and of other packages."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return [name for name in names if name.partition(".")[0] in ("dlhw", "__main__", *LIBRARIES)]
 
 
 def without_library_frames(traceback: TracebackType | None) -> TracebackType | None:
@@ -95,6 +106,12 @@ def without_library_frames(traceback: TracebackType | None) -> TracebackType | N
 
 class ComposingLoader(ConfigLoaderImpl):
     """Hydra's loader, with two methods that a subclass overrides to change what is composed."""
+
+    repository: Repository
+
+    def __init__(self, config_search_path: ConfigSearchPath, *, shipped: Path, read: Read) -> None:
+        super().__init__(config_search_path)
+        self.repository = Repository(config_search_path, shipped=shipped, read=read)
 
     def edit_file(self, path: str, config: DictConfig) -> DictConfig:
         """Return what the config file at ``path``, such as ``experiment/flooding``, contributes."""
@@ -147,6 +164,56 @@ class ComposingLoader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         return self.edit_composed(super()._compose_config_from_defaults_list(defaults, repo))
+
+
+class Repository(ConfigRepository):
+    """The config files of all folders. ``read(repository, name, path, load)`` reads each of them.
+
+    Args:
+        config_search_path: the folders.
+        shipped: the one with dlhw's own files.
+        read: returns the result of ``load()``, and may raise errors of its own.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath, *, shipped: Path, read: Read) -> None:
+        super().__init__(config_search_path)
+        self.shipped = shipped
+        self._read = read
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Return the config file with this name; None if there is none."""
+        path = self.path(config_path)
+        if path is None:
+            return super().load_config(config_path)
+        return self._read(self, config_path, path, functools.partial(super().load_config, config_path))
+
+    def paths(self, name: str) -> list[Path]:
+        """Return the files with this name, such as ``experiment/flooding``; Hydra reads the first."""
+        names = [(source, name if name.endswith(".yaml") else f"{name}.yaml") for source in self.get_sources()]
+        files = [Path(source.path) / file for source, file in names if source.scheme() == "file"]
+        return [path for path in files if path.is_file()]
+
+    def path(self, name: str) -> Path | None:
+        """Return the file with this name that Hydra reads; None if there is none."""
+        return next(iter(self.paths(name)), None)
+
+    def groups(self) -> list[str]:
+        """Return the names of all top-level groups, and of Hydra's as ``hydra/launcher``."""
+        top = self.get_group_options("", ObjectType.GROUP)
+        return [name for name in top if name != "hydra"] + [
+            f"hydra/{name}" for name in self.get_group_options("hydra", ObjectType.GROUP)
+        ]
+
+    def is_shipped(self, path: Path) -> bool:
+        """Return whether this file belongs to dlhw."""
+        return path.is_relative_to(self.shipped)
+
+    def is_chosen_by_default(self, group: str) -> bool:
+        """Return whether the shipped config has an option of this group."""
+        return group.startswith("hydra/") or (self.shipped / group).is_dir()
+
+
+Read = Callable[[Repository, str, Path, Callable[[], "ConfigResult | None"]], "ConfigResult | None"]
 
 
 def install_loader(make: Callable[..., ConfigLoader]) -> None:

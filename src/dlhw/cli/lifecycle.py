@@ -174,7 +174,7 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
 
 def title(cfg: DictConfig, parts: Parts) -> str:
     """Return the title of a run: its name, model and dataset."""
-    return f"{cfg.name}: {choice(cfg, 'model')} on {parts.data.name}"
+    return f"{cfg.name}: {cfg.model.get('architecture') or choice(cfg, 'model')} on {parts.data.name}"
 
 
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:

@@ -2,91 +2,321 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hydra_internals import ComposingLoader
-from dlhw.cli.rules import expected_one_of
+from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
+from dlhw.cli.hydra_internals import ComposingLoader, references
+from dlhw.cli.origins import FAST_LOADER, content, includes
+from dlhw.runtime.paths import printable
 
 Compose = Callable[[list[str]], DictConfig]
+HIDDEN = ("env", "help", "hydra_help", "hydra_logging", "job_logging", "output", "overrides", "runtime")
+"""The parts of Hydra's config that hints do not show."""
 
 
 def explain(overrides: Sequence[str], loader: ComposingLoader, compose: Compose, error: Exception) -> str:
     """Return one line that says what is wrong with the overrides, or else the first line of Hydra's error."""
-    parsed_overrides = []
-    for text in overrides:
-        try:
-            parsed_overrides += OverridesParser.create().parse_overrides([text])
-            assert parsed_overrides[-1].key_or_group
-        except (HydraException, AssertionError):
-            return f"{text}: invalid override; expected key=value, in quotes if it has spaces or commas"
-    choices = [override for override in parsed_overrides if loader.has_group(override.key_or_group)]
+    parsed_overrides: list[Override] = []
+    for number, text in enumerate(overrides):
+        override = _parsed(text)
+        if override is None:
+            return _invalid_override(overrides, number, loader, compose)
+        parsed_overrides.append(override)
+    choices = [override for override in parsed_overrides if _is_choice(override, loader)]
     for override in choices:
-        if override.is_add() and override.key_or_group in loader.list_groups(""):
-            return f"{override.input_line}: {override.key_or_group} already exists; remove the +"
-        group, option = override.key_or_group, str(override.value())
-        options = loader.get_group_options(group)
-        if not override.is_sweep_override() and option not in options and not override.is_delete():
-            return f"{override.input_line}: unknown {group}{expected_one_of(option, options)}"
+        if message := _wrong_choice(override, loader):
+            return message
     for override in parsed_overrides:
         if override.is_sweep_override() and isinstance(error, ConfigCompositionException) and "multirun" in str(error):
             name = override.key_or_group
             return f"{override.input_line}: a sweep over several values needs -m; expected {name}=[...] for a list"
     cfg = compose([str(override.input_line) for override in choices if not override.is_sweep_override()])
     for override in parsed_overrides:
-        if (
-            override not in choices
-            and not override.is_add()
-            and OmegaConf.select(cfg, override.key_or_group, default=cfg) is cfg
-        ):
-            return f"{override.key_or_group}: unknown key{hint(override.key_or_group, loader, cfg)}"
-    return first_line(error)
+        if override not in choices and (message := _wrong_value(override, loader, cfg)):
+            return message
+    return described(error, loader)
 
 
-def hint(name: str, loader: ComposingLoader, cfg: DictConfig) -> str:
-    """Return the end of the error for an unknown key: similar keys and groups, or the experiments that have it."""
-    experiments = [option for option in loader.get_group_options("experiment") if name in _keys_of(option, loader)]
-    if experiments:
-        return f"; {name} belongs to experiment={' and experiment='.join(experiments)}"
-    groups = [group for group in (*map(str, cfg), "experiment") if loader.has_group(group)]
-    keys = [key for key in (*groups, *_leaves(cfg)) if key != name]
-    group, _, leaf = name.rpartition(".")
-    siblings = [key for key in keys if group and key.startswith(f"{group}.")]
-    closest = difflib.get_close_matches(leaf, _last_parts(siblings or keys), 1, cutoff=0.65)
-    near = [key for key in siblings or keys if key.rpartition(".")[2] in closest]
-    near = near or [key for key in keys if key.rpartition(".")[2] == leaf]
+def _parsed(text: str) -> Override | None:
+    """Parse an override with Hydra's grammar; None if it is invalid."""
+    try:
+        override: Override = OverridesParser.create().parse_override(text)
+    except (HydraException, AssertionError):
+        return None
+    return override if override.key_or_group else None
+
+
+def _is_choice(override: Override, loader: ComposingLoader) -> bool:
+    return loader.has_group(override.key_or_group) and (
+        override.is_sweep_override() or override.is_delete() or not isinstance(override.value(), dict)
+    )
+
+
+def _wrong_choice(override: Override, loader: ComposingLoader) -> str | None:
+    """Return the line for an override that chooses an unknown option of a group; None if it is valid."""
+    group = override.key_or_group
+    if override.is_add() and loader.repository.is_chosen_by_default(group):
+        return f"{override.input_line}: {group} already exists; remove the +"
+    if override.is_sweep_override() or override.is_delete():
+        return None
+    options = loader.repository.get_group_options(group)
+    chosen: Any = override.value()
+    for value in chosen if isinstance(chosen, list) else [chosen]:
+        option = "" if value is None else str(value)
+        if option.removesuffix(".yaml") not in options:
+            return f"{override.input_line}: unknown {group}{_expected_option(option, group, options, loader)}"
+    return None
+
+
+def _expected_option(option: str, group: str, options: Sequence[str], loader: ComposingLoader) -> str:
+    near = nearest(option, options)
+    others = [f"{name}={option}" for name in _groups(loader) if option in loader.repository.get_group_options(name)]
+    if others and (not near or option.casefold() not in map(str.casefold, near)):
+        return f"; did you mean {either(others)}?"
+    return expected_one_of(option, options, shown_by="--help")
+
+
+def _wrong_value(override: Override, loader: ComposingLoader, cfg: DictConfig) -> str | None:
+    """Return the line for an override that Hydra cannot apply to the config, or else apply it and return None."""
+    key, line = override.key_or_group, override.input_line
+    if override.package is not None:
+        near = [group.name for group in nearest_keys(key, [Key(name) for name in _groups(loader)])]
+        return f"{line}: unknown group {key}{f'; did you mean {either(near)}?' if near else ''}"
+    if not override.is_add() and not override.is_force_add() and not _has_key(cfg, key):
+        value = None if override.is_sweep_override() or override.is_delete() else override.value()
+        return f"{key}: unknown key{hint(key, loader, cfg, value=value)}"
+    reason = None if override.is_sweep_override() else _mistake(override, loader, cfg)
+    return reason and f"{line}: {reason}"
+
+
+def _mistake(override: Override, loader: ComposingLoader, cfg: DictConfig) -> str | None:
+    """Apply an override to the config. Return what is wrong if Hydra cannot."""
+    key = override.key_or_group
+    if override.is_add() and _has_key(cfg, key) and not isinstance(override.value(), dict | list):
+        return f"{key} already exists; remove the +"
+    try:
+        for text in _texts(override.value()):
+            references(text)
+    except OmegaConfBaseException:
+        return "invalid interpolation; expected ${key}, or \\${...} for text"
+    try:
+        loader.apply([override], cfg)
+    except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+        reason = first_line(error)
+        return "must be a mapping, such as {name: value}" if reason.startswith("Cannot merge DictConfig") else reason
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield str(value)
+
+
+def _has_key(cfg: DictConfig, key: str) -> bool:
+    """Return whether the config has this key; its value may be missing or refer to nothing."""
+    node: Any = cfg
+    for name in re.split(r"[.\[\]]+", key.rstrip("]")):
+        if isinstance(node, ListConfig) and name.lstrip("-").isdigit():
+            known = int(name) < len(node)
+        else:
+            known = isinstance(node, DictConfig) and name in map(str, node)
+        if not known:
+            return False
+        index: Any = int(name) if isinstance(node, ListConfig) else name
+        plain = not OmegaConf.is_missing(node, index) and not OmegaConf.is_interpolation(node, index)
+        node = node[index] if plain else None
+    return True
+
+
+def _invalid_override(overrides: Sequence[str], number: int, loader: ComposingLoader, compose: Compose) -> str:
+    """Return the line for an override that does not have the form ``key=value``."""
+    text = overrides[number]
+    if message := _spaces_around_equals(overrides, number):
+        return message
+    if match := re.fullmatch(r"([\w./@]+)\s*(?::=|==|=>|->|:|\s)\s*([\w.+-]+)", text):
+        return f"{text}: expected key=value; did you mean {match[1]}={match[2]}?"
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text}: expected key=value{_hint_for_word(text, loader, compose)}"
+    if not re.fullmatch(r"(\+\+?|~)?[\w./@:\[\]-]+", key, re.ASCII):
+        hint_for_key = hint(key, loader, compose([]), value=value) if key else ""
+        return f"{key}: unknown key{hint_for_key}" if key else f"{text}: expected key=value"
+    return f"{text}: invalid value; {_syntax_error(key, value)}"
+
+
+def _spaces_around_equals(overrides: Sequence[str], number: int) -> str | None:
+    """Return the line for ``key = value``, which the shell splits into several overrides; None for other mistakes."""
+    text = overrides[number]
+    before = overrides[number - 1] if number else ""
+    after = [*overrides[number + 1 :], "", ""]
+    candidates = [text]
+    if after[0].startswith("="):
+        candidates.append(" ".join([text, after[0], *(after[1:2] if after[0] == "=" else ())]))
+    if before.endswith("=") and "=" not in text:
+        candidates.append(f"{before} {text}")
+    for candidate in candidates:
+        if match := re.fullmatch(r"([^\s=]+)(?:\s+=\s*|=\s+)(\S.*)", candidate):
+            return f"{candidate}: must not have spaces around =; expected {match[1]}={match[2]}"
+    return None
+
+
+def _syntax_error(key: str, value: str) -> str:
+    """Return what Hydra's grammar does not accept in a value."""
+    for quote in ("'", '"'):
+        if value.count(quote) % 2:
+            return f"a quote ({quote}) is not closed"
+    for opening, closing in ("[]", "{}", "()"):
+        if value.count(opening) != value.count(closing):
+            return f"{opening} and {closing} do not match"
+    return f"put it in two kinds of quotes: {key}=\"'...'\""
+
+
+def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
+    """Return the end of the error for a word without ``=``: the options and keys with this name."""
+    options = {
+        f"{group}={name}": name for group in _groups(loader) for name in loader.repository.get_group_options(group)
+    }
+    exact = [line for line, name in options.items() if name.casefold() == word.casefold()]
+    similar = set(nearest(word, options.values()))
+    lines = exact or [line for line, name in options.items() if name in similar]
+    if not exact:
+        keys = nearest_keys(word, known_keys(loader, compose([])))
+        if keys and (not lines or keys[0].name.casefold() == word.casefold()):
+            lines = [f"{key.name}=..." for key in keys]
+    return f"; did you mean {either(lines)}?" if lines else ""
+
+
+def hint(name: str, loader: ComposingLoader, cfg: DictConfig, *, value: object = None) -> str:
+    """Return the end of the error for an unknown key: similar keys and groups, or what the key belongs to."""
+    name = name.lstrip("+~")
+    keys = known_keys(loader, cfg, without=name)
+    used = [key.name for key in keys if not key.owners]
+    parent = next(
+        (key for key in used if "." in key and name.startswith(f"{key}.") and not _is_mapping(cfg, key)), None
+    )
+    if parent:
+        is_null = OmegaConf.select(cfg, parent, throw_on_missing=False) is None
+        return f"; {parent} is {f'null; did you mean +{name}?' if is_null else 'a single value'}"
+    near = nearest_keys(name, keys)
+    if near and near[0].name == name:
+        return f"; {name} belongs to {either(near[0].owners)}"
     if near:
-        return f"; did you mean {' or '.join(near[:3])}?"
-    return f"; expected one of {', '.join(siblings)}" if siblings else "; --cfg job shows all keys"
+        return f"; did you mean {either([_with_value(key, value, loader) for key in near])}?"
+    group = name.rpartition(".")[0]
+    siblings = [key for key in used if group and key.rpartition(".")[0] == group]
+    if siblings:
+        return expected_one_of(name, siblings, shown_by=f"--cfg job --package {group}")
+    return "; --cfg job shows all keys"
 
 
-def _keys_of(experiment: str, loader: ComposingLoader) -> Iterable[str]:
-    return map(str, loader.file(f"experiment/{experiment}") or [])
+def _with_value(key: Key, value: object, loader: ComposingLoader) -> str:
+    """Return a key as a hint shows it: a group with its option, and a key that is not used with what it belongs to."""
+    if key.owners:
+        return f"{key.name} (with {either(key.owners, most=2)})"
+    if loader.has_group(key.name) and isinstance(value, str):
+        options = loader.repository.get_group_options(key.name)
+        near = [value] if value in options else nearest(value, options)
+        return f"{key.name}={near[0]}" if near else key.name
+    return key.name
 
 
-def _leaves(cfg: DictConfig, prefix: str = "") -> Iterable[str]:
-    """Yield the dotted names of all keys that hold a value, except ``hydra`` and ``_target_``."""
+def _groups(loader: ComposingLoader) -> list[str]:
+    """Return all groups, that of the experiments first and Hydra's last."""
+    groups = loader.repository.groups()
+    return sorted(groups, key=lambda name: (name != "experiment", name.startswith("hydra/")))
+
+
+def known_keys(loader: ComposingLoader, cfg: DictConfig, *, without: str = "") -> list[Key]:
+    """Return all groups, the keys of the config, and those of options and experiments that it does not use.
+
+    ``without`` is a key that the config may have although it is a mistake.
+    """
+    used = [Key(name) for name in dict.fromkeys((*_groups(loader), *_names(cfg))) if name != without]
+    names = {key.name for key in used} | {str(name) for name in cfg if name != without}
+    chosen = cfg.hydra.runtime.choices if "hydra" in cfg else {}
+    owners: dict[str, list[str]] = {}
+    for group in _groups(loader):
+        options = loader.repository.get_group_options(group) if group.removeprefix("hydra/") not in HIDDEN else []
+        in_use = _with_included(f"{group}/{chosen.get(group)}", loader)
+        prefix = "" if group == "experiment" else f"{group.replace('/', '.')}."
+        for option in options:
+            for name in _keys_of(group, option, loader) if f"{group}/{option}" not in in_use else ():
+                if prefix + name not in names:
+                    owners.setdefault(prefix + name, []).append(f"{group}={option}")
+    return [*used, *(Key(name, tuple(options)) for name, options in owners.items())]
+
+
+def _with_included(name: str, loader: ComposingLoader) -> set[str]:
+    """Return the name of a config file and those of the files that it includes as a whole."""
+    result: set[str] = set()
+    remaining = [name]
+    while remaining:
+        name = remaining.pop()
+        path = loader.repository.path(name)
+        if name not in result and path is not None:
+            remaining += includes(name, content(path))
+        result.add(name)
+    return result
+
+
+def _keys_of(group: str, option: str, loader: ComposingLoader) -> Iterator[str]:
+    """Yield the keys that a file sets; none if it cannot be read."""
+    path = loader.repository.path(f"{group}/{option}")
+    if path is not None:
+        values = content(path, loader=FAST_LOADER) if loader.repository.is_shipped(path) else content(path)
+    else:
+        config = loader.file(f"{group}/{option}")  # one of Hydra's own
+        values = {} if config is None else {str(name): None for name in config}
+    yield from (str(name) for name in values if name not in ("_target_", "defaults", "hydra"))
+
+
+def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all keys, except ``_target_`` and Hydra's mappings."""
     for name in map(str, cfg):
-        if (not prefix and name == "hydra") or name == "_target_":
+        if name == "_target_" or (prefix == "hydra." and name in HIDDEN):
             continue
         plain = not OmegaConf.is_missing(cfg, name) and not OmegaConf.is_interpolation(cfg, name)
         node = cfg[name] if plain else None
-        if isinstance(node, DictConfig):
-            yield from _leaves(node, f"{prefix}{name}.")
-        else:
+        if not isinstance(node, DictConfig) or not prefix.startswith("hydra."):
             yield f"{prefix}{name}"
+        if isinstance(node, DictConfig):
+            yield from _names(node, f"{prefix}{name}.")
 
 
-def _last_parts(keys: Sequence[str]) -> list[str]:
-    return [key.rpartition(".")[2] for key in keys]
+def _is_mapping(cfg: DictConfig, key: str) -> bool:
+    return isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig)
+
+
+def described(error: BaseException, loader: ComposingLoader) -> str:
+    """Return the first line of an error of Hydra, with the path of the config file that it names."""
+    message = first_line(error)
+    match = re.match(r"In '?([\w/.-]+?)'?: (.*)", message)
+    path = loader.repository.path(match[1]) if match else None
+    if match is None or path is None:
+        return message
+    lines = [match[2], *innermost(error).splitlines()[1:]]
+    reason = lines[1] if lines[0].endswith("raised while composing config:") and len(lines) > 1 else lines[0]
+    return f"{printable(path)}: {reason}"
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of the innermost cause of an error."""
+    return innermost(error).partition("\n")[0]
+
+
+def innermost(error: BaseException) -> str:
+    """Return the message of the innermost cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return str(error) or type(error).__name__

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
@@ -27,12 +27,6 @@ from dlhw.runtime.paths import read_path, shortened
 Selections = Collection[tuple[str, str]]
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir")
 """Keys of Hydra, besides its directories, that a run depends on."""
-
-
-def expected_one_of(word: str, valid: Sequence[str]) -> str:
-    """Return `` (did you mean ...?); expected one of ...`` for an invalid word."""
-    near = difflib.get_close_matches(word, valid, 1)
-    return f"{f' (did you mean {near[0]}?)' if near else ''}; expected one of {', '.join(valid)}"
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:

@@ -1,0 +1,208 @@
+"""The one-line messages about mistakes in config files that a person writes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from dlhw import train
+from dlhw.cli import composition
+from dlhw.cli.build import choice
+from dlhw.cli.config_files import read_text
+from dlhw.cli.origins import option
+from dlhw.errors import UsageError
+from support.composing import compose, compose_with_hydra
+from support.config_files import CONF, option_names
+
+HEADER = "# @package _global_\n"
+
+
+def loader(folder: Path) -> composition.Loader:
+    """Return the loader of a command line with ``--config-dir FOLDER``."""
+    composition.prepare()
+    search_path = create_config_search_path(str(CONF))
+    search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    return composition.Loader(search_path)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def compose_own(folder: Path, *overrides: str) -> DictConfig:
+    return loader(folder).load_configuration("train", list(overrides), RunMode.RUN)
+
+
+def message(folder: Path, *overrides: str) -> str:
+    """Return the message of the error that a command line with the config files in ``folder`` causes."""
+    with pytest.raises(UsageError) as error:
+        train.check(compose_own(folder, *overrides), overrides)
+    return str(error.value).replace(str(folder), "FOLDER")
+
+
+ALIASES = "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9))
+FORM = "defaults: must be a list of - NAME and - override /GROUP: OPTION"
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
+    "tab": ("trainer:\n\tepochs: 1\n", ":3:1: contains a tab; indent with spaces"),
+    "colon": (
+        "name: a: b\n",
+        ":2:8: unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally",
+    ),
+    "bracket": (
+        "trainer: {epochs: 1\n",
+        ":3:1: invalid YAML (expected ',' or '}', but got '<stream end>'); check the indentation and the quotes",
+    ),
+    "duplicate key": ("name: a\nname: b\n", ":3:1: duplicate key name; remove one of the two"),
+    "null character": ("name: a\0b\n", r": contains the character '\x00', which YAML does not allow"),
+    "Latin-1": (HEADER.encode() + b"name: \xe9\n", ":2: is not UTF-8 text; save the file with this encoding"),
+    "aliases": (
+        f"a0: &a0 [1]\n{ALIASES}",
+        ": has more than 100,000 values, with the values of its aliases",
+    ),
+    "nested": (f"a: {'[' * 3000}{']' * 3000}\n", ": is nested too deeply or contains itself"),
+    "list": ("- 1\n", ": contains a list; expected keys and values, such as name: mine"),
+    "number": ("3\n", ": contains a single value; expected keys and values, such as name: mine"),
+    "empty": ("", ": is empty; expected keys and values, such as name: mine"),
+    "number as key": ("3: 4\n", ":2: 3: a key must be text"),
+    "itself": ("defaults: [mine]\n", ": includes itself (experiment/mine -> experiment/mine)"),
+    "no package": (b"name: x\n", ": the first line must be # @package _global_"),
+    "package below a comment": (b"# x\n# @package _global_\nname: x\n", ": the first line must be # @package _global_"),
+    "defaults is a mapping": ("defaults:\n  override /model: cnn\n", f":3: {FORM}"),
+    "defaults is empty": ("defaults:\n", f":2: {FORM}"),
+    "two groups": ("defaults:\n  - override /model: cnn\n    override /init: he\n", f":3: {FORM}"),
+    "number as option": ("defaults:\n  - override /model: 3\n", f":3: {FORM}"),
+    "no slash": (
+        "defaults: [override model: cnn]\n",
+        ": - override model: cnn: unknown group experiment/model; did you mean - override /model: cnn?",
+    ),
+    "no override": (
+        "defaults: [/model: cnn]\n",
+        ": - /model: cnn: has an option already; write - override /model: cnn",
+    ),
+    "misspelt group": (
+        "defaults: [override /modle: cnn]\n",
+        ": - override /modle: cnn: unknown group modle; did you mean - override /model: cnn?",
+    ),
+    "unknown option": (
+        "defaults: [override /model: resnet99]\n",
+        ": - override /model: resnet99: unknown model (did you mean resnet18 or resnet34?); --help lists all 14",
+    ),
+    "unknown experiment": (
+        "defaults: [mnist_mpl]\n",
+        ": - mnist_mpl: unknown experiment (did you mean mnist_mlp?); --help lists all 48",
+    ),
+    "order": (
+        "defaults: [override /model: cnn, mnist_mlp]\n",
+        ": - mnist_mlp: must be above the overrides in defaults",
+    ),
+    "twice itself": ("defaults: [_self_, _self_]\n", ": - _self_: is twice in defaults; remove one"),
+    "option as value": (
+        "model: cnn\n",
+        ": model: must be a mapping of options; write - override /model: cnn in its defaults",
+    ),
+    "no options": ("model:\n", ": model: must be a mapping of options"),
+    "unknown key": (
+        "epochs: 1\n",
+        ":2: epochs: unused key; no value in this config reads it; did you mean trainer.epochs?",
+    ),
+    "unknown key of a group": (
+        "model:\n  hiden: [3]\n",
+        ":3: model.hiden: unknown option of model=mlp (did you mean hidden?); "
+        "expected one of hidden, activation, dropout, batch_norm",
+    ),
+    "invalid value": ("trainer:\n  epochs: two\n", ":3: trainer.epochs=two: must be a whole number"),
+    "invalid alias": (
+        "b: -1\nregularization:\n  flood: ${b}\n",
+        ":2: b=-1 (regularization.flood): must be greater than or equal to 0",
+    ),
+    "unknown reference": ("trainer:\n  epochs: ${nope}\n", ":3: trainer.epochs: Interpolation key 'nope' not found"),
+    "hydra": ("hydra:\n  mode: MULTI\n", ": Invalid value 'MULTI', expected one of [RUN, MULTIRUN]"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_in_an_experiment_has_one_line_with_the_file(
+    tmp_path: Path, content: str | bytes, expected: str
+) -> None:
+    text = f"{HEADER}{content}" if isinstance(content, str) and content else content
+    write(tmp_path / "experiment" / "mine.yaml", text)
+    assert message(tmp_path, "experiment=mine") == f"FOLDER/experiment/mine.yaml{expected}"
+
+
+def test_experiments_that_include_each_other_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "experiment" / "one.yaml", f"{HEADER}defaults: [two]\n")
+    write(tmp_path / "experiment" / "two.yaml", f"{HEADER}defaults: [one]\n")
+    assert message(tmp_path, "experiment=one") == (
+        "FOLDER/experiment/one.yaml: includes itself (experiment/one -> experiment/two -> experiment/one)"
+    )
+
+
+def test_value_of_an_own_option_has_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "model" / "mine.yaml", "defaults: [mlp]\nhidden: x\n")
+    assert message(tmp_path, "model=mine") == "FOLDER/model/mine.yaml:2: model.hidden=x: must be a list"
+
+
+def test_value_of_the_command_line_has_no_file(tmp_path: Path) -> None:
+    write(tmp_path / "experiment" / "mine.yaml", f"{HEADER}trainer:\n  epochs: 3\n")
+    assert message(tmp_path, "experiment=mine", "trainer.epochs=0") == "trainer.epochs=0: must be greater than 0"
+
+
+def test_file_with_the_name_of_a_shipped_one_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "model" / "mlp.yaml", "_target_: dlhw.models.dense.mlp\n")
+    assert message(tmp_path) == (
+        "FOLDER/model/mlp.yaml: has the name of the shipped file model/mlp, which is used instead; rename it"
+    )
+
+
+@pytest.mark.parametrize("content", ["\tx", "- 1", "3", "", "name: a\0b", b"name: \xe9", "name: a: b"])
+def test_broken_file_does_not_change_the_messages_about_others(tmp_path: Path, content: str | bytes) -> None:
+    write(tmp_path / "experiment" / "mine.yaml", f"{HEADER}epochs: 1\n")
+    write(tmp_path / "experiment" / "syntax.yaml", content)
+    write(tmp_path / "model" / "syntax.yaml", content)
+    assert message(tmp_path, "experiment=mine").endswith(
+        ":2: epochs: unused key; no value in this config reads it; did you mean trainer.epochs?"
+    )
+    assert message(tmp_path, "lrr=1") == "lrr: unknown key; did you mean optimizer.lr?"
+
+
+def test_error_in_a_shipped_file_is_not_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.yaml", "name: a: b\n")
+    monkeypatch.setattr(composition, "conf_dir", lambda: tmp_path)
+    with pytest.raises(yaml.MarkedYAMLError):
+        composition.Loader(create_config_search_path(str(tmp_path))).load_configuration("train", [], RunMode.RUN)
+
+
+SHARED_TARGETS = ("augmentation", "model", "optimizer", "regularization", "scheduler")
+"""The groups with several options that have the same target."""
+
+
+def test_option_of_a_config_without_choices_is_that_with_its_values() -> None:
+    names = [option_names(group) for group in SHARED_TARGETS]
+    for options in itertools.zip_longest(*names):
+        chosen = {group: name for group, name in zip(SHARED_TARGETS, options, strict=True) if name}
+        cfg = compose(*(f"{group}={name}" for group, name in chosen.items()))
+        assert {group: option(cfg, group, CONF) for group in chosen} == chosen
+
+
+def test_option_is_the_chosen_one_although_another_has_these_values() -> None:
+    overrides = ("model=picture_cnn", "model.batch_norm=true", "model.dropout=0.5")
+    assert choice(compose_with_hydra(*overrides), "model") == "picture_cnn"
+    assert choice(compose(*overrides), "model") == "picture_cnn_bn"
+
+
+def test_option_of_a_target_without_a_file_is_the_name_of_the_target() -> None:
+    assert choice(OmegaConf.create({"model": {"_target_": "mycode.Net"}}), "model") == "Net"
+
+
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read \\(Is a directory\\)"):
+        read_text(tmp_path)
