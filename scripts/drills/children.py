@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,11 +252,11 @@ class Child:
     def outcome(self) -> Outcome:
         """Return how the command ended."""
         assert self._code is not None
-        texts = [os.pread(file, 1 << 24, 0).decode(errors="backslashreplace") for file in (self._out, self._err)]
+        out, err = (os.pread(file, 1 << 24, 0).decode(errors="backslashreplace") for file in (self._out, self._err))
         for file in (self._out, self._err):
             os.close(file)
         return Outcome(
-            self.command, self._code, *texts, self._seconds, self._timed_out, tuple(self._sent), self._orphans
+            self.command, self._code, out, err, self._seconds, self._timed_out, tuple(self._sent), self._orphans
         )
 
     def _end(self, status: int) -> None:
@@ -312,6 +313,8 @@ def _run_in_child(command: Command, out: int, err: int) -> None:
             command.prepare()
         if command.cold:
             os.execv(sys.executable, [sys.executable, "-m", command.module, *command.arguments])
+        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+            finalizer.atexit = False  # those of the parent, such as of temporary folders
         tempfile.tempdir = None  # the next use reads TMPDIR
         with contextlib.suppress(OSError):
             sys.path[0] = os.getcwd()
@@ -381,7 +384,7 @@ def _set_streams(command: Command, out: int, err: int) -> None:
         else:
             buffer = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
             stream = io.TextIOWrapper(
-                buffer,  # type: ignore[arg-type]
+                buffer,
                 encoding=encoding or "utf-8",
                 errors="backslashreplace" if number == 2 else errors or "strict",
                 line_buffering=number == 2 or os.isatty(number),
