@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -226,12 +227,22 @@ def tensors(path: Path) -> object:
     """Return the content of a checkpoint."""
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _summary(path: Path) -> object:
     """Return the content of ``summary.json`` without what differs between equal runs."""
-    changing = ("seconds", "seconds_per_epoch", "command", "time", "host", "threads")
+    changing = (
+        "seconds",
+        "seconds_per_epoch",
+        "command",
+        "overrides",
+        "git_revision",
+        "versions",
+        "device",
+        "precision",
+    )
     content = json.loads(path.read_bytes())
     return {name: value for name, value in content.items() if name not in changing}
 

@@ -30,7 +30,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "
 """Audit events that count as operations on files."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PROJECTION = ("study=projection",)
+
+Restart = Generator[Command, Outcome, bool]
 
 
 @dataclass(frozen=True)
@@ -178,16 +180,21 @@ class Drill:
             outcome = yield command
             close()
             text = output.read_text(errors="replace")
-            if not self.check_killed(case, outcome, kill, text, late=scenario.finished(directory), most_lines=most_lines):
+            if not self.check_killed(
+                case, outcome, kill, text, late=scenario.finished(directory), most_lines=most_lines
+            ):
                 return
             if scenario.finished(directory):
                 break
             arguments = scenario.command_lines_after_kill(directory, draw)[0]
         if not scenario.finished(directory):
-            ended = yield from self.restart(case, scenario, directory, cold=cold)
+            command_of = functools.partial(
+                Command, at=case.directory, cold=cold, env=python_path(cold), seconds=self.seconds
+            )
+            ended = yield from restart(case, scenario, command_of)
             if not ended:
                 return
-        self.check_results(case, directory, undisturbed, name)
+        check_results(case, undisturbed, vectorized=name == "vectorized")
 
     def kill(self, draw: random.Random, undisturbed: Undisturbed, *, cold: bool, first: bool) -> Kill:
         """Draw a kill."""
@@ -204,7 +211,7 @@ class Drill:
 
     def check_killed(self, case: Case, outcome: Outcome, kill: Kill, text: str, *, late: bool, most_lines: int) -> bool:
         """Check how a command ended after its signal. Return whether it may be started again."""
-        before, mark, after = text.partition(MARK)
+        _, mark, after = text.partition(MARK)
         if not mark:
             case.counted.append("signals: the command had ended before")
             if outcome.timed_out:
@@ -227,7 +234,10 @@ class Drill:
             case.find("leftover process", f"{where}: processes were left")
         if has_traceback(after):
             if "/dlhw/" in after or not outcome.command.cold:
-                case.find("traceback", f"{where}: exit code {outcome.code}, {len(after.splitlines())} lines\n{last_lines(after)}")
+                case.find(
+                    "traceback",
+                    f"{where}: exit code {outcome.code}, {len(after.splitlines())} lines\n{last_lines(after)}",
+                )
             return True
         if signal.SIGKILL in kill.numbers and outcome.code == -signal.SIGKILL:
             return True
@@ -240,45 +250,6 @@ class Drill:
         elif len(after.splitlines()) > most_lines:
             case.find("message", f"{where}: {len(after.splitlines())} lines\n{last_lines(after)}")
         return True
-
-    def restart(self, case: Case, scenario: Scenario, directory: Path, *, cold: bool) -> Any:
-        """Start again until the end. Return whether it ended."""
-        tried = []
-        for arguments in scenario.command_lines_after_kill(directory, case.draw):
-            outcome = yield Command(arguments, at=case.directory, cold=cold, env=python_path(cold), seconds=self.seconds)
-            text = outcome.out + outcome.err
-            if outcome.timed_out:
-                case.find("hang", f"no end within {self.seconds:.0f} s after a kill\n{last_lines(text)}")
-                return False
-            if has_traceback(text):
-                case.find("traceback", f"after a kill\n{last_lines(text)}")
-                return False
-            if outcome.orphans:
-                case.find("leftover process", "processes were left after the end")
-            if outcome.code == 0:
-                return True
-            tried.append(f"{arguments[-1]}:\n{last_lines(text)}")
-        files = sorted(path.name for path in directory.iterdir()) if directory.exists() else "no directory"
-        case.find("stuck", f"it can neither be resumed nor started again ({files})\n" + "\n".join(tried))
-        return False
-
-    def check_results(self, case: Case, directory: Path, undisturbed: Undisturbed, name: str) -> None:
-        """Compare the results with those of the undisturbed run, and look for partial files."""
-        ours = fingerprint(directory)
-        different = [
-            name for name in differences(ours, undisturbed.results) if name != "tables/settings.csv"  # it has seconds
-        ]
-        if name == "vectorized" and different:
-            log = [path.read_text() for path in case.directory.glob("*/*/run.log")]
-            smaller = any(re.search(r"training [1-3] jobs? at once", text) for text in log)
-            tables = [root / "sweep.csv" for root in (directory, undisturbed.directory)]
-            if smaller and same_up_to_rounding(*tables):
-                case.counted.append("equal up to rounding")
-                different = []
-        if different:
-            case.find("wrong result", f"other than in the undisturbed run: {', '.join(different)}")
-        if partial := [path.name for path in case.directory.rglob("*.partial")]:
-            case.find("leftover file", ", ".join(partial))
 
     @functools.cache  # noqa: B019
     def undisturbed(self, name: str, cold: bool) -> Undisturbed:
@@ -301,6 +272,50 @@ class Drill:
         operations, claimed = (1, 0.0) if cold else json.loads(notes.read_text())
         directory = at / "killed"
         return Undisturbed(directory, outcome.seconds, claimed - started, operations, fingerprint(directory))
+
+
+def restart(case: Case, scenario: Scenario, command: Callable[[tuple[str, ...]], Command]) -> Restart:
+    """Start a run or sweep again that was killed, with ``command``. Return whether it reached its end."""
+    tried, directory = [], case.directory / "killed"
+    for arguments in scenario.command_lines_after_kill(directory, case.draw):
+        outcome = yield command(arguments)
+        text = outcome.out + outcome.err
+        if outcome.timed_out:
+            case.find("hang", f"no end within {outcome.command.seconds:.0f} s after a kill\n{last_lines(text)}")
+            return False
+        if has_traceback(text):
+            case.find("traceback", f"after a kill\n{last_lines(text)}")
+            return False
+        if outcome.orphans:
+            case.find("leftover process", "processes were left after the end")
+        if outcome.code == 0:
+            return True
+        tried.append(f"{arguments[-1]}:\n{last_lines(text)}")
+    files = sorted(path.name for path in directory.iterdir()) if directory.exists() else "no directory"
+    case.find("stuck", f"it can neither be resumed nor started again ({files})\n" + "\n".join(tried))
+    return False
+
+
+def check_results(case: Case, undisturbed: Undisturbed, *, vectorized: bool = False) -> None:
+    """Compare the results with those of the undisturbed run, and look for partial files."""
+    directory = case.directory / "killed"
+    ours = fingerprint(directory)
+    different = [
+        name
+        for name in differences(ours, undisturbed.results)
+        if name != "tables/settings.csv"  # it has seconds
+    ]
+    if vectorized and different:
+        log = [path.read_text() for path in case.directory.glob("*/*/run.log")]
+        smaller = any(re.search(r"training [1-3] jobs? at once", text) for text in log)
+        tables = [root / "sweep.csv" for root in (directory, undisturbed.directory)]
+        if smaller and same_up_to_rounding(*tables):
+            case.counted.append("equal up to rounding")
+            different = []
+    if different:
+        case.find("wrong result", f"other than in the undisturbed run: {', '.join(different)}")
+    if partial := [path.name for path in case.directory.rglob("*.partial")]:
+        case.find("leftover file", ", ".join(partial))
 
 
 def prepare_directory(directory: Path, scenario: Scenario) -> None:
@@ -407,7 +422,7 @@ def send_at_operation(number: int, sent: int, directory: Path) -> None:
 
 
 def count_operations(notes: Path) -> None:
-    """Count this process's operations on files, and write their number and the time of the first directory at the end."""
+    """At the end, write the number of this process's operations on files and the time of its first directory."""
     count, claimed, root = 0, 0.0, str(notes.parent)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -442,10 +457,14 @@ def _same_cells(ours: list[str], theirs: list[str]) -> bool:
 
 def main() -> None:
     options_parser = parser(__doc__ or "", count=500)
-    options_parser.add_argument("--cold", type=float, default=0.06, help="share of new Python processes (default: 0.06)")
+    options_parser.add_argument(
+        "--cold", type=float, default=0.06, help="share of new Python processes (default: 0.06)"
+    )
     options_parser.add_argument("--limit", type=float, default=90, help="seconds for one command (default: 90)")
     options_parser.add_argument("--kills", type=int, default=3, help="most kills in one case (default: 3)")
-    options_parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default: all")
+    options_parser.add_argument(
+        "--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default: all"
+    )
     options = options_parser.parse_args()
     more = [] if options.scenarios == list(SCENARIOS) else ["--scenarios", *options.scenarios]
     more += [] if options.cold == 0.06 else ["--cold", str(options.cold)]

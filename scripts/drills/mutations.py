@@ -96,6 +96,9 @@ def garbage(path: Path, draw: random.Random) -> str:
     return "random bytes"
 
 
+CONTROL = (b"\0", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\r\n", "é\u2028".encode(), b"\xed\xa0\x80")
+
+
 def control_characters(path: Path, draw: random.Random) -> str:
     content = path.read_bytes()
     place = draw.randrange(len(content) + 1)
@@ -189,8 +192,12 @@ def link_to_null(path: Path, draw: random.Random) -> str:
 
 Place = tuple[Any, Any]
 """A container and a key or index in it."""
-VALUES: tuple[Any, ...] = (None, True, [], {}, "", "text", "1e5", -1, 0, 10**30, math.nan, math.inf, 1.5, [1, 2], {"a": 1},
-                           "${nope}", "${..}", "???", ["x"] * 3, "é\x1b[0m", "../../x", "/dev/zero")  # fmt: skip
+VALUES: tuple[Any, ...] = (
+    *(None, True, [], {}, [1, 2], {"a": 1}, ["x"] * 3),
+    *(-1, 0, 1.5, 10**30, math.nan, math.inf),
+    *("", "text", "1e5", "${nope}", "${..}", "???", "é\x1b[0m", "../../x", "/dev/zero"),
+)
+"""Values in place of others."""
 
 
 def _places(value: Any) -> list[Place]:
@@ -270,10 +277,29 @@ def recursive_alias(path: Path, draw: random.Random) -> str:
     return "an alias of itself"
 
 
+YAML_LINES = (
+    "\tkey: 1",
+    "  key: : 1",
+    "key: [1, 2",
+    "{",
+    "seed: 1\nseed: 2",
+    "? [a, b]\n: 1",
+    "key: !!timestamp x",
+    "key: !unknown 1",
+    "2020-01-01: 1",
+    "1: 2",
+    "null: 1",
+    "key: 'open",
+    "---\na: 1",
+    "<<: 1",
+    "%YAML 9.9",
+)
+"""Lines that are no YAML, or YAML that is no config."""
+
+
 def yaml_syntax(path: Path, draw: random.Random) -> str:
     lines = path.read_text().splitlines()
-    added = draw.choice(["\tkey: 1", "  key: : 1", "key: [1, 2", "{", "seed: 1\nseed: 2", "? [a, b]\n: 1", "key: !!timestamp x",
-                         "key: !unknown 1", "2020-01-01: 1", "1: 2", "null: 1", "key: 'open", "---\na: 1", "<<: 1", "%YAML 9.9"])  # fmt: skip
+    added = draw.choice(YAML_LINES)
     lines.insert(draw.randrange(len(lines) + 1), added)
     path.write_text("\n".join(lines) + "\n")
     return f"line {added!r} inserted"
@@ -425,14 +451,14 @@ def checkpoint_tensor(path: Path, draw: random.Random) -> str | None:
         "empty": lambda: value.flatten()[:0],
         "scalar": lambda: torch.tensor(0.5),
         "flat": lambda: value.flatten()[None, None],
-        "half": lambda: value.half(),
-        "int": lambda: value.long(),
+        "half": value.half,
+        "int": value.long,
         "complex": lambda: value.to(torch.complex64),
-        "bool": lambda: value.bool(),
+        "bool": value.bool,
         "nan": lambda: torch.full(value.shape, math.nan),
         "infinite": lambda: torch.full(value.shape, math.inf),
         "a list": value.tolist,
-        "sparse": lambda: value.to_sparse(),
+        "sparse": value.to_sparse,
         "meta": lambda: value.to("meta"),
     }
     name = draw.choice(list(changes))
@@ -491,7 +517,9 @@ def replaced_by(donors: Sequence[Path]) -> Mutation:
     return mutate
 
 
-BYTES: tuple[Mutation, ...] = (truncate, flip_bits, flip_bits, swap_bytes, zero_block, append_bytes, empty, delete, garbage)  # fmt: skip
+BYTES: tuple[Mutation, ...] = (
+    *(truncate, flip_bits, flip_bits, swap_bytes, zero_block, append_bytes, empty, delete, garbage),
+)
 NATURE: tuple[Mutation, ...] = (directory_instead, dangling_link, link_to_itself, pipe, link_to_zero, link_to_null)
 LINES: tuple[Mutation, ...] = (duplicate_line, drop_line, swap_lines, huge_line, control_characters)
 BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
