@@ -20,9 +20,11 @@ from PIL import Image
 SMALL = ("model.hidden=[8]", "model.dropout=0.2", "trainer.device=cpu", "trainer.checkpoint_seconds=0")
 RUN = (*SMALL, "trainer.epochs=6", "probe=layers")
 SWEEP = ("-m", *SMALL, "trainer.epochs=4", "optimizer.lr=0.1,0.3", "seed=0,1")
-PICTURES = ("dataset=image_folder", "dataset.root=photos", "dataset.resize=16", "dataset.crop=12",
-            "dataset.cache_dir=cache", "dataset.validation_fraction=0.4", "dataset.groups=groups.csv", "model.hidden=[8]", "trainer.device=cpu",
-            "trainer.epochs=2", "trainer.batch_size=8")  # fmt: skip
+PICTURES = (
+    *("dataset=image_folder", "dataset.root=photos", "dataset.resize=16", "dataset.crop=12", "dataset.cache_dir=cache"),
+    *("dataset.validation_fraction=0.4", "dataset.groups=groups.csv", "model.hidden=[8]", "trainer.device=cpu"),
+    *("trainer.epochs=2", "trainer.batch_size=8"),
+)
 OWN = ("--config-dir", "mine", "experiment=own")
 MNIST = ("dataset=mnist", "dataset.download=false", "data_dir=data", "model.hidden=[8]", "trainer.device=cpu",
          "trainer.epochs=1", "trainer.steps_per_epoch=2")  # fmt: skip

@@ -26,7 +26,7 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from cases import (
     Case,
     Steps,
     differences,
-    digest,
     drill,
     fingerprint,
     has_traceback,
@@ -81,7 +80,7 @@ class Change:
         plain: whether it is as valid as before.
         marker: exists if a malicious file was executed.
         job_finished: whether the run that the file belongs to was finished, so that nothing reads the file any more.
-        files: digests of the results after the change.
+        others: the other results, by path: the content of metrics.csv, nothing of the rest.
     """
 
     path: Path
@@ -89,7 +88,7 @@ class Change:
     plain: bool
     marker: Path
     job_finished: bool
-    files: frozenset[str]
+    others: Mapping[Path, bytes]
 
 
 class Drill:
@@ -131,13 +130,13 @@ class Drill:
         what = mutate(path, case.draw, donors=self.donors(path, case), marker=marker, keep_times=pictures)
         kind = path.suffix or "-".join(path.name.split("-")[-2:])
         case.counted.append(f"of {kind if pictures or kind in ('.pt', '.log') else path.name[:6] + kind}")
-        finished = "finished" in _text(path.parent / "summary.json")
-        results = frozenset(
-            digest(one, lambda one: one.read_bytes())
+        finished = b"finished" in _content(path.parent / "summary.json")
+        others = {
+            one: one.read_bytes() if one.name == "metrics.csv" else b""
             for one in case.directory.rglob("*")
-            if one.name in RESULTS and one.is_file() and not one.is_symlink()
-        )
-        return Change(path, what, is_plain_edit(before, path), marker, finished, results)
+            if one.name in RESULTS and one != path and one.is_file()
+        }
+        return Change(path, what, is_plain_edit(before, path), marker, finished, others)
 
     def donors(self, path: Path, case: Case) -> list[Path]:
         """Return other files of the same kind."""
@@ -178,14 +177,12 @@ class Drill:
 
     @staticmethod
     def check_nothing_lost(case: Case, change: Change) -> None:
-        """After a command that failed, every result must still be there, under any name."""
-        left = {
-            digest(one, lambda one: one.read_bytes())
-            for one in case.directory.rglob("*")
-            if one.is_file() and not one.is_symlink()
-        }
-        if not change.files <= left:
-            case.find("lost file", f"{len(change.files - left)} results are gone after a failed command")
+        """After a command that failed, all files of results are still there, and the rows that they had."""
+        lost = [path for path in change.others if not path.is_file()]
+        lost += [path for path, rows in change.others.items() if path.is_file() and not _content(path).startswith(rows)]
+        if lost:
+            names = ", ".join(str(path.relative_to(case.directory)) for path in lost)
+            case.find("lost file", f"after a failed command: {names}")
 
     def resume(self, case: Case, change: Change) -> Steps:
         """Resume the interrupted run."""
@@ -403,9 +400,9 @@ def raised(text: str) -> str:
     return f"{(errors or ['?'])[-1][:160]} ({where})"
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     """Return the content of a file; empty if it is no regular file."""
-    return path.read_text(errors="replace") if path.is_file() and not path.is_symlink() else ""
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
 
 def shortened(value: object) -> str:
@@ -476,20 +473,20 @@ def read_run(name: str) -> None:
 
     def weights(which: str) -> str:
         sha256 = hashlib.sha256()
-        for key, value in dlhw.load_run(name).model(which).state_dict().items():
+        for key, value in opened().model(which).state_dict().items():
             sha256.update(f"{key} {value.dtype} {value.tolist()}".encode())
         return sha256.hexdigest()
 
-    print_parts(
-        {
-            "config": lambda: OmegaConf.to_container(dlhw.load_run(name).config, resolve=True),
-            "metrics": lambda: dlhw.load_run(name).metrics.to_csv(),
-            "summary": lambda: dlhw.load_run(name).summary,
-            "model best": lambda: weights("best"),
-            "model last": lambda: weights("last"),
-            "representation": lambda: len(repr(dlhw.load_run(name))) > 0,
-        }
-    )
+    opened = functools.partial(dlhw.load_run, name)
+    parts: dict[str, Callable[[], object]] = {
+        "config": lambda: OmegaConf.to_container(opened().config, resolve=True),
+        "metrics": lambda: opened().metrics.to_csv(),  # noqa: PLW0108 -- reads the file
+        "summary": lambda: opened().summary,
+        "model best": lambda: weights("best"),
+        "model last": lambda: weights("last"),
+        "representation": lambda: str(opened()).startswith("Run("),
+    }
+    print_parts(parts)
 
 
 def read_sweep(name: str) -> None:

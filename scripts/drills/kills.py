@@ -60,6 +60,8 @@ MOST_LINES_OF_SWEEP = 8
 """Likewise for a sweep, which prints the table of its settings."""
 LATE_SECONDS = 0.5
 """A command that ends this soon after a signal may have ended without it."""
+SECOND_AFTER = 0.05
+"""Seconds between two signals in a row."""
 SLOW_SECONDS = 15.0
 """A command must end this soon after a signal."""
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.utime", "os.listdir")
@@ -172,8 +174,8 @@ class Drill:
         directory, most_lines = case.directory / "killed", MOST_LINES_OF_SWEEP if scenario.is_sweep else MOST_LINES
         case.title, arguments = f"{name}{', a new process' if cold else ''}", scenario.command_line()
         case.counted.append(f"of {case.title}")
-        for attempt in range(draw.choice([1, 1, 2, self.most_kills])):
-            kill = self.kill(draw, undisturbed, cold=cold, first=attempt == 0)
+        for attempt in range(min(draw.choice([1, 1, 2, 3]), self.most_kills)):
+            kill = self.kill(draw, undisturbed, cold=cold)
             case.title += f"; {kill}"
             output = case.directory / f"output-{attempt}"
             command, close = killed_command(case, arguments, kill, output, cold=cold, seconds=self.seconds)
@@ -196,7 +198,7 @@ class Drill:
                 return
         check_results(case, undisturbed, vectorized=name == "vectorized")
 
-    def kill(self, draw: random.Random, undisturbed: Undisturbed, *, cold: bool, first: bool) -> Kill:
+    def kill(self, draw: random.Random, undisturbed: Undisturbed, *, cold: bool) -> Kill:
         """Draw a kill."""
         number = draw.choice(SIGNALS)
         numbers = (number, draw.choice(SIGNALS)) if draw.random() < 0.15 else (number,)
@@ -345,10 +347,11 @@ def killed_command(
         os.write(descriptor, mark_line(directory))
         return True
 
-    interruptions = () if kill.after is None else tuple(
-        Interruption(number, after=0.05 if index else kill.after, when=None if index else mark, whole_group=kill.whole_group)
-        for index, number in enumerate(kill.numbers)
-    )  # fmt: skip
+    interruptions = []
+    for index, number in enumerate(kill.numbers if kill.after is not None else ()):
+        first = index == 0
+        after = kill.after if first and kill.after is not None else SECOND_AFTER
+        interruptions.append(Interruption(number, after, mark if first else None, kill.whole_group))
     prepare = functools.partial(prepare_child, ready, directory, kill)
     command = Command(
         arguments,
@@ -358,7 +361,7 @@ def killed_command(
         cold=cold,
         env=python_path(cold),
         prepare=prepare,
-        interruptions=interruptions,
+        interruptions=tuple(interruptions),
         seconds=seconds,
     )
     return command, functools.partial(os.close, descriptor)
