@@ -30,11 +30,13 @@ from children import Command, Outcome, run, run_all
 from lines import TINY, Line
 from verdicts import Finding, Snapshot, abandoned_directories, changed_files, report, snapshot, summary, verdicts
 
+RUN = ("dataset=digits", "model.hidden=[4]", *TINY)
+PICTURES = ("dataset.root=shots", "dataset.resize=8", "dataset.crop=8", "dataset.cache_dir=cache")
+CNN = ("model=cnn", "model.channels=[2]", "model.kernel=3")
 BAIT = (
-    ("dataset=digits", "model.hidden=[4]", *TINY, "hydra.run.dir=bait/run"),
-    ("-m", "dataset=digits", "model.hidden=[4]", *TINY, "seed=0,1", "hydra.sweep.dir=bait/sweep"),
-    tuple("dataset=image_folder dataset.root=shots dataset.resize=8 dataset.crop=8 dataset.cache_dir=cache".split())
-    + ("model=cnn", "model.channels=[2]", "model.kernel=3", *TINY, "hydra.run.dir=bait/pictures"),
+    (*RUN, "hydra.run.dir=bait/run"),
+    ("-m", *RUN, "seed=0,1", "hydra.sweep.dir=bait/sweep"),
+    ("dataset=image_folder", *PICTURES, *CNN, *TINY, "hydra.run.dir=bait/pictures"),
 )
 PATH_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data_dir", "dataset.cache_dir")
 """Keys that name folders, in which a command may then write."""
@@ -237,7 +239,7 @@ def _text(value: object) -> str:
         return str(value).lower().replace("none", "null")
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return re.sub(r"^(['\"])(.*)\1$", r"\2", str(value))
     return f"{number:.12g}"
 
@@ -293,7 +295,7 @@ def text_of(line: Line, *, longest: int = 400) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
-def show_case(*, seed: int, number: int, seconds: float, keep: bool) -> int:
+def show_case(seed: int, number: int, *, seconds: float, keep: bool) -> int:
     """Run one line again, print everything about it, and return the number of its findings."""
     root = Path(tempfile.mkdtemp(prefix="drills-"))
     line = line_of(seed, number)
@@ -304,9 +306,8 @@ def show_case(*, seed: int, number: int, seconds: float, keep: bool) -> int:
     problems = list(examine(outcome, before=before))
     for file, text in line.files.items():
         print(f"--- {file}\n{text}")
-    print(
-        f"{command.text() if keep else text_of(line, longest=10_000)}\nexit code {outcome.code}, {outcome.seconds:.1f} s"
-    )
+    print(command.text() if keep else text_of(line, longest=10_000))
+    print(f"exit code {outcome.code}, {outcome.seconds:.1f} s")
     print(f"--- stdout\n{outcome.out[-4000:]}--- stderr\n{outcome.err[-8000:]}---")
     for kind, detail in problems:
         print(f"{kind}\n{detail}")
@@ -326,7 +327,8 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="with --case: keep the folder")
     options = parser.parse_args()
     if options.case is not None:
-        sys.exit(min(1, show_case(seed=options.seed, number=options.case, seconds=options.seconds, keep=options.keep)))
+        problems = show_case(options.seed, options.case, seconds=options.seconds, keep=options.keep)
+        sys.exit(1 if problems else 0)
     began = time.monotonic()
     counts, findings = drill(
         count=options.count, seed=options.seed, jobs=options.jobs, seconds=options.seconds, start=options.start

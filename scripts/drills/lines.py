@@ -406,18 +406,9 @@ def _prefix(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]
         ["new", "trainer.new", "model.new.deep", "a/b", "model", "hydra.new", "model@x", "optimizer@_global_"]
     )
     value = random.choice(["1", "abc", "null", "[1,2]", "{a:1}", "mlp", "sgd", "${seed}"])
-    word = random.choice(
-        [f"~{key}", f"~{key}={value}", f"+{key}={value}", f"++{key}={value}", f"+{new}={value}", f"++{new}={value}"]
-        + [
-            f"~{new}",
-            f"{new}={value}",
-            f"+{key}",
-            f"~~{key}",
-            f"+++{key}={value}",
-            f"~{key}.x",
-            f"+{new}.{key}={value}",
-        ]
-    )
+    known = [f"~{key}", f"~{key}={value}", f"+{key}={value}", f"++{key}={value}", f"~{key}.x", f"+++{key}={value}"]
+    others = [f"+{new}={value}", f"++{new}={value}", f"~{new}", f"{new}={value}", f"+{key}", f"+{new}.{key}={value}"]
+    word = random.choice([*known, *others])
     return [*words, word]
 
 
