@@ -49,7 +49,7 @@ from cases import (
     repeat_line,
     working_directory,
 )
-from children import Command, Interruption, Outcome, run
+from children import Command, Interruption, Outcome
 from corpus import PICTURES, RUN, SMALL, SWEEP, save_photos
 
 MARK = "\x1e"
@@ -70,6 +70,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PROJECTION = ("study=projection",)
 
 Restart = Generator[Command, Outcome, bool]
+Measuring = Generator[Command, Outcome, "Undisturbed"]
 
 
 @dataclass(frozen=True)
@@ -163,13 +164,14 @@ class Drill:
         self.cold = cold
         self.seconds = seconds
         self.most_kills = most_kills
+        self.known: dict[Path, Undisturbed] = {}
 
     def steps(self, case: Case) -> Steps:
         """Start, kill and start again, then compare."""
         draw = case.draw
         name = draw.choices(self.names, [SCENARIOS[name].weight for name in self.names])[0]
         scenario, cold = SCENARIOS[name], draw.random() < self.cold
-        undisturbed = self.undisturbed(name, cold)
+        undisturbed = yield from self.undisturbed(case, name, cold)
         prepare_directory(case.directory, scenario)
         directory, most_lines = case.directory / "killed", MOST_LINES_OF_SWEEP if scenario.is_sweep else MOST_LINES
         case.title, arguments = f"{name}{', a new process' if cold else ''}", scenario.command_line()
@@ -205,7 +207,7 @@ class Drill:
         whole_group = draw.random() < 0.3
         if cold:
             return Kill(numbers, whole_group, after=draw.uniform(0, undisturbed.seconds))
-        kind = draw.choice(["composing", "composing", "any", "any", "any", "operation", "operation"])
+        kind = draw.choice(["composing"] * 3 + ["any"] * 3 + ["operation"] * 4)
         if kind == "operation":
             return Kill(numbers[:1], False, operation=draw.randint(1, undisturbed.operations))
         end = undisturbed.claimed if kind == "composing" else undisturbed.seconds
@@ -253,27 +255,26 @@ class Drill:
             case.find("message", f"{where}: {len(after.splitlines())} lines\n{last_lines(after)}")
         return True
 
-    @functools.cache  # noqa: B019
-    def undisturbed(self, name: str, cold: bool) -> Undisturbed:
-        """Run a scenario without a kill, and measure it."""
-        at, scenario = self.root / f"{name}{' cold' if cold else ''}", SCENARIOS[name]
-        at.mkdir(parents=True)
-        prepare_directory(at, scenario)
-        notes = at / "notes"
-        command = Command(
-            scenario.command_line(),
-            at=at,
-            cold=cold,
-            env=python_path(cold),
-            prepare=None if cold else functools.partial(count_operations, notes),
-            seconds=300,
-        )
-        started = time.monotonic()
-        outcome = run(command)
-        assert outcome.code == 0, f"{command.text()}\n{outcome.err}"
-        operations, claimed = (1, 0.0) if cold else json.loads(notes.read_text())
-        directory = at / "killed"
-        return Undisturbed(directory, outcome.seconds, claimed - started, operations, fingerprint(directory))
+    def undisturbed(self, case: Case, name: str, cold: bool) -> Measuring:
+        """Return what a scenario does without a kill; it is run when the first case asks for it."""
+        scenario, kept = SCENARIOS[name], self.root / f"{name}{' cold' if cold else ''}"
+        if kept not in self.known:
+            at = case.directory / "undisturbed"
+            at.mkdir()
+            prepare_directory(at, scenario)
+            prepare = None if cold else functools.partial(count_operations, at / "notes")
+            started = time.monotonic()
+            outcome = yield Command(
+                scenario.command_line(), at=at, cold=cold, env=python_path(cold), prepare=prepare, seconds=300
+            )
+            assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
+            operations, claimed = (1, 0.0) if cold else json.loads((at / "notes").read_text())
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if kept not in self.known:  # another case may have run it meanwhile
+                at.rename(kept)
+                results = fingerprint(kept / "killed")
+                self.known[kept] = Undisturbed(kept / "killed", outcome.seconds, claimed - started, operations, results)
+        return self.known[kept]
 
 
 def restart(case: Case, scenario: Scenario, command: Callable[[tuple[str, ...]], Command]) -> Restart:

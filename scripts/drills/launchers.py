@@ -5,7 +5,7 @@
 
 ``torchrun`` is a run with two processes, ``joblib`` and ``submitit`` are sweeps with Hydra's launchers of these names,
 the latter with its local executor. A case kills the first process, one worker, or the whole group by SIGKILL, SIGTERM
-or SIGINT, at a moment that is uniform over the whole run or over the time of training. All are new Python processes,
+or SIGINT, at a moment that is uniform over the whole run or over the epochs. All are new Python processes,
 so that a case takes half a minute on two busy cores.
 
 A finding is: a process that is left ten seconds after the end; a command that does not end; a traceback of dlhw; a
@@ -48,9 +48,9 @@ PATIENCE = 10.0
 """Seconds in which all processes must end after the first one."""
 SEEN_AS = "DLHW_DRILL"
 """A variable in the environment of all processes of a command, by which they are found."""
-JOBS = ("-m", *SMALL, "trainer.epochs=40", "seed=0,1,2", "comparison.curves=[]")
+JOBS = ("-m", *SMALL, "trainer.epochs=80", "seed=0,1,2", "comparison.curves=[]")
 LAUNCHERS = {
-    "torchrun": Scenario(1, (*SMALL, "trainer.epochs=40", "trainer.batch_size=64")),
+    "torchrun": Scenario(1, (*SMALL, "trainer.epochs=80", "trainer.batch_size=64")),
     "joblib": Scenario(1, (*JOBS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")),
     "submitit": Scenario(1, (*JOBS, "hydra/launcher=submitit_local")),
 }
@@ -84,13 +84,13 @@ class Drill:
         """Start, kill, resume and compare."""
         undisturbed, draw = self.undisturbed(), case.draw
         number, target = draw.choice(SIGNALS), draw.choice(TARGETS)
-        training = draw.random() < 0.6
-        after = draw.uniform(0, undisturbed.seconds - undisturbed.claimed if training else undisturbed.seconds)
+        rows = draw.randint(1, undisturbed.operations) if draw.random() < 0.6 else 0
+        after = draw.uniform(0, 0.5 if rows else undisturbed.seconds)
         case.title = f"{self.name}; {signal.Signals(number).name} to the {target} after {after:.1f} s"
-        case.title += " of training" if training else ""
+        case.title += f" from epoch {rows} on" if rows else ""
         case.counted += [f"of {self.name}", f"to the {target}"]
         output = case.directory / "output"
-        command, close = self.killed(case, number, target, after, training=training, output=output)
+        command, close = self.killed(case, number, target, after, rows=rows, output=output)
         outcome = yield command
         close()
         self.check_killed(case, outcome, output.read_text(errors="replace"), target)
@@ -104,25 +104,25 @@ class Drill:
         check_results(case, undisturbed)
 
     def killed(
-        self, case: Case, number: int, target: str, after: float, *, training: bool, output: Path
+        self, case: Case, number: int, target: str, after: float, *, rows: int, output: Path
     ) -> tuple[Command, Callable[[], object]]:
         """Return the command that is killed, and the function to call at its end."""
         descriptor = append_only(output)
         moment = functools.partial(
-            self.moment_of_kill, case, number, target, left=[after], training=training, descriptor=descriptor
+            self.moment_of_kill, case, number, target, left=[after], rows=rows, descriptor=descriptor
         )
         interruption = Interruption(number, when=moment, whole_group=target == "group")
         command = self.command(case, self.scenario.command_line(), interruption=interruption, descriptor=descriptor)
         return command, functools.partial(os.close, descriptor)
 
     def moment_of_kill(
-        self, case: Case, number: int, target: str, *, left: list[float], training: bool, descriptor: int
+        self, case: Case, number: int, target: str, *, left: list[float], rows: int, descriptor: int
     ) -> bool:
         """Return whether the signal is due. A worker gets it here, because it is not the command's first process.
 
-        ``left`` holds the seconds until then; it becomes a moment once training has begun, and is empty afterwards.
+        ``left`` holds the seconds from the ``rows``-th epoch on, then the moment too; it is empty afterwards.
         """
-        if not left or (training and not any((case.directory / "killed").glob("**/metrics.csv"))):
+        if not left or (rows and finished_epochs(case.directory / "killed") < rows):
             return False
         if len(left) == 1:
             left.append(time.monotonic() + left[0])
@@ -193,9 +193,12 @@ class Drill:
         outcome = run(self.command(case, self.scenario.command_line()))
         assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
         directory = self.root / "killed"
-        begun = min(path.stat().st_mtime for path in directory.glob("**/config.yaml"))
-        claimed = outcome.seconds - (time.time() - begun)
-        return Undisturbed(directory, outcome.seconds, claimed, 0, fingerprint(directory))
+        return Undisturbed(directory, outcome.seconds, 0.0, finished_epochs(directory), fingerprint(directory))
+
+
+def finished_epochs(directory: Path) -> int:
+    """Return the number of epochs that a run or all jobs of a sweep have finished."""
+    return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in directory.glob("**/metrics.csv"))
 
 
 def mark_of(case: Case) -> str:
