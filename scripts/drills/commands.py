@@ -269,7 +269,7 @@ def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -
         for outcome in run_all(commands(), jobs=jobs):
             number, folder = outcome.command.name, outcome.command.at.parent
             line = Line(outcome.argv, outcome.command.module)
-            repeat = f"python {Path(__file__).name} --seed {seed} --case {number}"
+            repeat = f"python scripts/drills/commands.py --seed {seed} --case {number}"
             problems = list(examine(outcome, before=before.pop(number)))
             if beside := {name for name in _names(root) - known if not name.isdecimal()}:
                 known |= beside

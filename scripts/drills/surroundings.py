@@ -358,7 +358,7 @@ def drill(
                     shutil.rmtree(root)
                 counts["commands"] += 1
                 counts["succeeded" if outcome.code == 0 else "refused"] += 1
-                repeat = f'python {Path(__file__).name} --only "{name}" --programs {program_name}'
+                repeat = f'python scripts/drills/surroundings.py --only "{name}" --programs {program_name}'
                 line = command.text().partition(" && ")[2]
                 findings += [Finding(f"{kind} [{_class(name)}]", repeat, line, detail) for kind, detail in problems]
             print(f"{name}: {summary(counts, findings)}", file=sys.stderr, flush=True)
