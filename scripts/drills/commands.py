@@ -275,7 +275,10 @@ def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -
                 known |= beside
                 if not any(".." in word for word in outcome.argv):
                     problems.append(("created a folder outside of the working directory", " ".join(sorted(beside))))
-            findings += [Finding(kind, repeat, text_of(line), detail) for kind, detail in problems]
+            for kind, detail in problems:
+                if all(finding.kind != kind for finding in findings):
+                    print(f"{kind}\n    {text_of(line)}", file=sys.stderr)
+                findings.append(Finding(kind, repeat, text_of(line), detail))
             counts["command lines"] += 1
             counts["succeeded" if outcome.code == 0 else "refused"] += 1
             shutil.rmtree(folder, ignore_errors=True)

@@ -360,7 +360,9 @@ def drill(
                 counts["succeeded" if outcome.code == 0 else "refused"] += 1
                 repeat = f'python scripts/drills/surroundings.py --only "{name}" --programs {program_name}'
                 line = command.text().partition(" && ")[2]
-                findings += [Finding(f"{kind} [{_class(name)}]", repeat, line, detail) for kind, detail in problems]
+                for kind, detail in problems:
+                    print(f"{kind}\n    {line}", file=sys.stderr)
+                    findings.append(Finding(f"{kind} [{_class(name)}]", repeat, line, detail))
             print(f"{name}: {summary(counts, findings)}", file=sys.stderr, flush=True)
     return counts, findings, skipped
 
