@@ -14,7 +14,7 @@ import yaml
 from support.drills import drill, run_drill
 from support.marks import slow
 
-mutations, corpus = drill("mutations"), drill("corpus")
+mutations, structures = drill("mutations"), drill("structures")
 
 CONTENTS = {
     "summary.json": json.dumps({"status": "finished", "best": {"epoch": 3, "val_loss": 0.5}, "data": ["a", "b"]}),
@@ -66,7 +66,7 @@ def test_malicious_files_execute_their_payload_if_they_are_unpickled(tmp_path: P
     for seed in range(12):
         marker = tmp_path / f"executed-{seed}"
         path = make(tmp_path / "last.pt")
-        what = mutations.payload(marker)(path, random.Random(seed))
+        what = structures.payload(marker)(path, random.Random(seed))
         assert not marker.exists()
         if what == "a malicious pickle (pickle)":
             pickle.loads(path.read_bytes())
@@ -97,7 +97,7 @@ def test_plain_edits_are_those_that_nobody_can_notice(
     before = path.read_bytes()
     assert old.encode() in before
     path.write_bytes(before.replace(old.encode(), new.encode(), 1))
-    assert mutations.is_plain_edit(before, path) == plain
+    assert structures.is_plain_edit(before, path) == plain
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ from cases import (
 )
 from children import Command, Outcome, run
 from corpus import IDX_FILES, MNIST, OWN, PICTURES, RUN, SWEEP, Corpus
-from mutations import is_plain_edit, mutate
+from mutations import mutate
+from structures import is_plain_edit
 
 MEMORY_BYTES = 6 << 30
 """Address space that a command may use in addition to what it has at its start."""
@@ -306,7 +307,7 @@ class Drill:
                 if not any(text in message for text in (change.path.name, change.path.parent.name, name)):
                     case.find("message", f"{part}: names no file: {message[:300]}")
             elif result != expected[part] and not self.says_so(change, part, result["value"]):
-                case.find("wrong result", f"{part}: {shortened(result)} instead of {shortened(expected[part])}")
+                case.find("wrong result", f"{part}: {first_difference(result, expected[part])}")
 
     @staticmethod
     def says_so(change: Change, part: str, value: object) -> bool:
@@ -348,7 +349,8 @@ class Drill:
         if self.check(case, outcome, change) and not change.plain and change.path.parts[-3] != "photos":
             self.corpus["photos"]
             expected = self.predicted()
-            if outcome.out != expected:
+            told = change.path.name == "summary.json" and "no class names in summary.json" in outcome.err
+            if outcome.out != expected and not told:
                 case.find("wrong result", "other predictions than those of the undisturbed run")
 
     @functools.cache  # noqa: B019
@@ -405,9 +407,12 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
 
-def shortened(value: object) -> str:
-    """Return a value as short text."""
-    return json.dumps(value)[:120]
+def first_difference(ours: object, theirs: object) -> str:
+    """Return the parts of two values around the first place where they differ."""
+    one, other = json.dumps(ours, sort_keys=True), json.dumps(theirs, sort_keys=True)
+    same = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    start = max(0, same - 30)
+    return f"...{one[start : start + 70]}... instead of ...{other[start : start + 70]}..."
 
 
 def epochs(directory: Path) -> int | None:
