@@ -11,11 +11,13 @@ some lines, own experiment files (``mine``) and code (``mycode.py``). The exit c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import re
 import resource
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -265,25 +267,26 @@ def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -
                 before[command.name] = snapshot(folder)
                 yield command
 
-        known = set(_names(root)) | {"bait"}
-        for outcome in run_all(commands(), jobs=jobs):
-            number, folder = outcome.command.name, outcome.command.at.parent
-            line = Line(outcome.argv, outcome.command.module)
-            repeat = f"python scripts/drills/commands.py --seed {seed} --case {number}"
-            problems = list(examine(outcome, before=before.pop(number)))
-            if beside := {name for name in _names(root) - known if not name.isdecimal()}:
-                known |= beside
-                if not any(".." in word for word in outcome.argv):
-                    problems.append(("created a folder outside of the working directory", " ".join(sorted(beside))))
-            for kind, detail in problems:
-                if all(finding.kind != kind for finding in findings):
-                    print(f"{kind}\n    {text_of(line)}", file=sys.stderr)
-                findings.append(Finding(kind, repeat, text_of(line), detail))
-            counts["command lines"] += 1
-            counts["succeeded" if outcome.code == 0 else "refused"] += 1
-            shutil.rmtree(folder, ignore_errors=True)
-            if not counts["command lines"] % 200:
-                print(summary(counts, findings), file=sys.stderr, flush=True)
+        known = _names(root)
+        with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
+            for outcome in run_all(commands(), jobs=jobs):
+                number, folder = outcome.command.name, outcome.command.at.parent
+                line = Line(outcome.argv, outcome.command.module)
+                repeat = f"python scripts/drills/commands.py --seed {seed} --case {number}"
+                problems = list(examine(outcome, before=before.pop(number)))
+                if beside := {name for name in _names(root) - known if not name.isdecimal()}:
+                    known |= beside
+                    if not any(".." in word for word in outcome.argv):
+                        problems.append(("created a folder outside of its own", " ".join(sorted(beside))))
+                for kind, detail in problems:
+                    if all(finding.kind != kind for finding in findings):
+                        print(f"{kind}\n    {text_of(line)}", file=sys.stderr)
+                    findings.append(Finding(kind, repeat, text_of(line), detail))
+                counts["command lines"] += 1
+                counts["succeeded" if outcome.code == 0 else "refused"] += 1
+                shutil.rmtree(folder, ignore_errors=True)
+                if not counts["command lines"] % 200:
+                    print(summary(counts, findings), file=sys.stderr)
     return counts, findings
 
 
@@ -333,6 +336,8 @@ def main() -> None:
         problems = show_case(options.seed, options.case, seconds=options.seconds, keep=options.keep)
         sys.exit(1 if problems else 0)
     began = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     counts, findings = drill(
         count=options.count, seed=options.seed, jobs=options.jobs, seconds=options.seconds, start=options.start
     )

@@ -29,8 +29,8 @@ QUICK_STUDIES = {
     "conv_backprop": (),
     "computational_graph": (),
 }
-SMALL_EXPERIMENTS = ("flooding", "mnist_mlp", "cnn_l2", "cnn_l1", "mlp_vs_cnn", "batchnorm")
-GRID_EXPERIMENTS = ("logistic_separable", "backprop_optimizers", "flooding_search", "optimizers")
+SMALL_EXPERIMENTS = ("flooding", "mnist_mlp", "cnn_l2", "cnn_l1")
+GRID_EXPERIMENTS = ("logistic_separable", "backprop_optimizers", "flooding_search", "init_study")
 NOT_HERE = ("trainer.compile", "trainer.cuda_graphs", "trainer.threads", "init.run")
 """Keys whose valid values take long or need other hardware; they still get invalid values."""
 FLAGS: tuple[tuple[str, ...], ...] = (

@@ -361,7 +361,7 @@ def drill(
                 repeat = f'python scripts/drills/surroundings.py --only "{name}" --programs {program_name}'
                 line = command.text().partition(" && ")[2]
                 for kind, detail in problems:
-                    print(f"{kind}\n    {line}", file=sys.stderr)
+                    print(f"{kind} [{name}]\n    {line}", file=sys.stderr)
                     findings.append(Finding(f"{kind} [{_class(name)}]", repeat, line, detail))
             print(f"{name}: {summary(counts, findings)}", file=sys.stderr, flush=True)
     return counts, findings, skipped
