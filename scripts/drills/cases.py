@@ -184,6 +184,11 @@ def repeat_line(program: str, options: argparse.Namespace, *more: str) -> str:
     return shlex.join(["python", f"scripts/drills/{program}", "--seed", str(options.seed), *more])
 
 
+def patience(seconds: float) -> float:
+    """Return a time limit for an idle machine, prolonged by the present load of this one."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def last_lines(text: str) -> str:
     """Return the last lines of an output, indented."""
     return "\n".join(f"    | {line[:300]}" for line in text.splitlines()[-SHOWN_LINES:])

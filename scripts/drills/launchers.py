@@ -37,6 +37,7 @@ from cases import (
     has_traceback,
     last_lines,
     parser,
+    patience,
     repeat_line,
     working_directory,
 )
@@ -161,7 +162,7 @@ class Drill:
             stdout=descriptor,
             stderr=descriptor,
             interruptions=(interruption,) if interruption else (),
-            seconds=self.seconds,
+            seconds=patience(self.seconds),
         )
 
     def check_killed(self, case: Case, outcome: Outcome, text: str, target: str) -> None:
@@ -171,7 +172,7 @@ class Drill:
             f"signals: {after.partition(chr(10))[0].partition(' ')[2]}" if mark else "signals: too late"
         )
         if outcome.timed_out:
-            case.find("hang", f"no end within {self.seconds:.0f} s\n{last_lines(text)}")
+            case.find("hang", f"no end within {outcome.seconds:.0f} s\n{last_lines(text)}")
         left = leftover(mark_of(case))
         if left:
             case.find("leftover process", f"{PATIENCE:.0f} s after the end: {'; '.join(left)}")
@@ -219,7 +220,7 @@ def processes(mark: str) -> list[int]:
 
 def leftover(mark: str) -> list[str]:
     """Wait until no process has this mark. Kill those that are left after ``PATIENCE`` seconds, and return them."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience(PATIENCE)
     while left := processes(mark):
         if time.monotonic() > deadline:
             lines = []
@@ -234,7 +235,9 @@ def leftover(mark: str) -> list[str]:
 
 def main() -> None:
     options_parser = parser(__doc__ or "", count=20)
-    options_parser.add_argument("--limit", type=float, default=150, help="seconds for one command (default: 150)")
+    options_parser.add_argument(
+        "--limit", type=float, default=100, help="seconds for one command, more on a busy machine (default: 100)"
+    )
     options_parser.add_argument(
         "--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS), help="default: all"
     )
