@@ -269,6 +269,7 @@ class Drill:
             outcome = yield Command(
                 scenario.command_line(), at=at, cold=cold, env=python_path(cold), prepare=prepare, seconds=300
             )
+            case.commands.clear()
             assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
             operations, claimed = (1, 0.0) if cold else json.loads((at / "notes").read_text())
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -191,7 +191,7 @@ class Drill:
         """Run without a kill, and measure it."""
         case = Case(-1, random.Random(0), self.root)
         self.root.mkdir(parents=True)
-        outcome = run(self.command(case, self.scenario.command_line()))
+        outcome = run(replace(self.command(case, self.scenario.command_line()), seconds=1000.0))
         assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
         directory = self.root / "killed"
         return Undisturbed(directory, outcome.seconds, 0.0, finished_epochs(directory), fingerprint(directory))
