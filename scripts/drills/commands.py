@@ -164,6 +164,8 @@ def _ignored_overrides(outcome: Outcome, after: Snapshot) -> Iterator[tuple[str,
     if not runs or not values:
         return
     configs = [_read_config(folder / run / "config.yaml") for run in runs]
+    if not all(config["choices"] for config in configs):  # without Hydra's own files
+        values = {key: texts for key, texts in values.items() if key not in lines.groups()}
     for key, texts in values.items():
         found = {_as_text(config, key).removeprefix(f"{outcome.command.at}/") for config in configs}
         if found != texts:

@@ -138,8 +138,9 @@ def _cause(text: str) -> str:
     """Return the last line of the last traceback, without what differs from case to case, and where it was raised."""
     lines = [line for line in text.splitlines() if line.strip()]
     start = max((index for index, line in enumerate(lines) if any(one in line for one in PANICS)), default=0)
-    named = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
-    errors = [line for line in lines[start + 1 :] if named.match(line)]
+    frames = [index for index, line in enumerate(lines) if line.lstrip().startswith("File ")]
+    start = max([start, *frames[-1:]])
+    errors = [line for line in lines[start + 1 :] if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
     places = re.findall(r'File "[^"]*?/(?:src|site-packages)/([^"]+)", line \d+, in (\w+)', "\n".join(lines[start:]))
     place = " in {}:{}".format(*places[-1]) if places else ""
     return f"{_without_values(errors[0] if errors else lines[-1])}{place}"
