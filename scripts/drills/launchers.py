@@ -85,7 +85,7 @@ class Drill:
         """Start, kill, resume and compare."""
         undisturbed, draw = self.undisturbed(), case.draw
         number, target = draw.choice(SIGNALS), draw.choice(TARGETS)
-        rows = draw.randint(1, undisturbed.operations) if draw.random() < 0.6 else 0
+        rows = draw.randint(1, undisturbed.operations) if draw.random() < 0.75 else 0
         after = draw.uniform(0, 0.5 if rows else undisturbed.seconds)
         case.title = f"{self.name}; {signal.Signals(number).name} to the {target} after {after:.1f} s"
         case.title += f" from epoch {rows} on" if rows else ""
