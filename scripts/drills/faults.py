@@ -52,7 +52,7 @@ def full_disk(work: Path, *, left: int, inodes: int | None = None, folder: str =
     shutil.copytree(copy, place, symlinks=True, dirs_exist_ok=True)
     if inodes is not None:
         used = sum(1 for _ in place.rglob("*")) + 1
-        mount(place, options=f"remount,size=16m,nr_inodes={used + inodes}", flags=REMOUNT)
+        mount(place, options=f"size=16m,nr_inodes={used + inodes}", flags=REMOUNT)
         return
     page = os.sysconf("SC_PAGESIZE")
     with (place / "filled").open("wb", buffering=0) as file, contextlib.suppress(OSError):

@@ -139,8 +139,8 @@ def _cause(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     start = max((index for index, line in enumerate(lines) if any(one in line for one in PANICS)), default=0)
     frames = [index for index, line in enumerate(lines) if line.lstrip().startswith("File ")]
-    start = max([start, *frames[-1:]])
-    errors = [line for line in lines[start + 1 :] if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
+    last = max([start, *frames[-1:]])
+    errors = [line for line in lines[last + 1 :] if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
     places = re.findall(r'File "[^"]*?/(?:src|site-packages)/([^"]+)", line \d+, in (\w+)', "\n".join(lines[start:]))
     place = " in {}:{}".format(*places[-1]) if places else ""
     return f"{_without_values(errors[0] if errors else lines[-1])}{place}"
@@ -154,7 +154,7 @@ def _without_values(line: str) -> str:
 
 def _end(text: str, lines: int = 6) -> str:
     """Return the last lines of an output, each shortened."""
-    return "\n".join(_printable(line)[:200] for line in [x for x in text.splitlines() if x.strip()][-lines:])
+    return "\n".join(_printable(line)[:200] for line in [x for x in text.splitlines() if x.strip(" ^~")][-lines:])
 
 
 def _printable(line: str) -> str:
