@@ -15,6 +15,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -132,6 +133,7 @@ def parser(description: str, *, count: int) -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def working_directory() -> Iterator[Path]:
     """Create a directory for a drill, and remove it at the end unless a case with findings is kept in it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = Path(tempfile.mkdtemp(prefix="dlhw-drill-"))
     try:
         yield directory
