@@ -1,0 +1,113 @@
+"""The drill that changes files: its mutations change what they say, and a few of its cases have no findings."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from support.drills import drill, run_drill
+from support.marks import slow
+
+mutations, structures = drill("mutations"), drill("structures")
+
+CONTENTS = {
+    "summary.json": json.dumps({"status": "finished", "best": {"epoch": 3, "val_loss": 0.5}, "data": ["a", "b"]}),
+    "config.yaml": yaml.safe_dump({"seed": 0, "trainer": {"epochs": 6, "device": "cpu"}, "model": {"hidden": [8, 9]}}),
+    "metrics.csv": "epoch,step,val_loss\n1,9,0.5\n2,18,0.25\n3,27,0.2\n",
+}
+
+
+def make(path: Path) -> Path:
+    """Create a valid file of the kind that the name says."""
+    if path.suffix == ".pt":
+        state = {"model": {"0.weight": torch.eye(3), "0.bias": torch.ones(3)}, "rows": [{"epoch": 1, "val_loss": 0.5}]}
+        torch.save({**state, "epoch": 1, "shape": [3], "outputs": 3}, path)
+    elif path.suffix == ".bin":
+        path.write_bytes(bytes(range(256)))
+    else:
+        path.write_text(CONTENTS[path.name])
+    return path
+
+
+def content(path: Path) -> bytes | str:
+    """Return what is at a path, without following links or opening pipes."""
+    if path.is_symlink():
+        return str(path.readlink())
+    return path.read_bytes() if path.is_file() else f"exists: {path.exists()}"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml", "metrics.csv", "last.pt", "data.bin"])
+def test_mutations_change_the_file_and_depend_on_the_random_numbers_only(tmp_path: Path, name: str) -> None:
+    unchanged = 0
+    for seed in range(15):
+        results = []
+        for repeat in range(2):
+            directory = tmp_path / f"{seed}-{repeat}"
+            directory.mkdir()
+            path = make(directory / name)
+            before = content(path)
+            what = mutations.mutate(path, random.Random(seed), donors=[], marker=tmp_path / "marker")
+            results.append((what, content(path)))
+        unchanged += results[0][1] == before
+        assert results[0][0] == results[1][0]
+        assert results[0][1] == results[1][1] or name == "last.pt"  # an archive has times
+    assert unchanged <= 3
+    assert not (tmp_path / "marker").exists()
+
+
+def test_malicious_files_execute_their_payload_if_they_are_unpickled(tmp_path: Path) -> None:
+    """Otherwise the drill could not notice it."""
+    for seed in range(12):
+        marker = tmp_path / f"executed-{seed}"
+        path = make(tmp_path / "last.pt")
+        what = structures.payload(marker)(path, random.Random(seed))
+        assert not marker.exists()
+        if what == "a malicious pickle (pickle)":
+            pickle.loads(path.read_bytes())
+        else:
+            torch.load(path, weights_only=False)
+        assert marker.exists(), what
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "plain"),
+    [
+        ("metrics.csv", "0.25", "0.26", True),
+        ("metrics.csv", "0.25", "x", False),
+        ("metrics.csv", "2,18,0.25\n", "", False),
+        ("metrics.csv", "val_loss", "loss", False),
+        ("summary.json", "0.5", "0.7", True),
+        ("summary.json", "0.5", "null", False),
+        ("summary.json", "0.5", "NaN", False),
+        ("config.yaml", "seed: 0", "seed: 1", True),
+        ("config.yaml", "seed: 0", "sed: 0", False),
+        ("config.yaml", "- 8\n", "", False),
+    ],
+)
+def test_plain_edits_are_those_that_nobody_can_notice(
+    tmp_path: Path, name: str, old: str, new: str, plain: bool
+) -> None:
+    path = make(tmp_path / name)
+    before = path.read_bytes()
+    assert old.encode() in before
+    path.write_bytes(before.replace(old.encode(), new.encode(), 1))
+    assert structures.is_plain_edit(before, path) == plain
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scenarios", "own", "--only", "1"),
+        slow((("--count", "40", "--seed", "1"),), name="many"),
+    ],
+)
+def test_changed_files_have_no_findings(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ended = run_drill("files.py", *options, "--jobs", "1", at=tmp_path)
+    assert ended.code == 0, ended.out + ended.err
+    assert "no findings" in ended.out
