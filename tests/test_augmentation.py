@@ -303,9 +303,7 @@ INVALID = {
     "augmentation=flip dataset=diabetes loss=mse trainer.monitor=val_mse": (
         "augmentation: needs pictures with classes; dataset=diabetes has none"
     ),
-    "augmentation.mixup=0.2 loss=multi_margin": (
-        "loss=multi_margin_loss: does not support augmentation.mixup and cutmix"
-    ),
+    "augmentation.mixup=0.2 loss=multi_margin": ("loss=multi_margin: does not support augmentation.mixup and cutmix"),
     "augmentation.cutmix=1 loss=cross_entropy_by_hand": (
         "loss=cross_entropy_by_hand: does not support augmentation.mixup and cutmix"
     ),

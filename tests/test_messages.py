@@ -204,7 +204,7 @@ INVALID = {
     "trainer.rates=[1.5]": "trainer.rates=[1.5]: must be a mapping, such as {name: value}",
     "hydra.mode=MULTI": "hydra.mode=MULTI: Invalid value 'MULTI', expected one of [RUN, MULTIRUN]",
     "+model._target_=x": "+model._target_=x: model._target_ already exists; remove the +",
-    "seed=null": "seed=null: must be a whole number, 0 or greater",
+    "seed=null": "seed=null: must be a whole number from 0 to 9223372036854775807",
 }
 
 

@@ -99,14 +99,6 @@ def test_a_tilde_is_the_home_folder_in_all_paths(choice: str, key: str, monkeypa
     assert build.validate(cfg)[group].options[option] == "/home/of/someone/x"
 
 
-@pytest.mark.parametrize("key", ["data_dir", "output_dir"])
-def test_invalid_directories_are_one_line(key: str) -> None:
-    cfg = compose("dataset=digits")
-    cfg[key] = "x" * 300
-    with pytest.raises(UsageError, match=f"{key}=xxx.*too long"):
-        build.validate(cfg)
-
-
 def too_large_for_numpy() -> object:
     return np.empty((2**31, 2**31), np.uint8)
 

@@ -140,7 +140,7 @@ def test_mistakes_in_a_model_are_one_line(modules: Path, target: str, message: s
     with pytest.raises(UsageError) as caught:
         parts_with("model", f"own_networks.{target}")
     line = str(caught.value)
-    assert re.match(rf"model={target.lower()} \(own_networks\.{target}\): {message}", line), line
+    assert re.match(rf"model={target} \(own_networks\.{target}\): {message}", line), line
     assert "\n" not in line
     assert line.endswith(f"({modules / 'own_networks.py'}:{line_of(place)})" if place else ")"), line
 
@@ -186,7 +186,7 @@ def test_the_check_of_a_model_changes_neither_the_model_nor_random_numbers() -> 
 
 
 def test_a_loss_of_torch_with_an_invalid_option_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^loss=multi_margin_loss: only p == 1 and p == 2 supported$"):
+    with pytest.raises(UsageError, match=r"^loss=multi_margin: only p == 1 and p == 2 supported$"):
         assembly.assemble(compose("dataset=digits", "trainer.device=cpu", "loss=multi_margin", "loss.p=3"))
 
 

@@ -308,9 +308,10 @@ def _run_in_child(command: Command, out: int, err: int) -> None:
             if value is not None:
                 os.environ[name] = value
         os.chdir(command.at)
-        _set_streams(command, out, err)
+        _set_descriptors(command, out, err)
         if command.prepare is not None:
             command.prepare()
+        _open_streams(command)
         if command.cold:
             os.execv(sys.executable, [sys.executable, "-m", command.module, *command.arguments])
         for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
@@ -364,8 +365,8 @@ def _flush(stream: TextIO | None) -> bool:
     return True
 
 
-def _set_streams(command: Command, out: int, err: int) -> None:
-    """Connect descriptors 0, 1 and 2, close all others, and open the streams of ``sys`` anew."""
+def _set_descriptors(command: Command, out: int, err: int) -> None:
+    """Connect descriptors 0, 1 and 2, and close all others."""
     null = os.open(os.devnull, os.O_RDONLY)
     chosen = (command.stdin, command.stdout, command.stderr)
     defaults = zip(chosen, (null, out, err), strict=True)
@@ -376,8 +377,13 @@ def _set_streams(command: Command, out: int, err: int) -> None:
         if int(name) > 2:
             with contextlib.suppress(OSError):
                 os.close(int(name))
+
+
+def _open_streams(command: Command) -> None:
+    """Open the streams of ``sys`` anew, on descriptors 0, 1 and 2."""
     encoding, _, errors = os.environ.get("PYTHONIOENCODING", "utf-8").partition(":")
-    for number, (name, given) in enumerate(zip(("stdin", "stdout", "stderr"), chosen, strict=True)):
+    given_streams = (command.stdin, command.stdout, command.stderr)
+    for number, (name, given) in enumerate(zip(("stdin", "stdout", "stderr"), given_streams, strict=True)):
         stream = None
         if given == CLOSED:
             os.close(number)

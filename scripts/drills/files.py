@@ -30,7 +30,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cases import (
     Case,
@@ -477,7 +477,7 @@ def read_run(name: str) -> None:
 
     import dlhw
 
-    def weights(which: str) -> str:
+    def weights(which: Literal["best", "last"]) -> str:
         sha256 = hashlib.sha256()
         for key, value in opened().model(which).state_dict().items():
             sha256.update(f"{key} {value.dtype} {value.tolist()}".encode())

@@ -29,8 +29,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dlhw.cli.hydra_internals import raised_by_library, without_library_frames
-from dlhw.cli.messages import first_line
 from dlhw.errors import ChecksFailed, NotEnoughMemory, TrainingFailed, UsageError
 from dlhw.runtime import signals
 from dlhw.runtime.memory import allocating
@@ -108,17 +106,18 @@ def failure_of(job: Callable[[], object]) -> Exception | None:
 
 @contextlib.contextmanager
 def end_program(directory: Path | str = "") -> Iterator[None]:
-    """End the program with the exit code of the table above, and with one line for a person's mistake.
+    """End the program with the exit code of the table above, and with one line for a UsageError or OSError.
 
-    That is a UsageError, an OSError, or an error of the libraries that read configs; HYDRA_FULL_ERROR=1 raises it
-    instead. Any other error prints a traceback. For an OSError without a file name, the line names ``directory``.
+    For an OSError without a file name, the line names ``directory``.
     """
     try:
         _prepare_streams()
         _require_working_directory()
-        yield
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
         signals.raise_received()
     except KeyboardInterrupt:
         signals.ignore()
@@ -128,13 +127,6 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         sys.exit(1)
     except (UsageError, OSError) as error:
         stop(error, directory)
-    except Exception as error:
-        if raised_by_library(error):
-            stop(UsageError(first_line(error)))
-        if os.environ.get("HYDRA_FULL_ERROR") != "1":
-            error.__traceback__ = without_library_frames(error.__traceback__)
-        traceback.print_exception(error)
-        sys.exit(1)
 
 
 def _prepare_streams() -> None:

@@ -25,6 +25,7 @@ import dlhw
 from dlhw.cli import failures, hydra_internals
 from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, prepare, quoted
 from dlhw.cli.failures import stop
+from dlhw.cli.messages import first_line
 from dlhw.errors import UsageError
 from dlhw.runs.record import claim_directory, release_directory
 from dlhw.runtime import processes
@@ -66,6 +67,10 @@ def command_line(program: Program) -> None:
         prepare(ends_program=True)
         try:
             hydra_internals.run(program, arguments, config_dir=conf_dir(), config_name=CONFIG_NAME)
+        except Exception as error:
+            if hydra_internals.raised_by_library(error):
+                raise UsageError(first_line(error)) from error
+            raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
         finally:
             for directory in _claimed:
                 release_directory(directory)
