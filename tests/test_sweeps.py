@@ -28,8 +28,8 @@ def comparisons(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
     [
         (
             ["optimizer=sgd,adamm"],
-            "optimizer=adamm: unknown optimizer (did you mean adam or adamw?); expected one of adagrad, adam, adamw, momentum, "
-            "momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, sgd_by_hand, torch",
+            "optimizer=adamm: unknown optimizer (did you mean adam or adamw?); expected one of adagrad, adam, adamw, "
+            "momentum, momentum_by_hand, nesterov, nesterov_by_hand, rmsprop, sgd, sgd_by_hand, torch",
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
         slow((["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding")),
