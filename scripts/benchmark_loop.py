@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
-from dlhw.cli.assembly import assemble
-from dlhw.cli.build import build, make_model
+from dlhw.cli.assembly import assemble, make_model
+from dlhw.cli.build import build
 from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.runs.record import Record, Row

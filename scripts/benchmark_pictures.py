@@ -48,8 +48,8 @@ from PIL import Image
 from benchmark_loop import OVERRIDES, machine
 from benchmark_startup import printed
 from benchmark_sweeps import seconds_of_steps
-from dlhw.cli.assembly import load_data, set_up_process
-from dlhw.cli.build import build, make_model, validate
+from dlhw.cli.assembly import load_data, make_model, set_up_process
+from dlhw.cli.build import build, validate
 from dlhw.cli.program import compose
 from dlhw.data.batches import Batches
 from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes

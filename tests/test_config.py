@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from dlhw.cli.build import PROGRAM_ARGUMENTS, make_model, validate
+from dlhw.cli.assembly import make_model
+from dlhw.cli.build import PROGRAM_ARGUMENTS, validate
 from dlhw.cli.composition import CONFIG_NAME
 from support.commands import only
 from support.composing import compose, compose_with_hydra

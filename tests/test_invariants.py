@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dlhw.cli.assembly import assemble
-from dlhw.cli.build import build, make_model
+from dlhw.cli.assembly import assemble, make_model
+from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Record, Row
 from dlhw.runtime.devices import Precision

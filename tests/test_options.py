@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from dlhw.cli import build
+from dlhw.cli import assembly, build
 from dlhw.cli.composition import conf_dir
 from dlhw.data.augmentation import LONGEST_TEMPORARY_DIRECTORY
 from dlhw.errors import NotEnoughMemory, UsageError
@@ -143,7 +143,7 @@ def test_other_errors_are_not_failed_allocations() -> None:
 def test_a_model_that_does_not_fit_into_memory_is_one_line() -> None:
     cfg = compose("dataset=digits", "model.hidden=[1000000,1000000,1000000]")
     with pytest.raises(UsageError, match=r"^model=mlp: not enough memory for 3.64 TiB; choose smaller sizes$"):
-        build.make_model(cfg, shape=(1, 8, 8), outputs=10)
+        assembly.make_model(cfg, shape=(1, 8, 8), outputs=10)
 
 
 def test_workers_with_a_temporary_directory_that_is_too_long_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

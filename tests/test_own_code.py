@@ -176,7 +176,7 @@ def test_a_target_that_cannot_be_imported_is_one_line(target: str, message: str)
 
 def test_the_check_of_a_model_changes_neither_the_model_nor_random_numbers() -> None:
     cfg = compose("dataset=digits", "trainer.device=cpu", "model._target_=own_networks.Network", *NO_OPTIONS["model"])
-    expected = build.make_model(cfg, shape=(1, 8, 8), outputs=10)
+    expected = assembly.make_model(cfg, shape=(1, 8, 8), outputs=10)
     state = torch.random.get_rng_state()
     model = parts_with("model", "own_networks.Network").model
     assert torch.equal(torch.random.get_rng_state(), state)

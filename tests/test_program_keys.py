@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,14 @@ def test_mistake_outside_of_the_config_gets_one_line_and_leaves_nothing(
 
 def test_version_is_that_of_dlhw(tmp_path: Path) -> None:
     assert dlhw("--version", at=tmp_path).out.startswith("dlhw 0.")
+
+
+@pytest.mark.parametrize("arguments", [["trainer.epochs=abc"], ["-m", "trainer.epochs=abc,def", "seed=0,1"]], ids=str)
+def test_wrong_setting_of_the_trainer_is_reported_before_torch_is_imported(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    code = "import sys, dlhw.train\ntry: dlhw.train.main()\nfinally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert process.stderr.startswith("trainer.epochs=abc: must be a whole number")
+    assert (process.returncode, process.stdout) == (1, "False\n")

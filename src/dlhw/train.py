@@ -33,12 +33,13 @@ def main() -> None:
 
 def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
     """Execute one run in ``directory``, by itself or as a job of a sweep."""
-    from dlhw.cli import failures
+    from dlhw.cli import build, failures
     from dlhw.runs.record import Record
 
     record = Record(directory)
     with record.locked(), failures.recorded(cfg, record, in_sweep=in_sweep):
-        from dlhw.cli import lifecycle  # imports torch
+        build.check_settings(cfg)
+        from dlhw.cli import lifecycle  # imports torch, which takes seconds
 
         if in_sweep:
             lifecycle.resume_same_run(cfg, record)
@@ -47,7 +48,10 @@ def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: b
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> Components:
     """Validate a config and the overrides that it was composed with. Raise UsageError with one line per mistake."""
-    from dlhw.cli import assembly, build
+    from dlhw.cli import build
+
+    build.check_settings(cfg)
+    from dlhw.cli import assembly  # imports torch
 
     components = build.validate(cfg)
     assembly.require_read(components, overrides)

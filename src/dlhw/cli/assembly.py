@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from dlhw.cli import own_code, rules
+from dlhw.cli import rules, trials
 from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
@@ -23,6 +23,7 @@ from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import read_path
+from dlhw.runtime.randomness import generator, key
 from dlhw.training import acceleration, features, finetuning
 from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
@@ -185,7 +186,7 @@ def load_data(components: Components, precision: Precision) -> Dataset:
     dataset = components["dataset"]
     data: Dataset = dataset.build(data_dir=str(read_path(cfg.data_dir, key="data_dir")), seed=cfg.seed)
     if dataset.own is not None:
-        own_code.require_dataset(dataset.name, dataset.own, data)
+        trials.require_dataset(dataset.name, dataset.own, data)
     augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:
@@ -208,16 +209,38 @@ def loss_for(components: Components, data: Dataset, precision: Precision) -> Dat
     component = components["loss"]
     assert component.target is not None
     loss: DataLoss = component.partial()
-    own_code.require_scalar_loss(component.name, component.target, loss, data, precision)
+    trials.require_scalar_loss(component.name, component.target, loss, data, precision)
     return loss
+
+
+def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int | None) -> Module:
+    """Build the model of a config, for scripts and tests; see :func:`build_model`. Raise UsageError."""
+    return build_model(validate(cfg), shape=shape, outputs=outputs)
+
+
+def build_model(components: Components, *, shape: tuple[int, ...], outputs: int | None) -> Module:
+    """Build and initialize the model. Its random numbers depend only on the seed, not on the device.
+
+    Only the layers in the attribute ``fresh`` of a pretrained model are initialized.
+    """
+    seed, component = components.cfg.seed, components["model"]
+    torch.manual_seed(key(seed, "model"))
+    model: Module = component.build(shape=shape, outputs=outputs)
+    if component.own is not None:
+        trials.require_model(component.name, component.own, model)
+    random = generator(seed, "init")
+    with torch.no_grad():
+        for name in getattr(model, "fresh", [""]):
+            components["init"].build(model=model.get_submodule(name), generator=random)
+    return model
 
 
 def initialized_model(components: Components, trainer: Trainer, precision: Precision, data: Dataset | None) -> Module:
     """Build the config's model on the run's device: initialized for ``data``; pretrained if that is None."""
     if data is not None:
-        model = components.model(shape=data.shape, outputs=data.outputs)
+        model = build_model(components, shape=data.shape, outputs=data.outputs)
     elif "weights" in components["model"].arguments:
-        model = components.model(shape=(3, 224, 224), outputs=None).eval()
+        model = build_model(components, shape=(3, 224, 224), outputs=None).eval()
     else:
         raise UsageError(
             f"model={choice(components.cfg, 'model')}: the study needs a pretrained model; expected model=resnet18 or "
@@ -228,7 +251,7 @@ def initialized_model(components: Components, trainer: Trainer, precision: Preci
         if trainer.channels_last:
             model = model.to(memory_format=torch.channels_last)
     if data is not None and (own := components["model"].own) is not None:
-        own_code.require_outputs(components["model"].name, own, model, data, precision)
+        trials.require_outputs(components["model"].name, own, model, data, precision)
     return model
 
 

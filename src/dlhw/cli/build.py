@@ -1,7 +1,7 @@
 """Validate a config and build the objects that it describes.
 
 A group of the config names a callable by ``_target_``; its other keys are keyword arguments of that callable. They are
-validated against the annotations of the callable and nothing else.
+validated against the annotations of the callable and nothing else. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pydantic
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
-from torch import nn
 
 from dlhw.cli import own_code
 from dlhw.cli.composition import conf_dir
 from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import references
-from dlhw.cli.origins import location, option
+from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
 from dlhw.runs.identity import without_hydra
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
-from dlhw.runtime.randomness import generator, key
 
 PROGRAM_ARGUMENTS: dict[str, set[str]] = {
     "dataset": {"data_dir", "seed"},
@@ -53,6 +50,8 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {
 """The arguments that the program passes to the target of each group; all others come from the config."""
 CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer", "report")}
 """The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
+WITHOUT_TORCH = ("trainer", "comparison")
+"""Groups whose targets are settings, in modules that do not import torch."""
 OPTIONAL = ("probe", "report", "study")
 """Groups that may name no target."""
 
@@ -128,21 +127,6 @@ class Components:
     def __getitem__(self, group: str) -> Component:
         return self.groups[group]
 
-    def model(self, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-        """Build and initialize the model. Its random numbers depend only on the seed, not on the device.
-
-        Only the layers in the attribute ``fresh`` of a pretrained model are initialized.
-        """
-        torch.manual_seed(key(self.cfg.seed, "model"))
-        model: nn.Module = self["model"].build(shape=shape, outputs=outputs)
-        if (own := self["model"].own) is not None:
-            own_code.require_model(self["model"].name, own, model)
-        random = generator(self.cfg.seed, "init")
-        with torch.no_grad():
-            for name in getattr(model, "fresh", [""]):
-                self["init"].build(model=model.get_submodule(name), generator=random)
-        return model
-
 
 def validate(cfg: DictConfig) -> Components:
     """Validate every value of a config. Raise UsageError with one line per mistake."""
@@ -154,14 +138,19 @@ def validate(cfg: DictConfig) -> Components:
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
         groups[group], lines = _component(cfg, group, arguments)
         mistakes += lines
-    if mistakes:
-        raise UsageError("\n".join(f"{location(cfg, line)}{line}" for line in mistakes))
+    with located(cfg):
+        if mistakes:
+            raise UsageError("\n".join(mistakes))
     return Components(cfg, groups)
 
 
-def make_model(cfg: DictConfig, *, shape: tuple[int, ...], outputs: int | None) -> nn.Module:
-    """Build the model of a config, for scripts and tests; see :meth:`Components.model`. Raise UsageError."""
-    return validate(cfg).model(shape=shape, outputs=outputs)
+def check_settings(cfg: DictConfig) -> None:
+    """Validate the groups whose options are known without torch. Raise UsageError with one line per mistake."""
+    groups = [group for group in WITHOUT_TORCH if isinstance(cfg.get(group), DictConfig)]
+    with located(cfg):
+        mistakes = [line for group in groups for line in _component(cfg, group, set())[1]]
+        if mistakes:
+            raise UsageError("\n".join(mistakes))
 
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:

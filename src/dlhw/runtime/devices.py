@@ -7,15 +7,13 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 
 from dlhw.errors import UsageError
-
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
+from dlhw.runtime.options import DeviceName, PrecisionName
 
 _DEFAULT_THREADS = torch.get_num_threads()
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.runs import verification
-from dlhw.runtime.options import PathText
-from dlhw.training.settings import Positive
+from dlhw.runtime.options import PathText, Positive
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

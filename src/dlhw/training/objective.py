@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from dlhw.training.settings import NonNegative
+from dlhw.runtime.options import NonNegative
 
 DataLoss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss over a batch, from logits (B, C) or predictions (B,) and targets (B,)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.training.settings import NonNegative, Positive
+from dlhw.runtime.options import NonNegative, Positive
 
 Schedule = Callable[[float], float]
 

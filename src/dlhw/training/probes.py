@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models.modes import evaluating
+from dlhw.runtime.options import Count
 from dlhw.training.init import LAYERS
-from dlhw.training.settings import Count
 
 SATURATED: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Tanh: lambda output: output.abs() > 0.99,

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from dlhw.runtime.options import Count, DeviceName, NonNegative, Positive, PrecisionName
 
-from dlhw.runtime.devices import DeviceName, PrecisionName
-
-Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Trains = Literal["all", "head"] | list[str]
 
 
