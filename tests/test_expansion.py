@@ -134,6 +134,7 @@ def test_sweep_has_a_largest_number_of_jobs() -> None:
         ("b=range(0,1,0)", "b=range(0,1,0): must have finite limits and a step other than 0"),
         ("seed=range(1e9)", "seed=range(1e9): 1000000000 values; expected at most 100000"),
         ("seed=1,interval(0,1)", "seed=1,interval(0,1): a list must not contain interval(...)"),
+        ("b=[1,range(2)],[3]", "b=[1,range(2)],[3]: a list or mapping must not contain range(...) or choice(...)"),
         ("b=[", "b=[: invalid values of a sweep; expected a list such as 1,2,3 or range(3)"),
     ],
 )

@@ -178,7 +178,9 @@ INVALID = {
         "size: unused key; the experiment reads it only in trainer.epochs, which is overridden"
     ),
     # values of the keys that an experiment adds
-    "experiment=init_study depth=two": ("width=50, depth=two (model.hidden): two must be a whole number, 0 or greater"),
+    "experiment=init_study depth=two": (
+        "width=50, depth=two (model.hidden): two must be a whole number from 0 to 10000"
+    ),
     "experiment=init_study d=abc": "d=abc (init.d): must be a number or 'xavier'",
     "experiment=init_study d=0": "d=0 (init.d): must be greater than 0 or 'xavier'",
     "experiment=logistic_separable penalty=l3": (

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, claim_directory, directory_name, release_directory
+from dlhw.runs.record import Record, claim_directory, directory_name, release_directories
 
 
 def test_free_name_is_used_unchanged(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_release_removes_only_directories_without_a_run(tmp_path: Path) -> None:
         (tmp_path / "outputs" / name / ".hydra").mkdir(parents=True)
     (tmp_path / "outputs" / "begun" / "config.yaml").touch()
     for name in ("empty", "composed", "begun", "missing"):
-        release_directory(tmp_path / "outputs" / name)
+        release_directories([tmp_path / "outputs" / name, tmp_path / "outputs"])
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["begun"]
 
 
@@ -102,13 +102,13 @@ def test_path_below_a_file_is_an_error(tmp_path: Path, exact: bool) -> None:
         claim_directory(tmp_path / "file" / "run", exact=exact)
 
 
-def test_discard_removes_a_run_without_results_and_its_empty_parent(tmp_path: Path) -> None:
+def test_discard_removes_a_run_without_results(tmp_path: Path) -> None:
     path = tmp_path / "experiment" / "run"
     path.mkdir(parents=True)
     Record(path).write_config("seed: 0\n", new=True)
     (path / "train.log").write_text("x")
     Record(path).discard()
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "experiment").iterdir()) == []
 
 
 def test_discard_keeps_other_runs(tmp_path: Path) -> None:

@@ -140,13 +140,20 @@ def _may_create(name: str, outcome: Outcome) -> bool:
     named = [word.partition("=")[2] if "=" in word else word for word in outcome.argv]
     if top == "home":
         return any("~" in text or "HOME" in text for text in named)
+    if top == "tmp" and rest.startswith("torchinductor"):
+        return True
     if top != "work":
         return any("../" in text or text.strip("'\"") == ".." for text in named)
-    first = rest.partition("/")[0]
+    return rest == "bait" or _may_create_in_work(rest.partition("/")[0], outcome, named)
+
+
+def _may_create_in_work(first: str, outcome: Outcome, named: Sequence[str]) -> bool:
+    """Return whether a command may create this entry of the working directory; ``named`` are its values."""
     keys = [word for word in outcome.argv if word.lstrip("+").partition("=")[0] in PATH_KEYS]
     if outcome.command.module != "dlhw.train":
         keys = list(named)
-    if first in ("outputs", "data") or rest == "bait":
+    literally = first != "~" and any(word.partition("=")[2].partition("/")[0] == first for word in keys)
+    if first in ("outputs", "data") or literally:
         return True
     if first.startswith(("~", "$", "-", "'", '"')) or not first.isprintable():
         return False
@@ -195,7 +202,7 @@ def _given_values(words: Sequence[str]) -> dict[str, set[str]]:
         if key.split(".")[0] in ("hydra", "experiment") or key.startswith("hydra/") or text in ("", "''", '""'):
             continue
         if key in (*PATH_KEYS, "start", "init.run"):
-            values[key] = {text.strip("'\"")}
+            values[key] = {_text(text)}
             continue
         try:
             override = parser.parse_override(word)
@@ -269,7 +276,7 @@ def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -
                 before[command.name] = snapshot(folder)
                 yield command
 
-        known = _names(root)
+        known, climbing = _names(root), False
         with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
             for outcome in run_all(commands(), jobs=jobs):
                 number, folder = outcome.command.name, outcome.command.at.parent
@@ -278,7 +285,8 @@ def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -
                 problems = list(examine(outcome, before=before.pop(number)))
                 if beside := {name for name in _names(root) - known if not name.isdecimal()}:
                     known |= beside
-                    if not any(".." in word for word in outcome.argv):
+                    climbing = climbing or any(".." in word for word in outcome.argv)
+                    if not climbing:  # it may be the folder of a line that runs at the same time
                         problems.append(("created a folder outside of its own", " ".join(sorted(beside))))
                 for kind, detail in problems:
                     if all(finding.kind != kind for finding in findings):

@@ -30,6 +30,8 @@ from dlhw.runtime import signals
 from dlhw.runtime.paths import read_path
 
 CONFIG_NAME = "train"
+MOST_REPEATED = 10_000
+"""The largest number of equal values, such as widths of layers, that a config may ask for."""
 PATH_KEYS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
 """Keys whose value is one path; a comma in it belongs to the path."""
 PATH_LIST_KEYS = ("start", "init.run")
@@ -103,7 +105,7 @@ class Loader(ComposingLoader):
         milliseconds. Raise UsageError, even where :meth:`load_configuration` ends the program.
         """
         prepare()  # this may be a worker process
-        lines = [quoted(line) for line in [*master_config.hydra.overrides.hydra, *sweep_overrides]]
+        lines = [quoted(line) for line in [*origins.override_lines(master_config.hydra, "hydra"), *sweep_overrides]]
         config_name = master_config.hydra.job.config_name
         try:
             overrides = [parsed(line) for line in lines]
@@ -148,7 +150,10 @@ class Loader(ComposingLoader):
         Such a key belongs to an option of a group for which the job uses another option, or it is a top-level key that
         no value of the config refers to any more.
         """
-        lines = [*master_config.hydra.overrides.hydra, *(str(override.input_line) for override in overrides)]
+        lines = [
+            *origins.override_lines(master_config.hydra, "hydra"),
+            *(str(override.input_line) for override in overrides),
+        ]
         try:
             cfg = self._load(master_config.hydra.job.config_name, lines, RunMode.RUN)
         except UsageError:
@@ -314,6 +319,6 @@ def _list_experiments() -> str:
 
 def _repeat(value: Any, times: int) -> list[Any]:
     """Return a list of ``times`` equal values: ``${dlhw.repeat:${width},${depth}}`` gives ``depth`` equal widths."""
-    if not isinstance(times, int) or isinstance(times, bool) or times < 0:
-        raise ValueError(f"{times} must be a whole number, 0 or greater")
+    if not isinstance(times, int) or isinstance(times, bool) or not 0 <= times <= MOST_REPEATED:
+        raise ValueError(f"{times} must be a whole number from 0 to {MOST_REPEATED}")
     return [value] * times

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dlhw.errors import ChecksFailed, NotEnoughMemory, TrainingFailed, UsageError
 from dlhw.runtime import signals
 from dlhw.runtime.memory import allocating
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import printable_lines
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -151,7 +151,7 @@ def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
     """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(one_line(error, directory), file=sys.stderr)
+    print(printable_lines(one_line(error, directory)), file=sys.stderr)
     sys.exit(1)
 
 
@@ -160,4 +160,4 @@ def one_line(error: UsageError | OSError, directory: Path | str = "") -> str:
     if not isinstance(error, OSError):
         return str(error)
     place = error.filename if error.filename is not None else directory
-    return f"{printable(str(place))}: {error.strerror or error}" if place else str(error.strerror or error)
+    return f"{place}: {error.strerror or error}" if place else str(error.strerror or error)

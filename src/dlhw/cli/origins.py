@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -59,6 +59,12 @@ def option(cfg: DictConfig, group: str, shipped: Path) -> str | None:
     return min(options, key=lambda name: _difference(options[name], values), default=None)
 
 
+def override_lines(hydra: Any, kind: Literal["hydra", "task"]) -> list[str]:
+    """Return the overrides in Hydra's part of a config, as written: they may contain invalid interpolations."""
+    lines: Any = OmegaConf.to_container(hydra.overrides[kind], resolve=False)
+    return list(map(str, lines))
+
+
 @contextlib.contextmanager
 def located(cfg: DictConfig) -> Iterator[None]:
     """Begin each line of a UsageError with the :func:`location` of the key that it is about."""
@@ -82,8 +88,8 @@ def location(cfg: DictConfig, message: str) -> str:
     choices = {str(group): str(name) for group, name in hydra.runtime.choices.items()}
     if key in (hydra.sweeper.get("params") or ()):
         return ""
-    for line in hydra.overrides.task:
-        name, _, value = str(line).lstrip("+~").partition("=")
+    for line in override_lines(hydra, "task"):
+        name, _, value = line.lstrip("+~").partition("=")
         chooses = name in choices and not value.startswith("{")
         if not chooses and f"{key}.".startswith(f"{name}."):
             return ""

@@ -26,8 +26,9 @@ from dlhw.cli import failures, hydra_internals
 from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, prepare, quoted
 from dlhw.cli.failures import stop
 from dlhw.cli.messages import first_line
+from dlhw.cli.origins import override_lines
 from dlhw.errors import UsageError
-from dlhw.runs.record import claim_directory, release_directory
+from dlhw.runs.record import claim_directory, release_directories
 from dlhw.runtime import processes
 
 
@@ -47,7 +48,7 @@ class Program:
         settings = HydraConfig.get()
         in_sweep = settings.mode == RunMode.MULTIRUN
         try:
-            self.task(cfg, Path(settings.runtime.output_dir), settings.overrides.task, in_sweep)
+            self.task(cfg, Path(settings.runtime.output_dir), override_lines(settings, "task"), in_sweep)
         except UsageError as error:
             if in_sweep:
                 raise
@@ -72,8 +73,8 @@ def command_line(program: Program) -> None:
                 raise UsageError(first_line(error)) from error
             raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
         finally:
-            for directory in _claimed:
-                release_directory(directory)
+            for directories in _created:
+                release_directories(directories)
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -83,8 +84,8 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose(CONFIG_NAME, overrides=list(overrides))
 
 
-_claimed: list[Path] = []
-"""The directories that this process has created."""
+_created: list[list[Path]] = []
+"""The directories of this process's runs and sweeps, each with the parents that it has created."""
 
 
 class ClaimDirectory(Callback):
@@ -127,8 +128,10 @@ def claim(config: DictConfig, kind: str) -> Path:
     Raise UsageError if the command line names a directory that exists.
     """
     named = names_directory(config, kind)
+    requested = Path(config.hydra[kind].dir).absolute()
+    missing = [parent for parent in requested.parents if not parent.exists()]
     directory = claim_directory(Path(config.hydra[kind].dir), exact=named)
-    _claimed.append(directory.absolute())
+    _created.append([directory.absolute(), *missing])
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not named:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # the same for every job
@@ -137,4 +140,4 @@ def claim(config: DictConfig, kind: str) -> Path:
 
 def names_directory(config: DictConfig, kind: str) -> bool:
     """Return whether the command line names the directory of the ``run`` or ``sweep``."""
-    return any(line.startswith(f"hydra.{kind}.dir=") for line in config.hydra.overrides.hydra)
+    return any(line.startswith(f"hydra.{kind}.dir=") for line in override_lines(config.hydra, "hydra"))

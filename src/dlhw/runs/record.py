@@ -79,12 +79,18 @@ def _require_nothing_of_a_run(path: Path) -> None:
         (path / ".hydra").mkdir(exist_ok=True)  # raises OSError in a directory that is not writable
 
 
-def release_directory(path: Path) -> None:
-    """Remove a directory from :func:`claim_directory` in which no run has begun, and then its empty parent."""
+def release_directories(paths: Sequence[Path]) -> None:
+    """Remove a directory from :func:`claim_directory` in which no run has begun, then those of its parents.
+
+    Only empty parents are removed.
+    """
+    directory, *parents = paths
     with contextlib.suppress(OSError):
-        if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
-            shutil.rmtree(path)
-            path.parent.rmdir()
+        if {entry.name for entry in directory.iterdir()} <= _BEFORE_THE_RUN:
+            shutil.rmtree(directory)
+    for parent in parents:
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 class Record:
@@ -233,8 +239,6 @@ class Record:
         """Remove the directory if the run never started, so that it has no metrics, checkpoint or summary."""
         if not any((self.path / name).exists() for name in ("metrics.csv", "last.pt", "summary.json")):
             shutil.rmtree(self.path, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the experiment's directory, if this was its only run
-                self.path.parent.rmdir()
 
 
 def _cell(value: object) -> str:

@@ -57,6 +57,11 @@ def printable(path: str | Path) -> str:
     return "".join(c if c.isprintable() else _escaped(c) for c in str(path))
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with every line :func:`printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _escaped(character: str) -> str:
     byte = ord(character) - 0xDC00  # how Python represents a byte that is not UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()

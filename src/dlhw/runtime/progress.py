@@ -23,6 +23,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dlhw.runtime.paths import printable_lines
+
 T = TypeVar("T")
 
 _log = logging.getLogger("dlhw")
@@ -43,7 +45,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
         try:
-            text = self.format(record)
+            text = printable_lines(self.format(record))
             output = console()
             if output.is_interactive:
                 style = _STYLES.get(record.levelno, "")

@@ -132,7 +132,14 @@ def _elements(element: Any, override: Override, loader: ConfigLoader | None) -> 
         return [single for part in element.list for single in _elements(part, override, loader)]
     if isinstance(element, Sweep):
         raise UsageError(f"{override.input_line}: a list must not contain interval(...)")
+    if isinstance(element, list | dict) and _contains_sweep(element):
+        raise UsageError(f"{override.input_line}: a list or mapping must not contain range(...) or choice(...)")
     return [element]
+
+
+def _contains_sweep(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, Sweep) or any(map(_contains_sweep, parts))
 
 
 def _comparable(value: Any) -> Any:

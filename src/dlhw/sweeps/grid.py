@@ -30,6 +30,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw.cli import composition, failures, program
+from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runs.identity import identity, identity_of_run, without_hydra
@@ -67,7 +68,7 @@ class Grid(Sweeper):
     @signals.stoppable()
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs. Ends the program with code 1 if one failed."""
-        if any(line.startswith("hydra.sweep.subdir=") for line in self.cfg.hydra.overrides.hydra):
+        if any(line.startswith("hydra.sweep.subdir=") for line in override_lines(self.cfg.hydra, "hydra")):
             raise UsageError("hydra.sweep.subdir: must not be set; the values of a job name its directory")
         lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
         unread: dict[str, None] = {}
