@@ -77,10 +77,11 @@ INVALID = {
     "seed=1.5": "seed=1.5: must be a whole number from 0 to 9223372036854775807",
     "seed=abc": "seed=abc: must be a whole number from 0 to 9223372036854775807",
     "~model.hidden": "model.hidden: missing; model=mlp needs it",
-    # two errors, in the order of the groups
-    "trainer.batch_size=0 optimizer.lr=-1": (
-        "optimizer.lr=-1: must be greater than or equal to 0\ntrainer.batch_size=0: must be greater than 0"
+    # two errors, in the order of the groups; those of the trainer come first, before torch is imported
+    "loss.label_smoothing=2 optimizer.lr=-1": (
+        "loss.label_smoothing=2: must be less than or equal to 1\noptimizer.lr=-1: must be greater than or equal to 0"
     ),
+    "trainer.batch_size=0 optimizer.lr=-1": "trainer.batch_size=0: must be greater than 0",
     "seed=1 model.dropout=2 model.batch_norm=3": (
         "model.dropout=2: must be less than 1\nmodel.batch_norm=3: must be true or false"
     ),

@@ -231,11 +231,12 @@ def digest(path: Path, content: Callable[[Path], object]) -> str:
 
 
 def tensors(path: Path) -> object:
-    """Return the content of a checkpoint."""
+    """Return the content of a checkpoint, without the config of its run, which has absolute paths."""
     import torch
 
     with warnings.catch_warnings(action="ignore"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: value for name, value in content.items() if name != "run"} if isinstance(content, dict) else content
 
 
 def _summary(path: Path) -> object:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float]
-_BEFORE_THE_RUN = {".hydra", "run.log"}
-"""The entries of a run directory before its run begins."""
+_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial"}
+"""The entries that a run directory may have before its run begins."""
 _TIMING_HEADER = "epoch,seconds\n"
 
 
