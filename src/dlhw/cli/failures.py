@@ -121,6 +121,7 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         signals.raise_received()
     except KeyboardInterrupt:
         signals.ignore()
+        logging.disable()  # a library whose import was interrupted may log at exit
         sys.exit(128 + (signals.received() or signal.SIGINT))
     except BrokenPipeError:  # the reader of the output has ended, for example head
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it again at exit
