@@ -29,7 +29,9 @@ def findings_of_kill(
     return [kind for kind, _ in case.findings]
 
 
-TRACEBACK = 'Traceback (most recent call last):\n  File "/x/dlhw/train.py", line 1\nKeyboardInterrupt\n'
+TRACEBACK = (
+    'Traceback (most recent call last):\n  File "/x/dlhw/train.py", line 31, in main\n    x\nKeyboardInterrupt\n'
+)
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,8 @@ class Drill:
         """Return whether a part that differs is what the changed file says, which nobody can tell to be wrong."""
         if part.startswith("model"):
             return False
+        if part == "summary" and not change.path.exists():
+            return value == {}  # as of a run that has not ended
         if part in ("config", "summary") and isinstance(value, dict) and change.path.stem == part:
             return mapping_in(change.path) == value
         return change.plain

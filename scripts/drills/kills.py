@@ -239,13 +239,7 @@ class Drill:
         if outcome.orphans:
             case.find("leftover process", f"{where}: processes were left")
         if has_traceback(after):
-            if not re.search(r"dlhw/train\.py\", line \d+, in main\n", after):
-                case.counted.append("signals: before the program's first line, when Python prints its own traceback")
-            else:
-                case.find(
-                    "traceback",
-                    f"{where}: exit code {outcome.code}, {len(after.splitlines())} lines\n{last_lines(after)}",
-                )
+            self.check_traceback(case, outcome, where, after)
             return True
         if signal.SIGKILL in kill.numbers and outcome.code == -signal.SIGKILL:
             return True
@@ -258,6 +252,15 @@ class Drill:
         elif len(after.splitlines()) > most_lines:
             case.find("message", f"{where}: {len(after.splitlines())} lines\n{last_lines(after)}")
         return True
+
+    @staticmethod
+    def check_traceback(case: Case, outcome: Outcome, where: str, text: str) -> None:
+        """A traceback is a finding unless the signal came before the first line of the program."""
+        if re.search(r"dlhw/train\.py\", line \d+, in main\n", text):
+            lines = f"exit code {outcome.code}, {len(text.splitlines())} lines\n{last_lines(text)}"
+            case.find("traceback", f"{where}: {lines}")
+        else:
+            case.counted.append("signals: while Python imported the program")
 
     def undisturbed(self, case: Case, name: str, cold: bool) -> Measuring:
         """Return what a scenario does without a kill; it is run when the first case asks for it."""

@@ -330,7 +330,7 @@ def is_plain_edit(before: bytes, path: Path) -> bool:
     """Return whether a changed file is as valid as before: nobody could tell that one of its values was edited.
 
     The values of a JSON or YAML file may differ but not its keys, types or lengths; the numbers of a CSV file may
-    differ but not its columns or its number of rows.
+    differ, and a column may be missing, but not its other columns or its number of rows.
     """
     if not path.is_file() or path.is_symlink():
         return False
@@ -342,10 +342,12 @@ def is_plain_edit(before: bytes, path: Path) -> bool:
             return len(after) < 2 * len(before) + 1000 and _same_form(yaml.safe_load(before), yaml.safe_load(after))
         if path.suffix == ".csv":
             ours, theirs = (list(csv.reader(io.StringIO(text.decode()))) for text in (before, after))
+            kept = [index for index, name in enumerate(ours[0]) if name in theirs[0]]
+            remaining = [[row[index] for index in kept] for row in ours]
             return (
-                len(ours) == len(theirs)
-                and ours[0] == theirs[0]
-                and all(map(_same_cells, ours[1:], theirs[1:]))
+                len(remaining) == len(theirs)
+                and remaining[0] == theirs[0]
+                and all(map(_same_cells, remaining[1:], theirs[1:]))
                 and after.endswith(b"\n")
             )
     except (ValueError, yaml.YAMLError, RecursionError, csv.Error, IndexError, TypeError, AttributeError):

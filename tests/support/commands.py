@@ -66,6 +66,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
         finally:
             torch.set_num_threads(threads)
             signals.install()  # forgets a signal that ended the program
+            logging.disable(logging.NOTSET)
             for number, signal_handler in signal_handlers.items():
                 signal.signal(number, signal_handler)
             for handler in root.handlers:

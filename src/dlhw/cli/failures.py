@@ -123,9 +123,9 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         signals.ignore()
         logging.disable()  # a library whose import was interrupted may log at exit
         sys.exit(128 + (signals.received() or signal.SIGINT))
-    except BrokenPipeError:  # the reader of the output has ended, for example head
+    except BrokenPipeError as error:  # the reader of the output has ended, for example head
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it again at exit
-        sys.exit(1)
+        sys.exit(error.__context__.code if isinstance(error.__context__, SystemExit) else 0)
     except (UsageError, OSError) as error:
         stop(error, directory)
 

@@ -82,6 +82,8 @@ def _check(state: Any, kind: Kind) -> None:
     require(valid, f"outputs is {shortened(state['outputs'], longest=40)}")
     valid = isinstance(model, dict) and all(isinstance(value, Tensor) for value in model.values())
     require(valid, "model must be a mapping of tensors")
+    for name, value in model.items():
+        require(not value.is_floating_point() or bool(value.isfinite().all()), f"{name} has values that are not finite")
     valid = isinstance(run, dict) and isinstance(run.get("config"), dict) and isinstance(run.get("dlhw"), str)
     require(valid, "run must have config and dlhw")
     if kind == "best":

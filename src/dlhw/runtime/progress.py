@@ -7,6 +7,7 @@ log lines replace it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import math
@@ -14,6 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from io import TextIOWrapper
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -58,6 +61,16 @@ class ConsoleHandler(logging.Handler):
             raise
         except Exception:
             self.handleError(record)
+
+
+class RunLog(logging.FileHandler):
+    """Writes log records to ``run.log``. A pipe or device in its place is an OSError instead of an endless wait."""
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return super()._open()
 
 
 class Progress:
