@@ -29,7 +29,11 @@ def findings_of_kill(
     return [kind for kind, _ in case.findings]
 
 
-TRACEBACK = (
+TRACEBACK = """Traceback (most recent call last):
+  File "/x/dlhw/train.py", line 31, in main
+    x
+KeyboardInterrupt
+"""
     'Traceback (most recent call last):\n  File "/x/dlhw/train.py", line 31, in main\n    x\nKeyboardInterrupt\n'
 )
 
