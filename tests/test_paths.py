@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlhw.errors import UsageError
-from dlhw.runtime.paths import printable, read_path, shortened
+from dlhw.runtime.paths import printable, printable_lines, read_path, shortened
 
 
 def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +61,7 @@ def test_printable_escapes_bytes_that_are_not_utf8_and_control_characters() -> N
 def test_shortened_keeps_both_ends() -> None:
     assert shortened("x" * 120) == "x" * 120
     assert shortened("a" * 100 + "b" * 100, longest=10) == "aaaaa...bbbbb"
+
+
+def test_printable_lines_keeps_newlines_and_tabs() -> None:
+    assert printable_lines("one\n\ttwo \x1b[31m\r\n") == "one\n\ttwo \\x1b[31m\\r\n"

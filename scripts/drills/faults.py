@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # of umount2(2)
+
 NEW_MOUNTS, NEW_NETWORK = 0x00020000, 0x40000000
 PRIVATE, BIND, READ_ONLY, REMOUNT = 0x40000 | 0x4000, 0x1000, 0x1000 | 0x20 | 0x1, 0x20
 
@@ -39,7 +41,7 @@ def unmount(folder: Path) -> None:
     """Remove all mounts on a folder and below it."""
     libc = ctypes.CDLL(None, use_errno=True)
     for path in (folder, folder / "outputs", folder):
-        while not libc.umount2(os.fsencode(path), 2):
+        while not libc.umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW):
             pass
 
 

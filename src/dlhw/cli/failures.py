@@ -76,7 +76,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         raise SystemExit(1) from error
     except Exception as error:
         _fail(cfg, record, error)
-        with (record.path / "run.log").open("a") as file:
+        with contextlib.suppress(OSError), (record.path / "run.log").open("a") as file:
             traceback.print_exc(file=file)
         if in_sweep:
             log.error("%s: %s (traceback in %s)", type(error).__name__, error, record.path / "run.log")

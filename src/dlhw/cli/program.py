@@ -68,6 +68,8 @@ def command_line(program: Program) -> None:
         prepare(ends_program=True)
         try:
             hydra_internals.run(program, arguments, config_dir=conf_dir(), config_name=CONFIG_NAME)
+        except OSError:
+            raise
         except Exception as error:
             if hydra_internals.raised_by_library(error):
                 raise UsageError(first_line(error)) from error
@@ -130,8 +132,9 @@ def claim(config: DictConfig, kind: str) -> Path:
     named = names_directory(config, kind)
     requested = Path(config.hydra[kind].dir).absolute()
     missing = [parent for parent in requested.parents if not parent.exists()]
+    _created.append(missing)
     directory = claim_directory(Path(config.hydra[kind].dir), exact=named)
-    _created.append([directory.absolute(), *missing])
+    _created[-1].insert(0, directory.absolute())
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not named:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # the same for every job

@@ -80,17 +80,11 @@ def _require_nothing_of_a_run(path: Path) -> None:
 
 
 def release_directories(paths: Sequence[Path]) -> None:
-    """Remove a directory from :func:`claim_directory` in which no run has begun, then those of its parents.
-
-    Only empty parents are removed.
-    """
-    directory, *parents = paths
-    with contextlib.suppress(OSError):
-        if {entry.name for entry in directory.iterdir()} <= _BEFORE_THE_RUN:
-            shutil.rmtree(directory)
-    for parent in parents:
+    """Remove directories in which no run has begun, in this order; a directory with other content is kept."""
+    for path in paths:
         with contextlib.suppress(OSError):
-            parent.rmdir()
+            if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
+                shutil.rmtree(path)
 
 
 class Record:

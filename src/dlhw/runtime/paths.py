@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dlhw.errors import UsageError
@@ -58,8 +59,8 @@ def printable(path: str | Path) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines with every line :func:`printable`."""
-    return "\n".join(map(printable, text.split("\n")))
+    """Return a text with every line :func:`printable`; newlines and tabs remain."""
+    return "".join(part if part in "\n\t" else printable(part) for part in re.split(r"([\n\t])", text))
 
 
 def _escaped(character: str) -> str:

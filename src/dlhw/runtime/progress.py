@@ -26,7 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dlhw.runtime.paths import printable_lines
+from dlhw.runtime.paths import printable, printable_lines
 
 T = TypeVar("T")
 
@@ -64,7 +64,22 @@ class ConsoleHandler(logging.Handler):
 
 
 class RunLog(logging.FileHandler):
-    """Writes log records to ``run.log``. A pipe or device in its place is an OSError instead of an endless wait."""
+    """Writes log records to ``run.log``.
+
+    A pipe or device in its place is an OSError instead of an endless wait. If a write fails, for example on a full
+    disk, one line on stderr says so.
+    """
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Report the first failed write."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            print(printable(f"{self.baseFilename}: {error.strerror or error}"), file=sys.stderr)
 
     def _open(self) -> TextIOWrapper:
         path = Path(self.baseFilename)
