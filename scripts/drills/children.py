@@ -215,7 +215,12 @@ class Child:
         self._started = time.monotonic()
         self.pid = os.fork()
         if not self.pid:
-            _run_in_child(command, self._out, self._err)
+            try:
+                _run_in_child(command, self._out, self._err)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(98)  # the child must never go on as its parent
         with contextlib.suppress(OSError):  # the child does the same; whoever is first
             os.setpgid(self.pid, self.pid)
 

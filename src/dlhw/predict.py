@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weights=options.weights,
             device=options.device,
         )
-    failed = [result for result in results if "error" in result]
-    for result in failed:
-        print(f"{result['picture']}: {result['error']}", file=sys.stderr)
-    if options.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
-    elif len(failed) < len(results):
-        print(table(results))
-    sys.exit(1 if failed else 0)
+        failed = [result for result in results if "error" in result]
+        for result in failed:
+            print(f"{result['picture']}: {result['error']}", file=sys.stderr)
+        if options.json:
+            print(json.dumps(results, indent=2, ensure_ascii=False))
+        elif len(failed) < len(results):
+            print(table(results))
+        sys.exit(1 if failed else 0)
 
 
 def predict(

@@ -116,15 +116,13 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         try:
             yield
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            _flush_output()
         signals.raise_received()
     except KeyboardInterrupt:
         signals.ignore()
         logging.disable()  # a library whose import was interrupted may log at exit
         sys.exit(128 + (signals.received() or signal.SIGINT))
     except BrokenPipeError as error:  # the reader of the output has ended, for example head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it again at exit
         sys.exit(error.__context__.code if isinstance(error.__context__, SystemExit) else 0)
     except (UsageError, OSError) as error:
         stop(error, directory)
@@ -139,6 +137,16 @@ def _prepare_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _flush_output() -> None:
+    """Write what was printed. If that fails, Python must not try again at exit."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
 
 
 def _require_working_directory() -> None:
