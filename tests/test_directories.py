@@ -53,7 +53,7 @@ def test_run_instead_of_a_sweep_names_its_sweep(outputs: Path) -> None:
 
 
 def test_sweep_without_a_table_has_not_ended(outputs: Path) -> None:
-    with pytest.raises(UsageError, match=r"a sweep that has no sweep\.csv yet; resume it, or compare its runs"):
+    with pytest.raises(UsageError, match=r"a sweep without a finished job; resume it"):
         load_sweep(outputs / "sweeps" / "s")
 
 

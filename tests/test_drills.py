@@ -46,6 +46,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.slow
 def test_children_end_like_the_interpreter(tmp_path: Path) -> None:
     code = f"""
 for text in {list(ENDINGS)!r}:
@@ -213,6 +214,7 @@ def lines_of_case(number: int) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_generated_command_lines(tmp_path: Path) -> None:
     ended = run_drill("commands.py", "--count", "20", "--jobs", "1", "--seconds", "600", at=tmp_path)
     assert "20 command lines" in ended.out
@@ -225,6 +227,7 @@ def test_many_generated_command_lines(tmp_path: Path) -> None:
     assert ended.code == 0, ended.out
 
 
+@pytest.mark.slow
 def test_some_surroundings(tmp_path: Path) -> None:
     names = ("outputs is a file", "closed stdout", "stdout closed after 1", "files of at most 200")
     options = ["--only", *names, "--programs", "run", "help", "--seconds", "600"]

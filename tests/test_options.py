@@ -131,12 +131,12 @@ def out_of_memory_on_cuda() -> object:
 )
 def test_a_failed_allocation_is_one_line(allocate: Any, amount: str) -> None:
     message = rf"^model=mlp: not enough memory{amount}; choose smaller sizes$"
-    with pytest.raises(NotEnoughMemory, match=message), allocating("model=mlp"):
+    with pytest.raises(NotEnoughMemory, match=message), allocating("model=mlp", building=True):
         allocate()
 
 
 def test_other_errors_are_not_failed_allocations() -> None:
-    with pytest.raises(ValueError, match=r"^a bug$"), allocating("model=mlp"):
+    with pytest.raises(ValueError, match=r"^a bug$"), allocating("model=mlp", building=True):
         raise ValueError("a bug")
 
 

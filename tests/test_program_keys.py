@@ -63,7 +63,7 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         *(
             (
                 {"hydra": {"output_subdir": name}},
-                f"hydra.output_subdir={name}: must be null or the name of a new folder, such as .hydra",
+                f"hydra.output_subdir={name}: must be .hydra or null",
             )
             for name in ("..", ".", "../one", "/tmp", "a/b", "config.yaml")
         ),
@@ -95,7 +95,7 @@ def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "line"),
     [
         (["~seed"], "seed: must not be deleted"),
-        (["hydra.run.dir=two", "hydra.output_subdir=../one"], "hydra.output_subdir=../one: must be null or the name"),
+        (["hydra.run.dir=two", "hydra.output_subdir=../one"], "hydra.output_subdir=../one: must be .hydra or null"),
         (["--experiment", "flooding"], "--experiment: unknown flag; options are written KEY=VALUE, such as"),
         (["--experimental-rerun=x"], "--experimental-rerun: unknown flag"),
         (["--package"], "argument --package/-p: expected one argument"),
@@ -131,3 +131,16 @@ def test_wrong_setting_of_the_trainer_is_reported_before_torch_is_imported(
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert process.stderr.startswith("trainer.epochs=abc: must be a whole number")
     assert (process.returncode, process.stdout) == (1, "False\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["resume=a", "resume=b"], "resume='b': resume is given twice; expected one run or sweep"),
+        (["~resume=a"], "~resume=a: must be one run or sweep"),
+        (["resume=a", "hydra.run.dir=b"], "hydra.run.dir='b': invalid with resume, which continues in its directory"),
+    ],
+    ids=str,
+)
+def test_resume_names_one_directory_and_continues_in_it(tmp_path: Path, arguments: list[str], line: str) -> None:
+    assert dlhw(*arguments, at=tmp_path).lines == [line]

@@ -176,3 +176,10 @@ def test_long_directory_names_are_shortened_and_stay_distinct() -> None:
 )
 def test_directory_name_examples(overrides: list[str], expected: str) -> None:
     assert directory_name(overrides) == expected
+
+
+def test_release_keeps_a_directory_that_another_process_has_locked(tmp_path: Path) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    with Record(tmp_path / "run").locked():
+        release_directories([tmp_path / "run"])
+    assert (tmp_path / "run" / ".hydra").is_dir()

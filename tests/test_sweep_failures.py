@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,12 +93,13 @@ def test_unexpected_error_is_logged_with_its_traceback_and_the_job_can_be_resume
 
 def test_unwritable_file_is_reported_in_one_line(tmp_path: Path) -> None:
     line = ("-m", *QUICK, "seed=0,1")
-    (tmp_path / "S").mkdir()
-    (tmp_path / "S" / "multirun.yaml").touch()
+    dlhw("-m", *QUICK, "seed=0", at=tmp_path)
     (tmp_path / "S" / "seed=1").touch()
     result = dlhw(*line, at=tmp_path)
-    assert (result.code, result.lines) == (1, ["2 jobs, in S", "S/seed=1/summary.json: Not a directory"])
+    jobs = "2 jobs, 1 of them already finished, in S"
+    assert (result.code, result.lines) == (1, [jobs, "S/seed=1/summary.json: Not a directory"])
     (tmp_path / "S" / "seed=1").unlink()
+    shutil.rmtree(tmp_path / "S" / "tables")
     (tmp_path / "S" / "tables").touch()
     result = dlhw(*line, at=tmp_path)
     assert (result.code, result.lines[-1]) == (1, "S/tables: File exists")

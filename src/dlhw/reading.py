@@ -48,7 +48,7 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row per epoch, indexed by epoch. Raises UsageError if no epoch was finished or a row is invalid."""
         rows = stored.read_metrics(self.path)
-        if rows is None:
+        if not rows:
             raise self._missing("metrics.csv")
         return pd.read_csv(self.path / "metrics.csv", index_col="epoch", nrows=len(rows))
 
@@ -91,6 +91,6 @@ class Run:
 
 def read_sweep(path: Path) -> pd.DataFrame:
     """Read ``sweep.csv``: per job its settings, results and, if it failed, the reason. Raise UsageError."""
-    if stored.read_sweep(path) is None:
+    if not stored.read_sweep(path):
         raise UsageError(directories.explanation(path, expected="sweep"))
     return pd.read_csv(path / "sweep.csv", index_col="job")

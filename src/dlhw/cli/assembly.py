@@ -200,7 +200,7 @@ def load_data(components: Components, precision: Precision) -> Dataset:
                 f"augmentation.saturation, augmentation.hue: need colour pictures; dataset={data.name} has none"
             )
         data = replace(data, augmentation=augmentation)
-    with allocating(dataset.name):
+    with allocating(dataset.name, building=True):
         return data.to(precision.device, precision.dtype)
 
 
@@ -246,7 +246,7 @@ def initialized_model(components: Components, trainer: Trainer, precision: Preci
             f"model={choice(components.cfg, 'model')}: the study needs a pretrained model; expected model=resnet18 or "
             "another one with weights"
         )
-    with allocating(components["model"].name):
+    with allocating(components["model"].name, building=True):
         model = model.to(precision.device, precision.dtype)
         if trainer.channels_last:
             model = model.to(memory_format=torch.channels_last)

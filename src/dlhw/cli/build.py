@@ -88,7 +88,7 @@ class Component:
         if self.target is None:
             return None
         try:
-            with allocating(self.name):
+            with allocating(self.name, building=True):
                 return self.target(**arguments, **self.options)
         except UsageError:
             raise

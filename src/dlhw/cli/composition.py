@@ -16,6 +16,7 @@ from typing import Any
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +37,8 @@ PATH_KEYS = ("resume", "data_dir", "output_dir", "hydra.run.dir", "hydra.sweep.d
 """Keys whose value is one path; a comma in it belongs to the path."""
 PATH_LIST_KEYS = ("start", "init.run")
 """Keys whose values are paths, several in a sweep; a comma may separate two paths or belong to one."""
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)  # Hydra raises them all
+LIBRARY_ERRORS = (HydraException, OmegaConfBaseException)
+COMPOSITION_ERRORS = (*LIBRARY_ERRORS, ValueError, AssertionError)  # Hydra raises them all
 PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized")
 """The classes of dlhw's sweepers and launchers."""
 
@@ -52,6 +54,7 @@ def prepare(*, ends_program: bool = False) -> None:
 
     With ``ends_program`` an invalid command line ends the program with a message.
     """
+    setup_globals()  # Hydra's resolvers
     hydra_internals.install_loader(functools.partial(Loader, ends_program=ends_program))
     hydra_internals.install_plugins(PLUGINS)
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
@@ -198,7 +201,7 @@ class Loader(ComposingLoader):
         except UsageError:
             raise
         except (*COMPOSITION_ERRORS, TypeError) as error:
-            if isinstance(error, TypeError) and not hydra_internals.raised_in_library(error):
+            if not isinstance(error, LIBRARY_ERRORS) and not hydra_internals.raised_in_library(error):
                 raise
             try:
                 message = messages.explain(lines, self, compose, error)

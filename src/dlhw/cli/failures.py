@@ -76,7 +76,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
         raise SystemExit(1) from error
     except Exception as error:
         _fail(cfg, record, error)
-        with contextlib.suppress(OSError), (record.path / "run.log").open("a") as file:
+        with contextlib.suppress(OSError), (record.path / "run.log").open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
         if in_sweep:
             log.error("%s: %s (traceback in %s)", type(error).__name__, error, record.path / "run.log")
@@ -111,20 +111,26 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
     For an OSError without a file name, the line names ``directory``.
     """
     try:
-        _prepare_streams()
-        _require_working_directory()
         try:
+            _prepare_streams()
+            _require_working_directory()
             yield
-        finally:
-            _flush_output()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+        _flush_output()
         signals.raise_received()
     except KeyboardInterrupt:
         signals.ignore()
         logging.disable()  # a library whose import was interrupted may log at exit
+        with contextlib.suppress(OSError):
+            _flush_output()
         sys.exit(128 + (signals.received() or signal.SIGINT))
-    except BrokenPipeError as error:  # the reader of the output has ended, for example head
-        sys.exit(error.__context__.code if isinstance(error.__context__, SystemExit) else 0)
+    except BrokenPipeError:  # the reader of the output has ended, for example head
+        sys.exit(0)
     except (UsageError, OSError) as error:
+        with contextlib.suppress(OSError):
+            _flush_output()
         stop(error, directory)
 
 
@@ -160,7 +166,8 @@ def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
     """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    print(printable_lines(one_line(error, directory)), file=sys.stderr)
+    with contextlib.suppress(OSError):  # the reader of stderr may have ended
+        print(printable_lines(one_line(error, directory)), file=sys.stderr)
     sys.exit(1)
 
 

@@ -87,7 +87,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 _created: list[list[Path]] = []
-"""The directories of this process's runs and sweeps, each with the parents that it has created."""
+"""For each run and sweep of this process, the directories that it has created, the innermost first."""
 
 
 class ClaimDirectory(Callback):
@@ -131,10 +131,11 @@ def claim(config: DictConfig, kind: str) -> Path:
     """
     named = names_directory(config, kind)
     requested = Path(config.hydra[kind].dir).absolute()
-    missing = [parent for parent in requested.parents if not parent.exists()]
-    _created.append(missing)
+    created = [path for path in (requested, *requested.parents) if not path.exists()]
+    _created.append(created)
     directory = claim_directory(Path(config.hydra[kind].dir), exact=named)
-    _created[-1].insert(0, directory.absolute())
+    if directory.absolute() != requested:
+        created.insert(0, directory.absolute())
     config.hydra[kind].dir = str(directory)
     if kind == "sweep" and not named:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={directory}"))  # the same for every job

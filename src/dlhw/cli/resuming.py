@@ -25,11 +25,17 @@ from dlhw.runtime.paths import read_path, shortened
 
 def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
     """Return the absolute path of the override ``resume=DIR``; None without one. Raise UsageError."""
-    resume = next((override for override in overrides if override.key_or_group == "resume"), None)
-    if resume is None or resume.value() is None:
+    given = [override for override in overrides if override.key_or_group == "resume"]
+    for other in given[1:]:
+        raise UsageError(f"{other.input_line}: resume is given twice; expected one run or sweep")
+    if not given or (given[0].value() is None and not given[0].is_delete()):
         return None
-    if resume.is_sweep_override():
+    (resume,) = given
+    if resume.is_sweep_override() or resume.is_delete():
         raise UsageError(f"{resume.input_line}: must be one run or sweep")
+    for override in overrides:
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
+            raise UsageError(f"{override.input_line}: invalid with resume, which continues in its directory")
     value = resume.value()
     return Path(os.path.abspath(read_path(value if isinstance(value, list | dict) else str(value), key="resume")))
 
@@ -50,8 +56,10 @@ def config_of_run(
 
 def changes_of_run(overrides: Sequence[Override]) -> dict[str, Any]:
     """Return the values that the overrides besides ``resume=RUN`` change. Raise UsageError for a fixed key."""
-    changed = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+    changed = [override for override in overrides if not override.is_hydra_override()]
     for override in changed:
+        if override.is_sweep_override():
+            raise UsageError(f"{override.input_line}: must have one value, because one run is resumed")
         if override.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
             raise UsageError(
                 f"{override.input_line}: invalid with resume, because a resumed run keeps its config; "

@@ -185,8 +185,8 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
         return "must be a whole number from 0 to 9223372036854775807"
     if key == "hydra.job.chdir" and value not in (None, False):
         return "must be null or false, because paths are relative to the working directory"
-    if key == "hydra.output_subdir" and value is not None and not re.fullmatch(r"\.?\w[\w-]{0,99}", text):
-        return "must be null or the name of a new folder, such as .hydra"
+    if key == "hydra.output_subdir" and value not in (None, ".hydra"):
+        return "must be .hydra or null"
     return None
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pickle
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,13 +63,14 @@ def save_last(directory: Path, state: State) -> None:
 
 def load(path: Path) -> State:
     """Read a checkpoint onto the CPU. Raise CorruptCheckpoint, which names the file, if it is damaged."""
+    state: State = {}
     try:
         damage = irregular(path) or _damage(path)
-        state: State = {} if damage else torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError):
+        if not damage:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError, MemoryError):
         raise
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError,
-            KeyError) as error:  # fmt: skip
+    except Exception as error:  # an invalid archive or pickle may raise any error
         damage = (str(error).splitlines() or [type(error).__name__])[0]
     if damage:
         raise CorruptCheckpoint(f"{path}: corrupt checkpoint ({damage})")

@@ -62,8 +62,10 @@ def explanation(path: Path, *, expected: str = "run") -> str:
         reason = f"the directory of a run; expected that of a {expected}{sweep}"
     elif is_sweep(path) and expected == "run":
         reason = f"the directory of a sweep; expected one of its runs{_such_as(runs_in(path))}"
+    elif is_sweep(path) and not os.path.lexists(path / "multirun.yaml"):
+        reason = "a comparison of runs, not a sweep; expected a directory with multirun.yaml"
     elif is_sweep(path):
-        reason = "a sweep that has no sweep.csv yet; resume it, or compare its runs with python -m dlhw.compare"
+        reason = "a sweep without a finished job; resume it"
     else:
         reason = _explanation_of_others(path, expected)
     return f"{printable(path)}: {reason}"

@@ -76,15 +76,19 @@ def _require_nothing_of_a_run(path: Path) -> None:
     if not names <= _BEFORE_THE_RUN:
         raise UsageError(f"{path}: is not empty, and runs are never written into other files; choose another directory")
     with locked(path, wait=False, busy=f"{path}: another process is training this run"):
-        (path / ".hydra").mkdir(exist_ok=True)  # raises OSError in a directory that is not writable
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise UsageError(f"{path}: not writable; choose another directory")
 
 
 def release_directories(paths: Sequence[Path]) -> None:
-    """Remove directories in which no run has begun, in this order; a directory with other content is kept."""
+    """Remove directories in which no run has begun, in this order; one with other content or a lock is kept."""
     for path in paths:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UsageError), locked(path, wait=False, busy=""):
             if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
-                shutil.rmtree(path)
+                shutil.rmtree(path / ".hydra", ignore_errors=True)
+                for name in _BEFORE_THE_RUN - {".hydra"}:
+                    (path / name).unlink(missing_ok=True)
+                path.rmdir()
 
 
 class Record:

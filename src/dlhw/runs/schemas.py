@@ -19,7 +19,7 @@ STATUSES = ("finished", "failed", "unfinished")
 DEEPEST = 50
 """The largest number of nested mappings and lists."""
 MOST_EPOCHS = 10**9
-LARGEST_SEED = 2**64
+LARGEST_SEED = 2**63
 
 
 class Invalid(ValueError):

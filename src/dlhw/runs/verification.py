@@ -82,8 +82,6 @@ def _check(state: Any, kind: Kind) -> None:
     require(valid, f"outputs is {shortened(state['outputs'], longest=40)}")
     valid = isinstance(model, dict) and all(isinstance(value, Tensor) for value in model.values())
     require(valid, "model must be a mapping of tensors")
-    for name, value in model.items():
-        require(not value.is_floating_point() or bool(value.isfinite().all()), f"{name} has values that are not finite")
     valid = isinstance(run, dict) and isinstance(run.get("config"), dict) and isinstance(run.get("dlhw"), str)
     require(valid, "run must have config and dlhw")
     if kind == "best":
@@ -148,6 +146,8 @@ def require_fits_optimizer(path: Path, state: State, optimizer: Optimizer) -> No
     entries = state["optimizer"]["state"]
     if indices != list(range(len(parameters))) or not entries.keys() <= set(indices):
         raise WrongCheckpoint(path, "the state of another optimizer (other numbers of parameters)")
+    if not type(optimizer).__module__.startswith(("torch.", "dlhw.")):
+        return  # a step of an own optimizer may have other effects
     for index, expected in enumerate(_state_after_a_step(optimizer)):
         entry = entries.get(index)
         if entry is not None and not _same_kind(entry, expected, parameters[index]):

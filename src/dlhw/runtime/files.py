@@ -27,7 +27,8 @@ def write_temporary(path: Path, content: bytes | memoryview) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or str(path)
         partial.unlink(missing_ok=True)  # on a full disk, the summary of the failed run needs this space
         raise
     return partial

@@ -8,30 +8,36 @@ from collections.abc import Iterator
 
 from dlhw.errors import NotEnoughMemory, UsageError
 
-_FAILED = re.compile(
-    r"can't allocate memory|out of memory|not enough memory|Unable to allocate|Storage size calculation overflowed"
-    r"|integer multiplication overflow|Overflow when unpacking long|Maximum allowed dimension exceeded"
-    r"|array is too big"
+_FAILED = re.compile(r"can't allocate memory|CUDA out of memory|Unable to allocate")
+_TOO_LARGE = re.compile(
+    r"Storage size calculation overflowed|integer multiplication overflow|Overflow when unpacking long"
+    r"|Maximum allowed dimension exceeded|array is too big"
 )
+"""Messages about a size that no memory has. Other errors may have them too, so they count only while building."""
 _REQUESTED = re.compile(r"(?:tried to allocate|Unable to allocate) ([\d.]+) (bytes|[KMGTPE]iB)", re.IGNORECASE)
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 @contextlib.contextmanager
-def allocating(what: str) -> Iterator[None]:
-    """Raise NotEnoughMemory, with a message that starts with ``what``, instead of any error of a failed allocation."""
+def allocating(what: str, *, building: bool = False) -> Iterator[None]:
+    """Raise NotEnoughMemory, with a message that starts with ``what``, instead of any error of a failed allocation.
+
+    While ``building`` an object of given sizes, an overflow of a size counts as a failed allocation.
+    """
     try:
         yield
     except (MemoryError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        if isinstance(error, NotEnoughMemory | UsageError) or not _is_failed_allocation(error):
+        if isinstance(error, NotEnoughMemory | UsageError) or not _is_failed_allocation(error, building):
             raise
         requested = _REQUESTED.search(str(error))
         amount = f" for {_rounded(float(requested[1]), requested[2])}" if requested else ""
         raise NotEnoughMemory(f"{what}: not enough memory{amount}; choose smaller sizes") from error
 
 
-def _is_failed_allocation(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or _FAILED.search(str(error)) is not None
+def _is_failed_allocation(error: Exception, building: bool) -> bool:
+    text = str(error)
+    overflow = building and _TOO_LARGE.search(text) is not None
+    return isinstance(error, MemoryError) or _FAILED.search(text) is not None or overflow
 
 
 def _rounded(size: float, unit: str) -> str:

@@ -72,6 +72,13 @@ class RunLog(logging.FileHandler):
 
     _has_failed = False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            super().emit(record)
+        except OSError:  # from opening the file
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """Report the first failed write."""
         error = sys.exception()

@@ -33,6 +33,7 @@ from dlhw.cli import composition, failures, program
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
+from dlhw.runs.directories import is_sweep_of_dlhw
 from dlhw.runs.identity import identity, identity_of_run, without_hydra
 from dlhw.runs.record import Record
 from dlhw.runs.stored import read_summary
@@ -132,14 +133,14 @@ class Grid(Sweeper):
     def _directory(self) -> Iterator[Path]:
         """Lock the sweep's directory: a new one, or that of an earlier call if it is named. Raise UsageError."""
         directory = Path(self.cfg.hydra.sweep.dir)
-        if not (program.names_directory(self.cfg, "sweep") and (directory / "multirun.yaml").is_file()):
+        if not (program.names_directory(self.cfg, "sweep") and is_sweep_of_dlhw(directory)):
             directory = program.claim(self.cfg, "sweep")
         with contextlib.ExitStack() as locks:
             try:
                 locks.enter_context(Record(directory).locked())
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
-            self.cfg.data_dir = str(Path(self.cfg.data_dir).expanduser().absolute())  # as in config.yaml
+            self.cfg.data_dir = str(Path(self.cfg.data_dir).absolute())  # as in config.yaml
             write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(self.cfg).encode())
             yield directory
 
