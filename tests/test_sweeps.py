@@ -33,7 +33,12 @@ def comparisons(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
         ),
         (["trainer.epoch=1,2"], "trainer.epoch: unknown key; did you mean trainer.epochs?"),
         slow((["b=0,0.1"], "b: unknown key; b belongs to experiment=flooding")),
-        slow((["+bb=0,0.1"], "bb: unused key; no value in this config reads it; --cfg job shows all keys")),
+        slow(
+            (
+                ["+bb=0,0.1"],
+                "bb: unused key; no value in this config reads it; did you mean b (with experiment=flooding)?",
+            )
+        ),
         slow((["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be greater than or equal to 0")),
         (["optimizer.lr=-1,0.1", "seed=0,1"], "optimizer.lr=-1: must be greater than or equal to 0"),
         (

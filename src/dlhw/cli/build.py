@@ -148,6 +148,7 @@ def check_settings(cfg: DictConfig) -> None:
     """Validate the groups whose options are known without torch. Raise UsageError with one line per mistake."""
     groups = [group for group in WITHOUT_TORCH if isinstance(cfg.get(group), DictConfig)]
     with located(cfg):
+        require_resolvable(cfg)
         mistakes = [line for group in groups for line in _component(cfg, group, set())[1]]
         if mistakes:
             raise UsageError("\n".join(mistakes))
