@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,15 @@ def test_error_ends_the_program_with_one_line_unless_full_errors_are_requested(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(type(error)), failures.end_program("here"):
         raise error
+
+
+def test_a_program_without_memory_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), failures.end_program():
+        raise MemoryError
+    assert capsys.readouterr().err == "the program: not enough memory; choose smaller sizes\n"
+
+
+def test_a_program_ignores_the_backend_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    with failures.end_program():
+        assert os.environ["MPLBACKEND"] == "agg"

@@ -115,6 +115,10 @@ def out_of_memory() -> object:
     raise MemoryError
 
 
+def library_does_not_fit() -> object:
+    raise ImportError("_backend_agg.so: failed to map segment from shared object")
+
+
 def out_of_memory_on_cuda() -> object:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 1 GiB")
 
@@ -126,6 +130,7 @@ def out_of_memory_on_cuda() -> object:
         (too_large_for_torch, " for 128 TiB"),
         (too_many_bytes_to_count, ""),
         (out_of_memory, ""),
+        (library_does_not_fit, ""),
         (out_of_memory_on_cuda, " for 2.5 GiB"),
     ],
 )

@@ -113,17 +113,17 @@ def delete_working_directory() -> None:
 
 
 def close_after(line_count: int, descriptor: int) -> None:
-    """Connect a stream to a process that reads some lines and then closes it, as ``| head -1`` does."""
-    ours, theirs = os.pipe()
+    """Connect a stream to a process that passes some lines on and then ends, as ``| head -1`` does."""
+    output, (ours, theirs) = os.dup(descriptor), os.pipe()
     if not os.fork():
         os.close(theirs)
         with os.fdopen(ours, "rb", buffering=0) as file:
             for _ in range(line_count):
-                file.readline()
+                os.write(output, file.readline())
         os._exit(0)
-    os.close(ours)
     os.dup2(theirs, descriptor)
-    os.close(theirs)
+    for one in (output, ours, theirs):
+        os.close(one)
 
 
 def without_network() -> None:

@@ -193,10 +193,10 @@ def _streams() -> dict[str, Surrounding]:
 
 def _limits() -> dict[str, Surrounding]:
     result = {}
-    for count in (4, 8, 16, 32, 64):
+    for count in (8, 16, 32, 64):
         prepare = functools.partial(limit, resource.RLIMIT_NOFILE, count)
         result[f"{count} open files"] = Surrounding(EITHER, EITHER, prepare=prepare, shell=f"(ulimit -n {count}; {{}})")
-    for megabytes in (1, 16, 64, 256):
+    for megabytes in (4, 16, 64, 256):
         prepare = functools.partial(limit_memory, megabytes)
         shell = "(ulimit -v ...; {})"
         result[f"{megabytes} MB of memory left"] = Surrounding(EITHER, EITHER, prepare=prepare, shell=shell)
@@ -229,7 +229,8 @@ def _variables() -> dict[str, Surrounding]:
         "PYTHONIOENCODING=latin-1": {"PYTHONIOENCODING": "latin-1:strict"},
     }
     for name, env in encodings.items():
-        result[name] = Surrounding(EITHER, env=env, cold=True, arguments=(f"output_dir={ACCENTS}",), folder="outputs")
+        arguments = (f"output_dir={ACCENTS}",)  # which no program can read without UTF-8 mode
+        result[name] = Surrounding(EITHER, EITHER, env=env, cold=True, arguments=arguments)
     return result
 
 

@@ -114,7 +114,9 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         try:
             _prepare_streams()
             _require_working_directory()
-            yield
+            os.environ["MPLBACKEND"] = "agg"  # figures are files, whatever backend a notebook has set
+            with allocating("the program"):
+                yield
         except SystemExit as ended:
             if ended.code:
                 raise
@@ -128,7 +130,7 @@ def end_program(directory: Path | str = "") -> Iterator[None]:
         sys.exit(128 + (signals.received() or signal.SIGINT))
     except BrokenPipeError:  # the reader of the output has ended, for example head
         sys.exit(0)
-    except (UsageError, OSError) as error:
+    except (UsageError, NotEnoughMemory, OSError) as error:
         with contextlib.suppress(OSError):
             _flush_output()
         stop(error, directory)
@@ -162,7 +164,7 @@ def _require_working_directory() -> None:
         raise UsageError("the working directory has been deleted; change to another directory") from error
 
 
-def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
+def stop(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> NoReturn:
     """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
@@ -171,7 +173,7 @@ def stop(error: UsageError | OSError, directory: Path | str = "") -> NoReturn:
     sys.exit(1)
 
 
-def one_line(error: UsageError | OSError, directory: Path | str = "") -> str:
+def one_line(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> str:
     """Return the error as one line. That of an OSError starts with its file, or with ``directory`` if it has none."""
     if not isinstance(error, OSError):
         return str(error)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 from dlhw.errors import NotEnoughMemory, UsageError
 
-_FAILED = re.compile(r"can't allocate memory|CUDA out of memory|Unable to allocate")
+_FAILED = re.compile(
+    r"can't allocate memory|cannot allocate memory|CUDA out of memory|Unable to allocate|failed to map segment"
+)
 _TOO_LARGE = re.compile(
     r"Storage size calculation overflowed|integer multiplication overflow|Overflow when unpacking long"
     r"|Maximum allowed dimension exceeded|array is too big"
@@ -26,7 +28,7 @@ def allocating(what: str, *, building: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+    except (MemoryError, ImportError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         if isinstance(error, NotEnoughMemory | UsageError) or not _is_failed_allocation(error, building):
             raise
         requested = _REQUESTED.search(str(error))
