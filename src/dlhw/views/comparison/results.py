@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from dlhw.errors import UsageError
 from dlhw.runs import stored
-from dlhw.runs.directories import explanation, has_config, is_run_of_dlhw, is_sweep_of_dlhw
+from dlhw.runs.directories import explanation, has_config, is_sweep_of_dlhw
 from dlhw.runs.stored import Unreadable
 from dlhw.views.comparison.settings import canonical, config_leaves, overrides_of, varying_settings
 
@@ -153,7 +153,7 @@ def run_directories(directory: Path) -> list[Path]:
     if has_config(directory):
         stored.read_config(directory)
         return [directory]
-    is_run = _began if is_sweep_of_dlhw(directory) else is_run_of_dlhw
+    is_run = _began if is_sweep_of_dlhw(directory) else _has_valid_config
     subdirectories = sorted(path for path in directory.iterdir() if is_run(path)) if directory.is_dir() else []
     try:
         rows = stored.read_sweep(directory) or []
@@ -167,11 +167,18 @@ def run_directories(directory: Path) -> list[Path]:
     return runs
 
 
-def declared_options(runs: Iterable[Path]) -> dict[str, Any]:
-    """Return the ``comparison`` options in the first run's config; empty if there are none."""
-    first = next(iter(runs), None)
+def place(path: Path) -> Path:
+    """Return the absolute path of a directory with its own name, and without links or ``..`` above it.
+
+    Paths of the same directory have the same place; a link to a directory has another one.
+    """
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
+def declared_options(run: Path) -> dict[str, Any]:
+    """Return the ``comparison`` options in a run's config; empty if it has no valid one."""
     try:
-        config = None if first is None else stored.read_config(first)
+        config = stored.read_config(run)
     except Unreadable:
         config = None
     return {name: value for name, value in config["comparison"].items() if name != "_target_"} if config else {}
@@ -180,6 +187,13 @@ def declared_options(runs: Iterable[Path]) -> dict[str, Any]:
 def _began(path: Path) -> bool:
     """Return whether the directory is that of a job. One with an invalid config has only Hydra's files."""
     return has_config(path) or (path / ".hydra" / "overrides.yaml").is_file()
+
+
+def _has_valid_config(path: Path) -> bool:
+    try:
+        return bool(config_leaves(path))
+    except Unreadable:
+        return False
 
 
 def _seed(value: object) -> int | None:
