@@ -7,14 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dlhw import load_sweep
 from dlhw.compare import compare, main
 from dlhw.errors import UsageError
+from dlhw.runs import stored
 from dlhw.views.comparison import compare_runs
-from support.run_directories import NO_CURVES, make_run, make_sweep, read_rows
+from support.run_directories import NO_CURVES, make_run, make_sweep, read_rows, write_config
 
 
 def test_comparing_a_sweep_in_place_keeps_its_order_and_command(tmp_path: Path) -> None:
@@ -77,6 +82,117 @@ def test_sweeps_and_runs_can_be_compared_together(tmp_path: Path) -> None:
     assert [row["job"] for row in rows] == ["one/b=0,seed=0", "two/b=1,seed=0", "run"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["../a/x", "b/x"], ["a/x", "here/b/x"]),
+        (["b/x", "{0}/a/x", "../here/b/x"], ["here/b/x", "a/x"]),
+        (["b/x", "b/y"], ["x", "y"]),
+        (["b/../b/x"], ["x"]),
+        (["../sweep", "b/x"], ["sweep/c=0,seed=0", "here/b/x"]),
+        (["b/x/.", "../here/b/y/../x"], ["x"]),
+        (["b/link", "b/y"], ["link", "y"]),
+        (["bytes"], ["\\udcfe", "\\udcff"]),
+    ],
+    ids=repr,
+)
+def test_jobs_have_valid_different_names_wherever_their_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], jobs: list[str]
+) -> None:
+    for b, name in enumerate([b"a/x", b"here/b/x", b"here/b/y", b"here/bytes/\xfe", b"here/bytes/\xff"]):
+        make_run(tmp_path / os.fsdecode(name), f"b={b}", config={"b": b})
+    make_sweep(tmp_path / "sweep", {"c=0": [1.0]})
+    (tmp_path / "here" / "b" / "link").symlink_to(tmp_path / "a" / "x")
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):  # the second time into the earlier comparison
+        compare([text.format(tmp_path) for text in arguments], output="out")
+        assert list(load_sweep("out").index) == jobs
+
+
+def test_run_in_the_working_directory_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path / "b=0" / "run").parent / "run")
+    compare(".", output=tmp_path / "out")
+    assert list(load_sweep(tmp_path / "out").index) == ["run"]
+
+
+@pytest.mark.parametrize("given", [str, Path, lambda path: [str(path)], lambda path: (one for one in [path])])
+def test_one_directory_or_several_are_compared_from_python(tmp_path: Path, given: Callable[[Path], Any]) -> None:
+    make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    assert "lowest mean validation error: b = 1" in compare(given(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "DIR: missing; expected the directory of a run or sweep"),
+        (3, "DIR=3: must be a path"),
+        ("", "DIR=: must be a path"),
+        ("b", "b: no such directory; expected the directory of a run or sweep"),
+    ],
+)
+def test_what_is_not_a_directory_is_one_line_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        compare(given)
+    assert str(raised.value) == message
+
+
+def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    reads: Counter[Path] = Counter()
+    read_text = stored.read_text
+
+    def counting_read_text(path: Path, **options: Any) -> str | None:
+        reads[path] += 1
+        return read_text(path, **options)
+
+    monkeypatch.setattr(stored, "read_text", counting_read_text)
+    compare(tmp_path, figure_options={"curves": ["val_loss"]})
+    names = ["config.yaml", "summary.json", "metrics.csv", ".hydra/overrides.yaml"]
+    assert [reads[runs[1] / name] for name in names] == [1, 1, 1, 1]
+    assert [reads[runs[0] / name] for name in names[1:]] == [1, 1, 1]  # its config has the options, too
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"x": 3}, "comparison.x=3: must be 'epoch' or 'step'"),
+        ({"log_x": "maybe"}, "comparison.log_x=maybe: must be true or false"),
+        ({"curves": "val_loss"}, "comparison.curves=val_loss: must be a list"),
+        ({"overlay": ["b"]}, "comparison.overlay=['b']: must be a string"),
+        ({"against": [object()]}, "comparison.against[0]: Value 'object' is not a supported primitive type"),
+        ({"curves": ["${b}"]}, "comparison.curves[0]: Interpolation key 'b' not found"),
+        (
+            {"curve": ["val_loss"]},
+            "comparison.curve: unknown option of comparison=default (did you mean curves?); expected one of curves, x, "
+            "log_x, overlay, against, probes",
+        ),
+    ],
+)
+def test_invalid_figure_option_is_one_line(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    runs = make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    with pytest.raises(UsageError) as raised:
+        compare(tmp_path, figure_options=options)
+    assert str(raised.value) == message
+    if "object" in repr(options) or "$" in repr(options):  # a config that was read has no such value
+        return
+    write_config(runs[0], comparison={"_target_": "x", **options})
+    with pytest.raises(UsageError) as raised:
+        compare(tmp_path)
+    expected = f"{runs[0] / 'config.yaml'}: {message}; restore it, or start again in a new directory"
+    assert str(raised.value) == expected
+    assert not (tmp_path / "sweep.csv").exists()
+
+
+def test_valid_figure_options_are_used(tmp_path: Path) -> None:
+    make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]})
+    options = {"log_x": True, "x": "epoch", "overlay": None, "curves": ("val_loss",)}
+    assert "not drawn" not in compare(tmp_path, figure_options=options)
+    assert (tmp_path / "comparison.png").is_file()
+
+
 def test_figure_options_override_those_of_the_first_config(tmp_path: Path) -> None:
     node = {"comparison": {"_target_": "x", "curves": ["unknown"], "overlay": None, "against": [], "probes": ["norm"]}}
     make_sweep(tmp_path, {"b=0": [2.0], "b=1": [1.0]}, config=node)
@@ -100,9 +216,22 @@ def test_figure_options_override_those_of_the_first_config(tmp_path: Path) -> No
         ),
         (["{0}/run"], "--output: missing; expected a directory for the comparison of a single run, {0}/run"),
         (
-            ["{0}/sweep", "-o", "{0}/run"],
-            "--output {0}/run: contains something else; expected a new or empty directory, or that of an earlier "
+            ["{0}/sweep", "-o", "{0}/latin"],
+            "--output {0}/latin: contains something else; expected a new or empty directory, or that of an earlier "
             "comparison",
+        ),
+        (
+            ["{0}/sweep", "-o", "{0}/run"],
+            "--output {0}/run: the directory of a run; expected a directory that is not in a run",
+        ),
+        (
+            ["{0}/sweep", "-o", "{0}/run/new/one"],
+            "--output {0}/run/new/one: in the directory of a run, {0}/run; expected a directory that is not in a run",
+        ),
+        (
+            ["{0}/run", "-o", "{0}/sweep/b=0,seed=0/.hydra/new"],
+            "--output {0}/sweep/b=0,seed=0/.hydra/new: in the directory of a run, {0}/sweep/b=0,seed=0; expected a "
+            "directory that is not in a run",
         ),
     ],
 )
@@ -113,10 +242,12 @@ def test_invalid_arguments_give_a_one_line_error(
     make_run(tmp_path / "run")
     make_sweep(tmp_path / "latin", {"b=0": [2.0]})
     (tmp_path / "latin" / "sweep.csv").write_bytes("job,größe\nx,1\n".encode("latin-1"))
+    before = contents(tmp_path)
     with pytest.raises(SystemExit) as raised:
         main([text.format(tmp_path) for text in arguments])
     assert raised.value.code == 1
     assert capsys.readouterr().err.strip() == message.format(tmp_path)
+    assert contents(tmp_path) == before
 
 
 def test_directory_without_runs_raises_usage_error(tmp_path: Path) -> None:

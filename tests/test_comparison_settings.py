@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dlhw.views.comparison import compare_runs
 from dlhw.views.comparison.ranking import group_by_setting
-from dlhw.views.comparison.results import canonical, read
+from dlhw.views.comparison.results import read
+from dlhw.views.comparison.settings import canonical
 from support.caches import forget
 from support.run_directories import NO_CURVES, make_run, make_sweep
 

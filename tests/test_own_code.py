@@ -167,9 +167,10 @@ def test_mistakes_in_a_dataset_or_loss_are_one_line(group: str, target: str, mes
         ("own_failing.Network", r"KeyError: 'no such thing', .*own_failing\.py:2"),
         ("own_syntax.Network", r"invalid syntax, .*own_syntax\.py:2"),
         ("own_nowhere.Network", "No module named 'own_nowhere'"),
+        ("builtins.dict", "no signature found for builtin type <class 'dict'>"),
     ],
 )
-def test_a_target_that_cannot_be_imported_is_one_line(target: str, message: str) -> None:
+def test_a_target_that_cannot_be_used_is_one_line(target: str, message: str) -> None:
     with pytest.raises(UsageError, match=rf"model\._target_={target}: cannot be used \(.*{message}"):
         parts_with("model", target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -123,6 +124,28 @@ def test_run_directory_has_all_files_and_no_leftovers(directory: Path) -> None:
     assert "previous.pt" not in names
     assert not any(name.endswith(".partial") for name in names)
     assert json.loads((directory / "summary.json").read_text())["data"]["name"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("previous", "weights=previous: invalid; expected one of best, last"),
+        ("lats", "weights=lats: invalid (did you mean last?); expected one of best, last"),
+        (None, "weights=None: invalid; expected one of best, last"),
+    ],
+)
+@pytest.mark.parametrize("method", ["checkpoint", "model"])
+def test_unknown_weights_give_a_one_line_error(run: Run, method: str, weights: Any, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        getattr(run, method)(weights)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("read", [load_run, load_sweep])
+@pytest.mark.parametrize("path", [None, 3, "", b"x"])
+def test_what_is_not_a_path_is_an_error(read: Any, path: Any) -> None:
+    with pytest.raises(UsageError, match=r"^.*: must be a path$"):
+        read(path)
 
 
 def test_repr_has_path_and_status(run: Run, directory: Path) -> None:

@@ -239,6 +239,13 @@ def test_run_with_the_status_finished_is_finished(tmp_path: Path) -> None:
     assert read_summary(tmp_path) == {"status": "finished", "seed": 3}
 
 
+def test_numbers_that_are_not_finite_are_null_in_the_summary(tmp_path: Path) -> None:
+    numbers = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, 2)], "c": {"mean": -math.inf, "n": 3, "name": "nan"}}
+    Record(tmp_path).summary({"status": "finished", **numbers})
+    expected = {"a": None, "b": [None, 1.5, [None, 2]], "c": {"mean": None, "n": 3, "name": "nan"}}
+    assert read_summary(tmp_path) == {"status": "finished", **expected}
+
+
 def test_failed_run_has_a_reason(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.fail(ValueError("no"))

@@ -7,11 +7,12 @@ from dataclasses import asdict, fields
 import pytest
 import yaml
 
-from dlhw.cli.build import validate
+from dlhw.cli.build import SETTINGS, validate
 from dlhw.cli.composition import conf_dir
 from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.training import settings
+from support.composing import error_message
 
 
 def test_defaults_in_python_equal_the_config_file() -> None:
@@ -30,3 +31,11 @@ def test_each_setting_is_in_exactly_one_group() -> None:
 def test_deleted_setting_is_an_error(name: str) -> None:
     with pytest.raises(UsageError, match=rf"^trainer\.{name}: missing"):
         validate(compose("dataset=digits", f"~trainer.{name}"))
+
+
+@pytest.mark.parametrize(("group", "target"), SETTINGS.items())
+@pytest.mark.parametrize("other", ["builtins.dict", "own.Settings", "3"])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_other_class_of_settings_is_an_error_before_training(group: str, target: str, other: str, sweep: bool) -> None:
+    line = f"{group}._target_={other}"
+    assert error_message("dataset=digits", line, sweep=sweep) == f"{line}: must be {target}"

@@ -21,7 +21,7 @@ def load_run(path: str | Path) -> Run:
     from dlhw.reading import Run  # imports pandas and torch, which takes seconds
     from dlhw.runtime.paths import read_path
 
-    return Run(read_path(str(path)))
+    return Run(read_path(path))
 
 
 def load_sweep(path: str | Path) -> DataFrame:
@@ -29,4 +29,4 @@ def load_sweep(path: str | Path) -> DataFrame:
     from dlhw.reading import read_sweep
     from dlhw.runtime.paths import read_path
 
-    return read_sweep(read_path(str(path)))
+    return read_sweep(read_path(path))

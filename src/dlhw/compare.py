@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.cli import failures
 from dlhw.errors import UsageError
 from dlhw.runs import stored
-from dlhw.runs.directories import has_config, is_sweep_of_dlhw
+from dlhw.runs.directories import has_config, is_run_of_dlhw, is_sweep_of_dlhw
 from dlhw.runtime.paths import printable, read_path, shortened
 
 if TYPE_CHECKING:
-    from dlhw.views.comparison import Comparison
+    from dlhw.views.comparison import Comparison, Result
 
 _WRITTEN = (
     *("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "tied", "no_winner"),
@@ -41,50 +41,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", help="output directory (default: that of a single sweep)")
     options = parser.parse_args(arguments)
     with failures.end_program(options.output or options.directories[0]):
-        directories = [read_path(text, key="DIR") for text in options.directories]
-        output = None if options.output is None else read_path(options.output, key="--output")
-        print(compare(directories, output=output, figure_options=_figure_options(options)))
+        print(compare(options.directories, output=options.output, figure_options=_figure_options(options)))
 
 
 def compare(
-    directories: Sequence[Path], *, output: Path | None = None, figure_options: dict[str, Any] | None = None
+    directories: str | Path | Iterable[str | Path],
+    *,
+    output: str | Path | None = None,
+    figure_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Compare the runs of ``directories`` and write the files to ``output``, or to the directory of a single sweep.
+    """Compare the runs of one or several ``directories``: runs, sweeps and folders of runs.
 
-    ``figure_options`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first run's
-    config. Return the final table. Raise UsageError.
+    The files are written to ``output``, or to the directory of a single sweep. ``figure_options`` are options of
+    :class:`dlhw.views.comparison.Comparison` that override those in the first run's config. Return the final table.
+    Raise UsageError.
     """
     from dlhw.views import comparison
 
-    runs: dict[Path, None] = {}
+    given = directories if isinstance(directories, Iterable) and not isinstance(directories, str) else [directories]
+    paths = [read_path(path, key="DIR") for path in given]
+    if not paths:
+        raise UsageError("DIR: missing; expected the directory of a run or sweep")
+    runs: dict[Path, Path] = {}
     reasons: dict[Path, str] = {}
     overrides: dict[Path, list[str]] = {}
-    for directory in directories:
-        is_run = has_config(directory)
-        rows = {} if is_run else {directory / row["job"]: row for row in stored.read_sweep(directory) or []}
-        paths = comparison.run_directories(directory)
-        runs |= dict.fromkeys([*rows, *paths])
-        reasons |= {path: row["reason"] for path, row in rows.items() if row["status"] == "failed"}
-        overrides |= {path: _overrides(row) for path, row in rows.items()}
-    target = _target(directories, output)
-    declaration = _declaration(comparison.declared_options(runs) | (figure_options or {}))
-    _require_known(figure_options or {}, list(runs))
-    if output is None or target.resolve() == directories[0].resolve():
+    for path in paths:
+        rows = {} if has_config(path) else {path / row["job"]: row for row in stored.read_sweep(path) or []}
+        for run in (*rows, *comparison.run_directories(path)):
+            runs.setdefault(comparison.place(run), run)
+        reasons |= {run: row["reason"] for run, row in rows.items() if row["status"] == "failed"}
+        overrides |= {run: _overrides(row) for run, row in rows.items()}
+    target = _target(paths, None if output is None else read_path(output, key="--output"), runs)
+    declaration = _declaration(next(iter(runs.values())), figure_options or {})
+    results = comparison.read(list(runs.values()), failures=reasons, overrides=overrides)
+    _require_known(figure_options or {}, declaration, results)
+    if target.resolve() == paths[0].resolve():
         about = {name: value for name, value in stored.read_summary(target).items() if name not in _WRITTEN}
     else:
-        about = {"compared": [str(directory) for directory in directories]}
+        about = {"compared": [str(path) for path in paths]}
         target.mkdir(parents=True, exist_ok=True)
-    return str(
-        comparison.compare_runs(
-            target, list(runs), comparison=declaration, failures=reasons, overrides=overrides, about=about
-        )
-    )
+    return str(comparison.compare_results(target, results, comparison=declaration, about=about))
 
 
-def _target(directories: Sequence[Path], output: Path | None) -> Path:
+def _target(directories: Sequence[Path], output: Path | None, runs: Container[Path]) -> Path:
     """Return the directory for the files of the comparison: ``output``, or the sweep if only one is compared.
 
-    Raise UsageError if it is neither a sweep that is compared by itself, nor new, empty or an earlier comparison.
+    Raise UsageError if it is neither a sweep that is compared by itself, nor new, empty or an earlier comparison, or if
+    it is in a run. ``runs`` holds the places of the compared runs.
     """
     first = directories[0]
     is_sweep = len(directories) == 1 and not has_config(first) and is_sweep_of_dlhw(first)
@@ -96,6 +99,11 @@ def _target(directories: Sequence[Path], output: Path | None) -> Path:
         raise UsageError(f"--output: missing; expected a directory for the comparison of {compared}")
     if is_sweep and output.resolve() == first.resolve():
         return output
+    inside = output.resolve()
+    run = next((path for path in (inside, *inside.parents) if path in runs or is_run_of_dlhw(path)), None)
+    if run is not None:
+        where = "the directory of a run" if run == inside else f"in the directory of a run, {printable(run)}"
+        raise UsageError(f"--output {printable(output)}: {where}; expected a directory that is not in a run")
     if (os.path.lexists(output) and not output.is_dir()) or (output.is_dir() and not _is_replaceable(output)):
         raise UsageError(
             f"--output {printable(output)}: contains something else; expected a new or empty directory, or that of an "
@@ -114,31 +122,46 @@ def _is_replaceable(output: Path) -> bool:
         return False
 
 
-def _declaration(options: dict[str, Any]) -> Comparison:
-    """Return the options of the comparison, with the defaults for those that are missing. Raise UsageError."""
-    import pydantic
+def _declaration(run: Path, options: Mapping[str, Any]) -> Comparison:
+    """Return the options of the comparison: the defaults, overridden by those in a run's config, then by ``options``.
+
+    Raise UsageError for an invalid one.
+    """
     import yaml
 
     from dlhw.cli import composition
-    from dlhw.views.comparison import Comparison
+    from dlhw.views.comparison import declared_options
 
     defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
-    del defaults["_target_"]
+    declared = defaults | declared_options(run)
     try:
-        return pydantic.TypeAdapter(Comparison).validate_python(defaults | options)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"comparison.{first['loc'][0]}: {first['msg']}") from error
+        _validated(declared)
+    except UsageError as error:
+        raise stored.Unreadable(run / "config.yaml", str(error).splitlines()[0], stored.RESTORE) from error
+    return _validated(declared | dict(options))
 
 
-def _require_known(options: Mapping[str, Any], runs: Sequence[Path]) -> None:
-    """Raise UsageError for a column or key on the command line that no run has."""
+def _validated(options: Mapping[str, Any]) -> Comparison:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from dlhw.cli import build
+
+    try:
+        cfg = OmegaConf.create({"comparison": dict(options)})
+    except OmegaConfBaseException as error:  # a value that no config can have
+        raise UsageError(f"{error.full_key or 'comparison'}: {str(error).splitlines()[0]}") from error
+    build.check_settings(cfg)
+    comparison: Comparison = build.build(cfg, "comparison")
+    return comparison
+
+
+def _require_known(options: Collection[str], declaration: Comparison, results: Sequence[Result]) -> None:
+    """Raise UsageError if one of these options names a column or key that no run has."""
     from dlhw.cli.hints import expected_one_of
-    from dlhw.views.comparison import read
 
     if not options:
         return
-    results = read(runs)
     settings = list(results[0].settings) if results else []
     valid = {
         "curves": list(dict.fromkeys(column for run in results for row in run.rows[:1] for column in row)),
@@ -147,11 +170,12 @@ def _require_known(options: Mapping[str, Any], runs: Sequence[Path]) -> None:
         "probes": list(dict.fromkeys(column for run in results for column in run.probed_columns)),
     }
     reasons = {"curves": "no run has this column", "probes": "no run has a probe with this column"}
-    for option, values in options.items():
-        for value in [values] if isinstance(values, str) else values:
-            if value not in valid[option]:
+    for option, names in valid.items():
+        values = getattr(declaration, option) if option in options else None
+        for value in [values] if isinstance(values, str) else values or ():
+            if value not in names:
                 reason = reasons.get(option, "this key does not vary among the runs")
-                expected = expected_one_of(value, valid[option]) if valid[option] else ""
+                expected = expected_one_of(value, names) if names else ""
                 raise UsageError(f"--{option} {shortened(value)}: {reason}{expected}")
 
 

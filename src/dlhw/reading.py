@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dlhw.cli.build import build
+from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint, directories, stored, verification
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import checkpoint_identity
+from dlhw.runtime.paths import shortened
 
 
 class Run:
@@ -59,6 +61,9 @@ class Run:
 
     def checkpoint(self, weights: Literal["best", "last"] = "best") -> State:
         """Read ``best.pt`` or ``last.pt``. Raise UsageError if it is missing, corrupt or of another run."""
+        valid = [*verification.PARTS]
+        if weights not in valid:
+            raise UsageError(f"weights={shortened(weights)}: invalid{expected_one_of(str(weights), valid)}")
         path = self.path / f"{weights}.pt"
         try:
             state = checkpoint.load(path)

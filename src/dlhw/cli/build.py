@@ -29,29 +29,25 @@ from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
 from dlhw.runs.identity import without_hydra
+from dlhw.runs.schemas import GROUPS
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
 
-PROGRAM_ARGUMENTS: dict[str, set[str]] = {
+PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "dataset": {"data_dir", "seed"},
-    "augmentation": set(),
     "model": {"shape", "outputs"},
     "init": {"model", "generator"},
     "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
-    "regularization": set(),
     "optimizer": {"params"},
-    "scheduler": set(),
-    "trainer": set(),
     "probe": {"model", "data"},
     "study": {"seed", "device", "data", "model", "network"},
     "report": {"model", "data", "untrained"},
-    "comparison": set(),
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""
 CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer", "report")}
 """The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
-WITHOUT_TORCH = ("trainer", "comparison")
-"""Groups whose targets are settings, in modules that do not import torch."""
+SETTINGS = {"trainer": "dlhw.training.settings.Trainer", "comparison": "dlhw.views.comparison.Comparison"}
+"""The targets of groups that only hold settings. Their modules do not import torch."""
 OPTIONAL = ("probe", "report", "study")
 """Groups that may name no target."""
 
@@ -146,7 +142,7 @@ def validate(cfg: DictConfig) -> Components:
 
 def check_settings(cfg: DictConfig) -> None:
     """Validate the groups whose options are known without torch. Raise UsageError with one line per mistake."""
-    groups = [group for group in WITHOUT_TORCH if isinstance(cfg.get(group), DictConfig)]
+    groups = [group for group in SETTINGS if isinstance(cfg.get(group), DictConfig)]
     with located(cfg):
         require_resolvable(cfg)
         mistakes = [line for group in groups for line in _component(cfg, group, set())[1]]
@@ -168,10 +164,13 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
     path = options.pop("_target_", None)
     if path is None:
         return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
+    setting = f"{group}._target_={shortened(path)}"
+    if path != SETTINGS.get(group, path):
+        raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]}")
     try:
         target = _located(path)
     except Exception as error:
-        line = f"{group}._target_={shortened(path)}: cannot be used ({own_code.import_failure(error)})"
+        line = f"{setting}: cannot be used ({own_code.import_failure(error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
     name = f"{group}={choice(cfg, group)}"
     if own_code.is_own(target):
@@ -190,7 +189,9 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
 @functools.cache
 def _located(path: str) -> Callable[..., Any]:
     located: functools.partial[Any] = instantiate({"_target_": path, "_partial_": True})  # under Hydra's policy
-    return functools.partial(located.func, *located.args) if located.args else located.func
+    target = functools.partial(located.func, *located.args) if located.args else located.func
+    inspect.signature(target)  # fails for some classes of Python itself, such as dict
+    return target
 
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: set[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -79,9 +78,9 @@ class Answer:
             record.figure(f"figures/{name}", figure)
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers, with None for those that are not finite, and the counts of checks."""
+        """Return the numbers and the counts of checks."""
         counts = {"checks_agreed": len(self.checks) - len(self.disagreements), "checks": len(self.checks)}
-        return {name: _finite(value) for name, value in self.numbers.items()} | (counts if self.checks else {})
+        return dict(self.numbers) | (counts if self.checks else {})
 
     def lines(self) -> list[str]:
         """Return the lines for the console: messages, numbers, then each check with the expected value."""
@@ -97,7 +96,3 @@ class Answer:
 def text(value: Number) -> str:
     """Format a number with up to six significant digits."""
     return f"{value:.6g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _finite(value: Number) -> Number | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

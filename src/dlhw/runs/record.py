@@ -221,8 +221,9 @@ class Record:
         return path
 
     def summary(self, content: Mapping[str, Any]) -> None:
-        """Write ``summary.json``."""
-        write_atomically(self.path / "summary.json", (json.dumps(content, indent=2) + "\n").encode())
+        """Write ``summary.json``. A number that is not finite is written as null, because JSON cannot represent it."""
+        text = json.dumps(_finite(content), indent=2, allow_nan=False)
+        write_atomically(self.path / "summary.json", f"{text}\n".encode())
 
     def fail(self, error: Exception) -> None:
         """Write a summary with status ``failed`` and the error as its reason."""
@@ -237,6 +238,15 @@ class Record:
         """Remove the directory if the run never started, so that it has no metrics, checkpoint or summary."""
         if not any((self.path / name).exists() for name in ("metrics.csv", "last.pt", "summary.json")):
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _finite(content: Any) -> Any:
+    """Return nested mappings and lists with None for numbers that are not finite."""
+    if isinstance(content, Mapping):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return list(map(_finite, content))
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _cell(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def read_path(text: object, *, key: str = "") -> Path:
     Raise UsageError if it is not text, is empty or too long, contains a null character or bytes that are not UTF-8, or
     names an unknown user. The message starts with ``key=text``, or ``--option text`` for a key with dashes.
     """
+    text = os.fspath(text) if isinstance(text, os.PathLike) else text
     reason = _mistake(text)
     if reason is None:
         try:

@@ -17,7 +17,7 @@ from dlhw.views.comparison.panels import (
     setting_colors,
 )
 from dlhw.views.comparison.ranking import Conclusion, Setting, reported_metrics, spread, winner_text
-from dlhw.views.comparison.results import canonical, number
+from dlhw.views.comparison.settings import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
 if TYPE_CHECKING:

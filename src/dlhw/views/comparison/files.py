@@ -11,7 +11,7 @@ from typing import Any
 from dlhw.runs.record import Record
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
-from dlhw.views.comparison.results import Result, read
+from dlhw.views.comparison.results import Result, place, read
 
 
 def compare_runs(
@@ -23,21 +23,29 @@ def compare_runs(
     about: Mapping[str, Any] | None = None,
     overrides: Mapping[Path, Sequence[str]] | None = None,
 ) -> Conclusion:
-    """Compare ``runs`` and write tables, figures and the summary to ``directory``. Return the result.
-
-    ``sweep.csv`` lists the runs in the order of ``runs``. It is written first, so that it exists even if something else
-    fails. If drawing a figure fails, the result has a note with the reason. Raise only OSError, if reading or writing a
-    file fails.
+    """Read ``runs``, then :func:`compare_results`.
 
     Args:
         failures: reasons for failed jobs whose directory does not exist or has no reason.
         about: more entries for ``summary.json``.
         overrides: the overrides of jobs whose directory does not have them.
     """
-    record = Record(directory)
     paths = [*runs, *(path for path in failures or {} if path not in runs)]
     results = read(paths, failures=failures, overrides=overrides)
-    jobs = _job_names(directory, results)
+    return compare_results(directory, results, comparison=comparison, about=about)
+
+
+def compare_results(
+    directory: Path, results: Sequence[Result], *, comparison: Comparison, about: Mapping[str, Any] | None = None
+) -> Conclusion:
+    """Compare the results of runs and write tables, figures and the summary to ``directory``. Return the result.
+
+    ``sweep.csv`` lists the runs in the order of ``results``. It is written first, so that it exists even if something
+    else fails. If drawing a figure fails, the result has a note with the reason. Raise only OSError, if reading or
+    writing a file fails. ``about`` are more entries for ``summary.json``.
+    """
+    record = Record(directory)
+    jobs = _job_names(results)
     record.csv("sweep", _sweep_rows(results, jobs))
     conclusion = rank_settings(results, jobs)
     record.table("settings", _setting_rows(conclusion))
@@ -60,18 +68,14 @@ def compare_runs(
     return Conclusion(**{**vars(conclusion), "notes": (*conclusion.notes, *notes)})
 
 
-def _job_names(directory: Path, results: Sequence[Result]) -> list[str]:
-    """Return the directory names of the runs, or their paths below the common parent if they are in several sweeps."""
-    parents = {run.path.parent for run in results}
-    if len(parents) < 2:
-        return [_utf8(run.path.name) for run in results]
-    common = os.path.commonpath([parent.absolute() for parent in parents])
-    return [_utf8(Path(os.path.relpath(run.path.absolute(), common)).as_posix()) for run in results]
+def _job_names(results: Sequence[Result]) -> list[str]:
+    """Return the paths of the runs below the folder that contains them all: in a sweep, the names of their directories.
 
-
-def _utf8(name: str) -> str:
-    """Replace what UTF-8 cannot encode. File names may have any bytes."""
-    return name.encode(errors="replace").decode()
+    Bytes that UTF-8 cannot encode, which file names may have, are escaped.
+    """
+    places = [place(run.path) for run in results]
+    common = os.path.commonpath([path.parent for path in places]) if places else ""
+    return [path.relative_to(common).as_posix().encode(errors="backslashreplace").decode() for path in places]
 
 
 def _title(directory: Path, results: Sequence[Result]) -> str:

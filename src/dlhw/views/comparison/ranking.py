@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from dlhw.views.comparison.results import Result, canonical
+from dlhw.views.comparison.results import Result
+from dlhw.views.comparison.settings import canonical
 
 PRINTED_SETTINGS = 30
 NAMED_TIES = 5
