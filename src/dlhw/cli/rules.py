@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -165,7 +166,9 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
         try:
             value = _required_value(cfg, key)
             if key.endswith("dir") and key not in HYDRA_KEYS:
-                path = str(read_path(value, key=key))
+                setting = _setting(cfg, key)
+                path = str(read_path(value, key=setting))
+                _require_storable(setting, path)
                 if path != value:
                     OmegaConf.update(cfg, key, path)
             elif requirement := _unmet_requirement(key, value):
@@ -173,7 +176,27 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
         except UsageError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
+
+
+def _setting(cfg: DictConfig, key: str) -> str:
+    """Return what a message about the value of a key starts with: the environment variable that sets it, or the key."""
+    if "." in key or not OmegaConf.is_interpolation(cfg, key):
+        return key
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, key), resolve=False)
+    variable = re.match(r"\$\{oc\.env:(\w+)", values[key])
+    return f"environment variable {variable[1]}" if variable and variable[1] in os.environ else key
+
+
+def _require_storable(setting: str, path: str) -> None:
+    """Raise UsageError if a directory, or a path relative to the working directory, would be read as a reference."""
+    if "${" in path:
+        raise UsageError(f"{setting}={shortened(path)}: must not contain ${{, which begins a reference in a config")
+    if "${" in os.getcwd():
+        raise UsageError(
+            f"{shortened(os.getcwd())}: the path of the working directory must not contain ${{, which begins a "
+            "reference in a config; start in another directory"
+        )
 
 
 def _unmet_requirement(key: str, value: Any) -> str | None:
@@ -205,11 +228,17 @@ def _required_value(cfg: DictConfig, key: str) -> Any:
 
 
 def require_resolvable(cfg: DictConfig) -> None:
-    """Raise UsageError if an interpolation of the config, outside of Hydra's part, has no value."""
+    """Raise UsageError if a value of the config, outside of Hydra's part, has an interpolation that cannot be resolved.
+
+    Raise it also if the resolved value looks like an interpolation, because it would be resolved again.
+    """
     try:
-        OmegaConf.to_container(without_hydra(cfg), resolve=True)
+        content = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UsageError(unresolved(cfg, error, "config")) from error
+    for path, value in _values(content):
+        if isinstance(value, str) and "${" in value:  # from an environment variable, or escaped
+            raise UsageError(f"{'.'.join(path)}={shortened(value)}: must not contain ${{, which begins a reference")
 
 
 def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, key: str) -> str:
