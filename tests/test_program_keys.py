@@ -174,3 +174,30 @@ def test_values_that_look_like_references_get_one_line(monkeypatch: pytest.Monke
     assert error_message("dataset=image_folder", "dataset.root=${oc.env:PICTURES}") == (
         "dataset.root=${x}: must not contain ${, which begins a reference"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("dataset.root=.", "data_dir=../data"), "output_dir=outputs: inside dataset.root=., "),
+        (
+            ("dataset.root=pictures", "data_dir=..", "output_dir=cats"),
+            "output_dir=cats: inside dataset.root=pictures",
+        ),
+        (("dataset.root=.", "hydra.{kind}.dir=cats/run"), "hydra.{kind}.dir=cats/run: inside dataset.root=., "),
+        (("dataset.root=.", "output_dir=../outputs"), ""),
+        (("dataset.root=.", "output_dir=.outputs"), ""),
+        (("dataset.root=cats",), ""),
+        (("dataset.root=nowhere",), ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_results_among_the_pictures_get_one_line(
+    overrides: tuple[str, ...], line: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pictures")
+    overrides = tuple(text.format(kind=kind) for text in ("dataset=image_folder", *overrides))
+    message = error_message(*overrides, sweep=kind == "sweep")
+    assert message.startswith(line.format(kind=kind)) if line else "inside dataset.root" not in message
+    assert "\n" not in message

@@ -13,6 +13,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
@@ -23,7 +24,7 @@ from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
-from dlhw.runtime.paths import read_path, shortened
+from dlhw.runtime.paths import is_listed_in, printable, read_path, shortened
 
 Selections = Collection[tuple[str, str]]
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir")
@@ -177,6 +178,7 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
             mistakes.append(str(error))
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
+    _require_outside_pictures(cfg, kind)
 
 
 def _setting(cfg: DictConfig, key: str) -> str:
@@ -196,6 +198,26 @@ def _require_storable(setting: str, path: str) -> None:
         raise UsageError(
             f"{shortened(os.getcwd())}: the path of the working directory must not contain ${{, which begins a "
             "reference in a config; start in another directory"
+        )
+
+
+def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
+    """Raise UsageError if the directory of the ``run`` or ``sweep`` would be among the pictures of its dataset."""
+    try:
+        target, root = (OmegaConf.select(cfg, f"dataset.{name}") for name in ("_target_", "root"))
+        folders = [read_path(root), Path(cfg.data_dir, read_path(root))]
+    except (OmegaConfBaseException, UsageError):  # validating the dataset reports an invalid root
+        return
+    folder = next((path for path in folders if os.path.isdir(path)), None)
+    if folder is None or not str(target).startswith("dlhw."):
+        return
+    directory, output_dir = Path(cfg.hydra[kind].dir), Path(cfg.output_dir)
+    if is_listed_in(directory, folder):
+        all_inside = directory.is_relative_to(output_dir) and is_listed_in(output_dir, folder)
+        setting = f"output_dir={printable(output_dir)}" if all_inside else f"hydra.{kind}.dir={printable(directory)}"
+        raise UsageError(
+            f"{setting}: inside dataset.root={printable(root)}, where its figures would become pictures of the "
+            "dataset; choose a directory outside of it"
         )
 
 

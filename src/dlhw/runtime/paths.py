@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def _mistake(text: object) -> str | None:
     if len(content) > LONGEST_PATH or any(len(name) > LONGEST_NAME for name in content.split(b"/")):
         return f"too long; expected at most {LONGEST_NAME} bytes for each name and {LONGEST_PATH} in all"
     return None
+
+
+def is_listed_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder, or is inside of it but not in one of its hidden folders.
+
+    Links are resolved.
+    """
+    inner, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return inner.is_relative_to(outer) and not "".join(inner.relative_to(outer).parts[:1]).startswith(".")
 
 
 def shortened(text: object, *, longest: int = 120) -> str:
