@@ -86,7 +86,8 @@ def resumed_config(
     epochs = result.trainer.epochs
     for name, value in changes.items():
         OmegaConf.update(result, name, value)
-    move_paths(result, str(run_config.data_dir))
+    if "data_dir" in changes:
+        move_paths(result, str(run_config.data_dir))
     if result.trainer.epochs != epochs and "epochs" in result.scheduler:
         raise UsageError(
             f"trainer.epochs={result.trainer.epochs}: the learning-rate schedule of this run depends on its "
