@@ -18,6 +18,7 @@ from dlhw.errors import UsageError
 from support.caches import forget
 from support.datasets import options
 from support.pictures import dataset, folder_of, invalid_files, make_pipe, photo, set_old_times
+from support.run_directories import make_run
 
 
 @pytest.fixture(autouse=True)
@@ -224,3 +225,22 @@ def test_two_classes_with_the_same_printable_name_are_an_error(tmp_path: Path) -
     root = folder_of(tmp_path / "animals", {"\x1b": 3, r"\x1b": 3})
     with pytest.raises(UsageError, match=r"animals: 2 names are printed as \\x1b, "):
         dataset(root)
+
+
+@pytest.mark.parametrize("place", ["results", "cats/results", "cats/deep/results"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_directory_of_a_run_among_the_pictures_is_an_error(tmp_path: Path, place: str, damaged: bool) -> None:
+    root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
+    run = make_run(root / place)
+    photo(1).save(run / "curves.png")
+    if damaged:
+        (run / "config.yaml").write_text("seed: [")
+    with pytest.raises(UsageError, match=rf"^{run}: a directory of results inside the pictures in {root}; move it out"):
+        dataset(root)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.yaml", "a: 1\n"), ("sweep.csv", "a,b\n1,2\n")])
+def test_files_of_other_programs_among_the_pictures_are_ignored(tmp_path: Path, name: str, content: str) -> None:
+    root = folder_of(tmp_path / "animals", {"cats": 6, "dogs": 6})
+    (root / "cats" / name).write_text(content)
+    assert dataset(root).about["not_pictures"] == 1

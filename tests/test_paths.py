@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dlhw.errors import UsageError
-from dlhw.runtime.paths import printable, printable_lines, read_path, shortened
+from dlhw.runtime.paths import is_listed_in, printable, printable_lines, read_path, shortened
 
 
 def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +65,19 @@ def test_shortened_keeps_both_ends() -> None:
 
 def test_printable_lines_keeps_newlines_and_tabs() -> None:
     assert printable_lines("one\n\ttwo \x1b[31m\r\n") == "one\n\ttwo \\x1b[31m\\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        *(("a", True), ("a/b", True), ("a/b/../c", True), ("link/b", True), ("a/b/.c", True)),
+        *(("a/.b", False), ("ab", False), ("a/..", False), (".", False), ("a/../d", False)),
+    ],
+)
+def test_is_listed_in_is_true_inside_of_visible_folders(
+    path: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    Path("link").symlink_to("a")
+    assert is_listed_in(Path(path), tmp_path / "a") is expected

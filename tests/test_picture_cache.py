@@ -376,3 +376,40 @@ def test_changes_to_the_pool_do_not_change_the_cache_file(root: Path) -> None:
     pixels = pool.clone()
     pool.zero_()
     assert torch.equal(load_again(root).train.pool_x, pixels)
+
+
+@pytest.mark.parametrize("names", [["config.yaml", "curves.png"], ["cats"], [".lock", "x.pictures", "notes.txt"]])
+def test_a_folder_with_other_files_is_not_used_as_a_cache(root: Path, tmp_path: Path, names: list[str]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("x")
+    with pytest.raises(UsageError, match=r"^dataset.cache_dir=.*folder: contains other files, such as .*; expected a"):
+        load_again(root, cache_dir=str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+def test_a_folder_with_other_caches_is_used_as_a_cache(root: Path) -> None:
+    load_again(root, resize=20)
+    load_again(root)
+    assert len(cache_files(root)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"cache_dir": "{root}"}, "dataset.cache_dir"),
+        ({"cache_dir": "{root}/cats/.caches"}, "dataset.cache_dir"),
+        ({"data_dir": "{root}/data"}, "data_dir"),
+    ],
+)
+def test_a_cache_among_the_pictures_is_an_error(root: Path, options: dict[str, str], key: str) -> None:
+    before = sorted(root.rglob("*"))
+    options = {name: value.format(root=root) for name, value in options.items()}
+    with pytest.raises(UsageError, match=rf"^{key}={root}.*: inside the pictures in {root}, where each folder is a cl"):
+        load_again(root, **options)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_a_hidden_cache_beside_the_classes_is_not_a_class(root: Path) -> None:
+    assert load_again(root, data_dir=str(root)).classes == load_again(root).classes

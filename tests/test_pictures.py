@@ -134,3 +134,39 @@ def test_a_missing_file_is_unreadable(tmp_path: Path) -> None:
 def test_a_pipe_is_unreadable(tmp_path: Path, open_file: Callable[[Path], object]) -> None:
     with pytest.raises(Unreadable, match=r"^not a regular file$"):
         open_file(make_pipe(tmp_path / "a.png"))
+
+
+SAVED_AS = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("PNG", {}),
+    ("WEBP", {}),
+    ("TIFF", {"compression": "tiff_deflate"}),
+    ("BMP", {}),
+    ("AVIF", {}),
+]
+
+
+@pytest.mark.parametrize(("format", "settings"), SAVED_AS, ids=str)
+@pytest.mark.parametrize("side", [50, 400])
+def test_a_truncated_picture_is_unreadable(format: str, settings: dict[str, Any], side: int) -> None:
+    file = io.BytesIO()
+    photo(4, side, side).save(file, format, **settings)
+    content = file.getvalue()
+    with pictures.without_warnings():
+        pictures.decode(content, resize=16, crop=16)
+        for length in [*(len(content) * percent // 100 for percent in (1, 50, 90, 99)), len(content) - 12]:
+            with pytest.raises(Unreadable):
+                pictures.decode(content[:length], resize=16, crop=16)
+
+
+def test_every_changed_byte_of_the_pixels_of_a_png_is_noticed() -> None:
+    file = io.BytesIO()
+    photo(4, 20, 20).save(file, "PNG")
+    whole = file.getvalue()
+    with pictures.without_warnings():
+        for position in range(whole.index(b"IDAT"), whole.index(b"IEND") - 4):
+            content = bytearray(whole)
+            content[position] ^= 16
+            with pytest.raises(Unreadable):
+                pictures.decode(bytes(content), resize=16, crop=16)

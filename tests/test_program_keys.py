@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from dlhw.cli import rules
 from dlhw.errors import UsageError
 from support.commands import dlhw, files
+from support.composing import error_message
 
 VALID = {
     "name": "train",
@@ -144,3 +145,59 @@ def test_wrong_setting_of_the_trainer_is_reported_before_torch_is_imported(
 )
 def test_resume_names_one_directory_and_continues_in_it(tmp_path: Path, arguments: list[str], line: str) -> None:
     assert dlhw(*arguments, at=tmp_path).lines == [line]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("", "must be a path"), ("${x}", "must not contain ${, which begins a reference in a config")],
+)
+def test_the_line_for_an_invalid_environment_variable_names_it(
+    value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DLHW_DATA", value)
+    assert error_message("seed=0", "name=x") == f"environment variable DLHW_DATA={value}: {reason}"
+
+
+def test_a_working_directory_that_looks_like_a_reference_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "${x}").mkdir()
+    monkeypatch.chdir(tmp_path / "${x}")
+    assert error_message("seed=0", "data_dir=/data", "output_dir=/outputs") == (
+        f"{tmp_path}/${{x}}: the path of the working directory must not contain ${{, which begins a reference in a "
+        "config; start in another directory"
+    )
+
+
+def test_values_that_look_like_references_get_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PICTURES", "${x}")
+    assert error_message("dataset=image_folder", "dataset.root=${oc.env:PICTURES}") == (
+        "dataset.root=${x}: must not contain ${, which begins a reference"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (("dataset.root=.", "data_dir=../data"), "output_dir=outputs: inside dataset.root=., "),
+        (
+            ("dataset.root=pictures", "data_dir=..", "output_dir=cats"),
+            "output_dir=cats: inside dataset.root=pictures",
+        ),
+        (("dataset.root=.", "hydra.{kind}.dir=cats/run"), "hydra.{kind}.dir=cats/run: inside dataset.root=., "),
+        (("dataset.root=.", "output_dir=../outputs"), ""),
+        (("dataset.root=.", "output_dir=.outputs"), ""),
+        (("dataset.root=cats",), ""),
+        (("dataset.root=nowhere",), ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_results_among_the_pictures_get_one_line(
+    overrides: tuple[str, ...], line: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "pictures")
+    overrides = tuple(text.format(kind=kind) for text in ("dataset=image_folder", *overrides))
+    message = error_message(*overrides, sweep=kind == "sweep")
+    assert message.startswith(line.format(kind=kind)) if line else "inside dataset.root" not in message
+    assert "\n" not in message

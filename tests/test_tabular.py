@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import types
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +166,21 @@ def test_real_boston_has_the_published_least_squares_fit() -> None:
     assert 1 - (residual.var() / y.var()).item() == pytest.approx(0.7406, abs=1e-4)  # R squared
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04]q"])
+PICKLE = zlib.compress(pickle.dumps(list(range(100))))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        b"\x80\x04]q",
+        PICKLE[:-1],
+        PICKLE[:-1] + b"?",
+        zlib.compress(b"no pickle"),
+        zlib.compress(b""),
+    ],
+)
 def test_a_damaged_file_of_california_housing_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cal_housing_py3.pkz").write_bytes(content)
     with pytest.raises(UsageError, match=r"cal_housing_py3\.pkz: damaged \(.*delete it to download it again"):

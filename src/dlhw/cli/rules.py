@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
@@ -22,7 +24,7 @@ from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
-from dlhw.runtime.paths import read_path, shortened
+from dlhw.runtime.paths import is_listed_in, printable, read_path, shortened
 
 Selections = Collection[tuple[str, str]]
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir")
@@ -165,7 +167,9 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
         try:
             value = _required_value(cfg, key)
             if key.endswith("dir") and key not in HYDRA_KEYS:
-                path = str(read_path(value, key=key))
+                setting = _setting(cfg, key)
+                path = str(read_path(value, key=setting))
+                _require_storable(setting, path)
                 if path != value:
                     OmegaConf.update(cfg, key, path)
             elif requirement := _unmet_requirement(key, value):
@@ -173,7 +177,48 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
         except UsageError as error:
             mistakes.append(str(error))
     if mistakes:
-        raise UsageError("\n".join(mistakes))
+        raise UsageError("\n".join(dict.fromkeys(mistakes)))
+    _require_outside_pictures(cfg, kind)
+
+
+def _setting(cfg: DictConfig, key: str) -> str:
+    """Return what a message about the value of a key starts with: the environment variable that sets it, or the key."""
+    if "." in key or not OmegaConf.is_interpolation(cfg, key):
+        return key
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, key), resolve=False)
+    variable = re.match(r"\$\{oc\.env:(\w+)", values[key])
+    return f"environment variable {variable[1]}" if variable and variable[1] in os.environ else key
+
+
+def _require_storable(setting: str, path: str) -> None:
+    """Raise UsageError if a directory, or a path relative to the working directory, would be read as a reference."""
+    if "${" in path:
+        raise UsageError(f"{setting}={shortened(path)}: must not contain ${{, which begins a reference in a config")
+    if "${" in os.getcwd():
+        raise UsageError(
+            f"{shortened(os.getcwd())}: the path of the working directory must not contain ${{, which begins a "
+            "reference in a config; start in another directory"
+        )
+
+
+def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
+    """Raise UsageError if the directory of the ``run`` or ``sweep`` would be among the pictures of its dataset."""
+    try:
+        target, root = (OmegaConf.select(cfg, f"dataset.{name}") for name in ("_target_", "root"))
+        folders = [read_path(root), Path(cfg.data_dir, read_path(root))]
+    except (OmegaConfBaseException, UsageError):  # validating the dataset reports an invalid root
+        return
+    folder = next((path for path in folders if os.path.isdir(path)), None)
+    if folder is None or not str(target).startswith("dlhw."):
+        return
+    directory, output_dir = Path(cfg.hydra[kind].dir), Path(cfg.output_dir)
+    if is_listed_in(directory, folder):
+        all_inside = directory.is_relative_to(output_dir) and is_listed_in(output_dir, folder)
+        setting = f"output_dir={printable(output_dir)}" if all_inside else f"hydra.{kind}.dir={printable(directory)}"
+        raise UsageError(
+            f"{setting}: inside dataset.root={printable(root)}, where its figures would become pictures of the "
+            "dataset; choose a directory outside of it"
+        )
 
 
 def _unmet_requirement(key: str, value: Any) -> str | None:
@@ -205,11 +250,17 @@ def _required_value(cfg: DictConfig, key: str) -> Any:
 
 
 def require_resolvable(cfg: DictConfig) -> None:
-    """Raise UsageError if an interpolation of the config, outside of Hydra's part, has no value."""
+    """Raise UsageError if a value of the config, outside of Hydra's part, has an interpolation that cannot be resolved.
+
+    Raise it also if the resolved value looks like an interpolation, because it would be resolved again.
+    """
     try:
-        OmegaConf.to_container(without_hydra(cfg), resolve=True)
+        content = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UsageError(unresolved(cfg, error, "config")) from error
+    for path, value in _values(content):
+        if isinstance(value, str) and "${" in value:  # from an environment variable, or escaped
+            raise UsageError(f"{'.'.join(path)}={shortened(value)}: must not contain ${{, which begins a reference")
 
 
 def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, key: str) -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 from dlhw.data.file_hashes import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
+from dlhw.runs.directories import is_output
 from dlhw.runtime.paths import printable
 
 PARTS = ("train", "val", "test")
+OUTPUT_FILES = ("config.yaml", "multirun.yaml", "sweep.csv")
+"""Files that the directories of runs, sweeps and comparisons have."""
 LAYOUT = (
     "expected one folder per class (ROOT/cats/1.jpg), or train and optionally val and test with such folders "
     "(ROOT/train/cats/1.jpg)"
@@ -39,7 +42,7 @@ class PictureFolder:
         else:
             candidates = [data_dir / name for name in self.folders]
         for path in candidates:
-            if path.is_dir():
+            if os.path.isdir(path):
                 return path
         if not candidates:
             raise UsageError(f"dataset.root=null: must be the path of a folder; {LAYOUT}")
@@ -71,7 +74,8 @@ class FolderListing:
 def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
     """List the picture files in a folder, except those that match a pattern of ``exclude``.
 
-    Raise UsageError for an unknown layout, and for a pattern that matches no picture.
+    Raise UsageError for an unknown layout, for a pattern that matches no picture, and for the directory of a run, whose
+    figures would become pictures of the dataset.
     """
     folders = _subfolders(root)
     published = [part for part in PARTS if part in folders and _subfolders(root / part)]
@@ -96,6 +100,12 @@ def list_pictures(root: Path, exclude: Sequence[str]) -> FolderListing:
             for path in files_below(top / name):
                 relative = path.relative_to(root).as_posix()
                 if not is_picture(path):
+                    if path.name in OUTPUT_FILES and is_output(path.parent):
+                        raise UsageError(
+                            f"{printable(path.parent)}: a directory of results inside the pictures in "
+                            f"{printable(root)}; move it out of this folder, so that its figures are not read as "
+                            "pictures of the dataset"
+                        )
                     listing.others += 1
                     continue
                 matches = {glob for glob in exclude if fnmatch.fnmatch(relative if "/" in glob else path.name, glob)}

@@ -23,10 +23,12 @@ from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.runtime.options import PathText
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import is_listed_in, printable
 
 log = logging.getLogger(__name__)
 
+CACHE_FOLDER = ".pictures"
+"""The name of the default cache folder in ``data_dir``."""
 MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -71,12 +73,10 @@ def load_folder(
             f"dataset.validation_fraction={validation_fraction}"
         )
     home = Path(data_dir)
+    located = folder.locate(root, home)
+    _require_cache_outside(located, cache_dir, home)
     content = _read(
-        folder.locate(root, home),
-        exclude,
-        resize=resize,
-        crop=crop,
-        cache_dir=Path(cache_dir or home / ".pictures"),
+        located, exclude, resize=resize, crop=crop, cache_dir=Path(cache_dir) if cache_dir else home / CACHE_FOLDER
     )
     labels = grouping.labels(content.names, groups, known=content.listing.names)
     farthest = -1 if near_duplicates is None else near_duplicates
@@ -112,6 +112,16 @@ def load_folder(
         names=content.names,
         about=about,
     )
+
+
+def _require_cache_outside(folder: Path, cache_dir: str | None, data_dir: Path) -> None:
+    """Raise UsageError if the cache would be among the pictures, where it would become a class."""
+    if is_listed_in(Path(cache_dir) if cache_dir else data_dir / CACHE_FOLDER, folder):
+        setting = f"dataset.cache_dir={printable(cache_dir)}" if cache_dir else f"data_dir={printable(data_dir)}"
+        raise UsageError(
+            f"{setting}: inside the pictures in {printable(folder)}, where each folder is a class; choose a folder "
+            "outside of it"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 MAGIC = b"dlhw pictures 2\n"
 """The start of the file. The pixels follow from OFFSET on, then an index (npz), its length and its SHA-256."""
 OFFSET = 4096  # a page of memory
+CACHE, MEMO = ".pictures", ".hashes"
+"""The suffixes of the files in a cache folder: decoded pictures, and saved hashes of picture files."""
 _FOOTER_BYTES = 8 + 32
 
 
@@ -68,37 +70,27 @@ class DecodedPictures:
 
 def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, cache_dir: Path) -> DecodedPictures:
     """Return the pictures in these files under ``root``, from the cache if it has them. Raise UsageError."""
-    lookup = functools.partial(_lookup, files, crop=crop, transform=f"{resize} {crop}", cache_dir=cache_dir)
-    memo = cache_dir / f"files-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.hashes"
+    memo = cache_dir / f"files-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}{MEMO}"
     contents = known_hashes(files, memo)
-    pictures = lookup(contents)[1] if len(contents) == len(files) else None
-    if pictures is not None:
-        return pictures
+    if len(contents) == len(files):
+        pictures = _lookup(files, contents, resize=resize, crop=crop, cache_dir=cache_dir)[1]
+        if pictures is not None:
+            return pictures
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
+        _require_only_caches(cache_dir)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
         (cache_dir / ".lock").touch()
         with locked(cache_dir / ".lock", wait=True, busy=busy) as held:
             for leftover in cache_dir.glob(".*.partial") if held else ():  # from processes that were killed
                 leftover.unlink(missing_ok=True)
-
-            def read() -> DecodedPictures:
-                contents = hash_files(files, memo)
-                path, pictures = lookup(contents)
-                if pictures is None:
-                    _check_space(cache_dir, len(files) * 3 * crop**2)
-                    _write(path, files, contents, resize=resize, crop=crop)
-                    pictures = lookup(contents)[1]
-                    assert pictures is not None, f"{path} was just written"
-                return pictures
-
             try:
-                return read()
+                return _read(files, memo, resize=resize, crop=crop, cache_dir=cache_dir)
             except FileChanged as error:
                 log.warning("%s: has another content than its saved hash; hashing the pictures again", error)
                 memo.unlink(missing_ok=True)
             try:
-                return read()
+                return _read(files, memo, resize=resize, crop=crop, cache_dir=cache_dir)
             except FileChanged as error:
                 raise UsageError(
                     f"{error}: changed while it was read; start again when no process writes to the folder"
@@ -110,14 +102,41 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
         ) from error
 
 
+def _require_only_caches(cache_dir: Path) -> None:
+    """Raise UsageError if a folder contains other files than caches and hidden ones."""
+    others = sorted(
+        name for name in os.listdir(cache_dir) if not name.startswith(".") and not name.endswith((CACHE, MEMO))
+    )
+    if others:
+        raise UsageError(
+            f"dataset.cache_dir={printable(cache_dir)}: contains other files, such as {printable(others[0])}; "
+            "expected a new or empty folder, or one that contains only caches"
+        )
+
+
+def _read(files: Sequence[PictureFile], memo: Path, *, resize: int, crop: int, cache_dir: Path) -> DecodedPictures:
+    """Hash the files that have changed, and return the pictures; decode all if the cache does not have them.
+
+    Raise FileChanged. Only one process may call this function at a time.
+    """
+    contents = hash_files(files, memo)
+    path, pictures = _lookup(files, contents, resize=resize, crop=crop, cache_dir=cache_dir)
+    if pictures is None:
+        _check_space(cache_dir, len(files) * 3 * crop**2)
+        _write(path, files, contents, resize=resize, crop=crop)
+        pictures = _lookup(files, contents, resize=resize, crop=crop, cache_dir=cache_dir)[1]
+        assert pictures is not None, f"{path} was just written"
+    return pictures
+
+
 def _lookup(
-    files: Sequence[PictureFile], contents: dict[str, str], *, crop: int, transform: str, cache_dir: Path
+    files: Sequence[PictureFile], contents: dict[str, str], *, resize: int, crop: int, cache_dir: Path
 ) -> tuple[Path, DecodedPictures | None]:
     """Return the path of the cache file and its pictures; None if there is no such file or it is damaged."""
-    digest = hashlib.sha256(repr((MAGIC, transform, FARTHEST, PIL.__version__)).encode())
+    digest = hashlib.sha256(repr((MAGIC, f"{resize} {crop}", FARTHEST, PIL.__version__)).encode())
     for file in files:
         digest.update(repr((file.name, contents[file.name])).encode())
-    path = cache_dir / f"{digest.hexdigest()}.pictures"
+    path = cache_dir / f"{digest.hexdigest()}{CACHE}"
     try:
         status = os.stat(path)
         return path, _open_cache(path, crop, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
@@ -168,22 +187,7 @@ def _read_index(file: BinaryIO, size: int) -> tuple[dict[str, np.ndarray], int]:
 
 def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *, resize: int, crop: int) -> None:
     """Decode all files in parallel and write them to the file ``path``, which exists only if it is complete."""
-
-    def read(file: PictureFile) -> tuple[DecodedPicture, bytes, Bits] | Unreadable:
-        """Return the picture with its digest and perceptual hash, or the error. Raise FileChanged."""
-        try:
-            content = file.path.read_bytes()
-        except OSError as error:
-            return Unreadable(reason_of(error))
-        if hashlib.sha256(content).hexdigest() != contents[file.name]:
-            raise FileChanged(printable(file.path))
-        try:
-            picture = decode(content, resize=resize, crop=crop)
-        except Unreadable as error:
-            return error
-        digest = hashlib.blake2b(picture.pixels.numpy().data, digest_size=16).digest()
-        return picture, digest, perceptual_hashes(picture.pixels[None])
-
+    decoded = functools.partial(_decoded, contents=contents, resize=resize, crop=crop)
     kept, sizes, checksums, digests, hashes = [], [], [], [], [np.empty((0, 32), np.uint8)]
     skipped, notes = {}, {}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -191,7 +195,7 @@ def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *
         with partial.open("wb") as out, without_warnings():
             out.write(MAGIC.ljust(OFFSET, b"\0"))
             for number, result in enumerate(
-                tracked(map_in_order(read, files), total=len(files), what="decoding pictures")
+                tracked(map_in_order(decoded, files), total=len(files), what="decoding pictures")
             ):
                 name = files[number].name
                 if isinstance(result, Unreadable):
@@ -225,6 +229,24 @@ def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *
         sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _decoded(
+    file: PictureFile, *, contents: dict[str, str], resize: int, crop: int
+) -> tuple[DecodedPicture, bytes, Bits] | Unreadable:
+    """Return the picture in a file with its digest and perceptual hash, or the error. Raise FileChanged."""
+    try:
+        content = file.path.read_bytes()
+    except OSError as error:
+        return Unreadable(reason_of(error))
+    if hashlib.sha256(content).hexdigest() != contents[file.name]:
+        raise FileChanged(printable(file.path))
+    try:
+        picture = decode(content, resize=resize, crop=crop)
+    except Unreadable as error:
+        return error
+    digest = hashlib.blake2b(picture.pixels.numpy().data, digest_size=16).digest()
+    return picture, digest, perceptual_hashes(picture.pixels[None])
 
 
 def _check_space(directory: Path, needed: int) -> None:

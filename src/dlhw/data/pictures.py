@@ -141,7 +141,11 @@ def _open_upright(content: bytes, least: int | None = None) -> tuple[Image.Image
         raise Unreadable("empty file")
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return _upright(picture, least)
+            result = _upright(picture, least)
+        if picture.format == "PNG":  # PIL's decoder ignores the checksums of the pixels and a missing end
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.verify()
+        return result
     except Unreadable:
         raise
     except UnidentifiedImageError as error:

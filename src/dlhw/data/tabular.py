@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import pickle
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +20,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 BOSTON = ("CRIM", "ZN", "INDUS", "CHAS", "NOX", "RM", "AGE", "DIS", "RAD", "TAX", "PTRATIO", "B", "LSTAT", "MEDV")
 BOSTON_ROWS = 506
+UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, ValueError)
+"""What unpickling an undamaged file raises if its content is not scikit-learn's."""
 
 
 def boston(
@@ -63,7 +67,10 @@ def california_housing(
     """
     from sklearn.datasets import fetch_california_housing
 
+    path = Path(data_dir, "cal_housing_py3.pkz")
     try:
+        if path.exists():
+            zlib.decompress(path.read_bytes())  # verifies the checksum, which unpickling alone does not
         x, y = fetch_california_housing(data_home=str(data_dir), download_if_missing=download, return_X_y=True)
     except OSError as error:
         raise UsageError(
@@ -71,8 +78,7 @@ def california_housing(
             "cal_housing_py3.pkz there from a computer that has downloaded it, or use dataset=diabetes, which needs no "
             "download"
         ) from error
-    except Exception as error:  # unpickling invalid bytes raises any exception
-        path = Path(data_dir, "cal_housing_py3.pkz")
+    except (zlib.error, *UNPICKLING_ERRORS) as error:
         raise UsageError(f"{path}: damaged ({_reason(error)}); delete it to download it again") from error
     return _regression(
         "california_housing",

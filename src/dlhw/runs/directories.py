@@ -46,6 +46,12 @@ def is_sweep_of_dlhw(path: Path) -> bool:
     return False
 
 
+def is_output(path: Path) -> bool:
+    """Return whether the directory is that of a run, a sweep or a comparison of dlhw; a config may be damaged."""
+    damaged_run = has_config(path) and os.path.lexists(path / "summary.json")
+    return damaged_run or is_run_of_dlhw(path) or is_sweep_of_dlhw(path)
+
+
 def runs_in(path: Path) -> list[Path]:
     """Return the runs directly in a directory, sorted by name."""
     return [directory for directory in _subdirectories(path) if has_config(directory)]

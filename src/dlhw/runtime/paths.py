@@ -46,6 +46,15 @@ def _mistake(text: object) -> str | None:
     return None
 
 
+def is_listed_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder, or is inside of it but not in one of its hidden folders.
+
+    Links are resolved.
+    """
+    inner, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    return inner.is_relative_to(outer) and not "".join(inner.relative_to(outer).parts[:1]).startswith(".")
+
+
 def shortened(text: object, *, longest: int = 120) -> str:
     """Return a value as one printable line for a message; the middle of a long one is replaced by ``...``."""
     line = printable(str(text))
