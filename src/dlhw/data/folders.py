@@ -22,15 +22,13 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runtime.options import PathText
+from dlhw.runtime.options import PathText, Positive, Side
 from dlhw.runtime.paths import printable
 
 log = logging.getLogger(__name__)
 
 MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=1, le=8192)]
 PerChannel = Field(min_length=3, max_length=3)
 NonEmpty = Annotated[str, Field(min_length=1)]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -48,7 +46,7 @@ def load_folder(
     resize: Side,
     crop: Side,
     mean: Annotated[list[FiniteFloat], PerChannel],
-    std: Annotated[list[PositiveFloat], PerChannel],
+    std: Annotated[list[Positive], PerChannel],
     validation_fraction: ValidationFraction,
     test_fraction: TestFraction,
     split: SplitBy,

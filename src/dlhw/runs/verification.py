@@ -22,7 +22,8 @@ from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import differences
-from dlhw.runs.schemas import MOST_EPOCHS, Invalid, check_metrics, is_number, is_whole, require
+from dlhw.runs.schemas import Invalid, check_metrics, is_number, is_whole, require
+from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.paths import printable, shortened
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def _check(state: Any, kind: Kind) -> None:
     valid = isinstance(run, dict) and isinstance(run.get("config"), dict) and isinstance(run.get("dlhw"), str)
     require(valid, "run must have config and dlhw")
     if kind == "best":
-        valid = is_whole(state["epoch"], smallest=1, largest=MOST_EPOCHS)
+        valid = is_whole(state["epoch"], smallest=1, largest=LARGEST_COUNT)
         require(valid, f"epoch is {shortened(state['epoch'], longest=40)}")
         return
     rows, optimizer = state["rows"], state["optimizer"]
