@@ -23,6 +23,7 @@ from dlhw.runs import checkpoint
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import differences
 from dlhw.runs.schemas import Invalid, check_metrics, is_number, is_whole, require
+from dlhw.runs.stored import Unreadable, read_summary
 from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.paths import printable, shortened
 
@@ -48,11 +49,20 @@ class WrongCheckpoint(UsageError):
 
 
 def _remedy(path: Path) -> str:
+    if _has_finished(path.parent):  # it does not start from the first epoch again
+        return "restore it, or start a new run"
     if path.name == "last.pt" and (path.parent / "previous.pt").is_file():
         return "restore it, or delete it to resume from previous.pt"
     if path.name in ("last.pt", "previous.pt"):
         return "restore it, or delete it to start from the first epoch"
     return "restore it, or start a new run"
+
+
+def _has_finished(directory: Path) -> bool:
+    try:
+        return "final" in read_summary(directory)
+    except Unreadable:
+        return True
 
 
 def require_kind(path: Path, state: State, kind: Kind) -> None:
