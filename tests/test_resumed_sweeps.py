@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dlhw.runs.record import Record
 from dlhw.sweeps import jobs
 from support.commands import dlhw
 from support.run_directories import read_rows
@@ -73,3 +74,17 @@ def test_other_primary_config_is_refused(tmp_path: Path, flag: str) -> None:
     result = dlhw(flag, "mine", at=tmp_path)
     assert (result.code, result.out) == (1, "")
     assert result.err.endswith(": invalid; put own config files into a folder and add --config-dir FOLDER\n")
+
+
+def test_sweep_reads_once_whether_each_job_is_finished(
+    tmp_path: Path, comparisons: list[Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def finished(record: Record) -> bool:
+        read.append(record.path.name)
+        return True
+
+    monkeypatch.setattr(Record, "finished", property(finished))
+    dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
+    assert read == ["seed=0", "seed=1"]

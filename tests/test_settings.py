@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import yaml
 
+from dlhw.cli import build
 from dlhw.cli.build import validate
 from dlhw.cli.composition import conf_dir
 from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.training import settings
+from support.commands import SMALL, dlhw
 
 
 def test_defaults_in_python_equal_the_config_file() -> None:
@@ -30,3 +33,11 @@ def test_each_setting_is_in_exactly_one_group() -> None:
 def test_deleted_setting_is_an_error(name: str) -> None:
     with pytest.raises(UsageError, match=rf"^trainer\.{name}: missing"):
         validate(compose("dataset=digits", f"~trainer.{name}"))
+
+
+def test_settings_are_validated_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    check_settings = build.check_settings
+    monkeypatch.setattr(build, "check_settings", lambda cfg: (calls.append(cfg), check_settings(cfg)))
+    assert dlhw(*SMALL, "trainer.epochs=1", at=tmp_path).code == 0
+    assert len(calls) == 1

@@ -114,6 +114,7 @@ def test_config_has_the_groups_that_the_program_builds() -> None:
         ({"hydra": {}}, "not the config of a run (it has the key hydra)"),
         ({"seed": None}, "seed must be a whole number from 0 to 9223372036854775807"),
         ({"seed": -1}, "seed must be a whole number from 0 to 9223372036854775807"),
+        ({"seed": 2**63}, "seed must be a whole number from 0 to 9223372036854775807"),
         ({"name": 3}, "name must be text"),
         ({"data_dir": None}, "data_dir must be text"),
         ({"output_dir": ""}, "output_dir must be text"),
