@@ -274,7 +274,6 @@ def test_crash_while_writing_keeps_the_old_summary(tmp_path: Path, call: str, mo
 def test_invalid_summary_is_logged_and_the_run_counts_as_incomplete(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "config.yaml").touch()
     (tmp_path / "summary.json").write_text('{"status": "finished", "final": null}')
     assert not Record(tmp_path).finished
     assert caplog.messages == [

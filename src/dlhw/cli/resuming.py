@@ -150,7 +150,8 @@ def config_dir_of_sweep(directory: Path) -> str | None:
 
     Raise UsageError if it does not exist any more.
     """
-    sources = (stored.read_multirun(directory) or {})["hydra"]["runtime"].get("config_sources", [])
+    content = stored.read_multirun(directory)
+    sources = content["hydra"]["runtime"].get("config_sources", []) if content is not None else []
     folders = [source["path"] for source in sources if source["provider"] == COMMAND_LINE]
     for folder in folders:
         if not os.path.isdir(folder):

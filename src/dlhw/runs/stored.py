@@ -169,7 +169,9 @@ def _remedy_of_conclusion(path: Path) -> str:
     """Return what to do about the invalid ``summary.json`` of a run or sweep, or its ``sweep.csv``."""
     if os.path.lexists(path.with_name("config.yaml")):
         return RESUME
-    return COMPARE if os.path.lexists(path.with_name("multirun.yaml")) else COMPARE_ELSEWHERE
+    if os.path.lexists(path.with_name("multirun.yaml")):
+        return COMPARE
+    return COMPARE_ELSEWHERE if os.path.lexists(path.with_name("sweep.csv")) else RESUME
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
