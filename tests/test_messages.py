@@ -202,6 +202,7 @@ INVALID = {
     "b =0.05": "b =0.05: must not have spaces around =; expected b=0.05",
     "name= b": "name= b: must not have spaces around =; expected name=b",
     "optimizer.lr=0.1 a=[": "a=[: invalid value; [ and ] do not match",
+    "name=a(b)": "name=a(b): invalid value; quote text once for the shell and once for Hydra: name=\"'...'\"",
     "optimizer.lr='0.1": "optimizer.lr='0.1: invalid value; a quote (') is not closed",
     "optimizer.lr=${..}": "optimizer.lr=${..}: invalid interpolation; expected ${key}, or \\${...} for text",
     "trainer.rates=[1.5]": "trainer.rates=[1.5]: must be a mapping, such as {name: value}",

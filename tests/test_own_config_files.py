@@ -86,7 +86,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "no override": (
         "defaults: [/model: cnn]\n",
-        ": - /model: cnn: has an option already; write - override /model: cnn",
+        ": - /model: cnn: this group has a default option; write - override /model: cnn",
     ),
     "misspelt group": (
         "defaults: [override /modle: cnn]\n",
@@ -104,7 +104,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "defaults: [override /model: cnn, mnist_mlp]\n",
         ": - mnist_mlp: must be above the overrides in defaults",
     ),
-    "twice itself": ("defaults: [_self_, _self_]\n", ": - _self_: is twice in defaults; remove one"),
+    "twice itself": ("defaults: [_self_, _self_]\n", ": - _self_: appears twice in defaults; remove one of the two"),
     "option as value": (
         "model: cnn\n",
         ": model: must be a mapping of options; write - override /model: cnn in its defaults",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import yaml
 
+from dlhw.cli import build
 from dlhw.cli.build import SETTINGS, validate
 from dlhw.cli.composition import conf_dir
 from dlhw.cli.program import compose
 from dlhw.errors import UsageError
 from dlhw.training import settings
+from support.commands import SMALL, dlhw
 from support.composing import error_message
 
 
@@ -39,3 +42,11 @@ def test_deleted_setting_is_an_error(name: str) -> None:
 def test_other_class_of_settings_is_an_error_before_training(group: str, target: str, other: str, sweep: bool) -> None:
     line = f"{group}._target_={other}"
     assert error_message("dataset=digits", line, sweep=sweep) == f"{line}: must be {target}"
+
+
+def test_settings_are_validated_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    check_settings = build.check_settings
+    monkeypatch.setattr(build, "check_settings", lambda cfg: (calls.append(cfg), check_settings(cfg)))
+    assert dlhw(*SMALL, "trainer.epochs=1", at=tmp_path).code == 0
+    assert len(calls) == 1

@@ -94,11 +94,13 @@ def test_unexpected_error_is_logged_with_its_traceback_and_the_job_can_be_resume
 def test_unwritable_file_is_reported_in_one_line(tmp_path: Path) -> None:
     line = ("-m", *QUICK, "seed=0,1")
     dlhw("-m", *QUICK, "seed=0", at=tmp_path)
-    (tmp_path / "S" / "seed=1").touch()
+    (tmp_path / "S" / "seed=1" / "summary.json").mkdir(parents=True)
     result = dlhw(*line, at=tmp_path)
-    jobs = "2 jobs, 1 of them already finished, in S"
-    assert (result.code, result.lines) == (1, [jobs, "S/seed=1/summary.json: Not a directory"])
-    (tmp_path / "S" / "seed=1").unlink()
+    assert (result.code, result.lines[-1]) == (1, "S/seed=1/summary.json: Is a directory")
+    assert result.lines[0].endswith(
+        "a folder, not a file; delete it, then resume the run, which writes it again (the run is completed again)"
+    )
+    (tmp_path / "S" / "seed=1" / "summary.json").rmdir()
     shutil.rmtree(tmp_path / "S" / "tables")
     (tmp_path / "S" / "tables").touch()
     result = dlhw(*line, at=tmp_path)

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from dlhw.runs import identity
 from dlhw.runs.record import Record
-from dlhw.sweeps import expansion, grid
+from dlhw.sweeps import expansion, jobs
 from support.commands import SMALL, Ended, dlhw
 from support.marks import slow
 from support.run_directories import CONFIG
@@ -133,9 +133,9 @@ def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(identity.to_yaml(cfg))
     for order in (plans, plans[::-1]):
-        paths = grid._directories([grid.PlannedJob(plan, cfg) for plan in order], tmp_path)
+        paths = jobs.job_directories([jobs.PlannedJob(plan, cfg) for plan in order], tmp_path)
         assert [path.name for path in paths] == [plan.label for plan in order]
-    (renamed,) = grid._directories([grid.PlannedJob(expansion.Plan((), "d"), cfg)], tmp_path)
+    (renamed,) = jobs.job_directories([jobs.PlannedJob(expansion.Plan((), "d"), cfg)], tmp_path)
     assert renamed.name == "a"
 
 

@@ -8,7 +8,7 @@ class UsageError(ValueError):
 
 
 class NotEnoughMemory(RuntimeError):
-    """The memory does not suffice. The message is one line that starts with what was computed."""
+    """Not enough memory. The message is one line that starts with what was computed."""
 
 
 class ChecksFailed(RuntimeError):

@@ -51,7 +51,12 @@ def check(cfg: DictConfig, overrides: Sequence[str]) -> Components:
     from dlhw.cli import build
 
     build.check_settings(cfg)
-    from dlhw.cli import assembly  # imports torch
+    return _validated(cfg, overrides)
+
+
+def _validated(cfg: DictConfig, overrides: Sequence[str]) -> Components:
+    """Validate all groups, which imports torch. Raise UsageError with one line per mistake."""
+    from dlhw.cli import assembly, build
 
     components = build.validate(cfg)
     assembly.require_read(components, overrides)
@@ -65,7 +70,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
     from dlhw.training.loop import Training
     from dlhw.training.variants import Single
 
-    components = check(cfg, overrides)
+    components = _validated(cfg, overrides)
     arguments = assembly.study_arguments(components)
     if arguments is not None:
         if processes.world_size() > 1:

@@ -71,6 +71,8 @@ class Loader(ComposingLoader):
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
         super().__init__(config_search_path, shipped=conf_dir(), read=config_files.read)
         self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
+        self.resumed: Path | None = None
+        """The sweep that the command line resumes."""
         self._ends_program = ends_program
         self._lines: tuple[str, ...] = ()  # the overrides of the config being composed
         self._known_choices: dict[tuple[str, ...], dict[str, str | None]] = {}  # by overrides
@@ -196,6 +198,9 @@ class Loader(ComposingLoader):
                 return resuming.config_of_run(directory, parsed_overrides, compose)
             if directory is not None:
                 lines = resuming.overrides_of_sweep(directory, parsed_overrides, parse=parsed, quote=quoted)
+                if self.config_dir() is None and (folder := resuming.config_dir_of_sweep(directory)):
+                    self.use_config_dir(folder)
+                self.resumed = directory
                 parsed_overrides = OverridesParser.create().parse_overrides(lines)
             return self._apply_rules(compose(lines), parsed_overrides)
         except UsageError:

@@ -166,7 +166,7 @@ def _check_defaults(repository: Repository, name: str, result: ConfigResult, whe
 
     defaults = result.defaults_list or []
     if sum(default.is_self() for default in defaults) > 1:
-        raise UsageError(f"{where}: - _self_: is twice in defaults; remove one")
+        raise UsageError(f"{where}: - _self_: appears twice in defaults; remove one of the two")
     seen_override = False
     for default in defaults:
         if seen_override and not default.is_override() and not default.is_self():
@@ -201,7 +201,9 @@ def _check_group(repository: Repository, default: GroupDefault, group: str, wher
         if value not in (None, "???") and value.removesuffix(".yaml") not in options and not default.optional:
             raise UsageError(f"{where}: {line}: unknown {group}{expected_one_of(value, options, shown_by='--help')}")
     if not default.override and repository.is_chosen_by_default(group):
-        raise UsageError(f"{where}: {line}: has an option already; write - override /{group}: {default.value}")
+        raise UsageError(
+            f"{where}: {line}: this group has a default option; write - override /{group}: {default.value}"
+        )
 
 
 def _require_no_cycle(repository: Repository, name: str, chain: Sequence[str], where: str) -> None:

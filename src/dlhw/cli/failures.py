@@ -90,7 +90,7 @@ def _fail(cfg: DictConfig, record: Record, error: Exception) -> None:
     from dlhw.runs.identity import to_yaml
 
     if not (record.path / "config.yaml").exists():
-        with contextlib.suppress(OSError, OmegaConfBaseException):  # a full disk; a value that cannot be resolved
+        with contextlib.suppress(OSError, OmegaConfBaseException):  # a full disk; a value that refers to nothing
             record.write_config(to_yaml(cfg), new=True)
     record.fail(error)
 

@@ -29,7 +29,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
@@ -45,6 +45,8 @@ from dlhw.errors import UsageError
 
 LIBRARIES = ("hydra", "omegaconf", "yaml", "antlr4")
 """The packages that read command lines and config files."""
+COMMAND_LINE = "command-line"
+"""Hydra's name for the origin of the folder of ``--config-dir``."""
 
 
 def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, config_dir: Path, config_name: str) -> None:
@@ -64,8 +66,12 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
             raise UsageError(
                 f"{flag}: unknown flag; options are written KEY=VALUE, such as trainer.epochs=3; the flags are {valid}"
             )
+    args = parser.parse_args(list(arguments))
+    for flag, value in (("--config-path", args.config_path), ("--config-name", args.config_name)):
+        if value is not None:
+            raise UsageError(f"{flag}: invalid; put own config files into a folder and add --config-dir FOLDER")
     hydra._internal.utils._run_hydra(
-        args=parser.parse_args(list(arguments)),
+        args=args,
         args_parser=parser,
         task_function=task,
         config_path=str(config_dir),
@@ -142,6 +148,16 @@ class ComposingLoader(ConfigLoaderImpl):
         choices: dict[str, str | None] = defaults.overrides.known_choices
         return choices
 
+    def config_dir(self) -> str | None:
+        """Return the folder of ``--config-dir``; None without one."""
+        folders = [item.path for item in self.config_search_path.get_path() if item.provider == COMMAND_LINE]
+        return folders[0] if folders else None
+
+    def use_config_dir(self, folder: str) -> None:
+        """Read config files from this folder, too, as with ``--config-dir``."""
+        self.config_search_path.prepend(COMMAND_LINE, f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+        self.repository = self.repository.with_folders(self.config_search_path)
+
     def has_group(self, name: str) -> bool:
         """Return whether there is a folder of config files with this name."""
         return self.repository.group_exists(name)
@@ -179,6 +195,10 @@ class Repository(ConfigRepository):
         super().__init__(config_search_path)
         self.shipped = shipped
         self._read = read
+
+    def with_folders(self, config_search_path: ConfigSearchPath) -> Repository:
+        """Return the repository of other folders."""
+        return Repository(config_search_path, shipped=self.shipped, read=self._read)
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Return the config file with this name; None if there is none."""

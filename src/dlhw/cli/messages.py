@@ -179,7 +179,7 @@ def _syntax_error(key: str, value: str) -> str:
     for opening, closing in ("[]", "{}", "()"):
         if value.count(opening) != value.count(closing):
             return f"{opening} and {closing} do not match"
-    return f"put it in two kinds of quotes: {key}=\"'...'\""
+    return f"quote text once for the shell and once for Hydra: {key}=\"'...'\""
 
 
 def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:

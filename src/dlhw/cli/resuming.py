@@ -1,7 +1,7 @@
 """Compose the config of a resumed run or sweep from the files in its directory.
 
 A resumed run keeps its config, and a resumed sweep its overrides; only a few keys may change. This module does not
-import torch, so that a run that cannot be resumed is refused at once.
+import torch, so that an invalid command is refused at once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
 from dlhw.runs import directories, stored
 from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE, move_paths
 from dlhw.runs.stored import Unreadable
-from dlhw.runtime.paths import read_path, shortened
+from dlhw.runtime.paths import printable, read_path, shortened
 
 
 def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
@@ -144,6 +145,34 @@ def overrides_of_sweep(
     if not any(override.key_or_group == "data_dir" for override in overrides):
         added.append(quote(f"data_dir={content['data_dir']}"))
     return [*kept, *added, "hydra.mode=MULTIRUN", quote(f"hydra.sweep.dir={directory}")]
+
+
+def config_dir_of_sweep(directory: Path) -> str | None:
+    """Return the folder of ``--config-dir`` with which the sweep was started; None without one.
+
+    Raise UsageError if it does not exist any more.
+    """
+    content = stored.read_multirun(directory)
+    sources = content["hydra"]["runtime"].get("config_sources", []) if content is not None else []
+    folders = [source["path"] for source in sources if source["provider"] == COMMAND_LINE]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UsageError(
+                f"resume={printable(directory)}: started with --config-dir {printable(folder)}, which does not exist; "
+                "add --config-dir FOLDER with its new place"
+            )
+    return folders[0] if folders else None
+
+
+def resumed_multirun(directory: Path, cfg: DictConfig) -> DictConfig:
+    """Return the content of ``multirun.yaml`` after the sweep is resumed with ``cfg``.
+
+    It keeps the overrides that started the sweep. Only the places of the data and of the person's config files change.
+    """
+    result = OmegaConf.create(stored.read_multirun(directory))
+    result.data_dir = cfg.data_dir
+    result.hydra.runtime.config_sources = cfg.hydra.runtime.config_sources
+    return result
 
 
 def _kept_overrides(

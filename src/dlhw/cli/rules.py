@@ -1,10 +1,12 @@
-"""The rules that dlhw adds to Hydra's composition, as pure functions of configs and overrides.
+"""The rules that dlhw adds to Hydra's composition, as functions of configs and overrides.
 
 - An experiment's values for a group are dropped when another option of that group is chosen.
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A study rejects overrides of groups and keys that it does not read.
 - The seed, the name and the directories are valid before anything is created.
+
+Only :func:`check_program_keys` edits the config that it is given: it replaces ``~`` in paths.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
+from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.paths import is_listed_in, printable, read_path, shortened
 
 Selections = Collection[tuple[str, str]]
@@ -226,8 +229,8 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
     text = value if isinstance(value, str) else ""
     if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
         return "must be a directory name of at most 100 letters, digits and . _ + -"
-    if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
-        return "must be a whole number from 0 to 9223372036854775807"
+    if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED):
+        return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):
         return "must be null or false, because paths are relative to the working directory"
     if key == "hydra.output_subdir" and value not in (None, ".hydra"):

@@ -18,6 +18,7 @@ from dlhw.data.downloads import fetch
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runtime.downloads import DownloadFailed
+from dlhw.runtime.options import Positive, Side
 from dlhw.runtime.randomness import generator
 
 FOLDER = "cifar-10-batches-py"
@@ -31,8 +32,6 @@ MD5 = {
 }
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = Field(min_length=3, max_length=3)
 
 

@@ -22,7 +22,7 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runtime.options import PathText
+from dlhw.runtime.options import PathText, Positive, Side
 from dlhw.runtime.paths import is_listed_in, printable
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ CACHE_FOLDER = ".pictures"
 """The name of the default cache folder in ``data_dir``."""
 MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Side = Annotated[int, Field(ge=1, le=8192)]
 PerChannel = Field(min_length=3, max_length=3)
 NonEmpty = Annotated[str, Field(min_length=1)]
 ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -50,7 +48,7 @@ def load_folder(
     resize: Side,
     crop: Side,
     mean: Annotated[list[FiniteFloat], PerChannel],
-    std: Annotated[list[PositiveFloat], PerChannel],
+    std: Annotated[list[Positive], PerChannel],
     validation_fraction: ValidationFraction,
     test_fraction: TestFraction,
     split: SplitBy,

@@ -45,7 +45,7 @@ _FOOTER_BYTES = 8 + 32
 
 
 class FileChanged(Exception):
-    """A picture file has another content than when it was hashed; the message is its path."""
+    """A picture file does not match its saved hash; the message is its path."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
             try:
                 return _read(files, memo, resize=resize, crop=crop, cache_dir=cache_dir)
             except FileChanged as error:
-                log.warning("%s: has another content than its saved hash; hashing the pictures again", error)
+                log.warning("%s: does not match its saved hash; hashing the pictures again", error)
                 memo.unlink(missing_ok=True)
             try:
                 return _read(files, memo, resize=resize, crop=crop, cache_dir=cache_dir)

@@ -11,6 +11,7 @@ from pydantic import Field, FiniteFloat
 
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
+from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.randomness import generator, key
 
 
@@ -18,7 +19,7 @@ def clusters(
     *,
     data_dir: str | Path,
     seed: int,
-    n: Annotated[int, Field(gt=1, le=1_000_000_000)],
+    n: Annotated[int, Field(gt=1, le=LARGEST_COUNT)],
     features: Annotated[int, Field(ge=2, le=1_000_000)],
     classes: Annotated[int, Field(ge=2, le=1_000_000)],
     separation: Annotated[float, Field(ge=0)],
@@ -63,7 +64,7 @@ def separable(
     *,
     data_dir: str | Path,
     seed: int,
-    n: Annotated[int, Field(gt=1, le=1_000_000_000)],
+    n: Annotated[int, Field(gt=1, le=LARGEST_COUNT)],
     margin: Annotated[float, Field(gt=0)],
     noise: Annotated[float, Field(ge=0)],
     angle_degrees: FiniteFloat,

@@ -28,7 +28,11 @@ State = dict[str, Any]
 
 
 class CorruptCheckpoint(UsageError):
-    """The bytes of a checkpoint file differ from those that were written."""
+    """The bytes of a checkpoint file differ from those that were written. The message is ``FILE: reason; remedy``."""
+
+    def __init__(self, reason: str, remedy: str = "restore it, or start a new run") -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; {remedy}")
 
 
 def save(path: Path, state: State) -> None:
@@ -103,9 +107,10 @@ def load_last(directory: Path) -> tuple[Path, State] | None:
             return path, state
         except CorruptCheckpoint as error:
             errors.append(error)
-            log.warning("%s", error)
+            log.warning("%s", error.reason)
     if errors:
-        raise CorruptCheckpoint(f"{'; '.join(map(str, errors))}; no other checkpoint to resume from; start a new run")
+        reasons = "; ".join(error.reason for error in errors)
+        raise CorruptCheckpoint(reasons, "no other checkpoint to resume from; start a new run")
     return None
 
 

@@ -98,7 +98,7 @@ def same_run(cfg: DictConfig, directory: Path) -> bool:
 
 
 def identity(cfg: DictConfig) -> dict[str, Any] | None:
-    """Return the values that are equal for configs of the same run; None if an interpolation cannot be resolved."""
+    """Return the values that are equal for configs of the same run; None if an interpolation has no value."""
     try:
         return _compared(stored.parse_yaml(to_yaml(without_hydra(cfg))))
     except (OmegaConfBaseException, Invalid):

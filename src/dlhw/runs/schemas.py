@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlhw.runtime.bounds import LARGEST_COUNT, LARGEST_SEED
+
 GROUPS = (
     *("dataset", "augmentation", "model", "init", "loss", "regularization", "optimizer", "scheduler", "trainer"),
     *("probe", "study", "report", "comparison"),
@@ -18,8 +20,6 @@ GROUPS = (
 STATUSES = ("finished", "failed", "unfinished")
 DEEPEST = 50
 """The largest number of nested mappings and lists."""
-MOST_EPOCHS = 10**9
-LARGEST_SEED = 2**63
 
 
 class Invalid(ValueError):
@@ -49,20 +49,26 @@ def check_config(content: Any) -> None:
     require(isinstance(content, Mapping), "not the config of a run")
     require("hydra" not in content, "not the config of a run (it has the key hydra)")
     _check_any_config(content, "run")
-    require(is_whole(content["seed"], smallest=0, largest=LARGEST_SEED), "seed must be a whole number, 0 or greater")
     require(
-        is_whole(content["trainer"].get("epochs"), smallest=1, largest=MOST_EPOCHS),
-        f"trainer.epochs must be a whole number from 1 to {MOST_EPOCHS}",
+        is_whole(content["seed"], smallest=0, largest=LARGEST_SEED),
+        f"seed must be a whole number from 0 to {LARGEST_SEED}",
+    )
+    require(
+        is_whole(content["trainer"].get("epochs"), smallest=1, largest=LARGEST_COUNT),
+        f"trainer.epochs must be a whole number from 1 to {LARGEST_COUNT}",
     )
     for name, value in _leaves(content):
-        require(not isinstance(value, str) or ("${" not in value and value != "???"), f"{name} must have a plain value")
+        require(
+            not isinstance(value, str) or ("${" not in value and value != "???"),
+            f"{name} must be a value without ${{...}} or ???",
+        )
 
 
 def check_multirun(content: Any) -> None:
     """Check the content of a ``multirun.yaml``: a config that is not resolved, with Hydra's overrides and choices."""
     require(isinstance(content, Mapping) and isinstance(content.get("hydra"), Mapping), "not the config of a sweep")
     _check_any_config(content, "sweep")
-    require("${" not in content["data_dir"], "data_dir must have a plain value")
+    require("${" not in content["data_dir"], "data_dir must be a path without ${...}")
     overrides, runtime = content["hydra"].get("overrides"), content["hydra"].get("runtime")
     for name in ("hydra", "task"):
         lines = overrides.get(name) if isinstance(overrides, Mapping) else None
@@ -70,6 +76,12 @@ def check_multirun(content: Any) -> None:
         require(valid, f"hydra.overrides.{name} must be a list of overrides")
     choices = runtime.get("choices") if isinstance(runtime, Mapping) else None
     require(isinstance(choices, Mapping), "hydra.runtime.choices must be a mapping")
+    sources = runtime.get("config_sources", []) if isinstance(runtime, Mapping) else None
+    valid = isinstance(sources, list) and all(
+        isinstance(source, Mapping) and all(isinstance(source.get(name), str) for name in ("path", "provider"))
+        for source in sources
+    )
+    require(valid, "hydra.runtime.config_sources must be a list of folders with path and provider")
 
 
 def _check_any_config(content: Mapping[Any, Any], kind: str) -> None:
@@ -116,7 +128,7 @@ def check_summary(content: Any) -> None:
         return
     for name in ("best", "final"):
         row = content.get(name)
-        valid = isinstance(row, dict) and is_whole(row.get("epoch"), smallest=1, largest=MOST_EPOCHS)
+        valid = isinstance(row, dict) and is_whole(row.get("epoch"), smallest=1, largest=LARGEST_COUNT)
         require(valid, f"{name} must be a row of metrics with its epoch")
         for column, value in content[name].items():
             require(is_number(value), f"{name}.{column} must be a number")

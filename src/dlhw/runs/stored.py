@@ -30,8 +30,10 @@ LARGEST_SUMMARY = 64 * 2**20
 LARGEST_TABLE = 2**30
 
 RESTORE = "restore it, or start again in a new directory"
-REWRITTEN = "delete it, then resume the run, which writes it again"
-COMPARE_AGAIN = "delete it, then compare the runs again, which writes it"
+RESUME = "delete it, then resume the run, which writes it again"
+RESUME_FINISHED = "delete it and summary.json, then resume the run, which writes both again"
+COMPARE = "delete it, then compare the runs again, which writes it"
+COMPARE_ELSEWHERE = "restore it, or compare the runs again into a new directory"
 
 
 class Unreadable(UsageError):
@@ -163,27 +165,37 @@ def _parsed_yaml(path: Path, text: str, check: Callable[[Any], None]) -> dict[st
 # JSON
 
 
+def _remedy_of_conclusion(path: Path) -> str:
+    """Return what to do about the invalid ``summary.json`` of a run or sweep, or its ``sweep.csv``."""
+    if os.path.lexists(path.with_name("config.yaml")):
+        return RESUME
+    if os.path.lexists(path.with_name("multirun.yaml")):
+        return COMPARE
+    return COMPARE_ELSEWHERE if os.path.lexists(path.with_name("sweep.csv")) else RESUME
+
+
 def read_summary(directory: Path) -> dict[str, Any]:
     """Return the ``summary.json`` of a run or sweep; empty if it does not exist, so the run has not ended.
 
     Raise Unreadable if it is invalid.
     """
     path = directory / "summary.json"
-    text = read_text(path, remedy=REWRITTEN, largest=LARGEST_SUMMARY)
+    remedy = _remedy_of_conclusion(path)
+    text = read_text(path, remedy=remedy, largest=LARGEST_SUMMARY)
     if text is None:
         return {}
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
-        raise Unreadable(path, "nested too deep", REWRITTEN) from error
+        raise Unreadable(path, "nested too deep", remedy) from error
     except json.JSONDecodeError as error:
-        raise Unreadable(path, f"not valid JSON (line {error.lineno}: {error.msg})", REWRITTEN) from error
+        raise Unreadable(path, f"not valid JSON (line {error.lineno}: {error.msg})", remedy) from error
     except ValueError as error:
-        raise Unreadable(path, f"not valid JSON ({error})", REWRITTEN) from error
+        raise Unreadable(path, f"not valid JSON ({error})", remedy) from error
     try:
         check_summary(content)
     except Invalid as error:
-        raise Unreadable(path, str(error), REWRITTEN) from error
+        raise Unreadable(path, str(error), remedy) from error
     summary: dict[str, Any] = content
     return summary
 
@@ -213,16 +225,17 @@ def read_metrics(directory: Path) -> list[dict[str, float]] | None:
     The last line is left out if a crash truncated it.
     """
     path = directory / "metrics.csv"
-    text = read_text(path, remedy=REWRITTEN, largest=LARGEST_TABLE)
+    remedy = RESUME_FINISHED if os.path.lexists(directory / "summary.json") else RESUME
+    text = read_text(path, remedy=remedy, largest=LARGEST_TABLE)
     if text is None:
         return None
     rows: list[dict[str, float]] = []
     try:
-        for cells in _table(path, text[: text.rfind("\n") + 1], remedy=REWRITTEN):
+        for cells in _table(path, text[: text.rfind("\n") + 1], remedy=remedy):
             rows.append({name: _number(cell) for name, cell in cells.items()})
         check_metrics(rows)
     except Invalid as error:
-        raise Unreadable(path, str(error), REWRITTEN) from error
+        raise Unreadable(path, str(error), remedy) from error
     return rows
 
 
@@ -249,21 +262,22 @@ def read_seconds(directory: Path) -> dict[int, float]:
 def read_sweep(directory: Path) -> list[dict[str, str]] | None:
     """Return the rows of a sweep's ``sweep.csv``, one per job; None if it does not exist. Raise Unreadable."""
     path = directory / "sweep.csv"
-    text = read_text(path, remedy=COMPARE_AGAIN, largest=LARGEST_TABLE)
+    remedy = _remedy_of_conclusion(path)
+    text = read_text(path, remedy=remedy, largest=LARGEST_TABLE)
     if text is None:
         return None
-    rows = _table(path, text, remedy=COMPARE_AGAIN)
+    rows = _table(path, text, remedy=remedy)
     try:
         check_sweep(rows)
     except Invalid as error:
-        raise Unreadable(path, str(error), COMPARE_AGAIN) from error
+        raise Unreadable(path, str(error), remedy) from error
     return rows
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of another table of a run; empty if it does not exist. Raise Unreadable."""
-    text = read_text(path, remedy=REWRITTEN, largest=LARGEST_TABLE)
-    return [] if text is None else _table(path, text, remedy=REWRITTEN)
+    text = read_text(path, remedy=RESTORE, largest=LARGEST_TABLE)
+    return [] if text is None else _table(path, text, remedy=RESTORE)
 
 
 def _table(path: Path, text: str, *, remedy: str) -> list[dict[str, str]]:

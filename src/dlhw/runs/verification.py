@@ -22,7 +22,9 @@ from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import differences
-from dlhw.runs.schemas import MOST_EPOCHS, Invalid, check_metrics, is_number, is_whole, require
+from dlhw.runs.schemas import Invalid, check_metrics, is_number, is_whole, require
+from dlhw.runs.stored import Unreadable, read_summary
+from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.paths import printable, shortened
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,20 @@ class WrongCheckpoint(UsageError):
 
 
 def _remedy(path: Path) -> str:
+    if _has_finished(path.parent):  # it does not start from the first epoch again
+        return "restore it, or start a new run"
     if path.name == "last.pt" and (path.parent / "previous.pt").is_file():
         return "restore it, or delete it to resume from previous.pt"
     if path.name in ("last.pt", "previous.pt"):
         return "restore it, or delete it to start from the first epoch"
     return "restore it, or start a new run"
+
+
+def _has_finished(directory: Path) -> bool:
+    try:
+        return "final" in read_summary(directory)
+    except Unreadable:
+        return True
 
 
 def require_kind(path: Path, state: State, kind: Kind) -> None:
@@ -85,7 +96,7 @@ def _check(state: Any, kind: Kind) -> None:
     valid = isinstance(run, dict) and isinstance(run.get("config"), dict) and isinstance(run.get("dlhw"), str)
     require(valid, "run must have config and dlhw")
     if kind == "best":
-        valid = is_whole(state["epoch"], smallest=1, largest=MOST_EPOCHS)
+        valid = is_whole(state["epoch"], smallest=1, largest=LARGEST_COUNT)
         require(valid, f"epoch is {shortened(state['epoch'], longest=40)}")
         return
     rows, optimizer = state["rows"], state["optimizer"]

@@ -8,11 +8,14 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from dlhw.errors import UsageError
+from dlhw.runtime.bounds import LARGEST_COUNT, LARGEST_SIDE
 from dlhw.runtime.paths import read_path, shortened
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
-Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Count = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+"""A side of a picture in pixels."""
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer, Check, at_most
+from dlhw.runtime.options import Count
 from dlhw.runtime.randomness import generator
 from dlhw.views.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 
@@ -150,7 +151,7 @@ def logistic_ridge(
     problem: Literal["breast_cancer", "drawn"],
     strengths: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e6)]], Field(min_length=1, max_length=7)],
     penalize_intercept: bool,
-    most_iterations: Annotated[int, Field(ge=1, le=1_000_000_000)],
+    most_iterations: Count,
     draws: Annotated[int, Field(ge=1, le=1_000_000)],
     seed: int,
 ) -> Answer:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import platform
@@ -29,18 +28,18 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw.cli import composition, failures, program
+from dlhw.cli import composition, failures, program, resuming
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runs.directories import is_sweep_of_dlhw
-from dlhw.runs.identity import identity, identity_of_run, without_hydra
+from dlhw.runs.identity import without_hydra
 from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
 from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.progress import tracked
 from dlhw.sweeps.expansion import Plan, UnreadParams, expand
+from dlhw.sweeps.jobs import PlannedJob, failure_reason, job_directories, mark_unfinished, obstacle
 
 log = logging.getLogger("dlhw")
 
@@ -141,19 +140,25 @@ class Grid(Sweeper):
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
             self.cfg.data_dir = str(Path(self.cfg.data_dir).absolute())  # as in config.yaml
-            write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(self.cfg).encode())
+            loader = self.context.config_loader
+            assert isinstance(loader, composition.Loader)
+            content = self.cfg if loader.resumed is None else resuming.resumed_multirun(directory, self.cfg)
+            write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(content).encode())
             yield directory
 
     def _run(self, jobs: Sequence[PlannedJob], directory: Path) -> dict[Path, str]:
         """Launch the jobs that are not finished, then compare all. Return the reasons of failed jobs by directory."""
         started = time.monotonic()
-        paths = _directories(jobs, directory)
-        finished = sum(Record(path).finished for path in paths)
-        note = f", {finished} of them already finished" if finished else ""
+        paths = job_directories(jobs, directory)
+        finished = {path for path in paths if Record(path).finished}
+        note = f", {len(finished)} of them already finished" if finished else ""
         log.info("%d job%s%s, in %s", len(jobs), "" if len(jobs) == 1 else "s", note, directory)
         todo = []
         for job, path in zip(jobs, paths, strict=True):
-            if Record(path).finished:
+            if path in finished:
+                continue
+            if reason := obstacle(path):
+                log.error("%s", reason)
                 continue
             Record(path).reopen()
             if job.error is None:
@@ -161,6 +166,7 @@ class Grid(Sweeper):
             else:
                 path.mkdir(exist_ok=True)
                 Record(path).fail(job.error)
+        mark_unfinished(directory, [path.name for path in paths if path not in finished])
         ended: str | None = None
         try:
             ended = self._launch(todo)
@@ -170,7 +176,7 @@ class Grid(Sweeper):
         finally:
             concluded = False
             try:
-                reasons = {path: reason for path in paths if (reason := _reason(path, ended))}
+                reasons = {path: reason for path in paths if (reason := failure_reason(path, ended))}
                 planned = dict(zip(paths, jobs, strict=True))
                 log.info("%s", self._conclude(directory, planned, reasons, seconds=time.monotonic() - started))
                 concluded = True
@@ -198,7 +204,7 @@ class Grid(Sweeper):
                 return None
             for number, (line, (_, path)) in enumerate(zip(lines, jobs, strict=True)):
                 launcher.launch([line], initial_job_idx=number)
-                if _reason(path, None):
+                if failure_reason(path, None):
                     return ""
         except Exception as error:
             signals.raise_received()
@@ -241,15 +247,6 @@ class Grid(Sweeper):
 
 
 @dataclass(frozen=True)
-class PlannedJob:
-    """A plan with its config, or with the error that composing raised."""
-
-    plan: Plan
-    config: DictConfig | None
-    error: UsageError | None = None
-
-
-@dataclass(frozen=True)
 class Worker:
     """The function that a launcher calls for each job, in any process. A local process ends when the sweeper's ends."""
 
@@ -287,42 +284,3 @@ def _end_with(process: int) -> None:
                 os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
-    """Return the directory of each job: one where an earlier call began this run, or a new one named by its label.
-
-    Jobs with equal configs keep the directories that are named by their labels.
-    """
-    runs = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
-    begun: list[list[Path]] = []
-    taken: dict[Path, PlannedJob] = {}
-    for job in jobs:
-        job_identity = identity(job.config) if runs and job.config is not None else None
-        begun.append([path for path, stored in runs.items() if job_identity is not None and stored == job_identity])
-        labelled = directory / job.plan.label
-        if labelled in begun[-1]:
-            taken.setdefault(labelled, job)
-    paths = []
-    for job, earlier in zip(jobs, begun, strict=True):
-        path = directory / job.plan.label
-        if taken.get(path) is not job:
-            numbered = (path.with_name(f"{path.name}-{attempt}") for attempt in itertools.count(2))
-            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in runs)
-            path = next(candidate for candidate in itertools.chain(earlier, new) if candidate not in taken)
-            taken[path] = job
-        paths.append(path)
-    return paths
-
-
-def _reason(path: Path, ended: str | None) -> str | None:
-    """Return why the job in this directory failed or did not run; None if it is finished."""
-    try:
-        summary = read_summary(path)
-    except UsageError as error:
-        return str(error)
-    if summary.get("status") == "failed":
-        return str(summary.get("reason"))
-    if summary.get("status") == "finished":
-        return None
-    return "it ended without a summary; see its run.log" if ended is None else ended

@@ -1,0 +1,92 @@
+"""The jobs of a sweep: the directory of each, and why it failed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dlhw.errors import UsageError
+from dlhw.runs.identity import identity, identity_of_run
+from dlhw.runs.record import Record
+from dlhw.runs.stored import Unreadable, read_summary, read_sweep
+from dlhw.runtime.paths import printable
+from dlhw.sweeps.expansion import Plan
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A plan with its config, or with the error that composing raised."""
+
+    plan: Plan
+    config: DictConfig | None
+    error: UsageError | None = None
+
+
+def job_directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
+    """Return the directory of each job: one where an earlier call began this run, or a new one named by its label.
+
+    Jobs with equal configs keep the directories that are named by their labels.
+    """
+    runs = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
+    begun: list[list[Path]] = []
+    taken: dict[Path, PlannedJob] = {}
+    for job in jobs:
+        job_identity = identity(job.config) if runs and job.config is not None else None
+        begun.append([path for path, stored in runs.items() if job_identity is not None and stored == job_identity])
+        labelled = directory / job.plan.label
+        if labelled in begun[-1]:
+            taken.setdefault(labelled, job)
+    paths = []
+    for job, earlier in zip(jobs, begun, strict=True):
+        path = directory / job.plan.label
+        if taken.get(path) is not job:
+            numbered = (path.with_name(f"{path.name}-{attempt}") for attempt in itertools.count(2))
+            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in runs)
+            path = next(candidate for candidate in itertools.chain(earlier, new) if candidate not in taken)
+            taken[path] = job
+        paths.append(path)
+    return paths
+
+
+def obstacle(path: Path) -> str | None:
+    """Return what is at the path of a job's directory if it is not a directory; None if it is one or is free."""
+    if path.is_dir() or not os.path.lexists(path):
+        return None
+    what = "a broken link" if path.is_symlink() else "a file"
+    return f"{printable(path)}: {what}; expected the directory of a job; restore or remove it, then resume the sweep"
+
+
+def mark_unfinished(directory: Path, jobs: Collection[str]) -> None:
+    """Drop the failures of these jobs from the table of an earlier call, because they are tried again."""
+    try:
+        rows = read_sweep(directory) or []
+    except Unreadable:  # it is written again at the end
+        return
+    failed = [row for row in rows if row["job"] in jobs and row["status"] == "failed"]
+    for row in failed:
+        row |= {"status": "unfinished", "reason": ""}
+    if failed:
+        Record(directory).csv("sweep", rows)
+
+
+def failure_reason(path: Path, ended: str | None) -> str | None:
+    """Return why the job in this directory failed or did not run; None if it is finished.
+
+    ``ended`` is why the launcher ended early, if it did.
+    """
+    if reason := obstacle(path):
+        return reason
+    try:
+        summary = read_summary(path)
+    except UsageError as error:
+        return str(error)
+    if summary.get("status") == "failed":
+        return str(summary.get("reason"))
+    if summary.get("status") == "finished":
+        return None
+    return "it ended without a summary; see its run.log" if ended is None else ended
