@@ -22,7 +22,7 @@ def in_children(code: str, at: Path) -> list[object]:
     start = (
         f"import sys; sys.path.insert(0, {str(DRILLS)!r})\nimport json, os, signal, time\nfrom pathlib import Path\n"
     )
-    ended = Process("-c", f"{start}from children import *\n{code}", at=at).end()
+    ended = Process("-c", f"{start}from children import *\nfrom forked import CLOSED\n{code}", at=at).end()
     assert ended.code == 0, ended.err
     return [json.loads(line) for line in ended.out.splitlines()]
 
@@ -184,8 +184,8 @@ def test_what_a_line_may_write_and_change() -> None:
 
 
 def test_generated_lines_are_determined_by_the_seed_and_cover_all_kinds() -> None:
-    drawn = [commands.line_of(0, number) for number in range(3000)]
-    assert drawn[:50] == [commands.line_of(0, number) for number in range(50)]
+    drawn = [commands.line_of(Random(f"0/{number}")) for number in range(3000)]
+    assert drawn[:50] == [commands.line_of(Random(f"0/{number}")) for number in range(50)]
     assert {line.module for line in drawn} == {"dlhw.train", "dlhw.compare", "dlhw.predict"}
     text = "\n".join(" ".join(line.arguments) for line in drawn)
     for part in ("-m ", "resume=", "${", "hydra.run.dir=", "~", "++", "glob(", "--cfg", "experiment=own", "study="):
@@ -204,20 +204,14 @@ def test_keys_of_an_option_include_those_that_it_inherits() -> None:
 
 
 def test_a_case_can_be_repeated_alone(tmp_path: Path) -> None:
-    ended = run_drill("commands.py", "--case", "1", at=tmp_path)
-    assert lines_of_case(1) in ended.out
-
-
-def lines_of_case(number: int) -> str:
-    """Return the command line that the drill prints for a case."""
-    text: str = commands.text_of(commands.line_of(0, number), longest=10_000)
-    return text
+    ended = run_drill("commands.py", "--only", "1", "--verbose", at=tmp_path)
+    assert commands.text_of(commands.line_of(Random("0/1"))) in ended.out
 
 
 @pytest.mark.slow
 def test_generated_command_lines(tmp_path: Path) -> None:
     ended = run_drill("commands.py", "--count", "20", "--jobs", "1", "--seconds", "600", at=tmp_path)
-    assert "20 command lines" in ended.out
+    assert "20 cases" in ended.out
     assert ended.code == 0, ended.out
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import pickle
+import pickletools
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import yaml
 from support.drills import drill, run_drill
 from support.marks import slow
 
-mutations, structures = drill("mutations"), drill("structures")
+checkpoints, edits, mutations = drill("checkpoints"), drill("edits"), drill("mutations")
 
 CONTENTS = {
     "summary.json": json.dumps({"status": "finished", "best": {"epoch": 3, "val_loss": 0.5}, "data": ["a", "b"]}),
@@ -61,18 +64,54 @@ def test_mutations_change_the_file_and_depend_on_the_random_numbers_only(tmp_pat
     assert not (tmp_path / "marker").exists()
 
 
-def test_malicious_files_execute_their_payload_if_they_are_unpickled(tmp_path: Path) -> None:
-    """Otherwise the drill could not notice it."""
-    for seed in range(12):
-        marker = tmp_path / f"executed-{seed}"
-        path = make(tmp_path / "last.pt")
-        what = structures.payload(marker)(path, random.Random(seed))
+def pickles_in(path: Path) -> list[bytes]:
+    """Return the pickles in a checkpoint: an archive, a pickle, or several pickles in a row."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    content, found = io.BytesIO(path.read_bytes()), []
+    with contextlib.suppress(ValueError):  # of the storages, which follow the pickles of the old format
+        while start := content.getvalue()[content.tell() :]:
+            for _ in pickletools.genops(content):
+                pass
+            found.append(start)
+    return found
+
+
+def calls_in(pickled: bytes) -> set[str]:
+    """Return the functions that a pickle would call, without unpickling it."""
+    names, strings = set(), [""]
+    for operation, argument, _ in pickletools.genops(io.BytesIO(pickled)):
+        if operation.name == "GLOBAL":
+            names.add(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return names
+
+
+def test_malicious_files_would_call_a_function_that_creates_the_marker(tmp_path: Path) -> None:
+    """Otherwise the drill could not notice that a file was executed."""
+    kinds = set()
+    for seed in range(20):
+        marker, path = tmp_path / "marker", make(tmp_path / "last.pt")
+        kinds.add(checkpoints.payload(marker)(path, random.Random(seed)))
+        pickles = pickles_in(path)
+        assert {"posix.mkdir"} <= set().union(*map(calls_in, pickles))
+        assert any(str(marker).encode() in pickled for pickled in pickles)
         assert not marker.exists()
-        if what == "a malicious pickle (pickle)":
-            pickle.loads(path.read_bytes())
-        else:
-            torch.load(path, weights_only=False)
-        assert marker.exists(), what
+    assert len(kinds) == 4
+
+
+def test_malicious_yaml_would_call_a_function_that_creates_the_marker(tmp_path: Path) -> None:
+    for seed in range(6):
+        path = make(tmp_path / "config.yaml")
+        checkpoints.payload(tmp_path / "marker")(path, random.Random(seed))
+        assert "python/" in path.read_text()
+        assert "os.mkdir" in path.read_text()
+        with pytest.raises(yaml.constructor.ConstructorError, match="python/"):
+            yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +136,7 @@ def test_plain_edits_are_those_that_nobody_can_notice(
     before = path.read_bytes()
     assert old.encode() in before
     path.write_bytes(before.replace(old.encode(), new.encode(), 1))
-    assert structures.is_plain_edit(before, path) == plain
+    assert edits.is_plain_edit(before, path) == plain
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ import torch
 from support.drills import drill, run_drill
 from support.marks import slow
 
-cases, children, kills = drill("cases"), drill("children"), drill("kills")
+cases, children, fingerprints = drill("cases"), drill("children"), drill("fingerprints")
+kills, launchers, moments, resuming = drill("kills"), drill("launchers"), drill("moments"), drill("resuming")
 
 
 def findings_of_kill(
     sent: signal.Signals, code: int, printed: str, *, seconds_ago: float = 1.0, late: bool = False
 ) -> list[str]:
     """Return the kinds of findings for a run that got a signal while training, ended with a code and printed a text."""
-    case = cases.Case(0, random.Random(0), Path())
+    case = cases.Case("0", random.Random(0), Path())
     outcome = children.Outcome(children.Command((), at=Path()), code, "", "", 2.0, False, (), False)
-    text = f"epoch 1\n{kills.MARK}{time.monotonic() - seconds_ago} training\n{printed}"
-    own = kills.Drill(Path(), names=["run"], cold=0.0, seconds=90.0)
+    text = f"epoch 1\n{moments.MARK}{time.monotonic() - seconds_ago} training\n{printed}"
     kill = kills.Kill((sent,), False, after=1.0)
-    own.check_killed(case, outcome, kill, text, late=late, most_lines=kills.MOST_LINES)
+    kills.check_killed(case, outcome, kill, text, late=late, most_lines=kills.MOST_LINES)
     return [kind for kind, _ in case.findings]
 
 
@@ -66,13 +66,13 @@ def test_fingerprint_notices_one_bit(tmp_path: Path) -> None:
         directory.mkdir()
         torch.save({"model": {"weight": torch.full((3, 2), value)}, "rows": [{"epoch": 1}]}, directory / "last.pt")
         (directory / "summary.json").write_text(f'{{"status": "finished", "seconds": {len(results)}}}')
-        results.append(cases.fingerprint(directory))
-    assert cases.differences(results[0], results[1]) == []
-    assert cases.differences(results[0], results[2]) == ["last.pt"]
+        results.append(fingerprints.fingerprint(directory))
+    assert fingerprints.differences(results[0], results[1]) == []
+    assert fingerprints.differences(results[0], results[2]) == ["last.pt"]
 
 
 def test_case_depends_only_on_its_number_and_the_seed() -> None:
-    undisturbed = kills.Undisturbed(Path(), 2.0, 0.5, 100, {})
+    undisturbed = resuming.Undisturbed(Path(), 2.0, 0.5, 100, {})
     own = kills.Drill(Path(), names=["run"], cold=0.0, seconds=90.0)
     drawn = [own.kill(random.Random(f"0/{number}"), undisturbed, cold=False) for number in (7, 7, 8)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -27,9 +27,9 @@ if str(ROOT / "src") not in sys.path:
 from children import Child, Command, Outcome, preload  # noqa: E402
 
 SHOWN_CHARACTERS = 8000
-"""The last characters of an output that ``--only`` prints."""
-NOT_REPEATED = ("count", "start", "only", "jobs", "keep", "seconds")
-"""Options that do not change what a case does."""
+"""The last characters of an output that ``--verbose`` prints."""
+NOT_REPEATED = ("count", "start", "only", "programs", "list", "jobs", "keep", "verbose", "seconds")
+"""Options that do not change what a case does, and so are not in the command that repeats it."""
 
 Steps = Generator[Command, Outcome, None]
 
@@ -68,11 +68,12 @@ def options_parser(description: str | None, *, count: int | None = None, seconds
         parser.add_argument("--count", type=int, default=count, help=f"number of cases (default: {count})")
         parser.add_argument("--start", type=int, default=0, help="number of the first case (default: 0)")
         parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
-        parser.add_argument("--only", type=int, nargs="+", metavar="CASE", help="run these cases, print their output")
+        parser.add_argument("--only", type=int, nargs="+", metavar="CASE", help="run these cases")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default: 2)")
     text = f"time limit of a command, longer on a busy machine (default: {seconds:.0f})"
     parser.add_argument("--seconds", type=float, default=seconds, help=text)
     parser.add_argument("--keep", action="store_true", help="keep the directories of cases with findings")
+    parser.add_argument("--verbose", action="store_true", help="print the output of every command")
     return parser
 
 
@@ -87,7 +88,7 @@ def repeat_line(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     for name, value in vars(options).items():
         if name not in NOT_REPEATED and (name == "seed" or value != parser.get_default(name)):
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join([*words, "--only"])
+    return shlex.join([*words, "--verbose", "--only"])
 
 
 @contextlib.contextmanager
@@ -130,8 +131,8 @@ def drill(
             counted.update(case.counted)
             for kind, _ in case.findings:
                 findings.setdefault(kind, []).append(case)
-            if case.findings or options.only:
-                print(described(case, repeat=repeat, outputs=bool(options.only)), flush=True)
+            if case.findings or options.verbose:
+                print(described(case, repeat=repeat, outputs=options.verbose), flush=True)
             if case.findings and options.keep:
                 print(f"  kept: {case.directory}", flush=True)
             else:

@@ -1,7 +1,7 @@
 """Run thousands of generated command lines, most of them nearly valid, and report what should not happen.
 
     python scripts/drills/commands.py --count 5000 --seed 0
-    python scripts/drills/commands.py --seed 0 --only 17  # repeat one of them, and print its output
+    python scripts/drills/commands.py --seed 0 --only 17 --verbose   repeat one of them
 
 Every line runs in a forked child, in a new directory that contains finished runs (``bait``), pictures (``shots``) and,
 for some lines, the person's own experiment files (``mine``) and code (``mycode.py``). ``docs/drills.md`` lists the

@@ -1,7 +1,7 @@
 """Damage files that dlhw reads, and check what it does with them.
 
     python scripts/drills/files.py --count 2000 --seed 0
-    python scripts/drills/files.py --seed 0 --only 137          repeat one case
+    python scripts/drills/files.py --seed 0 --only 137 --verbose   repeat one case
 
 Every case copies a small corpus: a finished run, an interrupted one, sweeps likewise, a folder of pictures with its
 cache, an experiment file, and MNIST if it is in the folder ``DLHW_DATA``. It changes one file (``mutations.py``) and

@@ -1,7 +1,7 @@
 """Kill runs and sweeps at random moments, start them again until they end, and compare with an undisturbed one.
 
     python scripts/drills/kills.py --count 500 --seed 0
-    python scripts/drills/kills.py --seed 0 --only 137          repeat one case
+    python scripts/drills/kills.py --seed 0 --only 137 --verbose   repeat one case
 
 A case starts a run, a run on a folder of pictures, a study, or a sweep with the basic or the vectorized launcher, and
 sends SIGKILL, SIGTERM or SIGINT to the process or its group, sometimes twice within 50 ms. The moment is random:
