@@ -17,14 +17,19 @@ surroundings, verdicts = drill("surroundings"), drill("verdicts")
 TRACEBACK = 'Traceback (most recent call last):\n  File "/x/src/dlhw/a.py", line 3, in f\nKeyError: "b"\n'
 
 
-def in_children(code: str, at: Path) -> list[object]:
-    """Run code that may use ``children``, in a process without threads, and return the JSON values that it prints."""
+def output_of_children(code: str, at: Path) -> list[str]:
+    """Run code that may use ``children``, in a process without threads, and return the lines that it prints."""
     start = (
         f"import sys; sys.path.insert(0, {str(DRILLS)!r})\nimport json, os, signal, time\nfrom pathlib import Path\n"
     )
     ended = Process("-c", f"{start}from children import *\nfrom forked import CLOSED\n{code}", at=at).end()
     assert ended.code == 0, ended.err
-    return [json.loads(line) for line in ended.out.splitlines()]
+    return list(ended.out.splitlines())
+
+
+def in_children(code: str, at: Path) -> list[object]:
+    """Run code that may use ``children``, and return the JSON values that it prints."""
+    return [json.loads(line) for line in output_of_children(code, at)]
 
 
 def outcome(
@@ -221,6 +226,50 @@ def test_some_surroundings(tmp_path: Path) -> None:
     options = ["--only", *names, "--programs", "run", "help", "--seconds", "600"]
     ended = run_drill("surroundings.py", *options, at=tmp_path)
     assert ended.code == 0, ended.out
+
+
+def test_lost_and_broken_results_are_found_in_surroundings(tmp_path: Path) -> None:
+    summary = tmp_path / "bait" / "run" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"status": "finished"}')
+    before = verdicts.snapshot(tmp_path)
+    usual = surroundings.surroundings()["usual"]
+
+    def kinds(code: int = 0) -> list[str]:
+        return [
+            kind for kind, _ in surroundings.examine(outcome(code, err="x", at=tmp_path), "run", usual, before=before)
+        ]
+
+    assert kinds() == ["exit code 0 without a summary.json"]
+    assert kinds(1) == ["exit code 1"]
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "summary.json").write_text("{")
+    summary.write_text("{}")
+    assert kinds() == ["changed bait/run/summary.json", "lost bait/run/summary.json", "broken summary.json"]
+
+
+PLANTED = """
+def fail():
+    raise ValueError("planted")
+
+def steps(case):
+    outcome = yield Command((), at=case.directory, function=fail if case.name == "1" else int)
+    for kind, detail in verdicts(outcome):
+        case.find(kind, detail)
+
+from cases import *
+from verdicts import verdicts
+options = options_parser("", count=3, seconds=60).parse_args([])
+with working_directory() as directory:
+    code = drill(numbered(options), steps, directory, options, repeat="repeat --only")
+print(json.dumps([code, directory.exists()]))
+"""
+
+
+def test_drill_reports_a_planted_traceback_and_has_exit_code_1(tmp_path: Path) -> None:
+    *report, result = output_of_children(PLANTED, tmp_path)
+    assert json.loads(result) == [1, False]
+    assert report[-3:] == ["1 x traceback: ValueError: planted", "    ", "    repeat: repeat --only 1"]
 
 
 def test_every_surrounding_has_expected_exit_codes() -> None:

@@ -9,6 +9,7 @@ import pickletools
 import random
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ import yaml
 from support.drills import drill, run_drill
 from support.marks import slow
 
-checkpoints, edits, mutations = drill("checkpoints"), drill("edits"), drill("mutations")
+cases, changes, checkpoints, children = drill("cases"), drill("changes"), drill("checkpoints"), drill("children")
+edits, files, fingerprints, mutations = drill("edits"), drill("files"), drill("fingerprints"), drill("mutations")
 
 CONTENTS = {
     "summary.json": json.dumps({"status": "finished", "best": {"epoch": 3, "val_loss": 0.5}, "data": ["a", "b"]}),
@@ -137,6 +139,54 @@ def test_plain_edits_are_those_that_nobody_can_notice(
     assert old.encode() in before
     path.write_bytes(before.replace(old.encode(), new.encode(), 1))
     assert edits.is_plain_edit(before, path) == plain
+
+
+def findings(tmp_path: Path, code: int, *, err: str = "", metrics: str = CONTENTS["metrics.csv"]) -> list[str]:
+    """Return the kinds of findings for a resumed run whose config was damaged, and that ended like this."""
+    directory = tmp_path / "cut"
+    directory.mkdir()
+    make(directory / "metrics.csv")
+    undisturbed = {"run": fingerprints.fingerprint(directory)}
+    case = cases.Case("0", random.Random(0), tmp_path)
+    change = changes.Change(
+        directory / "config.yaml",
+        "truncated",
+        plain=False,
+        marker=tmp_path / "executed",
+        job_finished=False,
+        others={directory / "metrics.csv": b"epoch,step,val_loss\n1,9,0.5\n"},
+    )
+    own = files.Drill(SimpleNamespace(expected=undisturbed.get), names=["resume"], seconds=30.0)
+    (directory / "metrics.csv").write_text(metrics)
+    outcome = children.Outcome(children.Command((), at=tmp_path), code, "", err, 1.0, False, (), False)
+    if own.check(case, outcome, change):
+        own.check_run(case, change, directory, "run")
+    return [kind for kind, _ in case.findings]
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "kinds"),
+    [
+        (0, "", []),
+        (1, "cut/config.yaml: is not valid YAML", []),
+        (1, "something is wrong", ["message without the file"]),
+        (1, "", ["exit code 1 without a message"]),
+        (3, "cut/config.yaml: is not valid YAML", ["exit code 3"]),
+        (0, "/x/dlhw/a.py:3: UserWarning: y", ["raw warning"]),
+        (1, 'Traceback (most recent call last):\n  File "/x/src/dlhw/a.py", line 3, in f\nKeyError: 3\n',
+         ["traceback: KeyError: 0 in dlhw/a.py:f"]),
+    ],
+)  # fmt: skip
+def test_drill_judges_how_a_command_ends(tmp_path: Path, code: int, err: str, kinds: list[str]) -> None:
+    assert findings(tmp_path, code, err=err) == kinds
+
+
+def test_other_results_and_lost_results_are_found(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    other = CONTENTS["metrics.csv"].replace("0.25", "0.26")
+    assert findings(tmp_path / "one", 0, metrics=other) == ["wrong result"]
+    assert findings(tmp_path / "two", 1, err="cut: damaged", metrics="epoch\n") == ["lost file"]
 
 
 @pytest.mark.parametrize(
