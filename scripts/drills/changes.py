@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,7 @@ def change_file(case: Case, path: Path, corpus: Corpus) -> Change:
     before = path.read_bytes()
     pictures = path.suffix in (".png", ".bmp", ".jpg", ".pictures")
     what = mutate(path, case.draw, donors=_donors(path, case, corpus), marker=marker, keep_times=pictures)
-    kind = path.suffix or "-".join(path.name.split("-")[-2:])
-    case.counted.append(f"of {kind if pictures or kind in ('.pt', '.log') else path.name[:6] + kind}")
+    case.counted.append(f"of {re.sub(r'[0-9a-f]{6,}|[0-9]+', '*', path.name)}")
     finished = b"finished" in _content(path.parent / "summary.json")
     others = {
         one: one.read_bytes() if one.name == "metrics.csv" else b""
