@@ -7,7 +7,6 @@ depend only on the drill's seed and its own name, so that it can be repeated alo
 from __future__ import annotations
 
 import argparse
-import contextlib
 import random
 import shlex
 import shutil
@@ -77,11 +76,6 @@ def options_parser(description: str | None, *, count: int | None = None, seconds
     return parser
 
 
-def numbered(options: argparse.Namespace) -> list[str]:
-    """Return the names of the cases that the options ask for."""
-    return [str(number) for number in options.only or range(options.start, options.start + options.count)]
-
-
 def repeat_line(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     """Return the command that repeats a case, without the case's name."""
     words = ["python", f"scripts/drills/{Path(sys.argv[0]).name}"]
@@ -91,36 +85,40 @@ def repeat_line(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     return shlex.join([*words, "--verbose", "--only"])
 
 
-@contextlib.contextmanager
-def working_directory(*, keep: bool = False) -> Iterator[Path]:
-    """Create a directory for a drill, and remove it at the end. With ``keep``, keep it if it has cases."""
-    directory = Path(tempfile.mkdtemp(prefix="dlhw-drill-"))
-    try:
-        yield directory
-    finally:
-        cases = directory / "cases"
-        if not (keep and cases.is_dir() and any(cases.iterdir())):
-            shutil.rmtree(directory, ignore_errors=True)
-
-
 def drill(
-    names: Sequence[str], steps: Callable[[Case], Steps], directory: Path, options: argparse.Namespace, *, repeat: str
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    steps_in: Callable[[Path], Callable[[Case], Steps]],
+    names: Sequence[str] | None = None,
 ) -> int:
-    """Run cases, print what they find, and return the exit code.
+    """Run the cases that the options ask for, print what they find, and return the exit code.
 
     Args:
-        names: of the cases.
-        steps: the commands of a case.
-        directory: for the directories of the cases.
-        options: from :func:`options_parser`.
-        repeat: the command that repeats a case, without the case's name.
+        parser: from :func:`options_parser`.
+        options: that it has parsed.
+        steps_in: returns the commands of a case, given a temporary directory.
+        names: of the cases; None: their numbers.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    if names is None:
+        names = [str(number) for number in options.only or range(options.start, options.start + options.count)]
+    directory = Path(tempfile.mkdtemp(prefix="dlhw-drill-"))
+    cases = directory / "cases"
+    try:
+        return report(names, steps_in(directory), cases, options, repeat=repeat_line(parser, options))
+    finally:
+        if not (options.keep and cases.is_dir() and any(cases.iterdir())):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def report(
+    names: Sequence[str], steps: Callable[[Case], Steps], directory: Path, options: argparse.Namespace, *, repeat: str
+) -> int:
+    """Run cases in ``directory``, print what they find, and return the exit code."""
     seed = getattr(options, "seed", 0)
     cases = (
-        Case(name, random.Random(f"{seed}/{name}"), directory / "cases" / str(position))
-        for position, name in enumerate(names)
+        Case(name, random.Random(f"{seed}/{name}"), directory / str(position)) for position, name in enumerate(names)
     )
     findings: dict[str, list[Case]] = {}
     counted: Counter[str] = Counter()

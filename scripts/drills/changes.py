@@ -77,5 +77,5 @@ def _donors(path: Path, case: Case, corpus: Corpus) -> list[Path]:
 
 
 def _content(path: Path) -> bytes:
-    """Return the content of a file; empty if it is no regular file."""
+    """Return the content of a file, or nothing if it is not a regular file."""
     return path.read_bytes() if path.is_file() and not path.is_symlink() else b""

@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 import lines
-from cases import Case, Steps, drill, numbered, options_parser, repeat_line, working_directory
+from cases import Case, Steps, drill, options_parser
 from children import Command, Outcome, run
 from lines import TINY, Line
 from verdicts import Snapshot, abandoned_directories, changed_files, patience, snapshot, verdicts
@@ -131,7 +131,7 @@ def _may_change(name: str, outcome: Outcome) -> bool:
 
 
 def _may_create(name: str, outcome: Outcome) -> bool:
-    """Return whether a new file or folder is where the program writes, or where the line says."""
+    """Return whether a new file or folder is where the program writes, or in a place that the line names."""
     top, _, rest = name.partition("/")
     named = [word.partition("=")[2] if "=" in word else word for word in outcome.argv]
     if top == "home":
@@ -293,10 +293,7 @@ class Drill:
 def main() -> None:
     parser = options_parser(__doc__, count=500, seconds=60)
     options = parser.parse_args()
-    with working_directory(keep=options.keep) as directory:
-        commands = Drill(directory, seconds=options.seconds)
-        code = drill(numbered(options), commands.steps, directory, options, repeat=repeat_line(parser, options))
-    sys.exit(code)
+    sys.exit(drill(parser, options, lambda directory: Drill(directory, seconds=options.seconds).steps))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import yaml
 
 
 def is_plain_edit(before: bytes, path: Path) -> bool:
-    """Return whether a changed file is as valid as before: nobody could tell that one of its values was edited.
+    """Return whether a changed file is as valid as before, so that no program could notice that a value was edited.
 
     The values of a JSON or YAML file may differ but not its keys, types or lengths; the numbers of a CSV file may
     differ, and a column may be missing, but not its other columns or its number of rows.

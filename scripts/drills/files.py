@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Case, Steps, drill, numbered, options_parser, repeat_line, working_directory
+from cases import Case, Steps, drill, options_parser
 from changes import Change, change_file
 from children import Command, Outcome, run
 from corpus import IDX_FILES, MNIST, OWN, PICTURES, RUN, SWEEP, Corpus
@@ -103,7 +103,7 @@ class Drill:
         )
 
     def check(self, case: Case, outcome: Outcome, change: Change, *, names: Sequence[str] = ()) -> bool:
-        """Find what a command must never do. Return whether it succeeded."""
+        """Add the findings that are possible for every command. Return whether it succeeded."""
         text = outcome.out + outcome.err
         sweep = "sweep" in str(change.path.relative_to(case.directory))
         for kind, detail in verdicts(outcome, codes=(0, 1), sweep=sweep):
@@ -162,14 +162,14 @@ class Drill:
         for name in differences(ours, theirs):
             path = Path(name)
             read = path.suffix in (".csv", ".pt") and len(path.parts) == 2 and path.parts[0] != "tables"
-            if read and name in theirs and not self.is_untouched(directory, path, change):
+            if read and name in theirs and not self.may_differ(directory, path, change):
                 case.find("wrong result", f"exit code 0, but {name} differs from the undisturbed sweep")
                 break
 
-    def is_untouched(self, directory: Path, path: Path, change: Change) -> bool:
-        """Return whether a file of a job is not expected to be as in the undisturbed sweep.
+    def may_differ(self, directory: Path, path: Path, change: Change) -> bool:
+        """Return whether a file of a job may differ from that in the undisturbed sweep.
 
-        This is the changed file of a job that was finished before, or a file of a job that has another config.
+        It may if it is the changed file of a job that had finished before, or a file of a job that has another config.
         """
         if directory / path == change.path and change.job_finished:
             return True
@@ -273,8 +273,8 @@ class Drill:
         if self.check(case, outcome, change) and not change.plain and change.path.parts[-3] != "photos":
             self.corpus["photos"]
             expected = self.predicted()
-            told = change.path.name == "summary.json" and "no class names in summary.json" in outcome.err
-            if outcome.out != expected and not told:
+            missing_names = change.path.name == "summary.json" and "no class names in summary.json" in outcome.err
+            if outcome.out != expected and not missing_names:
                 case.find("wrong result", "other predictions than those of the undisturbed run")
 
     @functools.cache  # noqa: B019
@@ -285,7 +285,7 @@ class Drill:
         return run(Command(lines, at=self.corpus.root, module="dlhw.predict", seconds=300)).out
 
     def own(self, case: Case, change: Change) -> Steps:
-        """Run one's own experiment, or show its config, or run the one beside it."""
+        """Run a person's own experiment, or print its config."""
         more = case.draw.choice([("--cfg", "job"), ("hydra.run.dir=result", "trainer.epochs=1")])
         outcome = yield self.command(case, *OWN, *more)
         if self.check(case, outcome, change, names=["own", "=", "mine"]) and change.path.name == "own.yaml":
@@ -328,10 +328,11 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default: all")
     options = parser.parse_args()
     data = Path(os.environ["DLHW_DATA"]) if os.environ.get("DLHW_DATA") else None
-    with working_directory(keep=options.keep) as directory:
-        files = Drill(Corpus(directory / "corpus", data), names=options.scenarios, seconds=options.seconds)
-        code = drill(numbered(options), files.steps, directory, options, repeat=repeat_line(parser, options))
-    sys.exit(code)
+
+    def steps_in(directory: Path) -> Callable[[Case], Steps]:
+        return Drill(Corpus(directory / "corpus", data), names=options.scenarios, seconds=options.seconds).steps
+
+    sys.exit(drill(parser, options, steps_in))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Case, Steps, drill, numbered, options_parser, repeat_line, working_directory
+from cases import Case, Steps, drill, options_parser
 from children import Command, Interruption, Outcome
 from corpus import PICTURES, RUN, SMALL, SWEEP
 from fingerprints import fingerprint
@@ -65,7 +65,7 @@ SCENARIOS = {
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal, when it is sent, and to whom."""
+    """A signal or two, when they are sent, and to which processes."""
 
     numbers: tuple[int, ...]
     whole_group: bool
@@ -163,7 +163,7 @@ class Drill:
         return Kill(numbers, whole_group, after=draw.uniform(0, end))
 
     def undisturbed(self, case: Case, name: str, cold: bool) -> Measuring:
-        """Return what a scenario does without a kill; it is run when the first case asks for it."""
+        """Return the results of a scenario without a kill. The first case that needs them runs it."""
         scenario, kept = SCENARIOS[name], self.root / f"{name}{' cold' if cold else ''}"
         if kept not in self.known:
             at = case.directory / "undisturbed"
@@ -178,7 +178,7 @@ class Drill:
             assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
             operations, claimed = (1, 0.0) if cold else json.loads((at / "notes").read_text())
             kept.parent.mkdir(parents=True, exist_ok=True)
-            if kept not in self.known:  # another case may have run it meanwhile
+            if kept not in self.known:  # another case may have run it at the same time
                 at.rename(kept)
                 results = fingerprint(kept / "killed")
                 self.known[kept] = Undisturbed(kept / "killed", outcome.seconds, claimed - started, operations, results)
@@ -245,16 +245,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="most kills in one case (default: 3)")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="default: all")
     options = parser.parse_args()
-    with working_directory(keep=options.keep) as directory:
-        kills = Drill(
+
+    def steps_in(directory: Path) -> Callable[[Case], Steps]:
+        return Drill(
             directory / "undisturbed",
             names=options.scenarios,
             cold=options.cold,
             seconds=options.seconds,
             most_kills=options.kills,
-        )
-        code = drill(numbered(options), kills.steps, directory, options, repeat=repeat_line(parser, options))
-    sys.exit(code)
+        ).steps
+
+    sys.exit(drill(parser, options, steps_in))
 
 
 if __name__ == "__main__":

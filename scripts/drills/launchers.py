@@ -27,7 +27,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cases import Case, Steps, drill, numbered, options_parser, repeat_line, working_directory
+from cases import Case, Steps, drill, options_parser
 from children import Command, Interruption, Outcome, run
 from corpus import SMALL
 from fingerprints import fingerprint
@@ -38,7 +38,7 @@ from verdicts import TRACEBACKS, last_lines, patience
 LEFT_SECONDS = 10.0
 """Seconds in which all processes must end after the first one."""
 SEEN_AS = "DLHW_DRILL"
-"""A variable in the environment of all processes of a command, by which they are found."""
+"""The drill finds all processes of a command by this environment variable."""
 JOBS = ("-m", *SMALL, "trainer.epochs=80", "seed=0,1,2", "comparison.curves=[]")
 LAUNCHERS = {
     "torchrun": Scenario(1, (*SMALL, "trainer.epochs=80", "trainer.batch_size=64")),
@@ -53,11 +53,11 @@ OWN_ERRORS = {"torchrun": r"^torch\.distributed\.elastic\.\S*(SignalException|Ch
 class Drill:
     """The cases of one launcher."""
 
-    def __init__(self, root: Path, name: str, *, seconds: float) -> None:
+    def __init__(self, root: Path, options: argparse.Namespace) -> None:
         self.root = root
-        self.name = name
-        self.scenario = LAUNCHERS[name]
-        self.seconds = seconds
+        (self.name,) = options.launchers
+        self.scenario = LAUNCHERS[self.name]
+        self.seconds: float = options.seconds
 
     def steps(self, case: Case) -> Steps:
         """Start, kill, resume and compare."""
@@ -240,10 +240,8 @@ def main() -> None:
     codes = []
     for name in options.launchers:
         print(f"== {name}")
-        with working_directory(keep=options.keep) as directory:
-            launcher = Drill(directory / "undisturbed", name, seconds=options.seconds)
-            repeat = repeat_line(parser, argparse.Namespace(**{**vars(options), "launchers": [name]}))
-            codes.append(drill(numbered(options), launcher.steps, directory, options, repeat=repeat))
+        options.launchers = [name]
+        codes.append(drill(parser, options, lambda directory: Drill(directory / "undisturbed", options).steps))
     sys.exit(max(codes))
 
 

@@ -1,7 +1,7 @@
-"""Mutations of files: their bytes, their lines, their type, and what they hold.
+"""Mutations of files: their bytes, their lines, their type, and their content.
 
 Each mutation takes a path and random numbers and changes what is there. It returns what it did in a few words, or None
-if it does not apply to this file. ``structures.py`` and ``checkpoints.py`` have those for a suffix.
+if it does not apply to this file. ``structures.py`` and ``checkpoints.py`` have those for certain suffixes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ ACCENTS = "été-日本"
 
 @dataclass(frozen=True)
 class Surrounding:
-    """What is unusual about the place where a command runs.
+    """The place where a command runs, with what is unusual about it.
 
     Args:
         writers: the expected exit codes of programs that write to ``folder``.
@@ -93,7 +93,7 @@ def _disks() -> dict[str, Surrounding]:
 
 
 def _outputs() -> dict[str, Surrounding]:
-    """Surroundings in which ``outputs`` is not a folder, or no usual one."""
+    """Return surroundings in which ``outputs`` is read-only, mounted, a link or a file."""
     outputs = functools.partial(Surrounding, folder="outputs")
     result = {
         "read-only folder": Surrounding(REFUSED, setup=read_only),

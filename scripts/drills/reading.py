@@ -15,7 +15,7 @@ import yaml
 
 
 def read_run(name: str) -> None:
-    """Print every part of a run as JSON; a UsageError as its message."""
+    """Print every part of a run as JSON, or the message of its UsageError."""
     from omegaconf import OmegaConf
 
     import dlhw
@@ -39,14 +39,14 @@ def read_run(name: str) -> None:
 
 
 def read_sweep(name: str) -> None:
-    """Print the table of a sweep as JSON; a UsageError as its message."""
+    """Print the table of a sweep as JSON, or the message of its UsageError."""
     import dlhw
 
     print_parts({"table": lambda: dlhw.load_sweep(name).to_csv()})
 
 
 def print_parts(parts: dict[str, Callable[[], object]]) -> None:
-    """Print the values of functions as JSON, and what they print or log before that."""
+    """Print the values of functions as one line of JSON, with the message instead of the value after a UsageError."""
     from dlhw.errors import UsageError
 
     results: dict[str, dict[str, Any]] = {}
@@ -112,7 +112,7 @@ def epochs(directory: Path) -> int | None:
 
 
 def mapping_in(path: Path) -> object:
-    """Return the content of a YAML or JSON file as JSON would write it; None if there is none."""
+    """Return the content of a YAML or JSON file, with the types of JSON. Return None if it has none."""
     try:
         return json.loads(json.dumps(yaml.safe_load(path.read_bytes()), default=str))
     except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError):
@@ -120,7 +120,7 @@ def mapping_in(path: Path) -> object:
 
 
 def not_a_mapping(path: Path) -> str | None:
-    """Return why a YAML file holds no mapping; None if it does or is empty."""
+    """Return why a YAML file does not contain a mapping. Return None if it does, or if it is empty."""
     if not path.is_file():
         return "is not a file"
     if path.stat().st_rdev or path.is_symlink():

@@ -1,4 +1,4 @@
-"""Mutations of what a text file holds: values of JSON, YAML and CSV.
+"""Mutations of the content of text files: values of JSON, YAML and CSV.
 
 Like all mutations they take a path and random numbers. They return what they did, or None if they do not apply.
 """
@@ -30,7 +30,7 @@ VALUES: tuple[Any, ...] = (
     *(-1, 0, 1.5, 10**30, math.nan, math.inf),
     *("", "text", "1e5", "${nope}", "${..}", "???", "é\x1b[0m", "../../x", "/dev/zero"),
 )
-"""Values in place of others."""
+"""Values that replace others."""
 
 
 def places_in(value: Any) -> list[Place]:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cases import Case, Steps, drill, options_parser, repeat_line, working_directory
+from cases import Case, Steps, drill, options_parser
 from children import Command, Outcome
 from commands import make_bait
 from faults import Skipped, delete_working_directory, mounts_are_private, unmount
@@ -194,10 +194,7 @@ def main() -> None:
     if options.list:
         print("\n".join(names))
         return
-    with working_directory(keep=options.keep) as directory:
-        steps = Drill(directory, seconds=options.seconds).steps
-        code = drill(names, steps, directory, options, repeat=repeat_line(parser, options))
-    sys.exit(code)
+    sys.exit(drill(parser, options, lambda directory: Drill(directory, seconds=options.seconds).steps, names))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def verdicts(
         outcome: of the command.
         codes: the expected exit codes.
         sweep: the command has several jobs, each of which may have an error.
-        verbose: the command was told to write much.
+        verbose: the command prints more than usual.
     """
     text = f"{outcome.err}\n{outcome.out}"
     if outcome.timed_out:
