@@ -17,14 +17,19 @@ surroundings, verdicts = drill("surroundings"), drill("verdicts")
 TRACEBACK = 'Traceback (most recent call last):\n  File "/x/src/dlhw/a.py", line 3, in f\nKeyError: "b"\n'
 
 
-def in_children(code: str, at: Path) -> list[object]:
-    """Run code that may use ``children``, in a process without threads, and return the JSON values that it prints."""
+def output_of_children(code: str, at: Path) -> list[str]:
+    """Run code that may use ``children``, in a process without threads, and return the lines that it prints."""
     start = (
         f"import sys; sys.path.insert(0, {str(DRILLS)!r})\nimport json, os, signal, time\nfrom pathlib import Path\n"
     )
-    ended = Process("-c", f"{start}from children import *\n{code}", at=at).end()
+    ended = Process("-c", f"{start}from children import *\nfrom forked import CLOSED\n{code}", at=at).end()
     assert ended.code == 0, ended.err
-    return [json.loads(line) for line in ended.out.splitlines()]
+    return list(ended.out.splitlines())
+
+
+def in_children(code: str, at: Path) -> list[object]:
+    """Run code that may use ``children``, and return the JSON values that it prints."""
+    return [json.loads(line) for line in output_of_children(code, at)]
 
 
 def outcome(
@@ -184,8 +189,8 @@ def test_what_a_line_may_write_and_change() -> None:
 
 
 def test_generated_lines_are_determined_by_the_seed_and_cover_all_kinds() -> None:
-    drawn = [commands.line_of(0, number) for number in range(3000)]
-    assert drawn[:50] == [commands.line_of(0, number) for number in range(50)]
+    drawn = [commands.line_of(Random(f"0/{number}")) for number in range(3000)]
+    assert drawn[:50] == [commands.line_of(Random(f"0/{number}")) for number in range(50)]
     assert {line.module for line in drawn} == {"dlhw.train", "dlhw.compare", "dlhw.predict"}
     text = "\n".join(" ".join(line.arguments) for line in drawn)
     for part in ("-m ", "resume=", "${", "hydra.run.dir=", "~", "++", "glob(", "--cfg", "experiment=own", "study="):
@@ -204,20 +209,14 @@ def test_keys_of_an_option_include_those_that_it_inherits() -> None:
 
 
 def test_a_case_can_be_repeated_alone(tmp_path: Path) -> None:
-    ended = run_drill("commands.py", "--case", "1", at=tmp_path)
-    assert lines_of_case(1) in ended.out
-
-
-def lines_of_case(number: int) -> str:
-    """Return the command line that the drill prints for a case."""
-    text: str = commands.text_of(commands.line_of(0, number), longest=10_000)
-    return text
+    ended = run_drill("commands.py", "--only", "1", "--verbose", at=tmp_path)
+    assert commands.text_of(commands.line_of(Random("0/1"))) in ended.out
 
 
 @pytest.mark.slow
 def test_generated_command_lines(tmp_path: Path) -> None:
     ended = run_drill("commands.py", "--count", "20", "--jobs", "1", "--seconds", "600", at=tmp_path)
-    assert "20 command lines" in ended.out
+    assert "20 cases" in ended.out
     assert ended.code == 0, ended.out
 
 
@@ -227,6 +226,51 @@ def test_some_surroundings(tmp_path: Path) -> None:
     options = ["--only", *names, "--programs", "run", "help", "--seconds", "600"]
     ended = run_drill("surroundings.py", *options, at=tmp_path)
     assert ended.code == 0, ended.out
+
+
+def test_lost_and_broken_results_are_found_in_surroundings(tmp_path: Path) -> None:
+    summary = tmp_path / "bait" / "run" / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"status": "finished"}')
+    before = verdicts.snapshot(tmp_path)
+    usual = surroundings.surroundings()["usual"]
+
+    def kinds(code: int = 0) -> list[str]:
+        return [
+            kind for kind, _ in surroundings.examine(outcome(code, err="x", at=tmp_path), "run", usual, before=before)
+        ]
+
+    assert kinds() == ["exit code 0 without a summary.json"]
+    assert kinds(1) == ["exit code 1"]
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "summary.json").write_text("{")
+    summary.write_text("{}")
+    assert kinds() == ["changed bait/run/summary.json", "lost bait/run/summary.json", "broken summary.json"]
+
+
+PLANTED = """
+def fail():
+    raise ValueError("planted")
+
+def steps(case):
+    outcome = yield Command((), at=case.directory, function=fail if case.name == "1" else int)
+    for kind, detail in verdicts(outcome):
+        case.find(kind, detail)
+
+from cases import *
+from verdicts import verdicts
+parser = options_parser("", count=3, seconds=60)
+directories = []
+code = drill(parser, parser.parse_args([]), lambda directory: directories.append(directory) or steps)
+print(json.dumps([code, directories[0].exists()]))
+"""
+
+
+def test_drill_reports_a_planted_traceback_and_has_exit_code_1(tmp_path: Path) -> None:
+    *report, result = output_of_children(PLANTED, tmp_path)
+    assert json.loads(result) == [1, False]
+    assert report[-3:-1] == ["1 x traceback: ValueError: planted", "    "]
+    assert report[-1].endswith(" --seed 0 --verbose --only 1")
 
 
 def test_every_surrounding_has_expected_exit_codes() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import pickle
+import pickletools
 import random
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +18,8 @@ import yaml
 from support.drills import drill, run_drill
 from support.marks import slow
 
-mutations, structures = drill("mutations"), drill("structures")
+cases, changes, checkpoints, children = drill("cases"), drill("changes"), drill("checkpoints"), drill("children")
+edits, files, fingerprints, mutations = drill("edits"), drill("files"), drill("fingerprints"), drill("mutations")
 
 CONTENTS = {
     "summary.json": json.dumps({"status": "finished", "best": {"epoch": 3, "val_loss": 0.5}, "data": ["a", "b"]}),
@@ -61,18 +66,54 @@ def test_mutations_change_the_file_and_depend_on_the_random_numbers_only(tmp_pat
     assert not (tmp_path / "marker").exists()
 
 
-def test_malicious_files_execute_their_payload_if_they_are_unpickled(tmp_path: Path) -> None:
-    """Otherwise the drill could not notice it."""
-    for seed in range(12):
-        marker = tmp_path / f"executed-{seed}"
-        path = make(tmp_path / "last.pt")
-        what = structures.payload(marker)(path, random.Random(seed))
+def pickles_in(path: Path) -> list[bytes]:
+    """Return the pickles in a checkpoint: an archive, a pickle, or several pickles in a row."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    content, found = io.BytesIO(path.read_bytes()), []
+    with contextlib.suppress(ValueError):  # of the storages, which follow the pickles of the old format
+        while start := content.getvalue()[content.tell() :]:
+            for _ in pickletools.genops(content):
+                pass
+            found.append(start)
+    return found
+
+
+def calls_in(pickled: bytes) -> set[str]:
+    """Return the functions that a pickle would call, without unpickling it."""
+    names, strings = set(), [""]
+    for operation, argument, _ in pickletools.genops(io.BytesIO(pickled)):
+        if operation.name == "GLOBAL":
+            names.add(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.add(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+    return names
+
+
+def test_malicious_files_would_call_a_function_that_creates_the_marker(tmp_path: Path) -> None:
+    """Otherwise the drill could not notice that a file was executed."""
+    kinds = set()
+    for seed in range(20):
+        marker, path = tmp_path / "marker", make(tmp_path / "last.pt")
+        kinds.add(checkpoints.payload(marker)(path, random.Random(seed)))
+        pickles = pickles_in(path)
+        assert {"posix.mkdir"} <= set().union(*map(calls_in, pickles))
+        assert any(str(marker).encode() in pickled for pickled in pickles)
         assert not marker.exists()
-        if what == "a malicious pickle (pickle)":
-            pickle.loads(path.read_bytes())
-        else:
-            torch.load(path, weights_only=False)
-        assert marker.exists(), what
+    assert len(kinds) == 4
+
+
+def test_malicious_yaml_would_call_a_function_that_creates_the_marker(tmp_path: Path) -> None:
+    for seed in range(6):
+        path = make(tmp_path / "config.yaml")
+        checkpoints.payload(tmp_path / "marker")(path, random.Random(seed))
+        assert "python/" in path.read_text()
+        assert "os.mkdir" in path.read_text()
+        with pytest.raises(yaml.constructor.ConstructorError, match="python/"):
+            yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +138,55 @@ def test_plain_edits_are_those_that_nobody_can_notice(
     before = path.read_bytes()
     assert old.encode() in before
     path.write_bytes(before.replace(old.encode(), new.encode(), 1))
-    assert structures.is_plain_edit(before, path) == plain
+    assert edits.is_plain_edit(before, path) == plain
+
+
+def findings(tmp_path: Path, code: int, *, err: str = "", metrics: str = CONTENTS["metrics.csv"]) -> list[str]:
+    """Return the kinds of findings for a resumed run whose config was damaged, and that ended like this."""
+    directory = tmp_path / "cut"
+    directory.mkdir()
+    make(directory / "metrics.csv")
+    undisturbed = {"run": fingerprints.fingerprint(directory)}
+    case = cases.Case("0", random.Random(0), tmp_path)
+    change = changes.Change(
+        directory / "config.yaml",
+        "truncated",
+        plain=False,
+        marker=tmp_path / "executed",
+        job_finished=False,
+        others={directory / "metrics.csv": b"epoch,step,val_loss\n1,9,0.5\n"},
+    )
+    own = files.Drill(SimpleNamespace(expected=undisturbed.get), names=["resume"], seconds=30.0)
+    (directory / "metrics.csv").write_text(metrics)
+    outcome = children.Outcome(children.Command((), at=tmp_path), code, "", err, 1.0, False, (), False)
+    if own.check(case, outcome, change):
+        own.check_run(case, change, directory, "run")
+    return [kind for kind, _ in case.findings]
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "kinds"),
+    [
+        (0, "", []),
+        (1, "cut/config.yaml: is not valid YAML", []),
+        (1, "something is wrong", ["message without the file"]),
+        (1, "", ["exit code 1 without a message"]),
+        (3, "cut/config.yaml: is not valid YAML", ["exit code 3"]),
+        (0, "/x/dlhw/a.py:3: UserWarning: y", ["raw warning"]),
+        (1, 'Traceback (most recent call last):\n  File "/x/src/dlhw/a.py", line 3, in f\nKeyError: 3\n',
+         ["traceback: KeyError: 0 in dlhw/a.py:f"]),
+    ],
+)  # fmt: skip
+def test_drill_judges_how_a_command_ends(tmp_path: Path, code: int, err: str, kinds: list[str]) -> None:
+    assert findings(tmp_path, code, err=err) == kinds
+
+
+def test_other_results_and_lost_results_are_found(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    other = CONTENTS["metrics.csv"].replace("0.25", "0.26")
+    assert findings(tmp_path / "one", 0, metrics=other) == ["wrong result"]
+    assert findings(tmp_path / "two", 1, err="cut: damaged", metrics="epoch\n") == ["lost file"]
 
 
 @pytest.mark.parametrize(

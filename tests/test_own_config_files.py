@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -138,29 +139,38 @@ def test_mistake_in_an_experiment_has_one_line_with_the_file(
     assert message(tmp_path, "experiment=mine") == f"FOLDER/experiment/mine.yaml{expected}"
 
 
-def test_experiments_that_include_each_other_are_an_error(tmp_path: Path) -> None:
-    write(tmp_path / "experiment" / "one.yaml", f"{HEADER}defaults: [two]\n")
-    write(tmp_path / "experiment" / "two.yaml", f"{HEADER}defaults: [one]\n")
-    assert message(tmp_path, "experiment=one") == (
-        "FOLDER/experiment/one.yaml: includes itself (experiment/one -> experiment/two -> experiment/one)"
-    )
-
-
-def test_value_of_an_own_option_has_its_file(tmp_path: Path) -> None:
-    write(tmp_path / "model" / "mine.yaml", "defaults: [mlp]\nhidden: x\n")
-    assert message(tmp_path, "model=mine") == "FOLDER/model/mine.yaml:2: model.hidden=x: must be a list"
-
-
-def test_value_of_the_command_line_has_no_file(tmp_path: Path) -> None:
-    write(tmp_path / "experiment" / "mine.yaml", f"{HEADER}trainer:\n  epochs: 3\n")
-    assert message(tmp_path, "experiment=mine", "trainer.epochs=0") == "trainer.epochs=0: must be greater than 0"
-
-
-def test_file_with_the_name_of_a_shipped_one_is_an_error(tmp_path: Path) -> None:
-    write(tmp_path / "model" / "mlp.yaml", "_target_: dlhw.models.dense.mlp\n")
-    assert message(tmp_path) == (
-        "FOLDER/model/mlp.yaml: has the name of the shipped file model/mlp, which is used instead; rename it"
-    )
+@pytest.mark.parametrize(
+    ("files", "overrides", "expected"),
+    [
+        (
+            {"experiment/one": f"{HEADER}defaults: [two]\n", "experiment/two": f"{HEADER}defaults: [one]\n"},
+            ("experiment=one",),
+            "FOLDER/experiment/one.yaml: includes itself (experiment/one -> experiment/two -> experiment/one)",
+        ),
+        (
+            {"model/mine": "defaults: [mlp]\nhidden: x\n"},
+            ("model=mine",),
+            "FOLDER/model/mine.yaml:2: model.hidden=x: must be a list",
+        ),
+        (
+            {"experiment/mine": f"{HEADER}trainer:\n  epochs: 3\n"},
+            ("experiment=mine", "trainer.epochs=0"),
+            "trainer.epochs=0: must be greater than 0",
+        ),
+        (
+            {"model/mlp": "_target_: dlhw.models.dense.mlp\n"},
+            (),
+            "FOLDER/model/mlp.yaml: has the name of the shipped file model/mlp, which is used instead; rename it",
+        ),
+    ],
+    ids=["files that include each other", "value of a file", "value of the command line", "name of a shipped file"],
+)
+def test_message_names_the_file_of_the_mistake(
+    tmp_path: Path, files: dict[str, str], overrides: tuple[str, ...], expected: str
+) -> None:
+    for name, content in files.items():
+        write(tmp_path / f"{name}.yaml", content)
+    assert message(tmp_path, *overrides) == expected
 
 
 @pytest.mark.parametrize("content", ["\tx", "- 1", "3", "", "name: a\0b", b"name: \xe9", "name: a: b"])
@@ -193,10 +203,12 @@ def test_option_of_a_config_without_choices_is_that_with_its_values() -> None:
         assert {group: option(cfg, group, CONF) for group in chosen} == chosen
 
 
-def test_option_is_the_chosen_one_although_another_has_these_values() -> None:
+@pytest.mark.parametrize(("composed", "expected"), [(compose_with_hydra, "picture_cnn"), (compose, "picture_cnn_bn")])
+def test_option_is_the_chosen_one_or_else_that_with_its_values(
+    composed: Callable[..., DictConfig], expected: str
+) -> None:
     overrides = ("model=picture_cnn", "model.batch_norm=true", "model.dropout=0.5")
-    assert choice(compose_with_hydra(*overrides), "model") == "picture_cnn"
-    assert choice(compose(*overrides), "model") == "picture_cnn_bn"
+    assert choice(composed(*overrides), "model") == expected
 
 
 def test_option_of_a_target_without_a_file_is_the_name_of_the_target() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dlhw import train
 from dlhw.cli import assembly
-from dlhw.errors import UsageError
+from dlhw.errors import TrainingFailed, UsageError
 from dlhw.runs.record import Record
 from dlhw.runtime import processes
 from dlhw.training.objective import flooded
@@ -53,6 +53,25 @@ def test_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert processes.data_parallel(model, unsynchronized=[]) is model
     with processes.process_group(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:3227.", TrainingFailed),
+        ("Read error [127.0.0.1]:3227: Connection reset by peer", TrainingFailed),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_process_explains_that_another_one_ended(
+    monkeypatch: pytest.MonkeyPatch, set_rank: Callable[[int, int], None], message: str, kind: type[Exception]
+) -> None:
+    set_rank(0, 2)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *arguments, **options: None)
+    with pytest.raises(RuntimeError) as error, processes.process_group(torch.device("cpu")):
+        raise RuntimeError(message)
+    assert error.type is kind
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

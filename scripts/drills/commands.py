@@ -1,26 +1,21 @@
 """Run thousands of generated command lines, most of them nearly valid, and report what should not happen.
 
     python scripts/drills/commands.py --count 5000 --seed 0
-    python scripts/drills/commands.py --seed 0 --case 17  # repeat one of them, and print its output
+    python scripts/drills/commands.py --seed 0 --only 17 --verbose   repeat one of them
 
-Every line runs in a forked child, in a new folder that contains finished runs (``bait``), pictures (``shots``) and, for
-some lines, own experiment files (``mine``) and code (``mycode.py``). The exit code is 1 if there are findings;
-``docs/drills.md`` says what counts as one.
+Every line runs in a forked child, in a new directory that contains finished runs (``bait``), pictures (``shots``) and,
+for some lines, the person's own experiment files (``mine``) and code (``mycode.py``). ``docs/drills.md`` lists the
+findings.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import math
 import re
 import resource
 import shlex
 import shutil
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -28,9 +23,10 @@ from random import Random
 from typing import Any
 
 import lines
-from children import Command, Outcome, run, run_all
+from cases import Case, Steps, drill, options_parser
+from children import Command, Outcome, run
 from lines import TINY, Line
-from verdicts import Finding, Snapshot, abandoned_directories, changed_files, report, snapshot, summary, verdicts
+from verdicts import Snapshot, abandoned_directories, changed_files, patience, snapshot, verdicts
 
 RUN = ("dataset=digits", "model.hidden=[4]", *TINY)
 PICTURES = ("dataset.root=shots", "dataset.resize=8", "dataset.crop=8", "dataset.cache_dir=cache")
@@ -48,7 +44,7 @@ MEMORY = 32 * 2**30
 
 
 def make_bait(folder: Path) -> Path:
-    """Create the working directory that every line gets a copy of: finished runs, a sweep, pictures and odd files."""
+    """Create the working directory that is copied for every line: finished runs, a sweep, pictures and odd files."""
     from PIL import Image
 
     (folder / "empty").mkdir(parents=True)
@@ -69,15 +65,15 @@ def make_bait(folder: Path) -> Path:
     return folder
 
 
-def line_of(seed: int, number: int) -> Line:
-    """Return the command line with this number."""
-    line = lines.generate(Random(f"{seed}/{number}"))
+def line_of(draw: Random) -> Line:
+    """Draw a command line that can be run safely."""
+    line = lines.generate(draw)
     # "/" would be written to, and a null character cannot be passed to a program
     words = (re.sub(r"=(['\"]?)/+\1$", "=/proc", word).replace("\0", "") for word in line.arguments)
     return Line(tuple(words), line.module, line.files)
 
 
-def command_of(line: Line, *, folder: Path, bait: Path, name: str, seconds: float) -> Command:
+def command_of(line: Line, *, folder: Path, bait: Path, seconds: float) -> Command:
     """Create the folder of a line, and return its command."""
     work = folder / "work"
     shutil.copytree(bait, work, symlinks=True)
@@ -87,7 +83,7 @@ def command_of(line: Line, *, folder: Path, bait: Path, name: str, seconds: floa
     (folder / "home").mkdir()
     (folder / "tmp").mkdir()
     env = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "PYTHONDONTWRITEBYTECODE": "1", **NO_NETWORK}
-    return Command(line.arguments, work, line.module, env=env, name=name, seconds=seconds, prepare=_limit_memory)
+    return Command(line.arguments, work, line.module, env=env, seconds=seconds, prepare=_limit_memory)
 
 
 def _limit_memory() -> None:
@@ -95,7 +91,7 @@ def _limit_memory() -> None:
 
 
 def examine(outcome: Outcome, *, before: Snapshot) -> Iterator[tuple[str, str]]:
-    """Yield kind and detail of everything that is wrong with a line's end, output and files."""
+    """Yield kind and detail of everything that is wrong with the outcome of a line and its files."""
     words, folder = outcome.argv, outcome.command.at.parent
     verbose = any("verbose" in word for word in words)
     yield from verdicts(outcome, sweep=_is_sweep(outcome), verbose=verbose)
@@ -135,7 +131,7 @@ def _may_change(name: str, outcome: Outcome) -> bool:
 
 
 def _may_create(name: str, outcome: Outcome) -> bool:
-    """Return whether a new file or folder is where the program writes, or where the line says."""
+    """Return whether a new file or folder is where the program writes, or in a place that the line names."""
     top, _, rest = name.partition("/")
     named = [word.partition("=")[2] if "=" in word else word for word in outcome.argv]
     if top == "home":
@@ -177,10 +173,10 @@ def _ignored_overrides(outcome: Outcome, after: Snapshot) -> Iterator[tuple[str,
         found = {_as_text(config, key).removeprefix(f"{outcome.command.at}/") for config in configs}
         if found != texts:
             kind = "choice" if key in lines.groups() else "key"
-            yield f"ignored {kind}: {key}", f"expected {_sorted(texts)}, the configs have {_sorted(found)}"
+            yield f"ignored {kind}: {key}", f"expected {sorted(texts)}, the configs have {sorted(found)}"
     if len(runs) == math.prod(map(len, values.values())):
         return
-    expected, jobs = set(product(*map(_sorted, values.values()))), len(runs)
+    expected, jobs = set(product(*map(sorted, values.values()))), len(runs)
     found_rows = {tuple(_as_text(config, key) for key in values) for config in configs}
     if expected != found_rows:
         yield "jobs are missing", f"{jobs} of {len(expected)} runs"
@@ -206,13 +202,13 @@ def _given_values(words: Sequence[str]) -> dict[str, set[str]]:
             continue
         try:
             override = parser.parse_override(word)
-            one_by_one = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+            single_values = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
         except (HydraException, ValueError, TypeError):
             continue
-        if one_by_one is None:
+        if single_values is None:
             values[key] = {_text(override.value())}
         else:
-            values[key] = {_text(parser.parse_override(f"{key}={one}").value()) for one in one_by_one}
+            values[key] = {_text(parser.parse_override(f"{key}={one}").value()) for one in single_values}
     return values
 
 
@@ -255,55 +251,6 @@ def _text(value: object) -> str:
     return f"{number:.12g}"
 
 
-def _sorted(texts: set[str]) -> list[str]:
-    return sorted(texts)
-
-
-def drill(*, count: int, seed: int, jobs: int, seconds: float, start: int = 0) -> tuple[dict[str, int], list[Finding]]:
-    """Run command lines, and return how many ended in which way, and the findings."""
-    findings: list[Finding] = []
-    counts = {"command lines": 0, "succeeded": 0, "refused": 0}
-    with tempfile.TemporaryDirectory(prefix="drills-") as directory:
-        root = Path(directory)
-        bait = make_bait(root / "bait")
-        before: dict[str, Snapshot] = {}
-
-        def commands() -> Iterator[Command]:
-            for number in range(start, start + count):
-                folder = root / str(number)
-                line = line_of(seed, number)
-                command = command_of(line, folder=folder, bait=bait, name=str(number), seconds=seconds)
-                before[command.name] = snapshot(folder)
-                yield command
-
-        known, climbing = _names(root), False
-        with contextlib.suppress(KeyboardInterrupt):  # what was found so far is reported
-            for outcome in run_all(commands(), jobs=jobs):
-                number, folder = outcome.command.name, outcome.command.at.parent
-                line = Line(outcome.argv, outcome.command.module)
-                repeat = f"python scripts/drills/commands.py --seed {seed} --case {number}"
-                problems = list(examine(outcome, before=before.pop(number)))
-                if beside := {name for name in _names(root) - known if not name.isdecimal()}:
-                    known |= beside
-                    climbing = climbing or any(".." in word for word in outcome.argv)
-                    if not climbing:  # it may be the folder of a line that runs at the same time
-                        problems.append(("created a folder outside of its own", " ".join(sorted(beside))))
-                for kind, detail in problems:
-                    if all(finding.kind != kind for finding in findings):
-                        print(f"{kind}\n    {text_of(line)}", file=sys.stderr)
-                    findings.append(Finding(kind, repeat, text_of(line), detail))
-                counts["command lines"] += 1
-                counts["succeeded" if outcome.code == 0 else "refused"] += 1
-                shutil.rmtree(folder, ignore_errors=True)
-                if not counts["command lines"] % 200:
-                    print(summary(counts, findings), file=sys.stderr)
-    return counts, findings
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
 def text_of(line: Line, *, longest: int = 400) -> str:
     """Return a line as a person would type it."""
     words = [shlex.quote(word) if word.isprintable() else f"${word!r}" for word in line.arguments]
@@ -311,50 +258,42 @@ def text_of(line: Line, *, longest: int = 400) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
-def show_case(seed: int, number: int, *, seconds: float, keep: bool) -> int:
-    """Run one line again, print everything about it, and return the number of its findings."""
-    root = Path(tempfile.mkdtemp(prefix="drills-"))
-    line = line_of(seed, number)
-    bait = make_bait(root / "bait")
-    command = command_of(line, folder=root / str(number), bait=bait, name=str(number), seconds=seconds)
-    before = snapshot(root / str(number))
-    outcome = run(command)
-    problems = list(examine(outcome, before=before))
-    for file, text in line.files.items():
-        print(f"--- {file}\n{text}")
-    print(command.text() if keep else text_of(line, longest=10_000))
-    print(f"exit code {outcome.code}, {outcome.seconds:.1f} s")
-    print(f"--- stdout\n{outcome.out[-4000:]}--- stderr\n{outcome.err[-8000:]}---")
-    for kind, detail in problems:
-        print(f"{kind}\n{detail}")
-    if not keep:
-        shutil.rmtree(root)
-    return len(problems)
+class Drill:
+    """The cases of one drill."""
+
+    def __init__(self, directory: Path, *, seconds: float) -> None:
+        self.directory = directory
+        self.bait = make_bait(directory / "bait")
+        self.seconds = seconds
+        self.known = self.names()
+        self.climbing = False
+
+    def names(self) -> set[str]:
+        """Return what is in the directory of the drill and beside those of the cases."""
+        folders = [folder for folder in (self.directory, self.directory / "cases") if folder.exists()]
+        names = {path.name for folder in folders for path in folder.iterdir()}
+        return {name for name in names if not name.isdecimal() and name != "cases"}
+
+    def steps(self, case: Case) -> Steps:
+        """Run the command line."""
+        line = line_of(case.draw)
+        case.title = text_of(line)
+        command = command_of(line, folder=case.directory, bait=self.bait, seconds=patience(self.seconds))
+        before = snapshot(case.directory)
+        outcome = yield command
+        case.counted.append("succeeded" if outcome.code == 0 else "refused")
+        case.findings += examine(outcome, before=before)
+        if beside := self.names() - self.known:
+            self.known |= beside
+            self.climbing = self.climbing or any(".." in word for word in outcome.argv)
+            if not self.climbing:  # it may be the folder of a line that runs at the same time
+                case.find("created a folder outside of its own", " ".join(sorted(beside)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=500, help="number of command lines (default: 500)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=int, default=0, help="number of the first line")
-    parser.add_argument("--jobs", type=int, default=2, help="lines at a time (default: 2)")
-    parser.add_argument("--seconds", type=float, default=60, help="a line that runs longer hangs (default: 60)")
-    parser.add_argument("--case", type=int, default=None, metavar="NUMBER", help="run this line alone, show its output")
-    parser.add_argument("--keep", action="store_true", help="with --case: keep the folder")
+    parser = options_parser(__doc__, count=500, seconds=60)
     options = parser.parse_args()
-    if options.case is not None:
-        problems = show_case(options.seed, options.case, seconds=options.seconds, keep=options.keep)
-        sys.exit(1 if problems else 0)
-    began = time.monotonic()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    counts, findings = drill(
-        count=options.count, seed=options.seed, jobs=options.jobs, seconds=options.seconds, start=options.start
-    )
-    if findings:
-        print(report(findings))
-    print(f"{summary(counts, findings)}; {time.monotonic() - began:.0f} s")
-    sys.exit(1 if findings else 0)
+    sys.exit(drill(parser, options, lambda directory: Drill(directory, seconds=options.seconds).steps))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from cases import fingerprint
 from children import Command, run
+from fingerprints import fingerprint
 from PIL import Image
 
 SMALL = ("model.hidden=[8]", "model.dropout=0.2", "trainer.device=cpu", "trainer.checkpoint_seconds=0")
@@ -51,7 +51,7 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-
 
 
 class Corpus:
-    """Directories that are made when they are first asked for.
+    """Directories that are created when they are first used.
 
     Args:
         root: an empty directory.
@@ -70,7 +70,7 @@ class Corpus:
         return self.data is not None and all((self.data / "MNIST" / "raw" / name).is_file() for name in IDX_FILES)
 
     def __getitem__(self, name: str) -> Path:
-        """Return a directory of the corpus, made at the first time."""
+        """Return a directory of the corpus, created at the first use."""
         if name not in self._made:
             self._made.add(name)
             getattr(self, f"_{name}")()

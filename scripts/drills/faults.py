@@ -65,7 +65,7 @@ def full_disk(work: Path, *, left: int, inodes: int | None = None, folder: str =
 
 
 def read_only(work: Path, *, folder: str = ".") -> None:
-    """Make a folder read-only, for root too."""
+    """Make a folder read-only, also for root."""
     place = work / folder
     place.mkdir(exist_ok=True)
     mount(place, kind="", source=place, flags=BIND)
@@ -127,5 +127,5 @@ def close_after(line_count: int, descriptor: int) -> None:
 
 
 def without_network() -> None:
-    """Leave all networks."""
+    """Disconnect this process from all networks."""
     ctypes.CDLL(None).unshare(NEW_NETWORK)

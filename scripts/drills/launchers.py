@@ -1,20 +1,21 @@
 """Kill runs with several processes, and sweeps whose jobs run in other processes; then resume and compare.
 
-    python scripts/drills/launchers.py                              20 cases each
+    python scripts/drills/launchers.py                              20 cases of each launcher
     python scripts/drills/launchers.py --launchers torchrun --only 7
 
-``torchrun`` is a run with two processes, ``joblib`` and ``submitit`` are sweeps with Hydra's launchers of these names,
-the latter with its local executor. A case kills the first process, one worker, or the whole group by SIGKILL, SIGTERM
-or SIGINT, at a moment that is uniform over the whole run or over the epochs. All are new Python processes,
-so that a case takes half a minute on two busy cores.
+``torchrun`` is a run with two processes, ``joblib`` and ``submitit`` are sweeps with Hydra's launchers of these names;
+submitit uses its local executor. A case kills the first process, one worker, or the whole group by SIGKILL, SIGTERM or
+SIGINT, at a moment that is uniform over the whole run or over the epochs. All are new Python processes, so that a case
+takes half a minute on two busy cores.
 
-A finding is: a process that is left ten seconds after the end; a command that does not end; a traceback of dlhw; a
-directory that cannot be resumed; a metric, tensor or table that differs in one bit from those of an undisturbed run
-with the same launcher; partial files. What torchrun itself prints about a worker that ended is its own.
+A finding is: a process still runs ten seconds after the end; a command does not end; a traceback other than torchrun's
+own, see :func:`tracebacks`; an exit code other than those of :func:`expected_codes`; a directory cannot be resumed; a
+metric, tensor or table differs in one bit from those of an undisturbed run with the same launcher; partial files.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import os
@@ -23,32 +24,21 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
-from cases import (
-    Case,
-    Steps,
-    append_only,
-    drill,
-    fingerprint,
-    has_traceback,
-    last_lines,
-    parser,
-    patience,
-    repeat_line,
-    working_directory,
-)
-from children import Child, Command, Interruption, Outcome, run
+from cases import Case, Steps, drill, options_parser
+from children import Command, Interruption, Outcome, run
 from corpus import SMALL
-from kills import MARK, SIGNALS, Scenario, Undisturbed, check_results, mark_line, python_path, restart
+from fingerprints import fingerprint
+from moments import MARK, appended, mark_line
+from resuming import SIGNALS, Scenario, Undisturbed, check_results, python_path, restart
+from verdicts import TRACEBACKS, last_lines, patience
 
-PATIENCE = 10.0
+LEFT_SECONDS = 10.0
 """Seconds in which all processes must end after the first one."""
 SEEN_AS = "DLHW_DRILL"
-"""A variable in the environment of all processes of a command, by which they are found."""
+"""The drill finds all processes of a command by this environment variable."""
 JOBS = ("-m", *SMALL, "trainer.epochs=80", "seed=0,1,2", "comparison.curves=[]")
 LAUNCHERS = {
     "torchrun": Scenario(1, (*SMALL, "trainer.epochs=80", "trainer.batch_size=64")),
@@ -56,30 +46,18 @@ LAUNCHERS = {
     "submitit": Scenario(1, (*JOBS, "hydra/launcher=submitit_local")),
 }
 TARGETS = ("first process", "worker", "group")
-
-
-class PatientChild(Child):
-    """A command whose processes may go on after the end of the first one; the drill looks for them itself."""
-
-    def _end(self, status: int) -> None:
-        self._code, self._seconds = os.waitstatus_to_exitcode(status), self.seconds
-
-
-@dataclass(frozen=True)
-class LauncherCommand(Command):
-    """A command of several processes."""
-
-    child: ClassVar[type[Child]] = PatientChild
+OWN_ERRORS = {"torchrun": r"^torch\.distributed\.elastic\.\S*(SignalException|ChildFailedError)"}
+"""The errors that a launcher itself raises, with a traceback, when it or a worker gets a signal."""
 
 
 class Drill:
     """The cases of one launcher."""
 
-    def __init__(self, root: Path, name: str, *, seconds: float) -> None:
+    def __init__(self, root: Path, options: argparse.Namespace) -> None:
         self.root = root
-        self.name = name
-        self.scenario = LAUNCHERS[name]
-        self.seconds = seconds
+        (self.name,) = options.launchers
+        self.scenario = LAUNCHERS[self.name]
+        self.seconds: float = options.seconds
 
     def steps(self, case: Case) -> Steps:
         """Start, kill, resume and compare."""
@@ -87,41 +65,35 @@ class Drill:
         number, target = draw.choice(SIGNALS), draw.choice(TARGETS)
         rows = draw.randint(1, undisturbed.operations) if draw.random() < 0.75 else 0
         after = draw.uniform(0, 0.5 if rows else undisturbed.seconds)
-        case.title = f"{self.name}; {signal.Signals(number).name} to the {target} after {after:.1f} s"
+        case.title = f"{self.name}; {number.name} to the {target} after {after:.1f} s"
         case.title += f" from epoch {rows} on" if rows else ""
         case.counted += [f"of {self.name}", f"to the {target}"]
         output = case.directory / "output"
-        command, close = self.killed(case, number, target, after, rows=rows, output=output)
-        outcome = yield command
-        close()
-        self.check_killed(case, outcome, output.read_text(errors="replace"), target)
-        if not self.scenario.finished(case.directory / "killed"):
+        with appended(output) as descriptor:
+            moment = functools.partial(
+                self.moment_of_kill, case, number, target, left=[after], rows=rows, descriptor=descriptor
+            )
+            interruption = Interruption(number, when=moment, whole_group=target == "group")
+            line = self.scenario.command_line()
+            outcome = yield self.command(case, line, interruption=interruption, descriptor=descriptor)
+        if left := leftover(mark_of(case)):
+            case.find("leftover process", f"{LEFT_SECONDS:.0f} s after the end: {'; '.join(left)}")
+        finished = self.scenario.finished(case.directory / "killed")
+        check_killed(case, outcome, self.name, number, target, finished=finished)
+        if not finished:
             ended = yield from restart(case, self.scenario, functools.partial(self.command, case))
-            left = leftover(mark_of(case))
-            if left:
+            if left := leftover(mark_of(case)):
                 case.find("leftover process", f"after the end: {'; '.join(left)}")
             if not ended:
                 return
         check_results(case, undisturbed)
 
-    def killed(
-        self, case: Case, number: int, target: str, after: float, *, rows: int, output: Path
-    ) -> tuple[Command, Callable[[], object]]:
-        """Return the command that is killed, and the function to call at its end."""
-        descriptor = append_only(output)
-        moment = functools.partial(
-            self.moment_of_kill, case, number, target, left=[after], rows=rows, descriptor=descriptor
-        )
-        interruption = Interruption(number, when=moment, whole_group=target == "group")
-        command = self.command(case, self.scenario.command_line(), interruption=interruption, descriptor=descriptor)
-        return command, functools.partial(os.close, descriptor)
-
     def moment_of_kill(
-        self, case: Case, number: int, target: str, *, left: list[float], rows: int, descriptor: int
+        self, case: Case, number: signal.Signals, target: str, *, left: list[float], rows: int, descriptor: int
     ) -> bool:
         """Return whether the signal is due. A worker gets it here, because it is not the command's first process.
 
-        ``left`` holds the seconds from the ``rows``-th epoch on, then the moment too; it is empty afterwards.
+        ``left`` holds the seconds to wait after the ``rows``-th epoch, then also the moment; it is empty afterwards.
         """
         if not left or (rows and finished_epochs(case.directory / "killed") < rows):
             return False
@@ -137,7 +109,7 @@ class Drill:
         if target != "worker":
             return True
         with contextlib.suppress(ProcessLookupError):
-            os.kill(random.Random(case.number).choice(workers), number)
+            os.kill(case.draw.choice(workers), number)
         return False
 
     def command(
@@ -153,7 +125,7 @@ class Drill:
         if self.name == "torchrun":
             module = "torch.distributed.run"
             arguments = ("--standalone", "--nproc-per-node=2", "-m", "dlhw.train", *arguments)
-        return LauncherCommand(
+        return Command(
             arguments,
             at=case.directory,
             module=module,
@@ -163,38 +135,66 @@ class Drill:
             stderr=descriptor,
             interruptions=(interruption,) if interruption else (),
             seconds=patience(self.seconds),
+            others_seconds=None,  # the drill looks for them by SEEN_AS
         )
-
-    def check_killed(self, case: Case, outcome: Outcome, text: str, target: str) -> None:
-        """Check how the command ended after its signal, and that all its processes ended."""
-        before, mark, after = text.partition(MARK)
-        case.counted.append(
-            f"signals: {after.partition(chr(10))[0].partition(' ')[2]}" if mark else "signals: too late"
-        )
-        if outcome.timed_out:
-            case.find("hang", f"no end within {outcome.seconds:.0f} s\n{last_lines(text)}")
-        left = leftover(mark_of(case))
-        if left:
-            case.find("leftover process", f"{PATIENCE:.0f} s after the end: {'; '.join(left)}")
-        if has_traceback(after) and re.search(r"/dlhw/(?!train\.py)", after) and self.name != "torchrun":
-            case.find("traceback", f"exit code {outcome.code}\n{last_lines(after)}")
-        allowed = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
-        if outcome.code not in allowed:
-            case.find("exit code", f"{outcome.code}\n{last_lines(after)}")
-        if mark and outcome.code == 0 and target == "first process" and "lowest mean" not in before:
-            finished = self.scenario.finished(case.directory / "killed")
-            if not finished:
-                case.find("lost interrupt", f"exit code 0\n{last_lines(after)}")
 
     @functools.cache  # noqa: B019
     def undisturbed(self) -> Undisturbed:
         """Run without a kill, and measure it."""
-        case = Case(-1, random.Random(0), self.root)
+        case = Case("undisturbed", random.Random(0), self.root)
         self.root.mkdir(parents=True)
         outcome = run(replace(self.command(case, self.scenario.command_line()), seconds=1000.0))
         assert outcome.code == 0, f"{outcome.command.text()}\n{outcome.err}"
         directory = self.root / "killed"
         return Undisturbed(directory, outcome.seconds, 0.0, finished_epochs(directory), fingerprint(directory))
+
+
+def check_killed(
+    case: Case, outcome: Outcome, launcher: str, number: signal.Signals, target: str, *, finished: bool
+) -> None:
+    """Check how a command ended after its signal, with its output in the file ``output`` of the case."""
+    before, mark, after = (case.directory / "output").read_text(errors="replace").partition(MARK)
+    phase = after.partition("\n")[0].partition(" ")[2]
+    case.counted.append(f"signals: {phase or 'the command had ended before'}")
+    if outcome.timed_out:
+        case.find("hang", f"no end within {outcome.seconds:.0f} s\n{last_lines(before + after)}")
+        return
+    for text in tracebacks(after if mark else before, launcher):
+        case.find("traceback", f"exit code {outcome.code}, while {phase}\n{last_lines(text, count=20)}")
+    codes = expected_codes(launcher, number, target) if mark else {0}
+    if outcome.code not in codes | ({0} if finished else set()):
+        expected = " or ".join(map(str, sorted(codes)))
+        case.find("exit code", f"{outcome.code} instead of {expected}, while {phase}\n{last_lines(after)}")
+
+
+def expected_codes(launcher: str, number: signal.Signals, target: str) -> set[int]:
+    """Return the exit codes that a launcher may have after a signal, if its work was not finished.
+
+    A signal ends the first process as it ends ``python -m dlhw.train``: 130, 143, or the signal itself before the
+    program starts. ``torchrun`` has exit code 1 instead, by its uncaught SignalException or ChildFailedError. When a
+    worker is killed, its job fails: exit code 1.
+    """
+    if target == "worker":
+        return {1}
+    if number == signal.SIGKILL:
+        return {-number}
+    return {1 if launcher == "torchrun" else 128 + number, -number}
+
+
+def tracebacks(text: str, launcher: str) -> list[str]:
+    """Return the tracebacks in an output that are findings.
+
+    Two kinds are not: one that ends in the launcher's own error and has no frame in dlhw, and a KeyboardInterrupt while
+    Python imports the program, whose frames in dlhw are all ``<module>``.
+    """
+    found = [text[text.index(start) :] for start in TRACEBACKS[1:] if start in text]
+    for part in text.split(TRACEBACKS[0])[1:]:
+        functions = re.findall(r'File "[^"]*/dlhw/[\w/]+\.py", line \d+, in (.+)', part)
+        own = launcher in OWN_ERRORS and re.search(OWN_ERRORS[launcher], part, re.MULTILINE)
+        imports = re.search("^KeyboardInterrupt$", part, re.MULTILINE) and set(functions) <= {"<module>"}
+        if (functions and not imports) or not (own or imports):
+            found.append(TRACEBACKS[0] + part)
+    return found
 
 
 def finished_epochs(directory: Path) -> int:
@@ -219,8 +219,8 @@ def processes(mark: str) -> list[int]:
 
 
 def leftover(mark: str) -> list[str]:
-    """Wait until no process has this mark. Kill those that are left after ``PATIENCE`` seconds, and return them."""
-    deadline = time.monotonic() + patience(PATIENCE)
+    """Wait until no process has this mark. Kill those that are left after ``LEFT_SECONDS`` seconds, and return them."""
+    deadline = time.monotonic() + patience(LEFT_SECONDS)
     while left := processes(mark):
         if time.monotonic() > deadline:
             lines = []
@@ -234,21 +234,14 @@ def leftover(mark: str) -> list[str]:
 
 
 def main() -> None:
-    options_parser = parser(__doc__ or "", count=20)
-    options_parser.add_argument(
-        "--limit", type=float, default=100, help="seconds for one command, more on a busy machine (default: 100)"
-    )
-    options_parser.add_argument(
-        "--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS), help="default: all"
-    )
-    options = options_parser.parse_args()
+    parser = options_parser(__doc__, count=20, seconds=100)
+    parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS), help="default: all")
+    options = parser.parse_args()
     codes = []
     for name in options.launchers:
         print(f"== {name}")
-        with working_directory() as directory:
-            launcher = Drill(directory / "undisturbed", name, seconds=options.limit)
-            repeat = repeat_line("launchers.py", options, "--launchers", name)
-            codes.append(drill(options, directory, launcher.steps, repeat=repeat))
+        options.launchers = [name]
+        codes.append(drill(parser, options, lambda directory: Drill(directory / "undisturbed", options).steps))
     sys.exit(max(codes))
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import own_files
 import yaml
-from values import INVALID, interpolations, path_values, sweep_values, valid_values
+from arguments import COMPARES, FLAGS, HYDRA_KEYS, PREDICTS, RESUMES, split
+from values import INVALID, PATHS, SWEEPS, interpolations, valid_values
 
 from dlhw.cli.composition import conf_dir
 
@@ -33,169 +34,6 @@ SMALL_EXPERIMENTS = ("flooding", "mnist_mlp", "cnn_l2", "cnn_l1")
 GRID_EXPERIMENTS = ("logistic_separable", "backprop_optimizers", "flooding_search", "init_study")
 NOT_HERE = ("trainer.compile", "trainer.cuda_graphs", "trainer.threads", "init.run")
 """Keys whose valid values take long or need other hardware; they still get invalid values."""
-FLAGS: tuple[tuple[str, ...], ...] = (
-    ("--cfg", "job"),
-    ("--cfg", "hydra"),
-    ("--cfg", "all"),
-    ("--cfg",),
-    ("--cfg", "jbo"),
-    ("--cfg=job", "--resolve"),
-    ("--resolve",),
-    ("--info",),
-    ("--info", "all"),
-    ("--info", "defaults-tree"),
-    ("--info", "defaults"),
-    ("--info", "config"),
-    ("--info", "plugins"),
-    ("--info", "searchpath"),
-    ("--info", "nope"),
-    ("--cfg", "job", "--package", "model"),
-    ("--cfg", "job", "--package", "trainer.epochs"),
-    ("--cfg", "job", "-p", "nope"),
-    ("--package", "model"),
-    ("--config-name", "train"),
-    ("--config-name", "nope"),
-    ("--config-name", "model/mlp"),
-    ("--config-name", ""),
-    ("--config-name",),
-    ("--config-dir", "mine"),
-    ("--config-dir", "nope"),
-    ("--config-dir", ""),
-    ("--config-path", "mine"),
-    ("--config-path", "/nope"),
-    ("--help",),
-    ("-h",),
-    ("--hydra-help",),
-    ("--version",),
-    ("-sc",),
-    ("-sc", "install=bash"),
-    ("-sc", "install=nope"),
-    ("-sc", "uninstall=fish"),
-    ("--shell-completion",),
-    ("--experimental-rerun", "nope"),
-    ("--experimental-rerun", "bait/run/.hydra/config.pickle"),
-    ("--hel",),
-    ("--res",),
-    ("--exp", "x"),
-    ("--conf", "job"),
-    ("--epochs", "3"),
-    ("--lr=0.1",),
-    ("--experiment", "flooding"),
-    ("--trainer.epochs=1",),
-    ("-x",),
-    ("-m", "-m"),
-    ("-r",),
-    ("--run",),
-    ("--multirun",),
-    ("--",),
-    ("-",),
-    ("---",),
-)
-HYDRA_KEYS: Mapping[str, tuple[str, ...]] = {
-    "hydra.run.dir": ("one", "one/two", "outputs/x", "${now:%H}", "a=b", "a b", "${name}/x"),
-    "hydra.sweep.dir": ("one", "one/two", "outputs/x", "${name}/x"),
-    "hydra.sweep.subdir": ("${hydra.job.num}", "x", "x/y", "..", "../x", ".", "", "${hydra:job.num}", "${seed}", "/"),
-    "hydra.output_subdir": ("null", ".hydra", "sub", "..", ".", "../one", "../../bait/run", "/", "", "a/b", "run.log"),
-    "hydra.job.chdir": ("true", "false", "null", "abc"),
-    "hydra.job.name": ("x", "a/b", "..", "", "null"),
-    "hydra.job.num": ("1", "abc"),
-    "hydra.job.config_name": ("x",),
-    "hydra.job.env_set.A": ("b",),
-    "hydra.verbose": ("true", "false", "[dlhw]", "dlhw", "abc", "null", "3"),
-    "hydra.mode": ("RUN", "MULTIRUN", "run", "abc", "null", "3"),
-    "hydra/launcher": ("basic", "vectorized", "nope", "null", "[basic]", "Basic"),
-    "hydra/sweeper": ("grid", "basic", "nope", "null"),
-    "hydra/job_logging": ("default", "none", "disabled", "nope", "dlhw"),
-    "hydra/hydra_logging": ("default", "none", "nope"),
-    "hydra/help": ("default", "nope"),
-    "hydra/output": ("default", "nope"),
-    "hydra.sweeper.params": ("{seed: '0,1'}", "{seed: 0}", "3", "null", "[]", "{}", "{nope: 1}", "{seed: range(2)}"),
-    "hydra.sweeper.params.seed": ("0", "'0,1'", "range(2)"),
-    "hydra.sweeper.fail_fast": ("true", "abc"),
-    "hydra.sweeper.max_batch_size": ("1", "0"),
-    "hydra.launcher.n_jobs": ("2", "abc"),
-    "hydra.launcher.largest": ("1", "0", "abc"),
-    "hydra.launcher.even_if_slower": ("true", "3"),
-    "hydra.searchpath": ("[file://mine]", "[file:///nope]", "[pkg://nope]", "abc", "[]", "[nope]", "null"),
-    "hydra.callbacks": ("{}", "null", "3", "{a: {_target_: nope.Nope}}"),
-    "hydra.callbacks.directory": ("null",),
-    "hydra.runtime.output_dir": ("one",),
-    "hydra.nope": ("1",),
-    "hydra": ("1", "null", "{}"),
-    "hydra.run": ("1", "{}"),
-}
-RESUMES = (
-    *("bait/run", "bait/run/", "./bait/run", "bait/sweep", "bait/sweep/seed=0", "bait/run/config.yaml", "bait", "."),
-    *("nope", "", "null", "~", "~/x", "~nosuchuser/x", "..", "/", "/dev/null", "/dev/zero", "bait/run,bait/sweep"),
-    *("[bait/run]", "bait/pictures", "${seed}", "${name}", "${oc.env:NOPE}", "'bait/run'", "\x1b[31m", "mine"),
-    *("own.yaml", "x" * 300, "x/" * 3000, "bait/*", "é", "bait/run\n", "{a:1}", "empty", "bait/dangling"),
-)
-COMPARES: tuple[tuple[str, ...], ...] = (
-    ("bait/sweep",),
-    ("bait/run",),
-    ("bait/run", "-o", "both"),
-    ("bait/run", "bait/sweep", "-o", "both"),
-    ("bait", "-o", "both"),
-    ("bait",),
-    (".",),
-    ("nope",),
-    ("",),
-    ("empty",),
-    ("shots",),
-    ("bait/pictures", "bait/run", "-o", "both"),
-    ("bait/run", "bait/run", "-o", "both"),
-    ("bait/run/config.yaml",),
-    ("/dev/null",),
-    ("bait/sweep", "-o", "bait/run"),
-    ("bait/sweep", "-o", "mine/experiment/own.yaml"),
-    ("bait/sweep", "-o", "shots"),
-    ("bait/sweep", "-o", ""),
-    ("bait/sweep", "-o", "/dev/null/x"),
-    ("bait/sweep", "-o", "~/x"),
-    ("bait/sweep", "--curves", "val_los", "-o", "both"),
-    ("bait/sweep", "--curves", "val_loss", "train_loss", "-o", "both"),
-    ("bait/sweep", "--overlay", "seed", "-o", "both"),
-    ("bait/sweep", "--overlay", "nope", "-o", "both"),
-    ("bait/sweep", "--against", "seed", "-o", "both"),
-    ("bait/sweep", "--against", "name", "-o", "both"),
-    ("bait/sweep", "--probes", "nope", "-o", "both"),
-    ("bait/sweep", "--nope"),
-    ("--cur",),
-    (),
-    ("\x1b[31m",),
-    ("x" * 300,),
-    ("bait/sweep", "-o", "x" * 300),
-    ("bait/dangling",),
-)
-PREDICTS: tuple[tuple[str, ...], ...] = (
-    ("bait/pictures", "shots"),
-    ("bait/pictures", "shots/a/0.png"),
-    ("bait/pictures", "shots/a/0.png", "--json"),
-    ("bait/pictures", "shots/a/0.png", "--top", "1"),
-    ("bait/pictures", "shots/a/0.png", "--top", "0"),
-    ("bait/pictures", "shots/a/0.png", "--top", "abc"),
-    ("bait/pictures", "shots/a/0.png", "--weights", "last"),
-    ("bait/pictures", "shots/a/0.png", "--weights", "nope"),
-    ("bait/pictures", "shots/a/0.png", "--device", "cuda"),
-    ("bait/pictures", "shots/a/0.png", "--device", "nope"),
-    ("bait/pictures", "nope.png"),
-    ("bait/pictures", "mycode.py"),
-    ("bait/pictures", "empty"),
-    ("bait/pictures", ""),
-    ("bait/pictures", "/dev/null"),
-    ("bait/pictures", "shots/a/0.png", "nope.png"),
-    ("bait/pictures", "x" * 300),
-    ("bait/pictures", "\x1b[31m.png"),
-    ("bait/pictures",),
-    ("bait/run", "shots"),
-    ("bait/sweep", "shots"),
-    ("bait", "shots"),
-    ("nope", "shots"),
-    ("", "shots"),
-    (),
-    ("bait/dangling", "shots"),
-    ("shots", "bait/pictures"),
-)
 
 
 @dataclass(frozen=True)
@@ -306,7 +144,7 @@ def _resume(random: Random) -> Line:
 
 
 def _flags(random: Random) -> Line:
-    words = [*random.choice(FLAGS)]
+    words = [*split(random.choice(FLAGS))]
     if random.random() < 0.5:
         words += random.sample(["dataset=digits", "optimizer.lr=0.1", *TINY], 2)
     if words[0] in ("-m", "--multirun", "--run", "-r", "--", "-", "---", "--config-name", "--config-dir"):
@@ -320,11 +158,11 @@ def _own(random: Random) -> Line:
 
 
 def _compare(random: Random) -> Line:
-    return Line(random.choice(COMPARES), module="dlhw.compare")
+    return Line(split(random.choice(COMPARES)), module="dlhw.compare")
 
 
 def _predict(random: Random) -> Line:
-    return Line(random.choice(PREDICTS), module="dlhw.predict")
+    return Line(split(random.choice(PREDICTS)), module="dlhw.predict")
 
 
 def _mutated(random: Random, words: list[str]) -> list[str]:
@@ -367,7 +205,7 @@ def _path(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]:
     key = random.choice(
         ["output_dir", "output_dir", "name", "data_dir", "hydra.run.dir", "hydra.sweep.dir", "init.run"]
     )
-    return _put(random, words, key, random.choice(path_values()))
+    return _put(random, words, key, random.choice(PATHS))
 
 
 def _typo(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]:
@@ -414,7 +252,7 @@ def _prefix(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]
 
 def _swept(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]:
     key = random.choice(["seed", "seed", "optimizer.lr", "model.hidden", "dataset", "optimizer", "name", "output_dir"])
-    words = _put(random, words, key, random.choice(sweep_values()))
+    words = _put(random, words, key, random.choice(SWEEPS))
     if random.random() < 0.75 and "-m" not in words:
         words.insert(
             random.choice([0, len(words)]), random.choice(["-m", "-m", "-m", "--multirun", "hydra.mode=MULTIRUN"])
@@ -426,7 +264,7 @@ def _hydra_key(random: Random, words: list[str], keys: dict[str, Any]) -> list[s
     key = random.choice(sorted(HYDRA_KEYS))
     value = random.choice([*HYDRA_KEYS[key], *HYDRA_KEYS[key], random.choice([*INVALID, *interpolations(key)])])
     if key.endswith("dir") and random.random() < 0.3:
-        value = random.choice(path_values())
+        value = random.choice(PATHS)
     return _put(random, words, random.choice(["", "", "", "+", "++"]) + key, value)
 
 
@@ -441,7 +279,7 @@ def _option(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]
 
 
 def _flag(random: Random, words: list[str], keys: dict[str, Any]) -> list[str]:
-    flag = random.choice(FLAGS)
+    flag = split(random.choice(FLAGS))
     return [*flag, *words] if random.random() < 0.5 else [*words, *flag]
 
 

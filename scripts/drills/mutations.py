@@ -1,7 +1,7 @@
-"""Mutations of files: their bytes, their lines, the kind of the file, and by suffix what they hold (``structures.py``).
+"""Mutations of files: their bytes, their lines, their type, and their content.
 
-Each mutation takes a path and random numbers, changes what is there, and returns what it did in a few words, or None if
-it does not apply to this file.
+Each mutation takes a path and random numbers and changes what is there. It returns what it did in a few words, or None
+if it does not apply to this file. ``structures.py`` and ``checkpoints.py`` have those for certain suffixes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from checkpoints import cache_length, cache_pixels, checkpoint_structure, checkpoint_tensor, payload
 from structures import (
     Mutation,
     alias_bomb,
-    cache_length,
-    cache_pixels,
-    checkpoint_structure,
-    checkpoint_tensor,
     csv_cell,
     json_value,
     nested,
     other_top_level,
-    payload,
     recursive_alias,
     yaml_syntax,
     yaml_value,
@@ -103,9 +99,7 @@ CONTROL = (b"\0", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\r\n", "é
 def control_characters(path: Path, draw: random.Random) -> str:
     content = path.read_bytes()
     place = draw.randrange(len(content) + 1)
-    added = draw.choice(
-        [b"\0", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"\t", b"\r\n", "é\u2028".encode(), b"\xed\xa0\x80"]
-    )
+    added = draw.choice(CONTROL)
     path.write_bytes(content[:place] + added + content[place:])
     return f"{added!r} inserted at {place}"
 
@@ -113,34 +107,22 @@ def control_characters(path: Path, draw: random.Random) -> str:
 # lines of text
 
 
-def duplicate_line(path: Path, draw: random.Random) -> str | None:
+def move_line(path: Path, draw: random.Random) -> str | None:
+    """Drop a line, write it twice, or exchange it with another one."""
     lines = path.read_bytes().splitlines(keepends=True)
     if not lines:
         return None
-    number = draw.randrange(len(lines))
-    lines.insert(draw.randrange(len(lines) + 1), lines[number])
+    number, other = draw.randrange(len(lines)), draw.randrange(len(lines))
+    what = draw.choice(["dropped", "twice", "exchanged"])
+    if what == "dropped":
+        del lines[number]
+    elif what == "twice":
+        lines.insert(other, lines[number])
+    else:
+        what = f"exchanged with line {other + 1}"
+        lines[number], lines[other] = lines[other], lines[number]
     path.write_bytes(b"".join(lines))
-    return f"line {number + 1} twice"
-
-
-def drop_line(path: Path, draw: random.Random) -> str | None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    if not lines:
-        return None
-    number = draw.randrange(len(lines))
-    del lines[number]
-    path.write_bytes(b"".join(lines))
-    return f"line {number + 1} dropped"
-
-
-def swap_lines(path: Path, draw: random.Random) -> str | None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    if len(lines) < 2:
-        return None
-    one, other = draw.sample(range(len(lines)), 2)
-    lines[one], lines[other] = lines[other], lines[one]
-    path.write_bytes(b"".join(lines))
-    return f"lines {one + 1} and {other + 1} swapped"
+    return f"line {number + 1} {what}"
 
 
 def huge_line(path: Path, draw: random.Random) -> str:
@@ -159,34 +141,17 @@ def directory_instead(path: Path, draw: random.Random) -> str:
     return "a directory in its place"
 
 
-def dangling_link(path: Path, draw: random.Random) -> str:
+def link(path: Path, draw: random.Random) -> str:
+    target = draw.choice(["/nowhere/at/all", path.name, "/dev/zero", "/dev/null"])
     path.unlink()
-    path.symlink_to("/nowhere/at/all")
-    return "a link to nowhere in its place"
-
-
-def link_to_itself(path: Path, draw: random.Random) -> str:
-    path.unlink()
-    path.symlink_to(path.name)
-    return "a link to itself in its place"
+    path.symlink_to(target)
+    return f"a link to {target} in its place"
 
 
 def pipe(path: Path, draw: random.Random) -> str:
     path.unlink()
     os.mkfifo(path)
     return "a pipe in its place"
-
-
-def link_to_zero(path: Path, draw: random.Random) -> str:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-    return "a link to /dev/zero in its place"
-
-
-def link_to_null(path: Path, draw: random.Random) -> str:
-    path.unlink()
-    path.symlink_to("/dev/null")
-    return "a link to /dev/null in its place"
 
 
 def same_times(mutation: Mutation) -> Mutation:
@@ -218,22 +183,16 @@ def replaced_by(donors: Sequence[Path]) -> Mutation:
     return mutate
 
 
-BYTES: tuple[Mutation, ...] = (
+ANY_FILE: tuple[Mutation, ...] = (
     *(truncate, flip_bits, flip_bits, swap_bytes, zero_block, append_bytes, empty, delete, garbage),
+    *(directory_instead, pipe, *[link] * 4),
 )
-NATURE: tuple[Mutation, ...] = (directory_instead, dangling_link, link_to_itself, pipe, link_to_zero, link_to_null)
-LINES: tuple[Mutation, ...] = (duplicate_line, drop_line, swap_lines, huge_line, control_characters)
+LINES: tuple[Mutation, ...] = (*[move_line] * 3, huge_line, control_characters)
 BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".json": (*LINES, *[json_value] * 8, other_top_level, nested),
     ".yaml": (
-        *LINES,
-        *[yaml_value] * 8,
-        other_top_level,
-        nested,
-        alias_bomb,
-        recursive_alias,
-        yaml_syntax,
-        yaml_syntax,
+        *(*LINES, *[yaml_value] * 8, other_top_level, nested),
+        *(alias_bomb, recursive_alias, yaml_syntax, yaml_syntax),
     ),
     ".csv": (*LINES, *[csv_cell] * 6),
     ".log": LINES,
@@ -244,7 +203,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
 
 def mutate(path: Path, draw: random.Random, *, donors: Sequence[Path], marker: Path, keep_times: bool = False) -> str:
     """Apply a random mutation to a file, and return what it did."""
-    kinds: list[Mutation] = [*BYTES, *NATURE, *BY_SUFFIX.get(path.suffix, ())]
+    kinds: list[Mutation] = [*ANY_FILE, *BY_SUFFIX.get(path.suffix, ())]
     if path.suffix in (".pt", ".yaml", ".json", ".pictures"):
         kinds += [payload(marker)] * 2
     if donors:

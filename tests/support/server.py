@@ -6,40 +6,22 @@ process id, environment, folder, output, signals and exit code. ``support.proces
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
 import os
-import pkgutil
 import runpy
 import signal
 import socket
 import sys
 import tempfile
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LIBRARIES = (
-    "hydra",
-    "matplotlib.pyplot",
-    "pandas",
-    "rich.progress",
-    "sklearn.datasets",
-    "sklearn.model_selection",
-    "torch",
-    "torchvision.transforms.v2",
-)
+DRILLS = Path(__file__).parents[2] / "scripts" / "drills"
+sys.path[0] = str(DRILLS)
+from preloading import import_everything, unload  # noqa: E402
 
-
-def preload() -> None:
-    """Import the libraries and all modules of the package."""
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    import dlhw
-
-    for module in pkgutil.walk_packages(dlhw.__path__, "dlhw."):
-        with contextlib.suppress(ImportError):  # a module that needs an optional package or is broken
-            importlib.import_module(module.name)
+sys.path.pop(0)  # their modules, and those beside this file, could hide others
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -100,16 +82,7 @@ def run(request: dict[str, Any]) -> None:
         exec(compile(subject, "<string>", "exec"), main.__dict__)
 
 
-def unload(name: str) -> None:
-    """Remove a module from the imported ones."""
-    package, _, last = name.rpartition(".")
-    sys.modules.pop(name, None)
-    if package in sys.modules:
-        vars(sys.modules[package]).pop(last, None)
-
-
 if __name__ == "__main__":
-    sys.path.pop(0)  # the folder of this file, whose modules could hide others
-    preload()
+    import_everything()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes ended children
     run(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dlhw.errors import UsageError
+from dlhw.errors import TrainingFailed, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)
 """How long processes wait for each other. One of them may spend minutes decoding a large folder of pictures."""
+_LOST = re.compile(r"connection (closed|reset) by peer|remote process exited|broken pipe", re.IGNORECASE)
+"""Errors of gloo and NCCL after another process has ended."""
 
 
 def world_size() -> int:
@@ -41,7 +44,10 @@ def process_key() -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group while in this context. On CUDA each process uses its own GPU."""
+    """Join the process group while in this context. On CUDA each process uses its own GPU.
+
+    Raise TrainingFailed if another process of the group ends early.
+    """
     if world_size() == 1:
         yield
         return
@@ -59,6 +65,10 @@ def process_group(device: torch.device) -> Iterator[None]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise TrainingFailed("torchrun: another process ended, so that this one cannot continue") from error
     finally:
         distributed.destroy_process_group()
 
