@@ -68,7 +68,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        raise TrainingFailed("torchrun: another process ended, so that this one cannot continue") from error
+        raise TrainingFailed("torchrun: another process has ended") from error
     finally:
         distributed.destroy_process_group()
 

@@ -131,7 +131,7 @@ def read(
 def _stored(
     directories: Sequence[Path],
 ) -> tuple[list[Mapping[str, str]], list[Mapping[str, Any]], dict[Path, str]]:
-    """Return the leaves of the config and the summary of each run, and why those of some runs cannot be used."""
+    """Return for each run the leaves of its config, its summary, and what is wrong with its files."""
     configs: list[Mapping[str, str]] = []
     summaries: list[Mapping[str, Any]] = []
     mistakes: dict[Path, str] = {}
