@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import yaml
 from dlhw.runs.record import Record
 from dlhw.sweeps import jobs
 from support.commands import dlhw
-from support.pictures import folder_of
 from support.run_directories import read_rows
 from support.sweeps import QUICK, Comparison, replace_comparison, started_jobs, table_statuses
 
@@ -90,19 +88,3 @@ def test_sweep_reads_once_whether_each_job_is_finished(
     monkeypatch.setattr(Record, "finished", property(finished))
     dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert read == ["seed=0", "seed=1"]
-
-
-def test_relative_paths_of_a_resumed_sweep_refer_to_the_folder_in_which_it_was_started(
-    tmp_path: Path, comparisons: list[Comparison]
-) -> None:
-    start, other = tmp_path / "start", tmp_path / "other"
-    for number, folder in enumerate((start, other)):
-        folder_of(folder / "pics", {"cats": 6, "dogs": 6}, start=100 * number)
-    pictures = ("dataset=image_folder", "dataset.root=pics", "dataset.crop=32", "dataset.resize=32")
-    assert dlhw("-m", *QUICK, *pictures, "seed=0,1", at=start).code == 0
-    shutil.rmtree(start / "S" / "seed=1")
-    again = dlhw("resume=../start/S", "data_dir=here", at=other)
-    assert (again.code, started_jobs(again)) == (0, ["seed=1"])
-    configs = [yaml.safe_load((start / "S" / f"seed={seed}" / "config.yaml").read_text()) for seed in (0, 1)]
-    assert [config["dataset"]["root"] for config in configs] == [str(start / "pics")] * 2
-    assert configs[1]["data_dir"] == str(other / "here")

@@ -141,10 +141,9 @@ def overrides_of_sweep(
     if content is None:
         raise UsageError(f"resume={directories.explanation(directory, expected='run or sweep')}")
     kept = _kept_overrides(directory / "multirun.yaml", content, overrides, parse)
-    added = [str(override.input_line) for override in overrides if override.key_or_group not in ("resume", "data_dir")]
-    given = [override.value() for override in overrides if override.key_or_group == "data_dir"]
-    data_dir = Path(read_path(given[-1], key="data_dir")).absolute() if given else content["data_dir"]
-    added.append(quote(f"data_dir={data_dir}"))
+    added = [str(override.input_line) for override in overrides if override.key_or_group != "resume"]
+    if not any(override.key_or_group == "data_dir" for override in overrides):
+        added.append(quote(f"data_dir={content['data_dir']}"))
     return [*kept, *added, "hydra.mode=MULTIRUN", quote(f"hydra.sweep.dir={directory}")]
 
 
@@ -163,13 +162,6 @@ def config_dir_of_sweep(directory: Path) -> str | None:
                 "add --config-dir FOLDER with its new place"
             )
     return folders[0] if folders else None
-
-
-def working_directory_of_sweep(directory: Path) -> Path:
-    """Return the folder to which relative paths of the sweep refer: where it was started, if that still exists."""
-    content = stored.read_multirun(directory)
-    started_in = content["hydra"]["runtime"].get("cwd") if content is not None else None
-    return Path(started_in) if isinstance(started_in, str) and os.path.isdir(started_in) else Path.cwd()
 
 
 def resumed_multirun(directory: Path, cfg: DictConfig) -> DictConfig:

@@ -70,11 +70,11 @@ class Grid(Sweeper):
         """Run the jobs. Ends the program with code 1 if one failed."""
         if any(line.startswith("hydra.sweep.subdir=") for line in override_lines(self.cfg.hydra, "hydra")):
             raise UsageError("hydra.sweep.subdir: must not be set; the values of a job name its directory")
-        if self._loader.resumed is not None:
-            os.chdir(resuming.working_directory_of_sweep(self._loader.resumed))
         lines = [composition.quoted(f"{name}={value}") for name, value in self.params.items() if value is not None]
         unread: dict[str, None] = {}
-        jobs = self._compose(expand(lines, arguments, loader=self._loader, unread_params=self._unread_params(unread)))
+        jobs = self._compose(
+            expand(lines, arguments, loader=self.context.config_loader, unread_params=self._unread_params(unread))
+        )
         self._launcher(len(jobs))
         for name in unread:
             log.info("%s varies only in jobs that read it", name)
@@ -83,15 +83,10 @@ class Grid(Sweeper):
         if reasons:
             sys.exit(1)
 
-    @property
-    def _loader(self) -> composition.Loader:
-        loader = self.context.config_loader
-        assert isinstance(loader, composition.Loader)
-        return loader
-
     def _unread_params(self, collected: dict[str, None]) -> UnreadParams:
         """Return the function with which :func:`expand` finds ``params`` that a job does not read. It collects them."""
-        loader = self._loader
+        loader = self.context.config_loader
+        assert isinstance(loader, composition.Loader)
         by_structure: dict[tuple[str, ...], frozenset[str]] = {}
 
         def unread_params(lines: Sequence[str]) -> frozenset[str]:
@@ -145,7 +140,9 @@ class Grid(Sweeper):
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
             self.cfg.data_dir = str(Path(self.cfg.data_dir).absolute())  # as in config.yaml
-            content = self.cfg if self._loader.resumed is None else resuming.resumed_multirun(directory, self.cfg)
+            loader = self.context.config_loader
+            assert isinstance(loader, composition.Loader)
+            content = self.cfg if loader.resumed is None else resuming.resumed_multirun(directory, self.cfg)
             write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(content).encode())
             yield directory
 
