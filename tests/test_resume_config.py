@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw.cli.composition import conf_dir
 from dlhw.runs import identity
-from dlhw.runtime.options import PathText
 from support.composing import compose_with_hydra, error_message
 
 
@@ -124,71 +120,3 @@ def test_differences_name_both_values_and_count_the_rest() -> None:
     assert identity.differences(one, other) == (
         "seed: 1 instead of 0, optimizer.lr: 0.1 instead of 0.2, model.hidden: [8] instead of [9] and 2 more"
     )
-
-
-ALL_PATHS = {*identity.PATHS, *identity.PATHS_IF_PRESENT}
-
-
-def test_every_option_that_is_annotated_as_a_path_is_stored_as_absolute() -> None:
-    annotated = set()
-    for file in conf_dir().glob("*/*.yaml"):
-        group = file.parent.name
-        target = OmegaConf.load(file).get("_target_")
-        function = get_method(target) if target and group != "hydra" else None
-        hints = typing.get_type_hints(getattr(function, "func", function), include_extras=True) if function else {}
-        annotated |= {f"{group}.{name}" for name, hint in hints.items() if hint in (PathText, PathText | None)}
-    assert annotated == ALL_PATHS - {"dataset.groups", "model.weights"}  # which may also be other texts
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (("dataset=image_folder", "dataset.root=pictures"), "dataset.root"),
-        (("dataset=image_folder", "dataset.root=pictures", "dataset.cache_dir=caches"), "dataset.cache_dir"),
-        (("dataset=hymenoptera", "dataset.groups=groups.csv"), "dataset.groups"),
-        (("model=resnet18", "model.weights=best.pt"), "model.weights"),
-        (("study=fool_resnet", "study.picture=a.png"), "study.picture"),
-    ],
-)
-def test_relative_paths_are_stored_as_absolute(
-    overrides: tuple[str, ...], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    for name in ("groups.csv", "best.pt"):
-        (tmp_path / name).touch()
-    cfg = OmegaConf.create(identity.to_yaml(identity.without_hydra(compose_with_hydra(*overrides))))
-    assert OmegaConf.select(cfg, key) == str(tmp_path / overrides[-1].partition("=")[2])
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert OmegaConf.create(identity.to_yaml(cfg)) == cfg
-
-
-def test_texts_that_name_no_file_are_stored_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    cfg = compose_with_hydra("dataset=hymenoptera", r"dataset.groups='(\w+)_'", "model=resnet18")
-    text = identity.to_yaml(identity.without_hydra(cfg))
-    assert OmegaConf.create(text).dataset.groups == r"(\w+)_"
-    assert OmegaConf.create(text).model.weights == cfg.model.weights
-
-
-def test_options_of_own_code_are_stored_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train").mkdir()
-    cfg = identity.without_hydra(compose_with_hydra("dataset._target_=mycode.Table", "+dataset.root=train"))
-    assert OmegaConf.create(identity.to_yaml(cfg)).dataset.root == "train"
-
-
-def test_pictures_inside_data_dir_move_with_it(
-    stored_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data" / "pictures").mkdir(parents=True)
-    directory = stored_run("dataset=image_folder", "dataset.root=pictures", f"data_dir={tmp_path / 'data'}")
-    first = compose_with_hydra(f"resume={directory}")
-    assert first.dataset.root == str(tmp_path / "data" / "pictures")
-    (tmp_path / "pictures").mkdir()
-    monkeypatch.chdir(tmp_path)  # where the same relative path is another folder
-    moved = compose_with_hydra(f"resume={directory}", "data_dir=/elsewhere")
-    assert moved.dataset.root == "/elsewhere/pictures"
-    assert identity.checkpoint_identity(moved) == identity.checkpoint_identity(first)
-    assert identity.same_run(moved, directory)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
 from dlhw.runs import directories, stored
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE, move_paths
+from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
 from dlhw.runs.stored import Unreadable
 from dlhw.runtime.paths import printable, read_path, shortened
 
@@ -87,8 +87,6 @@ def resumed_config(
     epochs = result.trainer.epochs
     for name, value in changes.items():
         OmegaConf.update(result, name, value)
-    if "data_dir" in changes:
-        move_paths(result, str(run_config.data_dir))
     if result.trainer.epochs != epochs and "epochs" in result.scheduler:
         raise UsageError(
             f"trainer.epochs={result.trainer.epochs}: the learning-rate schedule of this run depends on its "

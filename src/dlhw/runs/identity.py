@@ -12,10 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import dlhw
-from dlhw.errors import UsageError
 from dlhw.runs import stored
 from dlhw.runs.schemas import Invalid
-from dlhw.runtime.paths import read_path, shortened
+from dlhw.runtime.paths import shortened
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +26,8 @@ RESUMED_RUN_MAY_CHANGE = ("data_dir", "trainer.epochs")
 """Keys that a command line may override besides ``resume=RUN``."""
 RESUMED_SWEEP_MAY_CHANGE = ("data_dir",)
 """Keys that a command line may override besides ``resume=SWEEP``."""
-PATHS = ("dataset.cache_dir", "init.run", "study.picture", "study.labels")
-"""Options of dlhw's own targets whose values are paths."""
-PATHS_IF_PRESENT = ("dataset.root", "dataset.groups", "model.weights")
-"""Options whose values are paths if there is such a file or folder.
-
-``dataset.groups`` may also be a regular expression, and ``model.weights`` the name of published weights.
-"""
+STORED_ABSOLUTE = (("init", "run"), ("model", "weights"), ("dataset", "cache_dir"))
+"""Options that are paths. They are absolute in ``config.yaml``, so that a run can be resumed from another directory."""
 _MOST_DIFFERENCES = 3
 
 
@@ -48,47 +42,20 @@ def to_yaml(cfg: DictConfig) -> str:
 
 
 def _as_stored(cfg: DictConfig) -> DictConfig:
-    result = OmegaConf.merge(cfg, {"resume": None})
-    assert isinstance(result, DictConfig)
-    result.data_dir = _absolute(cfg.get("data_dir"))
-    for key in _path_keys(cfg):
-        value = OmegaConf.select(cfg, key)
-        if key in PATHS:
-            OmegaConf.update(result, key, _absolute(value))
-            continue
-        folders = ("", result.data_dir) if key == "dataset.root" else ("",)  # where PictureFolder.locate searches
-        for path in (_absolute(value, folder) for folder in folders):
-            if isinstance(path, str) and os.path.exists(path):
-                OmegaConf.update(result, key, path)
-                break
-    return result
+    values: dict[str, Any] = {"resume": None}
+    if isinstance(cfg.get("data_dir"), str):
+        values["data_dir"] = _absolute(cfg.data_dir)
+    for group, name in STORED_ABSOLUTE:
+        path = OmegaConf.select(cfg, f"{group}.{name}")
+        if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
+            values.setdefault(group, {})[name] = _absolute(path)
+    merged = OmegaConf.merge(cfg, values)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
-def _path_keys(content: Mapping[str, Any]) -> list[str]:
-    """Return the keys of ``PATHS`` and ``PATHS_IF_PRESENT`` that a config has."""
-    result = []
-    for key in (*PATHS, *PATHS_IF_PRESENT):
-        name, _, option = key.partition(".")
-        group = content.get(name)
-        if isinstance(group, Mapping) and str(group.get("_target_")).startswith("dlhw."):
-            result += [key] if isinstance(group.get(option), str) else []
-    return result
-
-
-def _absolute(text: Any, folder: str = "") -> Any:
-    """Return the absolute path that a value names, in ``folder`` if it is relative; or an invalid path as it is."""
-    try:
-        return str(Path(folder, read_path(text)).absolute())
-    except UsageError:
-        return text
-
-
-def move_paths(cfg: DictConfig, old_data_dir: str) -> None:
-    """Change the paths inside an old ``data_dir`` to those inside the config's, in place."""
-    for key in _path_keys(cfg):
-        path = Path(OmegaConf.select(cfg, key))
-        if path.is_absolute() and path.is_relative_to(old_data_dir):
-            OmegaConf.update(cfg, key, str(Path(cfg.data_dir, path.relative_to(old_data_dir)).absolute()))
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def same_run(cfg: DictConfig, directory: Path) -> bool:
@@ -119,15 +86,7 @@ def identity_of_run(directory: Path) -> dict[str, Any] | None:
 
 
 def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a config that is equal for the same run; paths inside ``data_dir`` are relative to it."""
-    result = {name: value for name, value in content.items() if name not in MAY_DIFFER}
-    for key in _path_keys(content):
-        group, _, name = key.partition(".")
-        path = Path(content[group][name])
-        if path.is_absolute() and path.is_relative_to(content["data_dir"]):
-            inside = path.relative_to(content["data_dir"]).as_posix()
-            result[group] = {**result[group], name: f"data_dir/{inside}"}
-    return result
+    return {name: value for name, value in content.items() if name not in MAY_DIFFER}
 
 
 def checkpoint_identity(cfg: DictConfig) -> dict[str, Any]:
