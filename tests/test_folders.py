@@ -179,7 +179,10 @@ def test_a_class_without_a_readable_picture_is_an_error(tmp_path: Path, content:
         ),
         ({"exclude": ["*.bmp"]}, "dataset.exclude: \\*.bmp matches no picture"),
         ({"root": None}, "dataset.root=null: must be the path"),
-        ({"root": "nowhere"}, "dataset=image_folder: no folder nowhere or .*/nowhere; expected one folder per class"),
+        (
+            {"root": "nowhere"},
+            "dataset.root=nowhere: no folder /.*/nowhere or /.*/nowhere; expected one folder",
+        ),
     ],
 )
 def test_invalid_options_are_an_error(tmp_path: Path, changed: dict[str, Any], message: str) -> None:

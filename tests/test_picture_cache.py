@@ -26,6 +26,7 @@ from dlhw.errors import UsageError
 from support.caches import forget
 from support.pictures import dataset, folder_of, photo, set_old_times
 from support.processes import Process
+from support.run_directories import make_run
 
 PROGRAM = """
 import os
@@ -378,21 +379,10 @@ def test_changes_to_the_pool_do_not_change_the_cache_file(root: Path) -> None:
     assert torch.equal(load_again(root).train.pool_x, pixels)
 
 
-@pytest.mark.parametrize("names", [["config.yaml", "curves.png"], ["cats"], [".lock", "x.pictures", "notes.txt"]])
-def test_a_folder_with_other_files_is_not_used_as_a_cache(root: Path, tmp_path: Path, names: list[str]) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in names:
-        (folder / name).write_text("x")
-    with pytest.raises(UsageError, match=r"^dataset.cache_dir=.*folder: contains other files, such as .*; expected a"):
-        load_again(root, cache_dir=str(folder))
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
-
-
-def test_a_folder_with_other_caches_is_used_as_a_cache(root: Path) -> None:
-    load_again(root, resize=20)
-    load_again(root)
-    assert len(cache_files(root)) == 2
+def test_the_directory_of_a_run_is_not_used_as_a_cache(root: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"^dataset.cache_dir=.*run: the directory of a run or sweep; choose another"):
+        load_again(root, cache_dir=str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

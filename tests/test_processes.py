@@ -59,7 +59,8 @@ def test_single_process_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     ("message", "kind"),
     [
         ("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:3227.", TrainingFailed),
-        ("Read error [127.0.0.1]:3227: Connection reset by peer", TrainingFailed),
+        ("[gloo/transport/tcp/pair.cc:598] Read error [127.0.0.1]:3227: Connection reset by peer", TrainingFailed),
+        ("the server of the data: connection reset by peer", RuntimeError),
         ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
     ],
 )

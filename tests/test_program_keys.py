@@ -184,7 +184,7 @@ def test_values_that_look_like_references_get_one_line(monkeypatch: pytest.Monke
             ("dataset.root=pictures", "data_dir=..", "output_dir=cats"),
             "output_dir=cats: inside dataset.root=pictures",
         ),
-        (("dataset.root=.", "hydra.{kind}.dir=cats/run"), "hydra.{kind}.dir=cats/run: inside dataset.root=., "),
+        (("dataset.root=.", "hydra.{kind}.dir=cats/run"), "cats/run: inside dataset.root=., "),
         (("dataset.root=.", "output_dir=../outputs"), ""),
         (("dataset.root=.", "output_dir=.outputs"), ""),
         (("dataset.root=cats",), ""),

@@ -38,6 +38,16 @@ def test_resumed_sweep_reads_the_config_dir_that_it_was_started_with(
     assert dlhw("resume=S", at=tmp_path).code == 0  # the new place is stored
 
 
+def test_resuming_a_sweep_in_another_directory_says_what_relative_paths_refer_to(
+    tmp_path: Path, comparisons: list[Comparison]
+) -> None:
+    (tmp_path / "other").mkdir()
+    assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
+    started = f"the sweep was started in {tmp_path}; its relative paths now refer to "
+    assert started not in dlhw("resume=S", at=tmp_path).out
+    assert started + str(tmp_path / "other") in dlhw("resume=../S", at=tmp_path / "other").lines
+
+
 def test_resuming_keeps_the_overrides_that_started_the_sweep(tmp_path: Path, comparisons: list[Comparison]) -> None:
     assert dlhw("-m", *QUICK, "seed=0,1", at=tmp_path).code == 0
     path = tmp_path / "S" / "multirun.yaml"

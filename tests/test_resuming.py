@@ -83,7 +83,7 @@ def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir(tmp_path
     options = ["hydra.launcher.largest=2", "+hydra.launcher.more=1"]
     same = "data_dir='/data'"
     assert resumed_sweep(tmp_path) == ["hydra/launcher=vectorized", *options, "seed=0,1", same]
-    changed = ["hydra/launcher=vectorized", *options, "seed=0,1", f"data_dir='{Path('new').absolute()}'"]
+    changed = ["hydra/launcher=vectorized", *options, "seed=0,1", "data_dir=new"]
     assert resumed_sweep(tmp_path, "data_dir=new") == changed
     launcher = "hydra/launcher=vectorized"
     assert resumed_sweep(tmp_path, launcher) == [*options, "seed=0,1", launcher, same]

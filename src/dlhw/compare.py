@@ -58,8 +58,9 @@ def compare(
     """
     from dlhw.views import comparison
 
-    given = directories if isinstance(directories, Iterable) and not isinstance(directories, str) else [directories]
-    paths = [read_path(path, key="DIR") for path in given]
+    if isinstance(directories, str | bytes) or not isinstance(directories, Iterable):
+        directories = [directories]
+    paths = [read_path(path, key="DIR") for path in directories]
     if not paths:
         raise UsageError("DIR: missing; expected the directory of a run or sweep")
     runs: dict[Path, Path] = {}

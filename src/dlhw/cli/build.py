@@ -47,7 +47,7 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
 CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer", "report")}
 """The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
 SETTINGS = {"trainer": "dlhw.training.settings.Trainer", "comparison": "dlhw.views.comparison.Comparison"}
-"""The targets of groups that only hold settings. Their modules do not import torch."""
+"""The targets of groups that only hold settings, or base classes of them. Their modules do not import torch."""
 OPTIONAL = ("probe", "report", "study")
 """Groups that may name no target."""
 
@@ -165,13 +165,13 @@ def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Compon
     if path is None:
         return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
     setting = f"{group}._target_={shortened(path)}"
-    if path != SETTINGS.get(group, path):
-        raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]}")
     try:
         target = _located(path)
     except Exception as error:
         line = f"{setting}: cannot be used ({own_code.import_failure(error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
+    if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):
+        raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
     name = f"{group}={choice(cfg, group)}"
     if own_code.is_own(target):
         own_code.require_arguments(name, target, CALLED_WITH.get(group, set()))
@@ -192,6 +192,10 @@ def _located(path: str) -> Callable[..., Any]:
     target = functools.partial(located.func, *located.args) if located.args else located.func
     inspect.signature(target)  # fails for some classes of Python itself, such as dict
     return target
+
+
+def _is_subclass(target: object, settings: object) -> bool:
+    return inspect.isclass(target) and inspect.isclass(settings) and issubclass(target, settings)
 
 
 def _validated(target: Callable[..., Any], options: dict[str, Any], arguments: set[str]) -> dict[str, Any]:

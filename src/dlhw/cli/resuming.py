@@ -7,6 +7,7 @@ import torch, so that an invalid command is refused at once.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from dlhw.runs import directories, stored
 from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
 from dlhw.runs.stored import Unreadable
 from dlhw.runtime.paths import printable, read_path, shortened
+
+log = logging.getLogger(__name__)
 
 
 def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
@@ -168,6 +171,9 @@ def resumed_multirun(directory: Path, cfg: DictConfig) -> DictConfig:
     It keeps the overrides that started the sweep. Only the places of the data and of the person's config files change.
     """
     result = OmegaConf.create(stored.read_multirun(directory))
+    started_in = result.hydra.runtime.get("cwd")
+    if started_in != os.getcwd():
+        log.info("the sweep was started in %s; its relative paths now refer to %s", started_in, os.getcwd())
     result.data_dir = cfg.data_dir
     result.hydra.runtime.config_sources = cfg.hydra.runtime.config_sources
     return result

@@ -217,10 +217,10 @@ def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
     directory, output_dir = Path(cfg.hydra[kind].dir), Path(cfg.output_dir)
     if is_listed_in(directory, folder):
         all_inside = directory.is_relative_to(output_dir) and is_listed_in(output_dir, folder)
-        setting = f"output_dir={printable(output_dir)}" if all_inside else f"hydra.{kind}.dir={printable(directory)}"
+        place = f"output_dir={printable(output_dir)}" if all_inside else printable(directory)
         raise UsageError(
-            f"{setting}: inside dataset.root={printable(root)}, where its figures would become pictures of the "
-            "dataset; choose a directory outside of it"
+            f"{place}: inside dataset.root={printable(root)}, where the figures of a run become pictures of the next "
+            "one; expected a directory outside of it"
         )
 
 

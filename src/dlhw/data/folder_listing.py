@@ -46,8 +46,9 @@ class PictureFolder:
                 return path
         if not candidates:
             raise UsageError(f"dataset.root=null: must be the path of a folder; {LAYOUT}")
-        places = " or ".join(map(printable, candidates))
-        raise UsageError(f"dataset={self.name}: no folder {places}; {self.instructions or LAYOUT}")
+        setting = f"dataset={self.name}" if root is None else f"dataset.root={printable(root)}"
+        places = " or ".join(printable(path.absolute()) for path in candidates)
+        raise UsageError(f"{setting}: no folder {places}; {self.instructions or LAYOUT}")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
+from dlhw.runs.directories import is_output
 from dlhw.runtime.options import PathText, Positive, Side
 from dlhw.runtime.paths import is_listed_in, printable
 
@@ -113,9 +114,11 @@ def load_folder(
 
 
 def _require_cache_outside(folder: Path, cache_dir: str | None, data_dir: Path) -> None:
-    """Raise UsageError if the cache would be among the pictures, where it would become a class."""
-    if is_listed_in(Path(cache_dir) if cache_dir else data_dir / CACHE_FOLDER, folder):
-        setting = f"dataset.cache_dir={printable(cache_dir)}" if cache_dir else f"data_dir={printable(data_dir)}"
+    """Raise UsageError if the cache would be in a run, or among the pictures, where it would become a class."""
+    setting = f"dataset.cache_dir={printable(cache_dir)}" if cache_dir else f"data_dir={printable(data_dir)}"
+    if is_output(place := Path(cache_dir) if cache_dir else data_dir / CACHE_FOLDER):
+        raise UsageError(f"{setting}: the directory of a run or sweep; choose another folder")
+    if is_listed_in(place, folder):
         raise UsageError(
             f"{setting}: inside the pictures in {printable(folder)}, where each folder is a class; choose a folder "
             "outside of it"

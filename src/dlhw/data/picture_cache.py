@@ -36,7 +36,7 @@ from dlhw.runtime.progress import tracked
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"dlhw pictures 2\n"
+MAGIC = b"dlhw pictures 3\n"
 """The start of the file. The pixels follow from OFFSET on, then an index (npz), its length and its SHA-256."""
 OFFSET = 4096  # a page of memory
 CACHE, MEMO = ".pictures", ".hashes"
@@ -78,7 +78,6 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
             return pictures
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _require_only_caches(cache_dir)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
         (cache_dir / ".lock").touch()
         with locked(cache_dir / ".lock", wait=True, busy=busy) as held:
@@ -100,18 +99,6 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
             f"dataset.cache_dir={printable(cache_dir)}: decoded pictures cannot be saved there "
             f"({reason_of(error)}); choose a writable folder with enough space"
         ) from error
-
-
-def _require_only_caches(cache_dir: Path) -> None:
-    """Raise UsageError if a folder contains other files than caches and hidden ones."""
-    others = sorted(
-        name for name in os.listdir(cache_dir) if not name.startswith(".") and not name.endswith((CACHE, MEMO))
-    )
-    if others:
-        raise UsageError(
-            f"dataset.cache_dir={printable(cache_dir)}: contains other files, such as {printable(others[0])}; "
-            "expected a new or empty folder, or one that contains only caches"
-        )
 
 
 def _read(files: Sequence[PictureFile], memo: Path, *, resize: int, crop: int, cache_dir: Path) -> DecodedPictures:

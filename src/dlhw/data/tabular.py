@@ -20,8 +20,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 BOSTON = ("CRIM", "ZN", "INDUS", "CHAS", "NOX", "RM", "AGE", "DIS", "RAD", "TAX", "PTRATIO", "B", "LSTAT", "MEDV")
 BOSTON_ROWS = 506
-UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, ValueError)
-"""What unpickling an undamaged file raises if its content is not scikit-learn's."""
+UNPICKLING_ERRORS = (pickle.UnpicklingError, EOFError, ImportError, AttributeError, LookupError, TypeError, ValueError)
+"""What reading an undamaged file raises if its content is not scikit-learn's."""
 
 
 def boston(

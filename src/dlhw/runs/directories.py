@@ -46,10 +46,14 @@ def is_sweep_of_dlhw(path: Path) -> bool:
     return False
 
 
+def is_run_or_damaged(path: Path) -> bool:
+    """Return whether the directory is that of a run of dlhw. If it has a summary, its config may be damaged."""
+    return (has_config(path) and os.path.lexists(path / "summary.json")) or is_run_of_dlhw(path)
+
+
 def is_output(path: Path) -> bool:
-    """Return whether the directory is that of a run, a sweep or a comparison of dlhw; a config may be damaged."""
-    damaged_run = has_config(path) and os.path.lexists(path / "summary.json")
-    return damaged_run or is_run_of_dlhw(path) or is_sweep_of_dlhw(path)
+    """Return whether the directory is that of a run, a sweep or a comparison of dlhw. Files of a run may be damaged."""
+    return is_run_or_damaged(path) or is_sweep_of_dlhw(path)
 
 
 def runs_in(path: Path) -> list[Path]:

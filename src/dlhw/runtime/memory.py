@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dlhw.errors import NotEnoughMemory, UsageError
 
 _FAILED = re.compile(
-    r"can't allocate memory|cannot allocate memory|CUDA out of memory|Unable to allocate|failed to map segment"
+    r"can't allocate memory|cannot allocate memory|CUDA out of memory|Unable to allocate"
+    r"|failed to map segment from shared object(?!: Operation not permitted)"  # that is a folder without execution
 )
 _TOO_LARGE = re.compile(
     r"Storage size calculation overflowed|integer multiplication overflow|Overflow when unpacking long"

@@ -52,7 +52,10 @@ def is_listed_in(path: Path, folder: Path) -> bool:
     Links are resolved.
     """
     inner, outer = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    return inner.is_relative_to(outer) and not "".join(inner.relative_to(outer).parts[:1]).startswith(".")
+    if not inner.is_relative_to(outer):
+        return False
+    first = inner.relative_to(outer).parts[:1]
+    return not first or not first[0].startswith(".")
 
 
 def shortened(text: object, *, longest: int = 120) -> str:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(minutes=30)
 """How long processes wait for each other. One of them may spend minutes decoding a large folder of pictures."""
-_LOST = re.compile(r"connection (closed|reset) by peer|remote process exited|broken pipe", re.IGNORECASE)
+_LOST = re.compile(
+    r"(gloo/transport|NCCL).*(connection (closed|reset) by peer|remote process exited|broken pipe)",
+    re.IGNORECASE | re.DOTALL,
+)
 """Errors of gloo and NCCL after another process has ended."""
 
 

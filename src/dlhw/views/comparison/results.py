@@ -15,7 +15,7 @@ from typing import Any
 
 from dlhw.errors import UsageError
 from dlhw.runs import stored
-from dlhw.runs.directories import explanation, has_config, is_sweep_of_dlhw
+from dlhw.runs.directories import explanation, has_config, is_run_or_damaged, is_sweep_of_dlhw
 from dlhw.runs.stored import Unreadable
 from dlhw.views.comparison.settings import canonical, config_leaves, overrides_of, varying_settings
 
@@ -153,7 +153,7 @@ def run_directories(directory: Path) -> list[Path]:
     if has_config(directory):
         stored.read_config(directory)
         return [directory]
-    is_run = _began if is_sweep_of_dlhw(directory) else _has_valid_config
+    is_run = _began if is_sweep_of_dlhw(directory) else is_run_or_damaged
     subdirectories = sorted(path for path in directory.iterdir() if is_run(path)) if directory.is_dir() else []
     try:
         rows = stored.read_sweep(directory) or []
@@ -187,13 +187,6 @@ def declared_options(run: Path) -> dict[str, Any]:
 def _began(path: Path) -> bool:
     """Return whether the directory is that of a job. One with an invalid config has only Hydra's files."""
     return has_config(path) or (path / ".hydra" / "overrides.yaml").is_file()
-
-
-def _has_valid_config(path: Path) -> bool:
-    try:
-        return bool(config_leaves(path))
-    except Unreadable:
-        return False
 
 
 def _seed(value: object) -> int | None:
