@@ -193,7 +193,7 @@ def test_other_results_and_lost_results_are_found(tmp_path: Path) -> None:
     "options",
     [
         ("--scenarios", "own", "--only", "1"),
-        slow((("--count", "40", "--seed", "1"),), name="many"),
+        slow((("--count", "25", "--seed", "1"),), name="many"),
     ],
 )
 def test_changed_files_have_no_findings(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -145,7 +145,7 @@ def test_case_depends_only_on_its_number_and_the_seed() -> None:
     "options",
     [
         ("--scenarios", "run", "--only", "13", "--kills", "1"),
-        slow((("--count", "25", "--seed", "1"),), name="many"),
+        slow((("--count", "12", "--seed", "1"),), name="many"),
     ],
 )
 def test_killed_runs_have_no_findings(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -159,5 +159,5 @@ def test_killed_runs_have_no_findings(tmp_path: Path, options: tuple[str, ...]) 
 def test_killed_launchers_have_no_findings(tmp_path: Path, launcher: str) -> None:
     if launcher != "torchrun":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
-    ended = run_drill("launchers.py", "--launchers", launcher, "--count", "3", "--jobs", "1", at=tmp_path)
+    ended = run_drill("launchers.py", "--launchers", launcher, "--count", "1", "--jobs", "1", at=tmp_path)
     assert ended.code == 0, ended.out + ended.err
