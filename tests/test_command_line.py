@@ -72,6 +72,12 @@ def test_diverging_run_fails_and_reports_the_step(tmp_path: Path) -> None:
     assert "metrics.csv" not in files(path)  # no epoch finished
 
 
+def test_a_mistake_next_to_info_is_one_line(tmp_path: Path) -> None:
+    ended = dlhw("--info", "defaults", "model=mpl", at=tmp_path)
+    assert (ended.code, ended.out) == (1, "")
+    assert re.fullmatch(r"model=mpl: unknown model \(did you mean mlp\?\); --help lists all \d+\n", ended.err)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"]], ids=" ".join)
 def test_help_and_config_are_printed_without_importing_torch(
     tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch

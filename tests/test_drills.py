@@ -22,7 +22,8 @@ def output_of_children(code: str, at: Path) -> list[str]:
     start = (
         f"import sys; sys.path.insert(0, {str(DRILLS)!r})\nimport json, os, signal, time\nfrom pathlib import Path\n"
     )
-    ended = Process("-c", f"{start}from children import *\nfrom forked import CLOSED\n{code}", at=at).end()
+    start += "from children import *\nfrom command_line import *\nfrom forked import CLOSED\n"
+    ended = Process("-c", f"{start}{code}", at=at).end()
     assert ended.code == 0, ended.err
     return list(ended.out.splitlines())
 

@@ -25,6 +25,7 @@ VALID = {
         "sweep": {"dir": "${output_dir}/${name}"},
         "output_subdir": ".hydra",
         "job": {"chdir": None},
+        "callbacks": {"directory": {"_target_": "dlhw.cli.program.ClaimDirectory"}},
     },
 }
 
@@ -61,6 +62,15 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
             "hydra.job.chdir=true: must be null or false, because paths are relative to the working directory",
         ),
         ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
+        (
+            {"hydra": {"callbacks": {"directory": None}}},
+            "hydra.callbacks.directory._target_: must not be deleted",
+        ),
+        (
+            {"hydra": {"callbacks": {"directory": {"_target_": "mine.Callback"}}}},
+            "hydra.callbacks.directory._target_=mine.Callback: must be dlhw.cli.program.ClaimDirectory, which creates "
+            "the directory of the run",
+        ),
         *(
             (
                 {"hydra": {"output_subdir": name}},

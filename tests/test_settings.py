@@ -44,6 +44,11 @@ def test_other_class_of_settings_is_an_error_before_training(group: str, target:
     assert error_message("dataset=digits", line, sweep=sweep) == f"{line}: must be {target} or a subclass of it"
 
 
+def test_missing_value_of_a_setting_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"^trainer.frozen_once: missing; expected trainer.frozen_once=VALUE$"):
+        build.check_settings(compose("dataset=digits", "trainer.frozen_once=???"))
+
+
 def test_settings_are_validated_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     check_settings = build.check_settings

@@ -133,6 +133,7 @@ def test_the_error_for_a_failed_download_gives_the_reason_and_an_alternative(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(**options: Any) -> Any:
+        Path(options["data_home"], "openml", "api").mkdir(parents=True)
         raise OSError("<urlopen error [Errno -2] Name or\nservice not known>")
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", unreachable)
@@ -140,6 +141,7 @@ def test_the_error_for_a_failed_download_gives_the_reason_and_an_alternative(
     with pytest.raises(UsageError, match=r"Name or service not known.*dataset=diabetes") as raised:
         getattr(tabular, name)(data_dir=tmp_path, seed=0, download=True, **FRACTIONS)
     assert "\n" not in str(raised.value)
+    assert name != "boston" or list(tmp_path.iterdir()) == []
 
 
 def test_the_error_for_a_missing_file_says_that_download_is_false(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))  # the drills test the code in this repository
 
-from children import Child, Command, Outcome, preload  # noqa: E402
+from children import Child, preload  # noqa: E402
+from command_line import Command, Outcome  # noqa: E402
 
 SHOWN_CHARACTERS = 8000
 """The last characters of an output that ``--verbose`` prints."""

@@ -24,7 +24,8 @@ from typing import Any
 
 import lines
 from cases import Case, Steps, drill, options_parser
-from children import Command, Outcome, run
+from children import run
+from command_line import Command, Outcome
 from lines import TINY, Line
 from verdicts import Snapshot, abandoned_directories, changed_files, patience, snapshot, verdicts
 
@@ -198,7 +199,7 @@ def _given_values(words: Sequence[str]) -> dict[str, set[str]]:
         if key.split(".")[0] in ("hydra", "experiment") or key.startswith("hydra/") or text in ("", "''", '""'):
             continue
         if key in (*PATH_KEYS, "start", "init.run"):
-            values[key] = {_text(text)}
+            values[key] = {str(Path(_text(text)))}
             continue
         try:
             override = parser.parse_override(word)

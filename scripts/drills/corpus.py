@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from children import Command, run
+from children import run
+from command_line import Command
 from fingerprints import fingerprint
 from PIL import Image
 

@@ -32,7 +32,8 @@ from typing import Any
 
 from cases import Case, Steps, drill, options_parser
 from changes import Change, change_file
-from children import Command, Outcome, run
+from children import run
+from command_line import Command, Outcome
 from corpus import IDX_FILES, MNIST, OWN, PICTURES, RUN, SWEEP, Corpus
 from fingerprints import differences, fingerprint
 from reading import (

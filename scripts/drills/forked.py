@@ -13,12 +13,10 @@ import tempfile
 import threading
 import traceback
 import weakref
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
+from command_line import Command
 from preloading import unload
-
-if TYPE_CHECKING:
-    from children import Command
 
 CLOSED = -1
 """Instead of the descriptor of a stream: the child has no such stream, as with ``>&-`` in a shell."""

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import Case, Steps, drill, options_parser
-from children import Command, Interruption, Outcome
+from command_line import Command, Interruption, Outcome
 from corpus import PICTURES, RUN, SMALL, SWEEP
 from fingerprints import fingerprint
 from moments import LOADING, MARK, appended, count_operations, mark_line, send_at_operation

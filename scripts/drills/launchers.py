@@ -28,7 +28,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cases import Case, Steps, drill, options_parser
-from children import Command, Interruption, Outcome, run
+from children import run
+from command_line import Command, Interruption, Outcome
 from corpus import SMALL
 from fingerprints import fingerprint
 from moments import MARK, appended, mark_line

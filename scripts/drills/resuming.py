@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cases import ROOT, Case
-from children import Command, Outcome
+from command_line import Command, Outcome
 from corpus import save_photos
 from fingerprints import differences, fingerprint, same_up_to_rounding
 from verdicts import last_lines, verdicts

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cases import Case, Steps, drill, options_parser
-from children import Command, Outcome
+from command_line import Command, Outcome
 from commands import make_bait
 from faults import Skipped, delete_working_directory, mounts_are_private, unmount
 from lines import TINY
@@ -62,6 +62,7 @@ PROGRAMS = {
     "predict": Program(("bait/pictures", "shots"), "dlhw.predict", ""),
     "help": Program(("--help",), writes=""),
     "config": Program(("--cfg", "job"), writes=""),
+    "info": Program(("--info", "defaults"), writes=""),
     "mistake": Program(("optimizer.lr=abc",)),
 }
 
@@ -143,7 +144,7 @@ def examine(
             json.loads((outcome.command.at / name).read_text())
         except ValueError:
             yield f"broken {Path(name).name}", name
-    if outcome.code and program_name in ("mistake", "help", "config"):
+    if outcome.code and program_name in ("mistake", "help", "config", "info"):
         kept = ("outputs", "data")
         if abandoned := abandoned_directories(before, after, kept=kept):
             yield "directory left behind", "\n".join(abandoned[:5])

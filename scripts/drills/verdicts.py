@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from children import Outcome
+from command_line import Outcome
 
 CODES = (0, 1, 2)
 """Success, an error with a message, a mistake in the flags."""

@@ -129,7 +129,7 @@ def validate(cfg: DictConfig) -> Components:
     require_resolvable(cfg)
     content = without_hydra(cfg)
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
-    mistakes += [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(content)]
+    mistakes += _missing_values(content)
     groups = {}
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
         groups[group], lines = _component(cfg, group, arguments)
@@ -145,9 +145,14 @@ def check_settings(cfg: DictConfig) -> None:
     groups = [group for group in SETTINGS if isinstance(cfg.get(group), DictConfig)]
     with located(cfg):
         require_resolvable(cfg)
-        mistakes = [line for group in groups for line in _component(cfg, group, set())[1]]
+        mistakes = _missing_values(without_hydra(cfg))
+        mistakes += [line for group in groups if not mistakes for line in _component(cfg, group, set())[1]]
         if mistakes:
             raise UsageError("\n".join(mistakes))
+
+
+def _missing_values(content: DictConfig) -> list[str]:
+    return [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(content)]
 
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:

@@ -15,6 +15,7 @@ and compose there, so that an experiment or a resumed sweep can still start a sw
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import hydra._internal.utils
 import hydra.version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
-from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.default_element import ResultDefault
@@ -70,6 +71,7 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
     for flag, value in (("--config-path", args.config_path), ("--config-name", args.config_name)):
         if value is not None:
             raise UsageError(f"{flag}: invalid; put own config files into a folder and add --config-dir FOLDER")
+    logging.raiseExceptions = not args.info  # Hydra logs the information to stdout, whose reader may have ended
     hydra._internal.utils._run_hydra(
         args=args,
         args_parser=parser,
@@ -135,6 +137,11 @@ class ComposingLoader(ConfigLoaderImpl):
         ``options`` are the further arguments of Hydra's ``load_configuration``.
         """
         return super().load_configuration(config_name, list(overrides), run_mode, **options)
+
+    def compute_defaults_list(self, config_name: str | None, overrides: list[str], run_mode: RunMode) -> DefaultsList:
+        """Return what ``--info`` shows. Composes first, because the subclass explains the mistakes that this finds."""
+        self.load_configuration(config_name, overrides, run_mode)
+        return super().compute_defaults_list(config_name, overrides, run_mode)
 
     def choices(self, config_name: str, overrides: Sequence[Override]) -> dict[str, str | None]:
         """Return the option of every group with these overrides. Raise Hydra's errors."""

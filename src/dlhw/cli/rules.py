@@ -30,7 +30,8 @@ from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.paths import is_listed_in, printable, read_path, shortened
 
 Selections = Collection[tuple[str, str]]
-HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir")
+CLAIM = "hydra.callbacks.directory._target_"
+HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir", CLAIM)
 """Keys of Hydra, besides its directories, that a run depends on."""
 
 
@@ -233,6 +234,8 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
         return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):
         return "must be null or false, because paths are relative to the working directory"
+    if key == CLAIM and value != "dlhw.cli.program.ClaimDirectory":
+        return "must be dlhw.cli.program.ClaimDirectory, which creates the directory of the run"
     if key == "hydra.output_subdir" and value not in (None, ".hydra"):
         return "must be .hydra or null"
     return None

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlhw.runtime.downloads import downloading
+from dlhw.runtime.downloads import downloading, removing_empty
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def fetch(dataset: str, inside: Path, names: Sequence[str], *, to: Path) -> None
     import torchvision  # takes seconds to import
 
     log.info("downloading %s to %s", dataset, to)
-    with downloading():
+    with downloading(), removing_empty(to):
         to.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to, prefix=".download-") as fresh:
             getattr(torchvision.datasets, dataset)(fresh, download=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlhw.data.tensors import Dataset, Split, assemble, fingerprint, split_off
 from dlhw.errors import UsageError
+from dlhw.runtime.downloads import removing_empty
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -118,7 +119,8 @@ def _fetch_boston(path: Path, *, download: bool) -> Tensor:
         from sklearn.datasets import fetch_openml
 
         try:
-            frame = fetch_openml(data_id=531, data_home=str(path.parent), as_frame=True, parser="liac-arff").frame
+            with removing_empty(path.parent / "openml"):
+                frame = fetch_openml(data_id=531, data_home=str(path.parent), as_frame=True, parser="liac-arff").frame
             table = torch.from_numpy(frame[list(BOSTON)].astype(float).to_numpy(copy=True))
         except (OSError, KeyError, ValueError) as error:
             reason = f"the download failed: {_reason(error)}"

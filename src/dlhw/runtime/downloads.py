@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 TIMEOUT_SECONDS = 20
 
@@ -28,3 +30,17 @@ def downloading() -> Iterator[None]:
         raise DownloadFailed(" ".join(str(error).split()) or type(error).__name__) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def removing_empty(folder: Path) -> Iterator[None]:
+    """After an error, remove the empty folders in a folder; also the folder and its parents if they are new."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        inside = [Path(where) for where, _, _ in os.walk(folder, topdown=False)]
+        for path in dict.fromkeys([*inside[:-1], *created]):
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
