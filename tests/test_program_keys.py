@@ -63,6 +63,10 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ),
         ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
         (
+            {"hydra": {"callbacks": {"directory": "${..nope}"}}},
+            "hydra.callbacks.directory: Interpolation key 'nope' not found",
+        ),
+        (
             {"hydra": {"callbacks": {"directory": None}}},
             "hydra.callbacks.directory._target_: must not be deleted",
         ),

@@ -11,6 +11,7 @@ findings.
 from __future__ import annotations
 
 import math
+import os
 import re
 import resource
 import shlex
@@ -39,6 +40,8 @@ BAIT = (
 )
 PATH_KEYS = ("output_dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "data_dir", "dataset.cache_dir")
 """Keys that name folders, in which a command may then write."""
+PATHS = (*PATH_KEYS, "start", "init.run")
+"""Keys whose values are paths."""
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"), "http://127.0.0.1:9")
 MEMORY = 32 * 2**30
 """Bytes of address space for a child, so that a number that is too large cannot fill the memory of the machine."""
@@ -149,7 +152,7 @@ def _may_create_in_work(first: str, outcome: Outcome, named: Sequence[str]) -> b
     keys = [word for word in outcome.argv if word.lstrip("+").partition("=")[0] in PATH_KEYS]
     if outcome.command.module != "dlhw.train":
         keys = list(named)
-    literally = first != "~" and any(word.partition("=")[2].partition("/")[0] == first for word in keys)
+    literally = first != "~" and any(word.partition("=")[2].strip("'\"").partition("/")[0] == first for word in keys)
     if first in ("outputs", "data") or literally:
         return True
     if first.startswith(("~", "$", "-", "'", '"')) or not first.isprintable():
@@ -164,26 +167,26 @@ def _ignored_overrides(outcome: Outcome, after: Snapshot) -> Iterator[tuple[str,
     begun = {path.rpartition("/")[0] for path in after if path.endswith("/summary.json")}
     folder = outcome.command.at.parent
     runs = sorted(path for path in begun if not path.startswith("work/bait/") and f"{path}/config.yaml" in after)
-    values = _given_values(outcome.argv)
+    values = _given_values(outcome.argv, outcome.command.at)
     if not runs or not values:
         return
     configs = [_read_config(folder / run / "config.yaml") for run in runs]
     if not all(config["choices"] for config in configs):  # without Hydra's own files
         values = {key: texts for key, texts in values.items() if key not in lines.groups()}
     for key, texts in values.items():
-        found = {_as_text(config, key).removeprefix(f"{outcome.command.at}/") for config in configs}
+        found = {_as_text(config, key, outcome.command.at) for config in configs}
         if found != texts:
             kind = "choice" if key in lines.groups() else "key"
             yield f"ignored {kind}: {key}", f"expected {sorted(texts)}, the configs have {sorted(found)}"
     if len(runs) == math.prod(map(len, values.values())):
         return
     expected, jobs = set(product(*map(sorted, values.values()))), len(runs)
-    found_rows = {tuple(_as_text(config, key) for key in values) for config in configs}
+    found_rows = {tuple(_as_text(config, key, outcome.command.at) for key in values) for config in configs}
     if expected != found_rows:
         yield "jobs are missing", f"{jobs} of {len(expected)} runs"
 
 
-def _given_values(words: Sequence[str]) -> dict[str, set[str]]:
+def _given_values(words: Sequence[str], at: Path) -> dict[str, set[str]]:
     """Return the values that overrides give to keys and groups, the last one for each; without interpolations."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -198,8 +201,8 @@ def _given_values(words: Sequence[str]) -> dict[str, set[str]]:
             continue
         if key.split(".")[0] in ("hydra", "experiment") or key.startswith("hydra/") or text in ("", "''", '""'):
             continue
-        if key in (*PATH_KEYS, "start", "init.run"):
-            values[key] = {str(Path(_text(text)))}
+        if key in PATHS:
+            values[key] = {os.path.normpath(at / _text(text))}
             continue
         try:
             override = parser.parse_override(word)
@@ -223,7 +226,7 @@ def _read_config(path: Path) -> Any:
     return {"config": config, "choices": choices}
 
 
-def _as_text(config: Any, key: str) -> str:
+def _as_text(config: Any, key: str, at: Path) -> str:
     """Return the value of a key, or the option of a group, in a run's config."""
     if key in lines.groups():
         return _text(config["choices"].get(key, "no choice"))
@@ -235,7 +238,7 @@ def _as_text(config: Any, key: str) -> str:
             node = node[int(name)]
         else:
             return "no such key"
-    return _text(node)
+    return os.path.normpath(at / _text(node)) if key in PATHS else _text(node)
 
 
 def _text(value: object) -> str:
@@ -281,13 +284,13 @@ class Drill:
         case.title = text_of(line)
         command = command_of(line, folder=case.directory, bait=self.bait, seconds=patience(self.seconds))
         before = snapshot(case.directory)
+        self.climbing = self.climbing or any(".." in word for word in command.arguments)
         outcome = yield command
         case.counted.append("succeeded" if outcome.code == 0 else "refused")
         case.findings += examine(outcome, before=before)
         if beside := self.names() - self.known:
             self.known |= beside
-            self.climbing = self.climbing or any(".." in word for word in outcome.argv)
-            if not self.climbing:  # it may be the folder of a line that runs at the same time
+            if not self.climbing:  # else it may be the folder of a line that runs at the same time
                 case.find("created a folder outside of its own", " ".join(sorted(beside)))
 
 

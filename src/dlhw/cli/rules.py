@@ -277,7 +277,7 @@ def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, 
     if isinstance(error, RecursionError):
         return f"{key}: refers to itself"
     content = None if error.parent_node is None else OmegaConf.to_container(error.parent_node, resolve=False)
-    value = content[error.key] if isinstance(content, dict | list) else None
+    value = content.get(error.key) if isinstance(content, dict) else None  # None if the node itself has no value
     names = [reference.keys[0] for reference in references(value) if len(reference.keys) == 1] if value else []
     values = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(values, dict)
