@@ -35,9 +35,9 @@ from cases import Case, Steps, drill, options_parser
 from command_line import Command, Interruption, Outcome
 from corpus import PICTURES, RUN, SMALL, SWEEP
 from fingerprints import fingerprint
-from moments import LOADING, MARK, appended, count_operations, mark_line, send_at_operation
+from moments import MARK, appended, count_operations, mark_line, send_at_operation
 from resuming import SIGNALS, Scenario, Undisturbed, check_results, python_path, restart
-from verdicts import last_lines, patience, traceback_in
+from verdicts import is_interrupted_import, last_lines, patience, traceback_in
 
 MOST_LINES = 3
 """Lines that a run may print after a signal."""
@@ -203,11 +203,10 @@ def check_killed(case: Case, outcome: Outcome, kill: Kill, text: str, *, late: b
     if outcome.orphans:
         case.find("leftover process", f"{where}: processes were left")
     if traceback_in(after):
-        in_program = re.search(r"dlhw/train\.py\", line \d+, in main\n", after)
-        if in_program or phase not in ("composing", LOADING):
-            case.find("traceback", f"{where}: exit code {outcome.code}\n{last_lines(after)}")
-        else:
+        if is_interrupted_import(after):
             case.counted.append("signals: while Python imported the program")
+        else:
+            case.find("traceback", f"{where}: exit code {outcome.code}\n{last_lines(after)}")
         return True
     if signal.SIGKILL in kill.numbers and outcome.code == -signal.SIGKILL:
         return True

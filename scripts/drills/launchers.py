@@ -34,7 +34,7 @@ from corpus import SMALL
 from fingerprints import fingerprint
 from moments import MARK, appended, mark_line
 from resuming import SIGNALS, Scenario, Undisturbed, check_results, python_path, restart
-from verdicts import TRACEBACKS, last_lines, patience
+from verdicts import TRACEBACKS, functions_of_dlhw, is_interrupted_import, last_lines, patience
 
 LEFT_SECONDS = 10.0
 """Seconds in which all processes must end after the first one."""
@@ -190,10 +190,8 @@ def tracebacks(text: str, launcher: str) -> list[str]:
     """
     found = [text[text.index(start) :] for start in TRACEBACKS[1:] if start in text]
     for part in text.split(TRACEBACKS[0])[1:]:
-        functions = re.findall(r'File "[^"]*/dlhw/[\w/]+\.py", line \d+, in (.+)', part)
         own = launcher in OWN_ERRORS and re.search(OWN_ERRORS[launcher], part, re.MULTILINE)
-        imports = re.search("^KeyboardInterrupt$", part, re.MULTILINE) and set(functions) <= {"<module>"}
-        if (functions and not imports) or not (own or imports):
+        if not (is_interrupted_import(part) or (own and not functions_of_dlhw(part))):
             found.append(TRACEBACKS[0] + part)
     return found
 

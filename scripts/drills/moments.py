@@ -14,7 +14,6 @@ from typing import Any
 
 MARK = "\x1e"
 """Starts the line that is written to the output of a command when it receives a signal."""
-LOADING = "claiming its directory or loading data"
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.utime", "os.listdir")
 """Audit events that count as operations on files."""
 
@@ -43,7 +42,7 @@ def phase(directory: Path) -> str:
     if not has(""):
         return "composing"
     if not has("config.yaml", "multirun.yaml"):
-        return LOADING
+        return "claiming its directory or loading data"
     if has("multirun.yaml"):
         jobs = len(list(directory.glob("*/config.yaml")))
         finished = len(list(directory.glob("*/summary.json")))

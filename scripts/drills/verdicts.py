@@ -106,6 +106,16 @@ def changed_files(before: Snapshot, after: Snapshot) -> list[str]:
     return [name for name, content in before.items() if after.get(name) != content]
 
 
+def functions_of_dlhw(text: str) -> set[str]:
+    """Return the names of dlhw's functions in a traceback; ``<module>`` is the import of a module."""
+    return set(re.findall(r'File "[^"]*/dlhw/[\w/]+\.py", line \d+, in (.+)', text))
+
+
+def is_interrupted_import(text: str) -> bool:
+    """Return whether a traceback is that of a KeyboardInterrupt while Python imports the program."""
+    return re.search("^KeyboardInterrupt$", text, re.MULTILINE) is not None and functions_of_dlhw(text) <= {"<module>"}
+
+
 def abandoned_directories(before: Snapshot, after: Snapshot, kept: Collection[str] = ()) -> list[str]:
     """Return the new directories in which a run started but wrote no summary, and empty ones except ``kept``."""
     folders = [name for name, content in after.items() if content == "folder" and name not in before]
