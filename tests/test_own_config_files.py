@@ -62,6 +62,8 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "trainer: {epochs: 1\n",
         ":3:1: invalid YAML (expected ',' or '}', but got '<stream end>'); check the indentation and the quotes",
     ),
+    "tag": ("key: !!timestamp x\n", ": a value is invalid for its YAML tag, such as !!timestamp or !!bool"),
+    "bool": ("key: !!bool x\n", ": a value is invalid for its YAML tag, such as !!timestamp or !!bool"),
     "duplicate key": ("name: a\nname: b\n", ":3:1: duplicate key name; remove one of the two"),
     "null character": ("name: a\0b\n", r": contains the character '\x00', which YAML does not allow"),
     "Latin-1": (HEADER.encode() + b"name: \xe9\n", ":2: is not UTF-8 text; save the file with this encoding"),

@@ -24,7 +24,7 @@ from dlhw.data.file_hashes import PictureFile
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from support.caches import forget
-from support.pictures import dataset, folder_of, photo, set_old_times
+from support.pictures import dataset, folder_of, make_pipe, photo, set_old_times
 from support.processes import Process
 from support.run_directories import make_run
 
@@ -253,6 +253,16 @@ def test_a_picture_replaced_by_one_of_the_same_size_and_time_is_read_again(
 def saved_hashes(root: Path) -> Path:
     (memo,) = (root.parent / ".pictures").glob("files-*.hashes")
     return memo
+
+
+@pytest.mark.parametrize("find", [lambda root: cache_files(root)[0], saved_hashes])
+def test_a_pipe_in_the_place_of_a_cached_file_is_replaced(root: Path, find: Callable[[Path], Path]) -> None:
+    pool = load_again(root).train.pool_x.clone()
+    path = find(root)
+    path.unlink()
+    make_pipe(path)
+    assert torch.equal(load_again(root).train.pool_x, pool)
+    assert path.is_file()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"cats/0.png": 1}', f"{'0' * 64}\n{{}}", "\udcff\n{}"])

@@ -10,7 +10,7 @@ import pytest
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw.cli import resuming
+from dlhw.cli import build, resuming
 from dlhw.cli.composition import parsed, quoted
 from dlhw.errors import UsageError
 from support.composing import compose_with_hydra, error_message
@@ -99,6 +99,15 @@ def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir(tmp_path
 def test_odd_override_of_a_stored_sweep_is_an_error_that_names_the_file(tmp_path: Path, line: str) -> None:
     write_multirun(tmp_path, task=[line])
     assert error_message(f"resume={tmp_path}").startswith(f"{tmp_path / 'multirun.yaml'}: invalid override {line};")
+
+
+def test_mistake_in_an_edited_config_names_its_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    with pytest.raises(UsageError) as raised:
+        build.check_settings(compose_with_hydra(f"resume={run}"))
+    places = [line.partition(": ")[::2] for line in str(raised.value).splitlines()]
+    assert places == [(str(run / "config.yaml"), f"{name}._target_: missing") for name in ("trainer", "comparison")]
 
 
 def test_finished_run_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dlhw.cli.hints import expected_one_of, nearest
-from dlhw.cli.hydra_internals import Repository
+from dlhw.cli.hydra_internals import Repository, raised_in_library
 from dlhw.cli.origins import content, includes
 from dlhw.errors import UsageError
+from dlhw.runs.stored import INVALID_VALUES
 from dlhw.runtime.paths import printable
 
 GLOBAL = "# @package _global_"
@@ -90,6 +91,10 @@ def _parsed(load: Callable[[], Result], where: str) -> Result:
         raise
     except (yaml.YAMLError, HydraException, OmegaConfBaseException, ValueError, AssertionError, OSError) as error:
         raise UsageError(f"{where}: {(str(error).splitlines() or ['is not a config file'])[0]}") from error
+    except INVALID_VALUES as error:
+        if not raised_in_library(error):
+            raise
+        raise UsageError(f"{where}: a value is invalid for its YAML tag, such as !!timestamp or !!bool") from error
 
 
 def _yaml_mistake(error: yaml.MarkedYAMLError) -> str:

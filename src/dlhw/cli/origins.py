@@ -15,6 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw.errors import UsageError
+from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE
+from dlhw.runs.stored import INVALID_VALUES
 from dlhw.runtime.paths import printable
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -24,7 +26,7 @@ def content(path: Path, *, loader: Any = yaml.SafeLoader) -> dict[Any, Any]:
     """Return the content of a config file by itself; empty if it cannot be read."""
     try:
         result = yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+    except (yaml.YAMLError, OSError, RecursionError, *INVALID_VALUES):
         return {}
     return result if isinstance(result, dict) else {}
 
@@ -77,14 +79,17 @@ def located(cfg: DictConfig) -> Iterator[None]:
 def location(cfg: DictConfig, message: str) -> str:
     """Return ``FILE:LINE: `` of the person's file that sets the key at the beginning of a message.
 
-    It is empty if the command line or a shipped file sets the key.
+    For a resumed run this is its ``config.yaml``. It is empty if the command line or a shipped file sets the key.
     """
+    match = re.match(r"\w+(\.\w+)*", message)
+    key = match[0] if match else ""
+    if cfg.get("resume") is not None:
+        in_file = key not in ("", "resume", *RESUMED_RUN_MAY_CHANGE)
+        return f"{printable(Path(cfg.resume, 'config.yaml'))}: " if in_file else ""
     hydra = _hydra(cfg)
     folders = _own_folders(hydra)
-    match = re.match(r"\w+(\.\w+)*", message)
-    if not folders or not match:
+    if not folders or not key:
         return ""
-    key = match[0]
     choices = {str(group): str(name) for group, name in hydra.runtime.choices.items()}
     if key in (hydra.sweeper.get("params") or ()):
         return ""
@@ -153,7 +158,7 @@ def _line_of(keys: Sequence[str], path: Path) -> int | None:
     """Return the line of a nested key in a YAML file; None if it is not there."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError):
+    except (yaml.YAMLError, OSError, RecursionError, *INVALID_VALUES):
         return None
     line = None
     for key in keys:

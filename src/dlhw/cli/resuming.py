@@ -85,17 +85,18 @@ def resumed_config(
             del result[name]
         for name, node in run_config.items():
             result[name] = node
+        result.resume = str(directory)
         result.hydra.run.dir = str(directory)
         result.hydra.output_subdir = None
     epochs = result.trainer.epochs
-    for name, value in changes.items():
-        OmegaConf.update(result, name, value)
+    for name in RESUMED_RUN_MAY_CHANGE:
+        if name in changes:
+            OmegaConf.update(result, name, changes[name])
     if result.trainer.epochs != epochs and "epochs" in result.scheduler:
         raise UsageError(
             f"trainer.epochs={result.trainer.epochs}: the learning-rate schedule of this run depends on its "
             f"number of epochs; expected {epochs}"
         )
-    result.resume = str(directory)
     return result
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from dlhw.runs.stored import irregular
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.progress import tracked
 
@@ -94,6 +95,8 @@ def _status(status: os.stat_result) -> Status:
 def _read_memo(memo: Path) -> dict[str, tuple[Status, str]]:
     """Return status and SHA-256 by name. A memo without a valid checksum is ignored with a warning."""
     try:
+        if reason := irregular(memo):
+            raise OSError(reason)
         checksum, _, content = memo.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return {}

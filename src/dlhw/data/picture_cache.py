@@ -30,6 +30,7 @@ from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes, map_in_
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import DecodedPicture, Unreadable, decode, without_warnings
 from dlhw.errors import UsageError
+from dlhw.runs.stored import irregular
 from dlhw.runtime.files import locked, sync_directory
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
@@ -125,6 +126,8 @@ def _lookup(
         digest.update(repr((file.name, contents[file.name])).encode())
     path = cache_dir / f"{digest.hexdigest()}{CACHE}"
     try:
+        if reason := irregular(path):
+            raise ValueError(reason)
         status = os.stat(path)
         return path, _open_cache(path, crop, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     except FileNotFoundError:

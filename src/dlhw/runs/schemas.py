@@ -6,6 +6,7 @@ Each function raises :class:`Invalid`, whose message says what is wrong, unless 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def is_deep(content: Any) -> bool:
 
 
 def check_metrics(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Check rows of metrics: one for each epoch from the first on, with the same columns and numbers only."""
+    """Check rows of metrics: one for each epoch from the first on, with the same named columns and numbers only."""
+    for name in rows[0] if rows else ():
+        require(isinstance(name, str) and re.fullmatch(r"\w+", name), f"invalid name of a column: {name!r}")
     for number, row in enumerate(rows, 1):
         require(row.get("epoch") == number and all(map(is_number, row.values())), f"row {number} is not that of epoch "
                 f"{number}, with numbers only")  # fmt: skip

@@ -36,6 +36,10 @@ COMPARE = "delete it, then compare the runs again, which writes it"
 COMPARE_ELSEWHERE = "restore it, or compare the runs again into a new directory"
 
 
+INVALID_VALUES = (TypeError, ValueError, AttributeError, LookupError)
+"""What PyYAML raises for a value that is invalid for its tag, such as ``!!timestamp x``."""
+
+
 class Unreadable(UsageError):
     """A file of a run or sweep cannot be used. The message is ``FILE: what is wrong; what to do``."""
 
@@ -122,7 +126,7 @@ def parse_yaml(text: str) -> Any:
                 raise Invalid(f"nested more than {DEEPEST} levels deep")
         try:
             return yaml.load(text, _Loader)
-        except (TypeError, ValueError, AttributeError) as error:  # of odd keys, dates and numbers
+        except INVALID_VALUES as error:
             raise yaml.YAMLError(str(error)) from error
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
