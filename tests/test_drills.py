@@ -81,7 +81,8 @@ def test_children_are_killed_at_their_time_limit_with_all_their_processes(tmp_pa
 def wait():
     if not os.fork():
         Path("pid").write_text(str(os.getpid()))
-    time.sleep(1000)
+    while True:
+        time.sleep(0.01)
 outcome = run(Command((), Path.cwd(), function=wait, seconds=1))
 def runs():
     try:
@@ -100,7 +101,8 @@ def test_children_receive_signals_when_a_condition_holds(tmp_path: Path) -> None
     code = """
 def wait():
     Path("up").touch()
-    time.sleep(1000)
+    while True:
+        time.sleep(0.01)
 stop = Interruption(signal.SIGTERM, when=Path("up").exists)
 outcome = run(Command((), Path.cwd(), function=wait, interruptions=(stop,)))
 print(json.dumps([outcome.code, len(outcome.sent)]))

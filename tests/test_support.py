@@ -56,7 +56,7 @@ def test_process_has_its_own_id_arguments_folder_and_environment(tmp_path: Path,
     ("sent", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 3)]
 )
 def test_process_receives_signals(tmp_path: Path, sent: signal.Signals, code: int) -> None:
-    waiting = "try:\n  print('up', flush=True)\n  time.sleep(10_000)\nexcept KeyboardInterrupt: os._exit(3)"
+    waiting = "try:\n  print('up', flush=True)\n  while True: time.sleep(0.01)\nexcept KeyboardInterrupt: os._exit(3)"
     process = Process("-c", f"import os, time\n{waiting}", at=tmp_path)
     process.until(lambda: process.out)
     assert process.poll() is None
