@@ -19,7 +19,7 @@ CHANGING = ("seconds", "seconds_per_epoch", "command", "overrides", "git_revisio
 def fingerprint(directory: Path) -> dict[str, str]:
     """Return a digest of each result below a directory: metrics, tables, tensors, summaries without times.
 
-    Equal runs have equal fingerprints. A file that cannot be read has its error as digest.
+    Equal runs have equal fingerprints. For an unreadable file, the digest is the error.
     """
     result = {}
     for path in sorted(directory.rglob("*")):

@@ -29,7 +29,7 @@ def read_run(name: str) -> None:
     opened = functools.partial(dlhw.load_run, name)
     parts: dict[str, Callable[[], object]] = {
         "config": lambda: OmegaConf.to_container(opened().config, resolve=True),
-        "metrics": lambda: opened().metrics.to_csv(),  # noqa: PLW0108 -- reads the file
+        "metrics": lambda: opened().metrics.sort_index(axis=1).to_csv(),  # in any order of the columns
         "summary": lambda: opened().summary,
         "model best": lambda: weights("best"),
         "model last": lambda: weights("last"),

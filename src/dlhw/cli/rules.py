@@ -27,7 +27,7 @@ from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runs.identity import without_hydra
 from dlhw.runtime.bounds import LARGEST_SEED
-from dlhw.runtime.paths import is_listed_in, printable, read_path, shortened
+from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
 
 Selections = Collection[tuple[str, str]]
 CLAIM = "hydra.callbacks.directory._target_"
@@ -209,7 +209,7 @@ def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
     """Raise UsageError if the directory of the ``run`` or ``sweep`` would be among the pictures of its dataset."""
     try:
         target, root = (OmegaConf.select(cfg, f"dataset.{name}") for name in ("_target_", "root"))
-        folders = [read_path(root), Path(cfg.data_dir, read_path(root))]
+        folders = places_of(read_path(root), Path(cfg.data_dir))
     except (OmegaConfBaseException, UsageError):  # validating the dataset reports an invalid root
         return
     folder = next((path for path in folders if os.path.isdir(path)), None)
@@ -256,9 +256,9 @@ def _required_value(cfg: DictConfig, key: str) -> Any:
 
 
 def require_resolvable(cfg: DictConfig) -> None:
-    """Raise UsageError if a value of the config, outside of Hydra's part, has an interpolation that cannot be resolved.
+    """Raise UsageError if an interpolation of the config, outside of Hydra's part, has no value.
 
-    Raise it also if the resolved value looks like an interpolation, because it would be resolved again.
+    Raise it also if the value contains ``${``, because it would be read as an interpolation again.
     """
     try:
         content = OmegaConf.to_container(without_hydra(cfg), resolve=True)

@@ -13,7 +13,7 @@ from dlhw.data.file_hashes import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
 from dlhw.runs.directories import is_output
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import places_of, printable
 
 PARTS = ("train", "val", "test")
 OUTPUT_FILES = ("config.yaml", "multirun.yaml", "sweep.csv")
@@ -36,11 +36,7 @@ class PictureFolder:
 
     def locate(self, root: str | None, data_dir: Path) -> Path:
         """Return the folder with the classes or parts. Raise UsageError if it is missing."""
-        if root is not None:
-            path = Path(root)
-            candidates = [path] if path.is_absolute() else [path, data_dir / path]
-        else:
-            candidates = [data_dir / name for name in self.folders]
+        candidates = places_of(Path(root), data_dir) if root is not None else [data_dir / name for name in self.folders]
         for path in candidates:
             if os.path.isdir(path):
                 return path

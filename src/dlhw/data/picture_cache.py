@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 MAGIC = b"dlhw pictures 3\n"
 """The start of the file. The pixels follow from OFFSET on, then an index (npz), its length and its SHA-256."""
 OFFSET = 4096  # a page of memory
-CACHE, MEMO = ".pictures", ".hashes"
-"""The suffixes of the files in a cache folder: decoded pictures, and saved hashes of picture files."""
 _FOOTER_BYTES = 8 + 32
 
 
@@ -71,7 +69,7 @@ class DecodedPictures:
 
 def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, cache_dir: Path) -> DecodedPictures:
     """Return the pictures in these files under ``root``, from the cache if it has them. Raise UsageError."""
-    memo = cache_dir / f"files-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}{MEMO}"
+    memo = cache_dir / f"files-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.hashes"
     contents = known_hashes(files, memo)
     if len(contents) == len(files):
         pictures = _lookup(files, contents, resize=resize, crop=crop, cache_dir=cache_dir)[1]
@@ -124,7 +122,7 @@ def _lookup(
     digest = hashlib.sha256(repr((MAGIC, f"{resize} {crop}", FARTHEST, PIL.__version__)).encode())
     for file in files:
         digest.update(repr((file.name, contents[file.name])).encode())
-    path = cache_dir / f"{digest.hexdigest()}{CACHE}"
+    path = cache_dir / f"{digest.hexdigest()}.pictures"
     try:
         if reason := irregular(path):
             raise ValueError(reason)

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,8 @@ def load(path: Path) -> State:
     try:
         damage = irregular(path) or _damage(path)
         if not damage:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # torch reports the time to check sparse tensors
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PermissionError, MemoryError):
         raise
     except Exception as error:  # an invalid archive or pickle may raise any error

@@ -35,7 +35,6 @@ RESUME_FINISHED = "delete it and summary.json, then resume the run, which writes
 COMPARE = "delete it, then compare the runs again, which writes it"
 COMPARE_ELSEWHERE = "restore it, or compare the runs again into a new directory"
 
-
 INVALID_VALUES = (TypeError, ValueError, AttributeError, LookupError)
 """What PyYAML raises for a value that is invalid for its tag, such as ``!!timestamp x``."""
 

@@ -46,6 +46,11 @@ def _mistake(text: object) -> str | None:
     return None
 
 
+def places_of(path: Path, folder: Path) -> list[Path]:
+    """Return where to look for a path: if it is relative, in the working directory, then in ``folder``."""
+    return [path] if path.is_absolute() else [path, folder / path]
+
+
 def is_listed_in(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder, or is inside of it but not in one of its hidden folders.
 
