@@ -1,0 +1,104 @@
+"""Train on MNIST with JAX: an epoch is one jitted function, a scan over shuffled batches.
+
+uv run --no-project --with jax scripts/peers/jax_loop.py --data-dir data
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peer
+from jax import Array, lax
+
+Parameters = dict[str, Array]
+
+
+def uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    """Draw initial weights as PyTorch does."""
+    return jax.random.uniform(key, shape, minval=-1 / math.sqrt(fan_in), maxval=1 / math.sqrt(fan_in))
+
+
+def make_parameters(model: str, key: Array) -> Parameters:
+    keys = iter(jax.random.split(key, 6))
+    if model == "mlp":
+        sizes = {"1": (784, peer.HIDDEN), "2": (peer.HIDDEN, peer.CLASSES)}
+    else:
+        one, two = peer.CHANNELS
+        kernel = (peer.KERNEL, peer.KERNEL)
+        sizes = {"1": (*kernel, 1, one), "2": (*kernel, one, two), "3": (49 * two, peer.CLASSES)}
+    parameters = {}
+    for layer, shape in sizes.items():
+        fan_in = math.prod(shape[:-1])
+        parameters[f"weight{layer}"] = uniform(next(keys), shape, fan_in)
+        parameters[f"bias{layer}"] = uniform(next(keys), shape[-1:], fan_in)
+    return parameters
+
+
+def mlp(p: Parameters, x: Array) -> Array:
+    hidden = jax.nn.relu(x.reshape(len(x), -1) @ p["weight1"] + p["bias1"])
+    return hidden @ p["weight2"] + p["bias2"]
+
+
+def cnn(p: Parameters, x: Array) -> Array:
+    x = x[..., None]
+    for layer in "12":
+        x = lax.conv_general_dilated(x, p[f"weight{layer}"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = max_pool(jax.nn.relu(x + p[f"bias{layer}"]))
+    return x.reshape(len(x), -1) @ p["weight3"] + p["bias3"]
+
+
+def max_pool(x: Array) -> Array:
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+NETWORKS = {"mlp": mlp, "cnn": cnn}
+
+
+def logits(parameters: Parameters, pixels: Array, *, model: str, dtype: Any) -> Array:
+    x = (pixels.astype(jnp.float32) / 255 - peer.MEAN) / peer.STD
+    parameters = {name: value.astype(dtype) for name, value in parameters.items()}
+    return NETWORKS[model](parameters, x.astype(dtype)).astype(jnp.float32)
+
+
+def main() -> None:
+    options = peer.parse_arguments(__doc__, precisions=("fp32", "bf16"))
+    data = peer.load(options.data_dir)
+    dtype = jnp.bfloat16 if options.precision == "bf16" else jnp.float32
+    network = partial(logits, model=options.model, dtype=dtype)
+
+    def loss(parameters: Parameters, x: Array, y: Array) -> Array:
+        log_probabilities = jax.nn.log_softmax(network(parameters, x))
+        return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], axis=1))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def epoch(parameters: Parameters, velocity: Parameters, key: Array, x: Array, y: Array) -> tuple[Any, ...]:
+        def step(state: tuple[Parameters, Parameters], batch: Array) -> tuple[tuple[Parameters, Parameters], Array]:
+            parameters, velocity = state
+            value, gradient = jax.value_and_grad(loss)(parameters, x[batch], y[batch])
+            velocity = jax.tree.map(lambda v, g: peer.MOMENTUM * v + g, velocity, gradient)
+            parameters = jax.tree.map(lambda p, v: p - peer.LR * v, parameters, velocity)
+            return (parameters, velocity), value
+
+        batches = jax.random.permutation(key, len(x)).reshape(-1, peer.BATCH)
+        (parameters, velocity), losses = lax.scan(step, (parameters, velocity), batches)
+        return parameters, velocity, losses.mean()
+
+    x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+    parameters = make_parameters(options.model, jax.random.key(0))
+    velocity = jax.tree.map(jnp.zeros_like, parameters)
+    clock = peer.Clock()
+    for number in range(options.epochs + 1):
+        state = epoch(parameters, velocity, jax.random.fold_in(jax.random.key(1), number), x, y)
+        parameters, velocity, _ = jax.block_until_ready(state)
+        clock.epoch_ended()
+    peer.finish(np.asarray(network(parameters, jnp.asarray(data.x_val)).argmax(1)), data.y_val)
+
+
+if __name__ == "__main__":
+    main()
