@@ -74,7 +74,7 @@ def read(path: Path, *, header: int) -> NDArray[np.uint8]:
 
 def standardized(x: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return (pixel / 255 - mean) / standard deviation."""
-    return (x.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    return ((x / 255 - MEAN) / STD).astype(np.float32)
 
 
 class Clock:
