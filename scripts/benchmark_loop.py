@@ -7,7 +7,7 @@ evaluation) for the network of C5.2 (784-500-10, ReLU) and the convolutional net
 with times and their ratios to the same loop written by hand in twenty lines. ``Training.fit`` is measured with
 everything it does: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint after
 every epoch, which is more often than the default. ``--peers`` adds other frameworks (the programs in ``peers``), which
-uv installs outside of this environment; the table then has the ratio to the jitted epoch of JAX, too.
+uv installs outside of this environment; the table then has the ratio to JAX, too.
 
 The loops take turns in every round, so that a change in the machine's speed affects all of them, and ratios are between
 times of the same round. In each turn the first epoch is a warm-up and does not count. ``--all`` adds the slow loops,

@@ -31,13 +31,13 @@ class Peer:
 
 
 PEERS = {
-    "jax": Peer("JAX, jitted epoch", "jax_loop.py", ("jax",), ("fp32", "bf16")),
+    "jax": Peer("JAX", "jax_loop.py", ("jax",), ("fp32", "bf16")),
     "keras": Peer("Keras on JAX", "keras_loop.py", ("keras", "jax")),
     "lightning": Peer("Lightning", "lightning_loop.py", ("lightning", TORCH), ("fp32", "bf16")),
     "skorch": Peer("skorch", "skorch_loop.py", ("skorch", TORCH)),
     "fastai": Peer("fastai", "fastai_loop.py", ("fastai", TORCH)),
 }
-JITTED = "JAX, jitted epoch, fp32"
+JITTED = "JAX, fp32"
 
 
 def peer_loops(names: Sequence[str], model: str, data_dir: Path) -> dict[str, Callable[[int], list[float]]]:
@@ -63,7 +63,7 @@ def train(command: Sequence[str], epochs: int) -> list[float]:
     """Run a program and return the seconds of its measured epochs."""
     lines = [json.loads(line) for line in output([*command, f"--epochs={epochs}"]).splitlines() if line[:1] == "{"]
     *measured, last = lines
-    print(f"validation error {last['val_error_percent']:.2f} %: {' '.join(command[-4:])}", file=sys.stderr)
+    print(f"validation error {last['val_error_percent']:.2f} %", file=sys.stderr)
     return [line["seconds"] for line in measured]
 
 

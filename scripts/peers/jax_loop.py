@@ -1,4 +1,4 @@
-"""Train on MNIST with JAX: an epoch is one jitted function, a scan over shuffled batches.
+"""Train on MNIST with JAX: a jitted scan over the batches of an epoch, or a jitted step for the CNN.
 
 uv run --no-project --with jax scripts/peers/jax_loop.py --data-dir data
 """
@@ -16,6 +16,7 @@ import peer
 from jax import Array, lax
 
 Parameters = dict[str, Array]
+State = tuple[Parameters, Parameters]  # weights and velocity
 
 
 def uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
@@ -77,27 +78,37 @@ def main() -> None:
         log_probabilities = jax.nn.log_softmax(network(parameters, x))
         return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], axis=1))
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(parameters: Parameters, velocity: Parameters, order: Array, x: Array, y: Array) -> tuple[Any, ...]:
-        def step(state: tuple[Parameters, Parameters], batch: Array) -> tuple[tuple[Parameters, Parameters], Array]:
-            parameters, velocity = state
-            value, gradient = jax.value_and_grad(loss)(parameters, x[batch], y[batch])
-            velocity = jax.tree.map(lambda v, g: peer.MOMENTUM * v + g, velocity, gradient)
-            parameters = jax.tree.map(lambda p, v: p - peer.LR * v, parameters, velocity)
-            return (parameters, velocity), value
+    def step(state: State, batch: Array, x: Array, y: Array) -> tuple[State, Array]:
+        parameters, velocity = state
+        value, gradient = jax.value_and_grad(loss)(parameters, x[batch], y[batch])
+        velocity = jax.tree.map(lambda v, g: peer.MOMENTUM * v + g, velocity, gradient)
+        parameters = jax.tree.map(lambda p, v: p - peer.LR * v, parameters, velocity)
+        return (parameters, velocity), value
 
-        (parameters, velocity), losses = lax.scan(step, (parameters, velocity), order.reshape(-1, peer.BATCH))
-        return parameters, velocity, losses.mean()
+    @partial(jax.jit, donate_argnums=0)
+    def scan_epoch(state: State, batches: Array, x: Array, y: Array) -> tuple[State, Array]:
+        return lax.scan(lambda state, batch: step(state, batch, x, y), state, batches)  # type: ignore[no-any-return]
 
+    jitted_step = jax.jit(step, donate_argnums=0)
+
+    def loop_epoch(state: State, batches: Array, x: Array, y: Array) -> tuple[State, list[Array]]:
+        losses = []
+        for batch in batches:
+            state, value = jitted_step(state, batch, x, y)
+            losses.append(value)
+        return state, losses
+
+    epoch = scan_epoch if options.model == "mlp" else loop_epoch  # on CPUs, convolutions in a scan are very slow
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
     parameters = make_parameters(options.model, jax.random.key(0))
-    velocity = jax.tree.map(jnp.zeros_like, parameters)
+    state = parameters, jax.tree.map(jnp.zeros_like, parameters)
     generator = np.random.default_rng(0)
     clock = peer.Clock()
     for _ in range(options.epochs + 1):
-        order = generator.permutation(len(x)).astype(np.int32)  # faster than jax.random.permutation on a CPU
-        parameters, velocity, _ = jax.block_until_ready(epoch(parameters, velocity, order, x, y))
+        order = generator.permutation(len(x)).astype(np.int32)  # faster than jax.random.permutation on CPUs
+        state, _ = jax.block_until_ready(epoch(state, order.reshape(-1, peer.BATCH), x, y))
         clock.epoch_ended()
+    parameters, _ = state
     peer.finish(np.asarray(network(parameters, jnp.asarray(data.x_val)).argmax(1)), data.y_val)
 
 
