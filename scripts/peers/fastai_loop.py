@@ -37,7 +37,7 @@ def main() -> None:
     optimizer = partial(SGD, mom=peer.MOMENTUM)
     learner = Learner(DataLoaders(loader, loader), network, loss_func=F.cross_entropy, opt_func=optimizer)
     learner.remove_cb(Recorder)
-    learner.fit(options.epochs + 1, lr=peer.LR, wd=0.0, cbs=[Ticks()])
+    learner.fit(options.epochs + 1, lr=peer.LR[options.model], wd=0.0, cbs=[Ticks()])
     peer.finish(predict(network, data.x_val), data.y_val)
 
 

@@ -82,7 +82,7 @@ def main() -> None:
         parameters, velocity = state
         value, gradient = jax.value_and_grad(loss)(parameters, x[batch], y[batch])
         velocity = jax.tree.map(lambda v, g: peer.MOMENTUM * v + g, velocity, gradient)
-        parameters = jax.tree.map(lambda p, v: p - peer.LR * v, parameters, velocity)
+        parameters = jax.tree.map(lambda p, v: p - peer.LR[options.model] * v, parameters, velocity)
         return (parameters, velocity), value
 
     @partial(jax.jit, donate_argnums=0)

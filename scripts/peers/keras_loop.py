@@ -53,7 +53,7 @@ def main() -> None:
         x, x_val = x[..., None], x_val[..., None]
     network = make_network(options.model)
     network.compile(
-        optimizer=keras.optimizers.SGD(peer.LR, momentum=peer.MOMENTUM),
+        optimizer=keras.optimizers.SGD(peer.LR[options.model], momentum=peer.MOMENTUM),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=True,
     )

@@ -17,16 +17,16 @@ from torch_networks import make_loader, make_network, predict
 
 
 class Classifier(lightning.LightningModule):  # type: ignore[misc]
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, lr: float) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.lr = network, lr
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         x, y = batch
         return F.cross_entropy(self.network(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=peer.LR, momentum=peer.MOMENTUM, fused=True)
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=peer.MOMENTUM, fused=True)
 
 
 class Ticks(Callback):  # type: ignore[misc]
@@ -52,7 +52,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Classifier(network), make_loader(data.x, data.y))
+    trainer.fit(Classifier(network, lr=peer.LR[options.model]), make_loader(data.x, data.y))
     peer.finish(predict(network, data.x_val), data.y_val)
 
 

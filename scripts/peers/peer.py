@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEAN, STD = 0.1307, 0.3081  # of pixel / 255
-BATCH, LR, MOMENTUM = 128, 0.1, 0.9
+BATCH, MOMENTUM = 128, 0.9
+LR = {"mlp": 0.1, "cnn": 0.01}
 HIDDEN, CLASSES = 500, 10
 CHANNELS, KERNEL = (16, 32), 5
 LARGEST_ERROR_PERCENT = 6.0  # of two epochs or more; a linear classifier has 8

@@ -33,7 +33,7 @@ def main() -> None:
         optimizer=torch.optim.SGD,
         optimizer__momentum=peer.MOMENTUM,
         optimizer__fused=True,
-        lr=peer.LR,
+        lr=peer.LR[options.model],
         max_epochs=options.epochs + 1,
         iterator_train__sampler=random_batches(len(data.y)),
         iterator_train__batch_size=None,
