@@ -31,7 +31,7 @@ from pathlib import Path
 
 SETTINGS = ("GOMP_SPINCOUNT=300000", "", "OMP_WAIT_POLICY=PASSIVE", "OMP_NUM_THREADS=1")
 NAMES = {"GOMP_SPINCOUNT=300000": "libgomp's default", "": "as shipped", "OMP_NUM_THREADS=1": "one thread"}
-WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME")
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME", "KMP_USE_YIELD", "KMP_LIBRARY")
 """Variables that a setting removes unless it sets them."""
 BUSY = """
 import os

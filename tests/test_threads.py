@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +16,15 @@ import torch
 from dlhw.runtime import cgroups, devices, threads
 from support.processes import Process, environment
 
-SPINNING = str(threads.SPIN_TURNS)
-FAKE_TORCH = "import os; print(os.environ.get('GOMP_SPINCOUNT'), flush=True); os._exit(0)"
-"""A module in place of torch, which prints the variable at the time when torch would be loaded."""
+FAKE_TORCH = "import json, os; print(json.dumps(dict(os.environ)), flush=True); os._exit(0)"
+"""A module in place of torch, which prints the environment at the time when torch would be loaded."""
 CHILD = "import dlhw, os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import torch'])"
+limited_here = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="spinning is limited only on Linux on x86"
+)
 
 
+@limited_here
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -33,22 +39,46 @@ CHILD = "import dlhw, os, sys; os.execv(sys.executable, [sys.executable, '-c', '
 def test_spinning_is_limited_when_torch_is_loaded(arguments: tuple[str, ...], tmp_path: Path) -> None:
     tmp_path.joinpath("torch.py").write_text(FAKE_TORCH)
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    env = {name: value for name, value in environment(PYTHONPATH=path).items() if name != "GOMP_SPINCOUNT"}
+    env = {name: value for name, value in environment(PYTHONPATH=path).items() if name not in threads.SPINNING}
     ended = Process(*arguments, at=tmp_path, env=env, cold=True).end()
-    assert ended.out == f"{SPINNING}\n", ended.err
+    assert ended.out, ended.err
+    assert json.loads(ended.out).items() >= threads.SPINNING.items()
 
 
+@limited_here
 def test_spinning_is_limited_in_the_tests() -> None:
-    assert os.environ["GOMP_SPINCOUNT"]
+    assert "GOMP_SPINCOUNT" in os.environ
 
 
-@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+@pytest.fixture
+def not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that say how threads wait, and restore them after the test."""
+    for name in (*threads.SPINNING, "OMP_WAIT_POLICY", "KMP_LIBRARY"):
+        monkeypatch.setenv(name, "restored")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("not_limited")
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY"])
 def test_way_of_waiting_that_the_user_has_chosen_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setenv(name, "123")
-    before = dict(os.environ)
+    monkeypatch.setenv(name, "chosen")
     threads.limit_spinning()
-    assert dict(os.environ) == before
+    assert os.environ[name] == "chosen"
+    assert os.environ.keys() & threads.SPINNING.keys() <= {name}
+
+
+@pytest.mark.usefixtures("not_limited")
+@pytest.mark.parametrize(
+    ("system", "machine", "limited"),
+    [("linux", "x86_64", True), ("linux", "aarch64", False), ("darwin", "x86_64", False), ("win32", "", False)],
+)
+def test_spinning_is_limited_on_linux_on_x86(
+    system: str, machine: str, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine=machine), raising=False)
+    threads.limit_spinning()
+    assert (os.environ.items() >= threads.SPINNING.items()) == limited
 
 
 @pytest.fixture
