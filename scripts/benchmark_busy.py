@@ -4,34 +4,41 @@
     python scripts/benchmark_busy.py --settings "" GOMP_SPINCOUNT=3000 as shipped, and one other number of turns
 
 A setting is a list of environment variables, separated by spaces; the empty one is what dlhw sets by itself. For each
-setting the script starts ``python -m dlhw.train experiment=mnist_mlp`` and measures some epochs, with their evaluation,
-on the machine as it is. Then it starts busy processes, which only compute, and measures the next epochs of the same
-run. The settings take turns in every round. The machine should be idle apart from this script.
+setting the script starts ``python -m dlhw.train experiment=mnist_mlp`` and suspends it after the first epoch. Then the
+runs take turns: one is resumed, finishes some epochs with their evaluation, and is suspended again. After some rounds
+the script starts busy processes, which only compute, and measures as many rounds beside them. The machine should be
+idle apart from this script.
 
 The fair share is what a scheduler can give: t threads beside b busy processes on c cores get t c / (t + b) cores, so
 that an epoch takes (t + b) / c times as long. A ratio of 1 in the column "of the fair share" means that waiting costs
-nothing beyond that. An epoch that takes longer than ``--limit`` seconds counts as that long, marked by "≥".
+nothing beyond that. A turn ends after ``--limit`` seconds; "≥" marks a lower bound.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import math
 import os
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dlhw.runtime.threads import SPINNING, usable_cores
 
 SETTINGS = ("GOMP_SPINCOUNT=300000", "", "OMP_WAIT_POLICY=PASSIVE", "OMP_NUM_THREADS=1")
 NAMES = {"GOMP_SPINCOUNT=300000": "libgomp's default", "": "as shipped", "OMP_NUM_THREADS=1": "one thread"}
-WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "KMP_BLOCKTIME", "KMP_USE_YIELD", "KMP_LIBRARY")
+WAITING = (*SPINNING, "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_LIBRARY")
 """Variables that a setting removes unless it sets them."""
 BUSY = """
 import os
@@ -42,91 +49,106 @@ while os.getppid() == parent:
 """
 
 
-@dataclass(frozen=True)
-class Epochs:
-    """Seconds per epoch on the quiet machine and beside busy processes; ``bounded`` if the latter are a lower bound."""
+@dataclass
+class Run:
+    """A run of the shipped command with a setting, which computes only while it is measured."""
 
-    quiet: float
-    busy: float
+    setting: str
+    directory: Path
+    process: psutil.Popen
+    quiet: list[float] = field(default_factory=list)
+    """Seconds per epoch in each round, without other processes."""
+    busy: list[float] = field(default_factory=list)
+    """Seconds per epoch in each round, beside busy processes."""
     bounded: bool = False
+    """Whether some of these are only lower bounds."""
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.setting, self.setting)
+
+    @property
+    def threads(self) -> int:
+        return int(variables(self.setting).get("OMP_NUM_THREADS", usable_cores()))
+
+    def finished_epochs(self) -> int:
+        """Return the number of rows in ``timing.csv``, which has a header."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.directory / "timing.csv").read_text().count("\n") - 1
+        return 0
+
+    def seconds_per_epoch(self, count: int, limit: float = math.inf) -> tuple[float, bool]:
+        """Resume the run until ``count`` more epochs are finished, or for ``limit`` seconds, and suspend it again.
+
+        Return the seconds per epoch, and whether this is only a lower bound.
+        """
+        before, started = self.finished_epochs(), time.monotonic()
+        self.process.resume()
+        while True:
+            time.sleep(0.01)
+            epochs, elapsed = self.finished_epochs() - before, time.monotonic() - started
+            if epochs >= count or elapsed > limit:
+                break
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.name}: training ended with exit code {self.process.returncode}")
+        self.process.suspend()
+        return (elapsed / epochs, False) if epochs >= count else (elapsed / (epochs + 1), True)
+
+
+def variables(setting: str) -> dict[str, str]:
+    return dict(variable.split("=", 1) for variable in setting.split())
 
 
 @contextlib.contextmanager
-def killed_at_end(commands: Sequence[Sequence[str]], environment: dict[str, str] | None = None) -> Iterator[None]:
-    """Start processes, and kill them at the end of the context."""
-    processes: list[subprocess.Popen[bytes]] = []
+def killed_at_end(command: Sequence[str], **options: Any) -> Iterator[psutil.Popen]:
+    """Start a process, and kill it at the end of the context."""
+    process = psutil.Popen(command, **options)
     try:
-        for command in commands:
-            processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
-        yield
+        yield process
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
+        process.kill()
+        process.wait()
 
 
-def seconds_of_epochs(run: Path) -> list[float]:
-    """Return the seconds of the epochs that a run has finished."""
-    with contextlib.suppress(FileNotFoundError):
-        lines = (run / "timing.csv").read_text().splitlines(keepends=True)
-        return [float(line.split(",")[1]) for line in lines[1:] if line.endswith("\n")]
-    return []
+def measure(options: argparse.Namespace) -> list[Run]:
+    """Start a run for each setting, then measure them in turn: all rounds without and all with busy processes."""
+    with contextlib.ExitStack() as stack:
+        runs = []
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for setting in options.settings:
+            directory = root / str(len(runs))
+            command = [sys.executable, "-m", "dlhw.train", "experiment=mnist_mlp", "trainer.device=cpu"]
+            command += [f"data_dir={options.data_dir.absolute()}", f"hydra.run.dir={directory}", *options.overrides]
+            env = {name: value for name, value in os.environ.items() if name not in WAITING} | variables(setting)
+            process = stack.enter_context(killed_at_end(command, env=env, stderr=(root / "stderr").open("wb")))
+            runs.append(Run(setting, directory, process))
+            runs[-1].seconds_per_epoch(1)
+        for _, run in itertools.product(range(options.rounds), runs):
+            run.quiet.append(run.seconds_per_epoch(options.epochs)[0])
+            print(f"{run.name}: quiet, {run.quiet[-1]:.2f} s", file=sys.stderr)
+        for _ in range(options.busy):
+            stack.enter_context(killed_at_end([sys.executable, "-c", BUSY]))
+        for _, run in itertools.product(range(options.rounds), runs):
+            seconds, bounded = run.seconds_per_epoch(options.epochs, options.limit)
+            run.busy.append(seconds)
+            run.bounded |= bounded
+            print(f"{run.name}: busy, {seconds:.2f} s", file=sys.stderr)
+    return runs
 
 
-def wait_for_epochs(run: Path, count: int, seconds: float) -> list[float]:
-    """Wait until a run has finished ``count`` epochs, at most ``seconds``. Return the seconds of each."""
-    deadline = time.monotonic() + seconds
-    while len(epochs := seconds_of_epochs(run)) < count and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return epochs
-
-
-def measure_run(setting: str, options: argparse.Namespace) -> Epochs:
-    """Train with a setting: a first epoch, quiet epochs, an epoch in which the busy processes start, busy epochs."""
-    variables = dict(variable.split("=", 1) for variable in setting.split())
-    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | variables
-    with tempfile.TemporaryDirectory() as directory:
-        run = Path(directory, "run")
-        command = [sys.executable, "-m", "dlhw.train", "experiment=mnist_mlp", "trainer.device=cpu"]
-        command += [f"data_dir={options.data_dir.absolute()}", f"hydra.run.dir={run}", *options.overrides]
-        with killed_at_end([command], environment):
-            quiet = wait_for_epochs(run, 1 + options.epochs, 120)
-            if len(quiet) <= options.epochs:
-                raise SystemExit(f"{setting or 'as shipped'}: training has not finished {1 + options.epochs} epochs")
-            with killed_at_end([[sys.executable, "-c", BUSY]] * options.busy):
-                started = len(quiet)
-                busy = wait_for_epochs(run, started + 1 + options.epochs, options.limit)[started + 1 :]
-    measured = statistics.median(busy) if busy else options.limit
-    return Epochs(statistics.median(quiet[1:]), measured, bounded=not busy)
-
-
-def fair_share(setting: str, busy: int) -> float:
-    """Return how many times longer an epoch takes if the cores are shared equally among all threads."""
-    cores = usable_cores()
-    variables = dict(variable.split("=", 1) for variable in setting.split())
-    threads = int(variables.get("OMP_NUM_THREADS", cores))
-    return max(1.0, (threads + busy) / cores)
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def print_table(results: dict[str, list[Epochs]], busy: int) -> None:
-    """Print medians and ranges over the rounds; ratios are within one round."""
-    print("| setting | quiet, s | min–max | to the first row | busy, s | min–max | busy / quiet | of the fair share |")
+def print_table(runs: Sequence[Run], busy: int) -> None:
+    """Print medians and ranges over the rounds. Ratios of quiet epochs are within one round."""
+    print("| setting | quiet, s | min–max | ratio | busy, s | min–max | busy / quiet | of the fair share |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    first = next(iter(results.values()))
-    for setting, rounds in results.items():
-        quiet, beside = [epochs.quiet for epochs in rounds], [epochs.busy for epochs in rounds]
-        to_first = statistics.median(a.quiet / b.quiet for a, b in zip(rounds, first, strict=True))
-        slower = statistics.median(epochs.busy / epochs.quiet for epochs in rounds)
-        mark = "≥ " if any(epochs.bounded for epochs in rounds) else ""
+    for run in runs:
+        ratio = statistics.median(own / first for own, first in zip(run.quiet, runs[0].quiet, strict=True))
+        slower = statistics.median(run.busy) / statistics.median(run.quiet)
+        fair = max(1.0, (run.threads + busy) / usable_cores())
+        mark = "≥ " if run.bounded else ""
         print(
-            f"| {NAMES.get(setting, setting)} | {statistics.median(quiet):.2f} | {min(quiet):.2f}–{max(quiet):.2f} "
-            f"| {to_first:.2f} | {mark}{statistics.median(beside):.2f} | {min(beside):.2f}–{max(beside):.2f} "
-            f"| {mark}{slower:.1f} | {mark}{slower / fair_share(setting, busy):.2f} |",
+            f"| {run.name} | {statistics.median(run.quiet):.2f} | {min(run.quiet):.2f}–{max(run.quiet):.2f} "
+            f"| {ratio:.2f} | {mark}{statistics.median(run.busy):.2f} | {min(run.busy):.2f}–{max(run.busy):.2f} "
+            f"| {mark}{slower:.1f} | {mark}{slower / fair:.2f} |",
             flush=True,
         )
 
@@ -137,9 +159,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--settings", nargs="+", default=list(SETTINGS), metavar="NAME=VALUE", help="environment variables to compare")
     add("--rounds", type=int, default=3, help="number of rounds")
-    add("--epochs", type=int, default=5, help="measured epochs per turn, quiet and busy")
+    add("--epochs", type=int, default=2, help="epochs per turn")
     add("--busy", type=int, default=usable_cores(), help="number of busy processes")
-    add("--limit", type=float, default=30, help="seconds to wait for busy epochs")
+    add("--limit", type=float, default=30, help="longest turn beside busy processes, in seconds")
     add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with MNIST/")
     add("overrides", nargs="*", help="of the run, such as trainer.compile=true")
     return parser.parse_args()
@@ -148,13 +170,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results: dict[str, list[Epochs]] = {setting: [] for setting in options.settings}
-    for turn in range(1, options.rounds + 1):
-        for setting, rounds in results.items():
-            rounds.append(measure_run(setting, options))
-            print(f"round {turn}/{options.rounds}: {setting or 'as shipped'}: {rounds[-1]}", file=sys.stderr)
+    runs = measure(options)
     print(f"{platform.machine()}, {usable_cores()} cores, {options.busy} busy processes, {options.rounds} rounds\n")
-    print_table(results, options.busy)
+    print_table(runs, options.busy)
 
 
 if __name__ == "__main__":
