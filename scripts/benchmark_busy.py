@@ -113,7 +113,7 @@ def killed_at_end(command: Sequence[str], **options: Any) -> Iterator[psutil.Pop
 def measure(options: argparse.Namespace) -> list[Run]:
     """Start a run for each setting, then measure them in turn: all rounds without and all with busy processes."""
     with contextlib.ExitStack() as stack:
-        runs = []
+        runs: list[Run] = []
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for setting in options.settings:
             directory = root / str(len(runs))
