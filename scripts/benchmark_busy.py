@@ -62,6 +62,8 @@ class Run:
     """Seconds per epoch in each round, beside busy processes."""
     bounded: bool = False
     """Whether some of these are only lower bounds."""
+    unfinished: float = 0.0
+    """Seconds already spent on the epoch that a turn left unfinished."""
 
     @property
     def name(self) -> str:
@@ -82,16 +84,20 @@ class Run:
 
         Return the seconds per epoch, and whether this is only a lower bound.
         """
-        before, started = self.finished_epochs(), time.monotonic()
+        before, started = self.finished_epochs(), time.monotonic() - self.unfinished
+        epochs, of_last = 0, started
         self.process.resume()
         while True:
             time.sleep(0.01)
-            epochs, elapsed = self.finished_epochs() - before, time.monotonic() - started
-            if epochs >= count or elapsed > limit:
+            if (now := self.finished_epochs() - before) > epochs:
+                epochs, of_last = now, time.monotonic()
+            elapsed = time.monotonic() - started
+            if epochs >= count or elapsed > self.unfinished + limit:
                 break
             if self.process.poll() is not None:
                 raise SystemExit(f"{self.name}: training ended with exit code {self.process.returncode}")
         self.process.suspend()
+        self.unfinished = started + elapsed - of_last
         return (elapsed / epochs, False) if epochs >= count else (elapsed / (epochs + 1), True)
 
 
