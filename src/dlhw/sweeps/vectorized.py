@@ -119,7 +119,7 @@ class Vectorized(Launcher):
         if group[0].cfg.study.get("_target_") is not None:
             raise NotVectorizable("a study does not train")
         first_two = _first_two([job.cfg for job in group])
-        if not self.even_if_slower and first_two[0].precision.device.type == "cpu" and _convolves(first_two[0].trained):
+        if not self.even_if_slower and first_two[0].precision.device.type == "cpu" and convolves(first_two[0].trained):
             raise NotVectorizable(
                 "on a CPU, training convolutional networks at once is slower (hydra.launcher.even_if_slower)"
             )
@@ -193,7 +193,8 @@ def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
     raise NotVectorizable("fewer than two of them are valid")
 
 
-def _convolves(model: nn.Module) -> bool:
+def convolves(model: nn.Module) -> bool:
+    """Return whether a layer of the model is a convolution."""
     return any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in model.modules())
 
 
