@@ -10,9 +10,10 @@ seconds. ``--peers`` adds other frameworks (the programs in ``peers``), which
 uv installs outside of this environment; the table then has the ratio to JAX, too.
 
 The loops take turns in every round, so that a change in the machine's speed affects all of them, and ratios are between
-times of the same round. In each turn the first epoch is a warm-up and does not count. ``--all`` adds the slow loops,
-``--equal-error`` the validation error after ten epochs in fp32 and in the fastest setting. OMP_NUM_THREADS limits the
-number of threads, except for those of JAX; on Linux, ``taskset`` limits the processors of all.
+times of the same round. Each turn is a new process, whose first epoch is a warm-up and does not count. ``--all`` adds
+the slow loops, ``--equal-error`` the validation error after ten epochs in fp32 and in the fastest setting.
+OMP_NUM_THREADS limits the number of threads, except for those of JAX; on Linux, ``taskset`` limits the processors of
+all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import dlhw  # noqa: F401  # before torch: sets how long its threads spin
 import argparse
 import contextlib
 import functools
+import multiprocessing
 import os
 import platform
 import statistics
@@ -30,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +46,7 @@ from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
+from dlhw.runtime.options import PrecisionName
 from dlhw.runtime.products import computed_by
 from dlhw.training.loop import Training
 from dlhw.training.run import Result, TrainingRun
@@ -113,9 +117,10 @@ def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> 
     return [end - start for start, end in zip(record.recorded, record.recorded[1:], strict=False)]
 
 
-def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
+def theirs(make_epoch: Callable[[], Epoch], epochs: int, *, device: torch.device) -> list[float]:
     """Return the seconds of ``epochs`` calls after a warm-up call, with torch's defaults."""
     devices.configure_torch(device, devices.Precision("fp32", device), deterministic=False)
+    epoch = make_epoch()
     epoch()
     seconds = []
     for _ in range(epochs):
@@ -125,41 +130,54 @@ def theirs(epoch: Epoch, epochs: int, *, device: torch.device) -> list[float]:
     return seconds
 
 
-def make_loops(model: str, data: Dataset, options: argparse.Namespace) -> dict[str, Loop]:
+def make_loops(model: str, options: argparse.Namespace) -> dict[str, Loop]:
     """Return the loops to measure on ``model``, by name, in the order of the table."""
     device = devices.pick_device(options.device)
-    on_device = Split(data.train.x.to(device), data.train.y.to(device))
-    cfg = composed(model, "fp32")
+    cfg = composed(model, "fp32", *options.where)
+
+    @functools.cache
+    def train() -> Split:
+        data: Dataset = build(cfg, "dataset", data_dir=str(options.data_dir), seed=0)
+        return Split(data.train.x.to(device), data.train.y.to(device))
 
     def fresh() -> nn.Module:
-        return make_model(cfg, shape=data.shape, outputs=data.outputs).to(device)
+        return make_model(cfg, shape=train().x.shape[1:], outputs=10).to(device)
 
-    epochs: dict[str, Epoch] = {}
-    for precision in (devices.Precision("fp32", device), devices.Precision("bf16", device)):
-        epochs[f"by hand, {precision.name}"] = by_hand(fresh(), on_device, precision=precision)
+    def products(dtype: torch.dtype) -> Epoch:
+        return matrix_products(len(train()) // BATCH, dtype=dtype, device=device)
+
+    def by_hand_in(name: PrecisionName) -> Callable[[], Epoch]:
+        return lambda: by_hand(fresh(), train(), precision=devices.Precision(name, device))
+
+    def data_loader(workers: int) -> Callable[[], Epoch]:
+        return lambda: with_data_loader(fresh(), options.data_dir, workers=workers, device=device)
+
+    makers: dict[str, Callable[[], Epoch]] = {f"by hand, {name}": by_hand_in(name) for name in ("fp32", "bf16")}
     if model == "mlp":
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            products = matrix_products(len(data.train) // BATCH, dtype=dtype, device=device)
-            epochs[f"matrix products alone, {name}"] = products
-        products = matrix_products(len(data.train) // BATCH, dtype=torch.float32, device=device)
+        makers["matrix products alone, fp32"] = lambda: products(torch.float32)
+        makers["matrix products alone, bf16"] = lambda: products(torch.bfloat16)
         if device.type == "cpu":
-            epochs["matrix products alone, fp32 by oneDNN"] = computed_by("oneDNN")(products)
+            makers["matrix products alone, fp32 by oneDNN"] = lambda: computed_by("oneDNN")(products(torch.float32))
     if options.all:
-        for workers in (0, 2):
-            loop = with_data_loader(fresh(), options.data_dir, workers=workers, device=device)
-            epochs[f"DataLoader and transforms, {workers} workers"] = loop
+        makers |= {f"DataLoader and transforms, {workers} workers": data_loader(workers) for workers in (0, 2)}
     if model == "mlp" and options.all:
-        epochs["scikit-learn's MLPClassifier"] = with_sklearn(data.train)
+        makers["scikit-learn's MLPClassifier"] = lambda: with_sklearn(train())
 
-    loops: dict[str, Loop] = {}
-    for name, epoch in epochs.items():
-        loops[name] = functools.partial(theirs, epoch, device=device)
+    loops: dict[str, Loop] = {name: functools.partial(theirs, maker, device=device) for name, maker in makers.items()}
     fitting = f"{SETTINGS[model]} {CUDA_SETTINGS if device.type == 'cuda' else ''}".split()
     for setting in options.settings or fitting:
         loops[f"fit, {setting}"] = functools.partial(ours, model, setting, options)
-    if options.peers is not None:
-        loops |= peer_loops(options.peers or list(PEERS), model, options.data_dir)
     return loops
+
+
+def in_new_process(model: str, name: str, options: argparse.Namespace, epochs: int) -> list[float]:
+    """Return the seconds of a loop in a process of its own, as a user would start it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(run_loop, model, name, options, epochs).result()
+
+
+def run_loop(model: str, name: str, options: argparse.Namespace, epochs: int) -> list[float]:
+    return make_loops(model, options)[name](epochs)
 
 
 def measure(loops: dict[str, Loop], *, rounds: int, epochs: int) -> dict[str, list[float]]:
@@ -262,9 +280,13 @@ def main() -> None:
     options = parse_arguments()
     options.where = [f"trainer.device={options.device}", f"data_dir={options.data_dir}"]
     print(machine(devices.pick_device(options.device)), flush=True)
-    data = build(composed("mlp", "fp32"), "dataset", data_dir=str(options.data_dir), seed=0)
     for model in options.models:
-        seconds = measure(make_loops(model, data, options), rounds=options.rounds, epochs=options.epochs)
+        loops: dict[str, Loop] = {
+            name: functools.partial(in_new_process, model, name, options) for name in make_loops(model, options)
+        }
+        if options.peers is not None:
+            loops |= peer_loops(options.peers or list(PEERS), model, options.data_dir)
+        seconds = measure(loops, rounds=options.rounds, epochs=options.epochs)
         print_table(f"{model}, {options.rounds} rounds", seconds)
         if options.equal_error:
             fits = [name for name in seconds if name.startswith("fit, ")]
