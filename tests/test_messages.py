@@ -120,7 +120,7 @@ INVALID = {
     "model=flooding": "model=flooding: unknown model; did you mean experiment=flooding or regularization=flooding?",
     "hydra/launcher=jobib": (
         "hydra/launcher=jobib: unknown hydra/launcher (did you mean joblib?); "
-        "expected one of basic, joblib, submitit_local, submitit_slurm, vectorized"
+        "expected one of automatic, basic, joblib, submitit_local, submitit_slurm, vectorized"
     ),
     # keys
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",
