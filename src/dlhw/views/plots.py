@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FixedLocator, Formatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from dlhw.views.rendering import AXIS_COLOR, GRID_COLOR, GRID_POINTS, TICK_POINTS
+
 Place = Literal[
     "best", "upper left", "upper right", "lower left", "lower right", "lower center", "outside lower center"
 ]
@@ -34,7 +36,7 @@ _MARKERS = {"train": "o", "validation": "s", "test": "^"}
 _COLUMNS = {"train": "train", "validation": "val", "test": "test"}  # name in figures: prefix in metrics.csv
 _SECOND_PANELS = {"error_percent": "error (%)", "mse": "mean squared error"}
 MARKED_POINTS = 30  # a line with more points has no markers, which would hide it
-_TITLE_POINTS, TEXT_POINTS, _TICK_POINTS = 11.0, 9.0, 8.5
+_TITLE_POINTS, TEXT_POINTS = 11.0, 9.0
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 _TICK_INCHES = 7.0 / 72  # a tick and its distance from the label
 _GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
@@ -87,10 +89,10 @@ def new_figure(
     all_axes = [figure.add_subplot(rows, columns, 1 + i) for i in range(panels)]
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#666666")
-        axes.grid(True, color="#E4E4E4", linewidth=0.6)
+        axes.spines[["left", "bottom"]].set_color(AXIS_COLOR)
+        axes.grid(True, color=GRID_COLOR, linewidth=GRID_POINTS)
         axes.set_axisbelow(True)
-        axes.tick_params(which="both", labelsize=_TICK_POINTS, color="#666666")
+        axes.tick_params(which="both", labelsize=TICK_POINTS, color=AXIS_COLOR)
     return figure, all_axes
 
 
@@ -201,7 +203,7 @@ def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True, p
         axes.set_title(title, fontsize=TEXT_POINTS, parse_math=False)
     handles, names = axes.get_legend_handles_labels()
     if legend and handles:
-        legend_box = axes.legend(handles, names, loc=place, fontsize=_TICK_POINTS, framealpha=0.85, edgecolor="none")
+        legend_box = axes.legend(handles, names, loc=place, fontsize=TICK_POINTS, framealpha=0.85, edgecolor="none")
         for text in legend_box.get_texts():
             text.set_parse_math(False)
 
@@ -212,7 +214,7 @@ def _fit_to_labels(figure: Figure, row: Sequence[Axes], *, foot_inches: float) -
     Label sizes are computed from the font size. Measuring every text, as matplotlib does, is slow.
     """
     title = TEXT_POINTS * LINE_INCHES + _GAP_INCHES
-    below = _TICK_INCHES + _TICK_POINTS * LINE_INCHES
+    below = _TICK_INCHES + TICK_POINTS * LINE_INCHES
     before = [_TICK_INCHES + _label_inches(axes.yaxis) + _GAP_INCHES / 2 for axes in row]
     after = [_GAP_INCHES + _label_inches(axes.xaxis) / 2 for axes in row]
     width = (WIDTH_INCHES - sum(before) - sum(after)) / len(row) - title
@@ -233,7 +235,7 @@ def _label_inches(axis: Axis) -> float:
     low, high = axis.get_view_interval()
     labels = axis.get_major_formatter().format_ticks([x for x in axis.get_majorticklocs() if low <= x <= high])
     digits = [len(label) + 0.4 * label.count("\N{MINUS SIGN}") for label in labels]
-    return max(digits, default=0.0) * 0.64 * _TICK_POINTS / 72
+    return max(digits, default=0.0) * 0.64 * TICK_POINTS / 72
 
 
 def column_label(column: str) -> str:
