@@ -5,9 +5,9 @@ This module does not import torch, so that help and completion answer at once.
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,13 +64,13 @@ def prepare(*, ends_program: bool = False) -> None:
 class Loader(ComposingLoader):
     """Hydra's config loader with dlhw's rules. Raises UsageError, or ends the program with its message.
 
-    ``composed`` caches configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key is
+    ``composed`` caches pickled configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key is
     everything that they depend on except the values of plain overrides.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
         super().__init__(config_search_path, shipped=conf_dir(), read=config_files.read)
-        self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
+        self.composed: dict[Any, tuple[bytes, rules.Selections]] = {}
         self.resumed: Path | None = None
         """The sweep that the command line resumes."""
         self._ends_program = ends_program
@@ -122,7 +122,7 @@ class Loader(ComposingLoader):
         if cfg is None:
             cfg = self._load(config_name, lines, RunMode.RUN)
             rules.check_program_keys(cfg, RunMode.MULTIRUN)
-            self.composed[key] = copy.deepcopy(cfg), rules.selections(cfg)
+            self.composed[key] = pickle.dumps(cfg), rules.selections(cfg)
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
         return cfg
 
@@ -132,9 +132,9 @@ class Loader(ComposingLoader):
             str(override.key_or_group if self._is_plain(override) else override.input_line) for override in overrides
         )
 
-    def _updated(self, other: DictConfig, selections: rules.Selections, overrides: list[Override]) -> DictConfig | None:
+    def _updated(self, other: bytes, selections: rules.Selections, overrides: list[Override]) -> DictConfig | None:
         """Return another job's config with the values of these overrides; None if they are invalid."""
-        cfg = copy.deepcopy(other)
+        cfg: DictConfig = pickle.loads(other)
         try:
             self.apply([override for override in overrides if self._is_plain(override)], cfg)
             rules.require_listed_entries(cfg, selections)
