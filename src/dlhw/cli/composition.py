@@ -64,8 +64,8 @@ def prepare(*, ends_program: bool = False) -> None:
 class Loader(ComposingLoader):
     """Hydra's config loader with dlhw's rules. Raises UsageError, or ends the program with its message.
 
-    ``composed`` caches pickled configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key is
-    everything that they depend on except the values of plain overrides.
+    ``composed`` caches pickled configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key
+    is everything that they depend on except the values of plain overrides.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:

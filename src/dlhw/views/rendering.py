@@ -103,7 +103,9 @@ class _Drawing:
             points = line.get_transform().transform(np.column_stack(line.get_data()))
             self.line(line, points, marked=points, clip=box)
         self.segments(
-            [((box.x0, box.y0), (box.x0, box.y1)), ((box.x0, box.y0), (box.x1, box.y0))], color=AXIS_COLOR, points=AXIS_POINTS
+            [((box.x0, box.y0), (box.x0, box.y1)), ((box.x0, box.y0), (box.x1, box.y0))],
+            color=AXIS_COLOR,
+            points=AXIS_POINTS,
         )
 
         size, away = self.pixels(TICK_POINTS), self.pixels(_MAJOR[0] + _PAD_POINTS)
@@ -184,8 +186,9 @@ class _Drawing:
         vertices, codes, width = _outline(text, bold=bold)
         em = self.pixels(points)
         start = {"left": 0.0, "center": -width / 2, "right": -width}[align] * em
-        placed = vertices * em + (start, 0.0)
-        self._texts[color].append((placed @ ((0, 1), (-1, 0)) + (x, y) if upright else placed + (x, y), codes))
+        placed = vertices * em + np.array([start, 0.0])
+        turned = placed @ np.array([[0.0, 1.0], [-1.0, 0.0]]) if upright else placed
+        self._texts[color].append((turned + np.array([x, y]), codes))
 
     def finished(self) -> bytes:
         """Return the content of the PNG file."""
