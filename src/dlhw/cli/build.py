@@ -148,7 +148,7 @@ def check_settings(cfg: DictConfig) -> None:
             raise UsageError("\n".join(mistakes))
 
 
-def _missing_values(content: Mapping[str, Any]) -> list[str]:
+def _missing_values(content: dict[str, Any]) -> list[str]:
     if "'???'" not in repr(content):  # creating a config takes a millisecond
         return []
     return [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(OmegaConf.create(content))]

@@ -182,11 +182,16 @@ class Vectorized(Launcher):
             with read_write(task_cfg), open_dict(task_cfg):
                 del task_cfg["hydra"]
             lines = override_lines(cfg.hydra, "task")
-            returned = JobReturn(overrides=lines, cfg=task_cfg, hydra_cfg=current.cfg, working_dir=str(Path.cwd()))
+            returned = JobReturn(
+                overrides=lines,
+                cfg=task_cfg,
+                hydra_cfg=typing.cast(DictConfig, current.cfg),
+                working_dir=str(Path.cwd()),
+            )
             directory.mkdir(parents=True, exist_ok=True)
             if cfg.hydra.output_subdir is not None:
                 _write_configs(directory / cfg.hydra.output_subdir, cfg, task_cfg)
-            with env_override(OmegaConf.to_container(cfg.hydra.job.env_set)):
+            with env_override(dict(cfg.hydra.job.env_set)):
                 self.context.callbacks.on_job_start(config=cfg, task_function=function)
                 try:
                     returned.return_value = function(task_cfg)

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
-from matplotlib.transforms import Affine2D, BboxBase, IdentityTransform
+from matplotlib.transforms import Affine2D, Bbox, IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -79,7 +79,7 @@ class _Drawing:
     def __init__(self, figure: Figure) -> None:
         self.dpi = figure.dpi
         self.width, self.height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
-        self._renderer = RendererAgg(self.width, self.height, figure.dpi)
+        self._renderer: Any = RendererAgg(self.width, self.height, figure.dpi)
         corners = [(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)]
         self._renderer.draw_path(self._style(color="white", points=0.0), Path(corners), _IDENTITY, to_rgba("white"))
         self._texts: dict[Any, list[tuple[Points, NDArray[np.uint8]]]] = defaultdict(list)
@@ -126,7 +126,7 @@ class _Drawing:
             codes = np.tile(np.array([Path.MOVETO, Path.LINETO], np.uint8), len(segments))
             self._stroke(Path(np.array(segments).reshape(-1, 2), codes), dash_cap="butt", **style)
 
-    def line(self, line: Line2D, points: Points, *, marked: Points, clip: BboxBase | None = None) -> None:
+    def line(self, line: Line2D, points: Points, *, marked: Points, clip: Bbox | None = None) -> None:
         """Draw a line in its own style through ``points``, with its markers at ``marked``."""
         style = {"color": line.get_color(), "points": line.get_linewidth(), "clip": clip}
         self._stroke(Path(points), dashes=_DASHES.get(line.get_linestyle()), **style)
@@ -148,7 +148,7 @@ class _Drawing:
             gc.set_dashes(0, [length * gc.get_linewidth() for length in dashes])
         self._renderer.draw_path(gc, path, _IDENTITY)
 
-    def _style(self, *, color: Any, points: float, clip: BboxBase | None = None) -> GraphicsContextBase:
+    def _style(self, *, color: Any, points: float, clip: Bbox | None = None) -> GraphicsContextBase:
         gc: GraphicsContextBase = self._renderer.new_gc()
         gc.set_foreground(color)
         gc.set_linewidth(points)
@@ -202,18 +202,18 @@ class _Drawing:
         return _png_file(np.asarray(picture), dpi=self.dpi)
 
 
-def _ticks(axis: Axis, box: BboxBase) -> tuple[list[float], list[str]]:
+def _ticks(axis: Axis, box: Bbox) -> tuple[list[float], list[str]]:
     """Return the positions of the major ticks inside the axis, and their labels."""
     low, high = sorted(axis.get_view_interval())
     values = [value for value in axis.get_majorticklocs() if low <= value <= high]
     return _positions(axis, values, box), axis.get_major_formatter().format_ticks(values)
 
 
-def _positions(axis: Axis, values: Sequence[float], box: BboxBase) -> list[float]:
+def _positions(axis: Axis, values: Sequence[float], box: Bbox) -> list[float]:
     """Return the positions of the values inside the axis."""
     scale = axis.get_transform().transform
     low, high = scale(np.asarray(sorted(axis.get_view_interval()), float))
-    start, length = (box.x0, box.width) if axis.axis_name == "x" else (box.y0, box.height)
+    start, length = (box.x0, box.width) if axis is axis.axes.xaxis else (box.y0, box.height)
     shares = (scale(np.asarray(values, float)) - low) / (high - low)
     return [start + length * share for share in shares if 0 <= share <= 1]
 
@@ -237,7 +237,7 @@ def _png_file(pixels: NDArray[np.uint8], *, dpi: float) -> bytes:
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
         b"pHYs": struct.pack(">IIB", per_metre, per_metre, 1),
-        b"IDAT": zlib.compress(rows, 1),
+        b"IDAT": zlib.compress(rows.data, 1),
         b"IEND": b"",
     }
     return b"\x89PNG\r\n\x1a\n" + b"".join(
