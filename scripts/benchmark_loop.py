@@ -5,17 +5,21 @@
 The script measures seconds per epoch on MNIST (48,000 training samples, batches of 128, SGD with momentum, no
 evaluation) for the network of C5.2 (784-500-10, ReLU) and the convolutional network of C5.5. It prints Markdown tables
 with times and their ratios to the same loop written by hand in twenty lines. ``Training.fit`` is measured with
-everything it does: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint after
-every epoch, which is more often than the default.
+everything it does: batches, running metrics, learning-rate schedule, metrics.csv, progress, and a checkpoint every two
+seconds. ``--peers`` adds other frameworks (the programs in ``peers``), which
+uv installs outside of this environment; the table then has the ratio to JAX, too.
 
 The loops take turns in every round, so that a change in the machine's speed affects all of them, and ratios are between
 times of the same round. In each turn the first epoch is a warm-up and does not count. ``--all`` adds the slow loops,
 ``--equal-error`` the validation error after ten epochs in fp32 and in the fastest setting. OMP_NUM_THREADS limits the
-number of threads.
+number of threads, except for those of JAX; on Linux, ``taskset`` limits the processors of all.
 """
 
 from __future__ import annotations
 
+import dlhw  # noqa: F401  # before torch: sets how long its threads spin
+
+# isort: split
 import argparse
 import contextlib
 import functools
@@ -25,13 +29,11 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
 
@@ -41,15 +43,15 @@ from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
+from dlhw.runtime.products import computed_by
 from dlhw.training.loop import Training
 from dlhw.training.run import Result, TrainingRun
 from dlhw.training.variants import Single
+from handwritten_loops import BATCH, Epoch, by_hand, matrix_products, with_data_loader, with_sklearn
+from peer_programs import JITTED, PEERS, Unavailable, find_uv, peer_loops
 
-MEAN, STD = 0.1307, 0.3081  # of pixel / 255
-BATCH, LR, MOMENTUM = 128, 0.1, 0.9
 BASELINE = "by hand, fp32"
 
-Epoch = Callable[[], object]
 Loop = Callable[[int], list[float]]  # trains a warm-up epoch, then n epochs; returns the seconds of these n
 
 # A setting combines these with +, such as compile+bf16.
@@ -66,88 +68,6 @@ SETTINGS = {
     "cnn": "fp32 bf16 channels_last channels_last+bf16 compile+channels_last compile+channels_last+bf16",
 }
 CUDA_SETTINGS = "tf32 cuda_graphs bf16+cuda_graphs"
-
-
-def by_hand(model: nn.Module, train: Split, *, precision: devices.Precision) -> Epoch:
-    """Return a hand-written fast loop: data on the device, no synchronization within an epoch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
-
-    def epoch() -> float:
-        total = torch.zeros((), device=train.x.device)
-        for batch in torch.randperm(len(train), device=train.x.device).split(BATCH):
-            x = train.x[batch].float().sub_(255 * MEAN).div_(255 * STD)
-            with precision.autocast():
-                loss = F.cross_entropy(model(x), train.y[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        return total.item()  # synchronizes with the device
-
-    return epoch
-
-
-def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: torch.device) -> Epoch:
-    """Return the loop of tutorials: a DataLoader that transforms single images, and ``loss.item()`` in every step."""
-    from torchvision import datasets, transforms
-
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-    images = datasets.MNIST(data_dir, train=True, transform=transform)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(images, range(48_000)), batch_size=BATCH, shuffle=True, num_workers=workers
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
-
-    def epoch() -> float:
-        running = 0.0
-        for batch in loader:
-            x, y = (tensor.to(device) for tensor in batch)
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            optimizer.step()
-            running += loss.item()
-        return running
-
-    return epoch
-
-
-def matrix_products(steps: int, *, dtype: torch.dtype, device: torch.device) -> Epoch:
-    """Return only the five matrix products of a step of the 784-500-10 network: a lower bound for every loop."""
-    sizes = {"x": (BATCH, 784), "w1": (500, 784), "h": (BATCH, 500), "w2": (10, 500), "logits": (BATCH, 10)}
-    x, w1, h, w2, logits = (torch.randn(size, device=device, dtype=dtype) for size in sizes.values())
-    dw1, dh, dw2 = torch.empty_like(w1), torch.empty_like(h), torch.empty_like(w2)
-
-    def epoch() -> None:
-        for _ in range(steps):
-            torch.mm(x, w1.T, out=h)
-            torch.mm(h, w2.T, out=logits)
-            torch.mm(logits.T, h, out=dw2)
-            torch.mm(logits, w2, out=dh)
-            torch.mm(dh.T, x, out=dw1)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return epoch
-
-
-def with_sklearn(train: Split) -> Epoch:
-    """Return scikit-learn's MLPClassifier with the same network, one epoch per call."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
-
-    x = train.x.cpu().flatten(1).float().sub_(255 * MEAN).div_(255 * STD).numpy()
-    y = train.y.cpu().numpy()
-    options = {"learning_rate_init": LR, "momentum": MOMENTUM, "nesterovs_momentum": False, "alpha": 0}
-    options |= {"batch_size": BATCH, "max_iter": 1, "warm_start": True}
-    classifier = MLPClassifier((500,), solver="sgd", **options)
-
-    def epoch() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(x, y)
-
-    return epoch
 
 
 def composed(model: str, setting: str, *overrides: str) -> DictConfig:
@@ -185,9 +105,8 @@ class Clocked(Record):
 
 
 def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> list[float]:
-    """Return the seconds of ``epochs`` epochs of ``fit`` after a warm-up epoch, with a checkpoint after each."""
-    fixed = [f"trainer.epochs={epochs + 1}", "trainer.checkpoint_seconds=0"]
-    cfg = composed(model, setting, *options.where, *fixed)
+    """Return the seconds of ``epochs`` epochs of ``fit`` after a warm-up epoch."""
+    cfg = composed(model, setting, *options.where, f"trainer.epochs={epochs + 1}")
     with tempfile.TemporaryDirectory() as directory:
         record = Clocked(Path(directory))
         train(cfg, record, evaluate=False)
@@ -222,7 +141,10 @@ def make_loops(model: str, data: Dataset, options: argparse.Namespace) -> dict[s
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             products = matrix_products(len(data.train) // BATCH, dtype=dtype, device=device)
             epochs[f"matrix products alone, {name}"] = products
-    if model == "mlp" or options.all:
+        products = matrix_products(len(data.train) // BATCH, dtype=torch.float32, device=device)
+        if device.type == "cpu":
+            epochs["matrix products alone, fp32 by oneDNN"] = computed_by("oneDNN")(products)
+    if options.all:
         for workers in (0, 2):
             loop = with_data_loader(fresh(), options.data_dir, workers=workers, device=device)
             epochs[f"DataLoader and transforms, {workers} workers"] = loop
@@ -235,27 +157,39 @@ def make_loops(model: str, data: Dataset, options: argparse.Namespace) -> dict[s
     fitting = f"{SETTINGS[model]} {CUDA_SETTINGS if device.type == 'cuda' else ''}".split()
     for setting in options.settings or fitting:
         loops[f"fit, {setting}"] = functools.partial(ours, model, setting, options)
+    if options.peers is not None:
+        loops |= peer_loops(options.peers or list(PEERS), model, options.data_dir)
     return loops
 
 
 def measure(loops: dict[str, Loop], *, rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Return seconds per epoch by name: for each round the mean over its epochs."""
+    """Return seconds per epoch by name: for each round the mean over its epochs. Leave out programs that fail."""
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(1, rounds + 1):
-        for name, loop in loops.items():
-            seconds[name].append(statistics.mean(loop(epochs)))
-            print(f"round {turn}/{rounds}: {name}: {seconds[name][-1]:.3f} s", file=sys.stderr)
+        for name in list(seconds):
+            try:
+                seconds[name].append(statistics.mean(loops[name](epochs)))
+            except Unavailable as error:
+                print(f"{name} is left out: {error}", flush=True)
+                del seconds[name]
+            else:
+                print(f"round {turn}/{rounds}: {name}: {seconds[name][-1]:.3f} s", file=sys.stderr)
     return seconds
 
 
 def print_table(title: str, seconds: dict[str, list[float]]) -> None:
-    """Print median, minimum and maximum over the rounds; ratios are to the baseline in the same round."""
+    """Print median, minimum and maximum over the rounds; ratios are to times of the same round."""
+    columns = {"ratio": BASELINE}
+    if JITTED in seconds:
+        columns["ratio to JAX"] = JITTED
     print(f"\n{title}\n")
-    print("| loop | seconds per epoch | min–max | ratio | min–max |")
-    print("|---|--:|--:|--:|--:|")
+    print("| loop |", *(f"{column} | min–max |" for column in ("seconds per epoch", *columns)))
+    print(f"|---|{'--:|--:|' * (1 + len(columns))}")
     for name, times in seconds.items():
-        ratios = [time / baseline for time, baseline in zip(times, seconds[BASELINE], strict=True)]
-        spread = [f"{statistics.median(row):.3f} | {min(row):.3f}–{max(row):.3f}" for row in (times, ratios)]
+        rows = [times]
+        for reference in columns.values():
+            rows.append([time / other for time, other in zip(times, seconds[reference], strict=True)])
+        spread = [f"{statistics.median(row):.3f} | {min(row):.3f}–{max(row):.3f}" for row in rows]
         print(f"| {name} | {' | '.join(spread)} |", flush=True)
 
 
@@ -289,7 +223,7 @@ def machine(device: torch.device) -> str:
     )
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -304,9 +238,24 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to train")
     add("--data-dir", type=Path, default=os.environ.get("DLHW_DATA", "data"), help="folder with MNIST/")
-    add("--all", action="store_true", help="add scikit-learn, and the DataLoader loop for the CNN")
+    add("--all", action="store_true", help="add the slow loops: DataLoader, scikit-learn")
+    add(
+        "--peers",
+        nargs="*",
+        choices=list(PEERS),
+        default=argparse.SUPPRESS,
+        help="add other frameworks, which uv downloads; none: all of them",
+    )
     add("--equal-error", action="store_true", help="add the error after 10 epochs, for fp32 and the fastest setting")
-    return parser.parse_args()
+    options = parser.parse_args(arguments, argparse.Namespace(peers=None))
+    if options.peers is not None:
+        if devices.pick_device(options.device).type != "cpu":
+            parser.error("--peers: the other frameworks are measured on the CPU; add --device cpu")
+        try:
+            find_uv()
+        except Unavailable as error:
+            parser.error(f"--peers: {error}")
+    return options
 
 
 def main() -> None:

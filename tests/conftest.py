@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from pathlib import Path
 
+import dlhw  # noqa: F401  # before torch, because it sets how long torch's threads spin
+
+# isort: split
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,7 @@ from torch import nn
 from dlhw.cli import assembly
 from dlhw.cli.build import validate
 from dlhw.runs.answer import Answer
+from dlhw.runtime import threads
 from support import composing
 from support.composing import Ask
 
@@ -43,11 +45,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def usable_cores() -> int:
     """Return the number of cores that this process may use, but at most ``MOST_WORKERS``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # a container may be limited to some of the cores
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, round(int(quota) / int(period)) or 1)
-    return min(cores, MOST_WORKERS)
+    return min(threads.usable_cores(), MOST_WORKERS)
 
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -57,7 +55,6 @@ settings.load_profile("any machine")
 def pytest_configure() -> None:
     """Set what the tests and the processes that they start inherit."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are too small for several threads
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch read the environment when it was imported
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
 

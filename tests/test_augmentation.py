@@ -195,6 +195,14 @@ def test_worker_processes_give_the_same_batches() -> None:
             assert torch.equal(y, single_y)
 
 
+@pytest.mark.parametrize(("device", "cores", "expected"), [("cuda", 64, 8), ("cuda", 3, 3), ("cpu", 64, 0)])
+def test_default_number_of_workers_is_at_most_that_of_the_usable_cores(
+    device: str, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlhw.data.augmentation.usable_cores", lambda: cores)
+    assert augmentation(workers=None).processes(torch.device(device)) == expected
+
+
 def test_variants_with_different_seeds_get_the_batches_of_single_runs() -> None:
     data = dataset(augmentation(**STRONG, mixup=0.5))
     together = batches_of(data, 2, seeds=(0, 5))

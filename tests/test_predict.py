@@ -223,6 +223,15 @@ def test_file_names_that_are_not_utf8_are_escaped(
     assert "caf\\xe9.jpg" in out
 
 
+def test_predictions_use_the_default_number_of_threads(
+    run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[object] = []
+    monkeypatch.setattr("dlhw.runtime.devices.use_threads", lambda: used.append(torch.get_num_threads()))
+    predict(run, [pictures / "cat" / "0.jpg"], top=1, weights="best", device="cpu")
+    assert len(used) == 1
+
+
 def test_classes_without_names_are_numbered(grey_run: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert class_names(load_run(grey_run), 10) == tuple("0123456789")
     assert not caplog.messages

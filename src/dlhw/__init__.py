@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhw.errors import UsageError
+from dlhw.runtime import threads
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["UsageError", "__version__", "load_run", "load_sweep"]
+
+threads.limit_spinning()  # this package is imported before torch, whatever is started
 
 
 def load_run(path: str | Path) -> Run:

@@ -90,12 +90,13 @@ def predict(
     import torch
 
     from dlhw.data.pictures import Unreadable
-    from dlhw.runtime.devices import pick_device
+    from dlhw.runtime.devices import pick_device, use_threads
 
     try:
         torch_device = pick_device(device)
     except UsageError as error:  # its message names the config key
         raise UsageError(str(error).replace("trainer.device=", "--device ")) from error
+    use_threads()
     classifier = open_classifier(path, weights, torch_device)
     files = picture_files(pictures)
     results: list[Prediction] = [{"picture": printable(file)} for file in files]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.runtime.randomness import key
+from dlhw.runtime.threads import usable_cores
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -89,7 +90,7 @@ class Augmentation:
 
         Raise UsageError if the temporary directory's path is too long for their sockets: training would never begin.
         """
-        automatic = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        automatic = 0 if device.type == "cpu" else min(8, usable_cores())
         workers = automatic if self.workers is None else self.workers
         length = len(os.fsencode(tempfile.gettempdir()))
         if workers and length > LONGEST_TEMPORARY_DIRECTORY:

@@ -23,6 +23,7 @@ from typing import TypeVar
 from dlhw.runs.stored import irregular
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.progress import tracked
+from dlhw.runtime.threads import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ Status = tuple[int, int, int, int]
 
 CLOCK_SECONDS = 2.0
 """Resolution of the coarsest file system clock; two changes within it may have the same time."""
-_WORKERS = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_WORKERS = min(32, usable_cores())
 
 
 @dataclass(frozen=True)

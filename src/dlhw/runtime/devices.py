@@ -6,16 +6,17 @@ import contextlib
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from dlhw.errors import UsageError
+from dlhw.runtime import cgroups
 from dlhw.runtime.options import DeviceName, PrecisionName
+from dlhw.runtime.threads import default_threads
 
-_DEFAULT_THREADS = torch.get_num_threads()
+_DEFAULT_THREADS = default_threads(torch.get_num_threads())
 
 
 def pick_device(name: DeviceName) -> torch.device:
@@ -59,8 +60,7 @@ def configure_torch(
     device: torch.device, precision: Precision, *, threads: int | None = None, deterministic: bool
 ) -> None:
     """Set all process-wide settings of torch that a run depends on."""
-    if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
-        torch.set_num_threads(threads or _DEFAULT_THREADS)
+    use_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = precision.name == "tf32"
     torch.backends.cudnn.allow_tf32 = precision.name == "tf32"
     if device.type == "cuda":
@@ -69,6 +69,12 @@ def configure_torch(
         if deterministic:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def use_threads(threads: int | None = None) -> None:
+    """Let torch use this number of CPU threads; None means its default, limited to the cores that it may use."""
+    if torch.get_num_threads() != (threads or _DEFAULT_THREADS):
+        torch.set_num_threads(threads or _DEFAULT_THREADS)
 
 
 def free_memory(device: torch.device) -> int:
@@ -80,10 +86,8 @@ def free_memory(device: torch.device) -> int:
             - torch.cuda.memory_allocated(device)
         )
     free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # not in a container, or no limit
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free
+    within_limit = cgroups.free_memory()
+    return free if within_limit is None else min(free, within_limit)
 
 
 def synchronize(device: torch.device) -> None:

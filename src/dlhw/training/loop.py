@@ -20,7 +20,7 @@ from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import TrainingFailed
 from dlhw.runs.checkpoint import CheckpointWriter, State
 from dlhw.runs.record import Row
-from dlhw.runtime import processes, signals
+from dlhw.runtime import processes, products, signals
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
@@ -67,6 +67,10 @@ class Training:
         self.objective = Objective(self.data_loss, strengths)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
+        local_size = trainer.batch_size // processes.world_size()
+        self.products = products.fastest_library(variants.parameters(), local_size, precision)
+        for run in runs:
+            run.products = self.products
         if runs[0].epochs:
             variants.load_state_dicts([run.resume for run in runs if run.resume is not None])
         if trainer.compile:
@@ -81,7 +85,8 @@ class Training:
         first = self.runs[0].epochs
         label = f"best of {len(self.runs)} runs" if len(self.runs) > 1 else ""
         progress = Progress(self.trainer.epochs, self.steps, start_epoch=first, label=label)
-        with self._without_cycles(), progress, self._checkpoint_writers() as writers:
+        computation = products.computed_by(self.products)
+        with self._without_cycles(), progress, computation, self._checkpoint_writers() as writers:
             for epoch in range(first + 1, self.trainer.epochs + 1):
                 signals.raise_received()
                 active = [k for k, run in enumerate(self.runs) if run.continues(self.trainer)]

@@ -10,6 +10,7 @@ from typing import Literal
 from dlhw.errors import TrainingFailed
 from dlhw.runs.checkpoint import State
 from dlhw.runs.record import Record, Row
+from dlhw.runtime.products import Library
 from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
 
@@ -55,6 +56,7 @@ class TrainingRun:
         self.resume = resume
         self.constants = constants or {"model": {}}
         self.failure: TrainingFailed | None = None
+        self.products: Library = "default"  # the training loop chooses it
         self._best: Row | None = None
 
     @property
