@@ -27,7 +27,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D, Bbox, IdentityTransform
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 Points = NDArray[np.float64]
@@ -59,17 +59,18 @@ def png(figure: Figure) -> bytes:
         drawing.panel(axes)
     for text in figure.texts:
         x, y = text.get_position()
+        points = float(text.get_fontsize())
         drawing.text(
             text.get_text(),
             x * drawing.width,
-            y * drawing.height - _ASCENT * drawing.pixels(text.get_fontsize()),
-            points=text.get_fontsize(),
+            y * drawing.height - _ASCENT * drawing.pixels(points),
+            points=points,
             bold=text.get_fontweight() == "bold",
             color=text.get_color(),
         )
     for legend in figure.legends:
         texts = legend.get_texts()
-        drawing.legend(legend.get_lines(), [text.get_text() for text in texts], points=texts[0].get_fontsize())
+        drawing.legend(legend.get_lines(), [text.get_text() for text in texts], points=float(texts[0].get_fontsize()))
     return drawing.finished()
 
 
@@ -79,7 +80,8 @@ class _Drawing:
     def __init__(self, figure: Figure) -> None:
         self.dpi = figure.dpi
         self.width, self.height = (int(inches * figure.dpi) for inches in figure.get_size_inches())
-        self._renderer: Any = RendererAgg(self.width, self.height, figure.dpi)
+        renderer: Any = RendererAgg  # matplotlib has no types for it
+        self._renderer = renderer(self.width, self.height, figure.dpi)
         corners = [(0, 0), (self.width, 0), (self.width, self.height), (0, self.height)]
         self._renderer.draw_path(self._style(color="white", points=0.0), Path(corners), _IDENTITY, to_rgba("white"))
         self._texts: dict[Any, list[tuple[Points, NDArray[np.uint8]]]] = defaultdict(list)
@@ -100,8 +102,8 @@ class _Drawing:
             ticks = [((x, box.y0 - end), (x, box.y0)) for x in at_x] + [((box.x0 - end, y), (box.x0, y)) for y in at_y]
             self.segments(ticks, color=AXIS_COLOR, points=width)
         for line in sorted(axes.get_lines(), key=lambda line: line.get_zorder()):
-            points = line.get_transform().transform(np.column_stack(line.get_data()))
-            self.line(line, points, marked=points, clip=box)
+            data = line.get_transform().transform(np.column_stack(line.get_data()))
+            self.line(line, data, marked=data, clip=box)
         self.segments(
             [((box.x0, box.y0), (box.x0, box.y1)), ((box.x0, box.y0), (box.x1, box.y0))],
             color=AXIS_COLOR,
@@ -114,10 +116,10 @@ class _Drawing:
         for y, name in zip(ys, y_names, strict=True):
             self.text(name, box.x0 - away, y - _DIGIT / 2 * size, points=TICK_POINTS, align="right")
         x, y = axes.transAxes.transform(axes.xaxis.label.get_position())
-        points = axes.xaxis.label.get_fontsize()
+        points = float(axes.xaxis.label.get_fontsize())
         self.text(axes.get_xlabel(), x, y - _ASCENT * self.pixels(points), points=points, align="center")
         x, y = axes.transAxes.transform(axes.yaxis.label.get_position())
-        points = axes.yaxis.label.get_fontsize()
+        points = float(axes.yaxis.label.get_fontsize())
         self.text(axes.get_ylabel(), x - _DESCENT * self.pixels(points), y, points=points, align="center", upright=True)
 
     def segments(self, segments: Sequence[tuple[tuple[float, float], tuple[float, float]]], **style: Any) -> None:
@@ -128,10 +130,10 @@ class _Drawing:
 
     def line(self, line: Line2D, points: Points, *, marked: Points, clip: Bbox | None = None) -> None:
         """Draw a line in its own style through ``points``, with its markers at ``marked``."""
-        style = {"color": line.get_color(), "points": line.get_linewidth(), "clip": clip}
-        self._stroke(Path(points), dashes=_DASHES.get(line.get_linestyle()), **style)
+        style: dict[str, Any] = {"color": line.get_color(), "points": line.get_linewidth(), "clip": clip}
+        self._stroke(Path(points), dashes=_DASHES.get(str(line.get_linestyle())), **style)
         marker = MarkerStyle(line.get_marker())
-        if len(marker.get_path().vertices):
+        if len(np.asarray(marker.get_path().vertices)):
             gc = self._style(color=line.get_color(), points=line.get_markeredgewidth(), clip=clip)
             shape = marker.get_transform() + Affine2D().scale(self.pixels(line.get_markersize()))
             snap = marker.get_snap_threshold()
@@ -209,7 +211,7 @@ def _ticks(axis: Axis, box: Bbox) -> tuple[list[float], list[str]]:
     return _positions(axis, values, box), axis.get_major_formatter().format_ticks(values)
 
 
-def _positions(axis: Axis, values: Sequence[float], box: Bbox) -> list[float]:
+def _positions(axis: Axis, values: ArrayLike, box: Bbox) -> list[float]:
     """Return the positions of the values inside the axis."""
     scale = axis.get_transform().transform
     low, high = scale(np.asarray(sorted(axis.get_view_interval()), float))
