@@ -49,19 +49,29 @@ def to_yaml(cfg: DictConfig) -> str:
     return yaml_text(_as_stored(cfg))
 
 
-def yaml_text(content: Mapping[str, Any], *, under: str | None = None) -> str:
-    """Return the text of a mapping as ``OmegaConf.to_yaml`` does, or of ``{under: content}``.
+def yaml_text(content: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> str:
+    """Return the text of a mapping as ``OmegaConf.to_yaml`` does, or its part of the text of ``{above: content}``.
 
-    The texts of entries are kept, because most of them are equal in all jobs of a sweep.
+    The texts of single values are kept, because most values are equal in all jobs of a sweep.
     """
-    header = "" if under is None else f"{under}:\n"
-    nested = [{name: value} if under is None else {under: {name: value}} for name, value in content.items()]
-    return header + "".join(_yaml_of_entry(pickle.dumps(entry)).removeprefix(header) for entry in nested)
+    parts = []
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            parts.append(_yaml_of_entry((*above, name), pickle.dumps({})).removesuffix(" {}\n") + "\n")
+            parts.append(yaml_text(value, above=(*above, name)))
+        else:
+            parts.append(_yaml_of_entry((*above, name), pickle.dumps(value)))
+    return "".join(parts)
 
 
-@functools.lru_cache(maxsize=4096)
-def _yaml_of_entry(pickled: bytes) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(pickle.loads(pickled)))
+@functools.lru_cache(maxsize=8192)
+def _yaml_of_entry(path: tuple[str, ...], pickled: bytes) -> str:
+    """Return the lines of the last key of a path. Their line breaks depend on the depth."""
+    entry = pickle.loads(pickled)
+    for name in reversed(path):
+        entry = {name: entry}
+    lines = OmegaConf.to_yaml(OmegaConf.create(entry)).splitlines(keepends=True)
+    return "".join(lines[len(path) - 1 :])
 
 
 def _as_stored(cfg: DictConfig) -> dict[str, Any]:
@@ -73,11 +83,20 @@ def _as_stored(cfg: DictConfig) -> dict[str, Any]:
         path = OmegaConf.select(cfg, f"{group}.{name}")
         if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
             values.setdefault(group, {})[name] = _absolute(path)
+    content: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    if all(_contains(content, name, value) for name, value in values.items()):
+        return dict(content)
     cfg = copied(cfg)
     with read_write(cfg), open_dict(cfg):
-        cfg.merge_with(values)
-    content: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        cfg.merge_with(values)  # other values may refer to these
+    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     return dict(content)
+
+
+def _contains(content: Mapping[str, Any], name: str, value: Any) -> bool:
+    if name not in content or not isinstance(value, Mapping):
+        return name in content and content[name] == value
+    return all(_contains(content[name], inner, other) for inner, other in value.items())
 
 
 def _absolute(path: str) -> str:
