@@ -7,6 +7,7 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,20 +104,28 @@ def require_checkpoint(path: Path, state: State, kind: Kind, parts: Parts, const
         verification.require_fits_optimizer(path, state, parts.optimizer)
 
 
-def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
-    """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed."""
+def drawing(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Callable[[], bytes]:
+    """Return the function that draws ``curves.png``. Another thread may call it. Raise TrainingFailed."""
     from dlhw.views import plots  # imports matplotlib, which takes half a second
 
-    result, record = run.result(parts.trainer), run.record
-    picture = plots.curves_png(
-        record.rows,
+    return functools.partial(
+        plots.curves_png,
+        run.record.rows,
         title=title(cfg, parts),
-        best_epoch=int(result.best["epoch"]),
+        best_epoch=int(run.result(parts.trainer).best["epoch"]),
         flood=parts.regularization.flood,
         train_label=f"train ({parts.trainer.train_metrics})",
         loss_label=f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
     )
-    record.png("curves", picture)
+
+
+def finish(cfg: DictConfig, parts: Parts, run: TrainingRun, draw: Callable[[], bytes] | None = None) -> Result:
+    """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed.
+
+    ``draw`` returns the content of ``curves.png`` if another thread is drawing it.
+    """
+    result, record = run.result(parts.trainer), run.record
+    record.png("curves", (draw or drawing(cfg, parts, run))())
     seconds = record.seconds()
     content = {
         "monitor": parts.trainer.monitor,

@@ -56,11 +56,12 @@ def yaml_text(content: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> str
     """
     parts = []
     for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            parts.append(_yaml_of_entry((*above, name), pickle.dumps({})).removesuffix(" {}\n") + "\n")
-            parts.append(yaml_text(value, above=(*above, name)))
+        path = (*above, name)
+        header = _yaml_of_entry(path, pickle.dumps({})) if isinstance(value, Mapping) and value else ""
+        if header.count("\n") == 1:  # keys that are too long have two lines
+            parts += [header.removesuffix(" {}\n"), "\n", yaml_text(value, above=path)]
         else:
-            parts.append(_yaml_of_entry((*above, name), pickle.dumps(value)))
+            parts.append(_yaml_of_entry(path, pickle.dumps(value)))
     return "".join(parts)
 
 

@@ -14,6 +14,7 @@ import typing
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study
 """Groups of the config that are equal for all jobs trained at once, except for the dropout rate."""
 SHARE_OF_MEMORY = 0.5
 """Fraction of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
+
+_DRAWING_THREADS = 2  # compressing a picture and synchronizing a file do not hold Python's lock
 
 
 @dataclass
@@ -146,8 +149,7 @@ class Vectorized(Launcher):
                         log.info("training %d job%s at once", len(jobs), "" if len(jobs) == 1 else "s")
                         with _log_into(jobs):
                             train_at_once(jobs)
-                        for job in jobs:
-                            _finish(job)
+                        _finish(jobs)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -304,8 +306,25 @@ def train_at_once(jobs: Sequence[GroupedJob]) -> None:
         ).fit()
 
 
-def _finish(job: GroupedJob) -> None:
-    """Write the files of a trained job."""
+def _finish(jobs: Sequence[GroupedJob]) -> None:
+    """Write the files of trained jobs. Other threads draw the curves of the next jobs meanwhile."""
+    pool = ThreadPoolExecutor(_DRAWING_THREADS)
+    try:
+        drawn: list[Callable[[], bytes] | None] = []
+        for job in jobs:
+            assert job.parts is not None
+            assert job.run is not None
+            draw: Callable[[], bytes] | None = None
+            with contextlib.suppress(Exception):  # finishing the job raises it again
+                draw = pool.submit(lifecycle.drawing(job.cfg, job.parts, job.run)).result
+            drawn.append(draw)
+        for job, draw in zip(jobs, drawn, strict=True):
+            _finish_one(job, draw)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finish_one(job: GroupedJob, draw: Callable[[], bytes] | None) -> None:
     parts, run = job.parts, job.run
     assert parts is not None
     assert run is not None
@@ -313,7 +332,7 @@ def _finish(job: GroupedJob) -> None:
 
     def finish() -> None:
         with failures.recorded(job.cfg, run.record, in_sweep=True), _log_into([job], _job_log):
-            _job_log.info("%s", lifecycle.finish(job.cfg, parts, run))
+            _job_log.info("%s", lifecycle.finish(job.cfg, parts, run, draw))
 
     error = failures.failure_of(finish)
     if error is not None:

@@ -274,10 +274,11 @@ class Ensemble(Variants):
     def step(self, *, clip_norm: float | None = None) -> None:
         if clip_norm is not None:
             self._clip(clip_norm)
-        for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
-            for slices, stack in zip(group["params"], self._parameters.values(), strict=True):
-                assert stack.grad is not None
-                slices.grad = stack.grad[part]
+        sizes = [part.stop - part.start for part in self._ranges]
+        for i, stack in enumerate(self._parameters.values()):
+            assert stack.grad is not None
+            for group, gradient in zip(self.optimizer.param_groups, stack.grad.split(sizes), strict=True):
+                group["params"][i].grad = gradient
         self._update()
 
     def _gradients(self) -> list[Tensor]:
