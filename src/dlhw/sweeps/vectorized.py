@@ -367,7 +367,7 @@ def _few_collections() -> Iterator[None]:
     """Collect garbage rarely, and never among the objects that exist already.
 
     The configs of all jobs and the imported modules are hundreds of thousands of objects. Visiting them again and again
-    takes a fifth of the time of a sweep of small networks.
+    takes a seventh of the time of a sweep of small networks.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
