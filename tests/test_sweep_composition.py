@@ -83,6 +83,18 @@ def test_config_copied_from_a_similar_job_equals_hydras_composition(
     assert yaml_or_error(loader.load_sweep_config, master, lines) == expected
 
 
+@pytest.mark.parametrize("lines", [["seed=3", "optimizer.lr=1e-5"], ["experiment=flooding", "b=0.25"]])
+@pytest.mark.parametrize("more", [["hydra.sweep.subdir='x,y=1'"], ["hydra.sweep.dir=s", "hydra.sweep.subdir=j"]])
+def test_job_that_is_composed_again_with_its_directory_equals_hydras_composition(
+    loader: composition.Loader, master: DictConfig, monkeypatch: pytest.MonkeyPatch, lines: list[str], more: list[str]
+) -> None:
+    expected = yaml_or_error(ConfigLoaderImpl.load_sweep_config, loader, master, [*lines, *more])
+    loader.load_sweep_config(master, lines)
+    monkeypatch.setattr(loader, "composed", {})
+    monkeypatch.setattr(loader, "compose", None)  # what the first call composed is used
+    assert yaml_or_error(loader.load_sweep_config, master, [*lines, *more]) == expected
+
+
 def test_jobs_that_differ_only_in_plain_values_are_composed_once(
     loader: composition.Loader, master: DictConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

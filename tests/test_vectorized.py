@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
+from dlhw.cli import lifecycle
 from dlhw.cli.assembly import assemble
 from dlhw.runs.record import Record
 from dlhw.sweeps import vectorized
+from dlhw.views import plots
 from support.commands import dlhw, files, summary
 from support.comparing import assert_equal
 from support.composing import compose
@@ -58,6 +62,51 @@ def test_jobs_have_the_files_of_single_runs(sweeps: Sweeps) -> None:
     for job in jobs:
         assert files(at_once / job) == files(single / job), job
         assert (at_once / job / "config.yaml").read_text() == (single / job / "config.yaml").read_text()
+
+
+def test_hydras_files_of_jobs_are_those_that_hydra_writes(sweeps: Sweeps) -> None:
+    for job in ("optimizer.lr=0.1,seed=0", "optimizer.lr=0.3,seed=1"):
+        for name in ("config.yaml", "overrides.yaml"):
+            ours, expected = ((path / job / ".hydra" / name).read_text() for path in sweeps[:2])
+            assert ours == expected
+        contents = []
+        for path in sweeps[:2]:
+            text = (path / job / ".hydra" / "hydra.yaml").read_text()
+            content = yaml.safe_load(text)
+            assert OmegaConf.to_yaml(OmegaConf.create(content)) == text
+            assert content["hydra"].pop("launcher")["_target_"]
+            assert content["hydra"]["runtime"].pop("output_dir") == str(path / job)
+            assert content["hydra"]["runtime"]["choices"].pop("hydra/launcher")
+            assert f"hydra.sweep.dir='{path.name}'" in content["hydra"]["overrides"].pop("hydra")
+            assert content["hydra"]["sweep"].pop("dir") == path.name
+            contents.append(content)
+        assert contents[0] == contents[1]
+        assert list(contents[0]["hydra"]) == list(contents[1]["hydra"])
+
+
+@pytest.mark.parametrize("error", [ValueError("no picture"), OSError(28, "disk full")])
+def test_failure_to_draw_is_recorded_in_its_job_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    finish = lifecycle.finish
+
+    def failing(cfg: DictConfig, *arguments: Any) -> Any:
+        if cfg.seed == 1:
+            monkeypatch.setattr(plots, "curves_png", fail)
+        try:
+            return finish(cfg, *arguments)
+        finally:
+            monkeypatch.setattr(plots, "curves_png", curves_png)
+
+    def fail(*arguments: Any, **options: Any) -> bytes:
+        raise error
+
+    curves_png = plots.curves_png
+    monkeypatch.setattr(lifecycle, "finish", failing)
+    assert dlhw(*AT_ONCE, "seed=range(3)", "hydra.sweep.dir=s", at=tmp_path).code == 1
+    results = [summary(tmp_path / "s" / f"seed={seed}") for seed in range(3)]
+    assert [result["status"] for result in results] == ["finished", "failed", "finished"]
+    assert type(error).__name__ in results[1]["reason"]
 
 
 def test_jobs_have_the_metrics_of_single_runs(sweeps: Sweeps) -> None:

@@ -5,9 +5,9 @@ This module does not import torch, so that help and completion answer at once.
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +41,8 @@ LIBRARY_ERRORS = (HydraException, OmegaConfBaseException)
 COMPOSITION_ERRORS = (*LIBRARY_ERRORS, ValueError, AssertionError)  # Hydra raises them all
 PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized", "dlhw.sweeps.automatic.Automatic")
 """The classes of dlhw's sweepers and launchers."""
+_JOB_DIRECTORY = ("hydra.sweep.dir=", "hydra.sweep.subdir=")
+_MOST_CHECKED = 2000  # of 20 kB each
 
 
 def conf_dir() -> Path:
@@ -64,13 +66,15 @@ def prepare(*, ends_program: bool = False) -> None:
 class Loader(ComposingLoader):
     """Hydra's config loader with dlhw's rules. Raises UsageError, or ends the program with its message.
 
-    ``composed`` caches configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key is
-    everything that they depend on except the values of plain overrides.
+    ``composed`` caches pickled configs of jobs with their selections (see :func:`dlhw.cli.rules.selections`). The key
+    is everything that they depend on except the values of plain overrides. The sweeper composes every job to check it,
+    and the launcher again with the directory of the job: ``_checked`` has the pickled configs of jobs in between.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath, *, ends_program: bool = False) -> None:
         super().__init__(config_search_path, shipped=conf_dir(), read=config_files.read)
-        self.composed: dict[Any, tuple[DictConfig, rules.Selections]] = {}
+        self.composed: dict[Any, tuple[bytes, rules.Selections]] = {}
+        self._checked: dict[Any, bytes] = {}
         self.resumed: Path | None = None
         """The sweep that the command line resumes."""
         self._ends_program = ends_program
@@ -79,7 +83,7 @@ class Loader(ComposingLoader):
         self._experiment_readers: dict[str, list[str]] = {}  # of the experiment files that were composed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "composed": {}}  # a worker process composes its own
+        return {**self.__dict__, "composed": {}, "_checked": {}}  # a worker process composes its own
 
     def load_configuration(
         self,
@@ -117,13 +121,35 @@ class Loader(ComposingLoader):
         except HydraException:
             overrides = []  # composing raises the error
         sources = tuple((source.provider, source.path) for source in self.config_search_path.get_path())
-        key = (config_name, os.getcwd(), sources, self.structure(overrides))
-        cfg = self._updated(*self.composed[key], overrides) if overrides and key in self.composed else None
+        place = (config_name, os.getcwd(), sources)
+        key = (*place, self.structure(overrides))
+        job = (*place, *(line for line in lines if not line.startswith(_JOB_DIRECTORY)))
+        directory = [override for override in overrides if f"{override.key_or_group}=" in _JOB_DIRECTORY]
+        cfg = (
+            self._in_directory(self._checked.pop(job), directory, lines) if directory and job in self._checked else None
+        )
+        if cfg is None and overrides and key in self.composed:
+            cfg = self._updated(*self.composed[key], overrides)
         if cfg is None:
             cfg = self._load(config_name, lines, RunMode.RUN)
             rules.check_program_keys(cfg, RunMode.MULTIRUN)
-            self.composed[key] = copy.deepcopy(cfg), rules.selections(cfg)
+            self.composed[key] = pickle.dumps(cfg), rules.selections(cfg)
+        if overrides and not any(line.startswith(_JOB_DIRECTORY[1]) for line in lines):
+            self._checked[job] = pickle.dumps(cfg)
+            if len(self._checked) > _MOST_CHECKED:
+                del self._checked[next(iter(self._checked))]
         OmegaConf.copy_cache(from_config=master_config, to_config=cfg)
+        return cfg
+
+    def _in_directory(self, other: bytes, directory: list[Override], lines: Sequence[str]) -> DictConfig | None:
+        """Return the config of a job that was composed before, with its directory; None if that is invalid."""
+        cfg: DictConfig = pickle.loads(other)
+        try:
+            self.apply(directory, cfg)
+            rules.check_program_keys(cfg, RunMode.MULTIRUN)
+        except COMPOSITION_ERRORS:
+            return None
+        cfg.hydra.overrides.hydra = [line for line in lines if parsed(line).is_hydra_override()]
         return cfg
 
     def structure(self, overrides: Sequence[Override]) -> tuple[str, ...]:
@@ -132,9 +158,9 @@ class Loader(ComposingLoader):
             str(override.key_or_group if self._is_plain(override) else override.input_line) for override in overrides
         )
 
-    def _updated(self, other: DictConfig, selections: rules.Selections, overrides: list[Override]) -> DictConfig | None:
+    def _updated(self, other: bytes, selections: rules.Selections, overrides: list[Override]) -> DictConfig | None:
         """Return another job's config with the values of these overrides; None if they are invalid."""
-        cfg = copy.deepcopy(other)
+        cfg: DictConfig = pickle.loads(other)
         try:
             self.apply([override for override in overrides if self._is_plain(override)], cfg)
             rules.require_listed_entries(cfg, selections)

@@ -105,10 +105,10 @@ def require_checkpoint(path: Path, state: State, kind: Kind, parts: Parts, const
 
 def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed."""
-    from dlhw.views import plots  # imports matplotlib, which takes a second
+    from dlhw.views import plots  # imports matplotlib, which takes half a second
 
     result, record = run.result(parts.trainer), run.record
-    figure = plots.curves(
+    picture = plots.curves_png(
         record.rows,
         title=title(cfg, parts),
         best_epoch=int(result.best["epoch"]),
@@ -116,7 +116,7 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
         train_label=f"train ({parts.trainer.train_metrics})",
         loss_label=f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
     )
-    record.figure("curves", figure)
+    record.png("curves", picture)
     seconds = record.seconds()
     content = {
         "monitor": parts.trainer.monitor,

@@ -255,18 +255,19 @@ def _required_value(cfg: DictConfig, key: str) -> Any:
         raise UsageError(unresolved(cfg, error, key)) from error
 
 
-def require_resolvable(cfg: DictConfig) -> None:
-    """Raise UsageError if an interpolation of the config, outside of Hydra's part, has no value.
+def require_resolvable(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config's values, without Hydra's part. Raise UsageError if an interpolation has no value.
 
     Raise it also if the value contains ``${``, because it would be read as an interpolation again.
     """
     try:
-        content = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+        content: Any = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UsageError(unresolved(cfg, error, "config")) from error
     for path, value in _values(content):
         if isinstance(value, str) and "${" in value:  # from an environment variable, or escaped
             raise UsageError(f"{'.'.join(path)}={shortened(value)}: must not contain ${{, which begins a reference")
+    return dict(content)
 
 
 def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, key: str) -> str:

@@ -220,6 +220,10 @@ class Record:
         write_atomically(path, image.getbuffer())
         return path
 
+    def png(self, name: str, content: bytes) -> None:
+        """Write ``<name>.png``."""
+        write_atomically(self.path / f"{name}.png", content)
+
     def summary(self, content: Mapping[str, Any]) -> None:
         """Write ``summary.json``. A number that is not finite is written as null, because JSON cannot represent it."""
         text = json.dumps(_finite(content), indent=2, allow_nan=False)

@@ -23,6 +23,7 @@ from dlhw.models.dropout import Dropout
 from dlhw.runs.checkpoint import State
 from dlhw.runtime import processes
 from dlhw.runtime.randomness import key
+from dlhw.training import batched
 from dlhw.training.acceleration import undecorated_step, vectorizable
 from dlhw.training.finetuning import frozen_modules
 from dlhw.training.objective import DataLoss
@@ -227,6 +228,7 @@ class Ensemble(Variants):
             vmap(forward, in_dims=(0, dimension), randomness="error") for dimension in (0, None)
         )
 
+        self._forward_batched = batched.forward(self._template)
         settings = [(_options(optimizer), schedule) for optimizer, schedule in zip(optimizers, schedules, strict=True)]
         starts = [k for k in range(self.count) if k == 0 or settings[k] != settings[k - 1]]
         self._ranges = [slice(*pair) for pair in itertools.pairwise([*starts, self.count])]
@@ -243,6 +245,8 @@ class Ensemble(Variants):
         super().__init__()
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self._forward_batched is not None:
+            return self._forward_batched(self._state, x)
         logits: Tensor = (
             self._forward_separate(self._state, x)
             if len(x) == self.count
@@ -251,6 +255,8 @@ class Ensemble(Variants):
         return logits
 
     def vectorized(self, loss: DataLoss) -> DataLoss:
+        if (batched_loss := batched.cross_entropy(loss)) is not None:
+            return batched_loss
         loss = vectorizable(loss)
         separate, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
         return lambda logits, y: separate(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
@@ -268,10 +274,11 @@ class Ensemble(Variants):
     def step(self, *, clip_norm: float | None = None) -> None:
         if clip_norm is not None:
             self._clip(clip_norm)
-        for part, group in zip(self._ranges, self.optimizer.param_groups, strict=True):
-            for slices, stack in zip(group["params"], self._parameters.values(), strict=True):
-                assert stack.grad is not None
-                slices.grad = stack.grad[part]
+        sizes = [part.stop - part.start for part in self._ranges]
+        for i, stack in enumerate(self._parameters.values()):
+            assert stack.grad is not None
+            for group, gradient in zip(self.optimizer.param_groups, stack.grad.split(sizes), strict=True):
+                group["params"][i].grad = gradient
         self._update()
 
     def _gradients(self) -> list[Tensor]:
