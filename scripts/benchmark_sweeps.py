@@ -3,6 +3,7 @@
     python scripts/benchmark_sweeps.py                     small networks on digits, 1 to 256 jobs, all launchers
     python scripts/benchmark_sweeps.py --mnist             C5.3's 21 flood levels on MNIST, basic and vectorized
     python scripts/benchmark_sweeps.py --step              single training steps of K variants, without files
+    python scripts/benchmark_sweeps.py --sizes             the same for networks of several sizes, and for processes
 
 The first two run whole commands, ``python -m dlhw.train -m ...``, each in its own directory. They print Markdown tables
 with the seconds from the start of the first job to the end of the last one (from the sweep's summary.json), jobs per
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 DIGITS = ["dataset=digits", "model.hidden=[32]", "trainer.batch_size=32"]
 MNIST = ["experiment=mnist_mlp", "regularization=flooding", "trainer.train_metrics=running"]
 LEVELS = ",".join(f"{level / 100:g}" for level in range(21))
+SIZES = (
+    ("digits", 64, 32, 32),
+    ("digits", 64, 100, 128),
+    ("mnist", 784, 32, 128),
+    ("mnist", 784, 100, 128),
+    ("mnist", 784, 200, 128),
+    ("mnist", 784, 500, 128),
+)
+"""Dataset, its inputs, hidden units and batch size."""
 LAUNCHERS = {
     "basic": ["hydra/launcher=basic"],
     "vectorized": ["hydra/launcher=vectorized"],
@@ -81,6 +91,7 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     from dlhw.data.batches import Batches
     from dlhw.runs.record import Record
     from dlhw.runtime import devices
+    from dlhw.runtime.products import computed_by
     from dlhw.training.loop import Training
     from dlhw.training.run import TrainingRun
     from dlhw.training.variants import Ensemble, Single
@@ -95,36 +106,54 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     training = Training(variants, runs, parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision)
     batch = next(Batches(parts.data, [0], size=parts.trainer.batch_size, steps=1)(1))
     times = []
-    for _ in range(steps):
-        started = time.perf_counter()
-        training.step(*batch)
-        devices.synchronize(parts.precision.device)
-        times.append(time.perf_counter() - started)
+    with computed_by(training.products):
+        for _ in range(steps):
+            started = time.perf_counter()
+            training.step(*batch)
+            devices.synchronize(parts.precision.device)
+            times.append(time.perf_counter() - started)
     return times
+
+
+def milliseconds(count: int, *overrides: str) -> float:
+    """Return the median time of one step of ``count`` networks at once, with up to eight learning rates."""
+    from dlhw.cli.program import compose
+
+    cfgs = [compose(*overrides, f"optimizer.lr={0.1 + k * 8 // count / 100}") for k in range(count)]
+    return 1e3 * statistics.median(seconds_of_steps(cfgs, steps=60)[10:])
 
 
 def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Iterator[str]:
     """Yield a table with the milliseconds of one step of K small vectorized networks on digits, and of one network."""
-    from dlhw.cli.program import compose
-
-    def milliseconds(count: int, number: int) -> float:
-        fixed = [*DIGITS, f"trainer.batch_size={batch_size}", f"trainer.threads={number}"]
-        cfgs = [compose(*fixed, f"optimizer.lr={0.1 + k * 8 // count / 100}") for k in range(count)]
-        return 1e3 * statistics.median(seconds_of_steps(cfgs, steps=60)[10:])
-
+    fixed = [*DIGITS, f"trainer.batch_size={batch_size}"]
     yield "| K | threads | ms per step | ms per step and variant | speed-up |"
     yield "|--:|--:|--:|--:|--:|"
     for number in threads:
-        alone = milliseconds(1, number)
+        alone = milliseconds(1, *fixed, f"trainer.threads={number}")
         for count in counts:
-            took = milliseconds(count, number) if count > 1 else alone
+            took = milliseconds(count, *fixed, f"trainer.threads={number}") if count > 1 else alone
             yield f"| {count} | {number} | {took:.2f} | {took / count:.3f} | {alone * count / took:.1f} |"
+
+
+def sizes(where: Sequence[str]) -> Iterator[str]:
+    """Yield a table with the milliseconds per step and network of networks of several sizes, by way of training."""
+    cores = os.cpu_count() or 1
+    yield "| network | batch | multiply-adds | one at a time | 8 at once | 21 at once | a process per core |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for dataset, inputs, hidden, batch in SIZES:
+        fixed = [f"dataset={dataset}", f"model.hidden=[{hidden}]", f"trainer.batch_size={batch}", *where]
+        with_one_thread, with_all = (milliseconds(1, *fixed, f"trainer.threads={number}") for number in (1, cores))
+        times = [min(with_one_thread, with_all), milliseconds(8, *fixed) / 8, milliseconds(21, *fixed) / 21]
+        cells = " | ".join(f"{time:.3f}" for time in (*times, with_one_thread / cores))
+        multiply_adds = batch * hidden * (inputs + 10) / 1e6
+        yield f"| {inputs}-{hidden}-10 | {batch} | {multiply_adds:.1f} M | {cells} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", action="store_true", help="C5.3's grid on MNIST instead of small networks on digits")
     parser.add_argument("--step", action="store_true", help="single steps instead of sweeps")
+    parser.add_argument("--sizes", action="store_true", help="single steps of networks of several sizes")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--epochs", type=int, default=None, help="default: 50 on digits, 2 on MNIST")
     parser.add_argument("--rounds", type=int, default=1)
@@ -139,6 +168,10 @@ def main() -> None:
     ]
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}\n")
+    if options.sizes:
+        for line in sizes(options.where):
+            print(line, flush=True)
+        return
     if options.step:
         cores = os.cpu_count() or 1
         print("\n".join(steps(options.jobs, options.batch_size, sorted({1, cores}))))

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from dlhw.cli import config_files, hydra_internals, messages, origins, resuming, rules
@@ -133,6 +133,7 @@ class Loader(ComposingLoader):
         if cfg is None:
             cfg = self._load(config_name, lines, RunMode.RUN)
             rules.check_program_keys(cfg, RunMode.MULTIRUN)
+            _forget_plugin_types(cfg)
             self.composed[key] = pickle.dumps(cfg), rules.selections(cfg)
         if overrides and not any(line.startswith(_JOB_DIRECTORY[1]) for line in lines):
             self._checked[job] = pickle.dumps(cfg)
@@ -356,3 +357,14 @@ def _repeat(value: Any, times: int) -> list[Any]:
     if not isinstance(times, int) or isinstance(times, bool) or not 0 <= times <= MOST_REPEATED:
         raise ValueError(f"{times} must be a whole number from 0 to {MOST_REPEATED}")
     return [value] * times
+
+
+def _forget_plugin_types(cfg: DictConfig) -> None:
+    """Replace the structured configs of Hydra's plugins by plain ones.
+
+    Hydra imports plugins twice, and pickle refuses objects whose class is not that of the imported module.
+    """
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        for name in ("launcher", "sweeper"):
+            if isinstance(cfg.hydra.get(name), DictConfig):
+                cfg.hydra[name] = OmegaConf.to_container(cfg.hydra[name])
