@@ -17,7 +17,7 @@ TORCH = f"torch=={version('torch').partition('+')[0]}"  # this environment's ver
 
 
 class Unavailable(Exception):
-    """A program that cannot be measured; the message is one line."""
+    """Raised for a program that cannot be measured. The message is one line."""
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,9 @@ def test_other_models_and_losses_are_left_to_vmap() -> None:
         assert batched.forward(nn.Sequential(layer)) is None
     assert batched.cross_entropy(nn.functional.mse_loss) is None
     assert batched.cross_entropy(functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)) is None
+
+
+def test_layers_with_hooks_are_left_to_vmap() -> None:
+    model = dense([7])
+    model[1].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    assert batched.forward(model) is None

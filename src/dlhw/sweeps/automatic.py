@@ -1,7 +1,7 @@
 """A launcher that chooses among others: ``hydra/launcher=automatic``, which declared sweeps use.
 
-The choice depends on the size of the network, the number of training steps and the usable cores, so it is the same
-whenever the same sweep is started on the same machine. The bounds were measured (docs/speed.md).
+The choice depends on the size of the network, the number of training steps of the jobs that are left, the usable cores
+and, for processes, the free memory, but on no measurement of time. The bounds were measured (docs/speed.md).
 """
 
 from __future__ import annotations

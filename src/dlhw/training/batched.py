@@ -20,17 +20,21 @@ ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.LeakyReLU, nn.S
 def forward(model: nn.Module) -> Forward | None:
     """Return the forward pass of K models like this one, from their stacked weights and inputs (K, B, *shape).
 
-    Inputs (1, B, *shape) are those of all models. None if the model is not a sequence of dense layers and activations.
+    Inputs (1, B, *shape) are those of all models. None if the model is not a sequence of dense layers and activations,
+    or if a layer has hooks.
     """
     if type(model) is not nn.Sequential or not all(
         type(layer) in (nn.Linear, nn.Flatten, *ELEMENTWISE) for layer in model
     ):
+        return None
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules()):
         return None
     layers = list(model.named_children())
     if any(type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1) for _, layer in layers):
         return None
 
     def forward(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return outputs (K, B, C) for weights (K, out, in), biases (K, out) and inputs (K or 1, B, *shape)."""
         shared = len(x) == 1
         x = x.squeeze(0) if shared else x
         for name, layer in layers:

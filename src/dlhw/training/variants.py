@@ -272,6 +272,7 @@ class Ensemble(Variants):
             parameter.grad = None
 
     def step(self, *, clip_norm: float | None = None) -> None:
+        """Update the weights of all models, each parameter group from its part of the stacked gradients."""
         if clip_norm is not None:
             self._clip(clip_norm)
         sizes = [part.stop - part.start for part in self._ranges]
