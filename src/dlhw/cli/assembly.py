@@ -108,7 +108,12 @@ class Parts:
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
         sizes = {"shape": list(self.data.shape), "outputs": self.data.outputs}
-        return {**sizes, "run": checkpoint_identity(self.components.cfg), "data": self.data.sha256, "model": frozen}
+        return {
+            **sizes,
+            "run": checkpoint_identity(self.components.cfg, self.components.resolved),
+            "data": self.data.sha256,
+            "model": frozen,
+        }
 
 
 def assemble(cfg: DictConfig) -> Parts:
@@ -184,7 +189,8 @@ def load_data(components: Components, precision: Precision) -> Dataset:
     """Load the config's dataset, with its augmentation, onto the run's device."""
     cfg = components.cfg
     dataset = components["dataset"]
-    data: Dataset = dataset.build(data_dir=str(read_path(cfg.data_dir, key="data_dir")), seed=cfg.seed)
+    data_dir = read_path(components.resolved["data_dir"], key="data_dir")
+    data: Dataset = dataset.build(data_dir=str(data_dir), seed=cfg.seed)
     if dataset.own is not None:
         trials.require_dataset(dataset.name, dataset.own, data)
     augmentation = components["augmentation"].build()

@@ -6,6 +6,7 @@ validated against the annotations of the callable and nothing else. This module 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -114,9 +115,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Components:
-    """A valid config and the component of each of its groups."""
+    """A valid config, its resolved values, and the component of each of its groups."""
 
     cfg: DictConfig
+    resolved: Mapping[str, Any]
     groups: Mapping[str, Component]
 
     def __getitem__(self, group: str) -> Component:
@@ -125,25 +127,28 @@ class Components:
 
 def validate(cfg: DictConfig) -> Components:
     """Validate every value of a config. Raise UsageError with one line per mistake."""
-    content = require_resolvable(cfg)
+    resolved = require_resolvable(cfg)
     mistakes = [f"{group}: missing" for group in PROGRAM_ARGUMENTS if not isinstance(cfg.get(group), DictConfig)]
-    mistakes += _missing_values(content)
+    mistakes += _missing_values(resolved)
     groups = {}
     for group, arguments in PROGRAM_ARGUMENTS.items() if not mistakes else ():
-        groups[group], lines = _component(cfg, group, arguments)
+        groups[group], lines = _component(cfg, group, arguments, copy.deepcopy(resolved[group]))
         mistakes += lines
     with located(cfg):
         if mistakes:
             raise UsageError("\n".join(mistakes))
-    return Components(cfg, groups)
+    return Components(cfg, resolved, groups)
 
 
 def check_settings(cfg: DictConfig) -> None:
     """Validate the groups whose options are known without torch. Raise UsageError with one line per mistake."""
     groups = [group for group in SETTINGS if isinstance(cfg.get(group), DictConfig)]
     with located(cfg):
-        mistakes = _missing_values(require_resolvable(cfg))
-        mistakes += [line for group in groups if not mistakes for line in _component(cfg, group, set())[1]]
+        resolved = require_resolvable(cfg)
+        mistakes = _missing_values(resolved)
+        mistakes += [
+            line for group in groups if not mistakes for line in _component(cfg, group, set(), resolved[group])[1]
+        ]
         if mistakes:
             raise UsageError("\n".join(mistakes))
 
@@ -156,15 +161,20 @@ def _missing_values(content: dict[str, Any]) -> list[str]:
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
     """Build the object that one group of a config describes; None without a target. Raise UsageError."""
-    component, mistakes = _component(cfg, group, set(arguments))
+    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
+    component, mistakes = _component(cfg, group, set(arguments), options)
     if mistakes and component.target is not None:
         raise UsageError("\n".join(mistakes))
     return component.build(**arguments)
 
 
-def _component(cfg: DictConfig, group: str, arguments: set[str]) -> tuple[Component, list[str]]:
-    """Return the component of a group and a line for each mistake in its options."""
-    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
+def _component(
+    cfg: DictConfig, group: str, arguments: set[str], options: dict[str, Any]
+) -> tuple[Component, list[str]]:
+    """Return the component of a group and a line for each mistake in its options.
+
+    ``options`` are the resolved values of the group; they are changed.
+    """
     path = options.pop("_target_", None)
     if path is None:
         return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]

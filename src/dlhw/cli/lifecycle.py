@@ -47,7 +47,7 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
         state = state_to_resume(cfg, parts, constants)
         record.reopen()
         record.restore(state["rows"] if state else [])
-    record.write_config(to_yaml(cfg), new=cfg.resume is None)
+    record.write_config(to_yaml(cfg, parts.components.resolved), new=cfg.resume is None)
     return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=constants)
 
 

@@ -45,19 +45,19 @@ def option(cfg: DictConfig, group: str, shipped: Path) -> str | None:
     A resumed or finished run does not say which option was chosen. Of several options with the same target, it is then
     the one whose values differ least from the config's.
     """
-    values = OmegaConf.to_container(cfg[group], resolve=False)
-    assert isinstance(values, dict)
     hydra = _hydra(cfg)
-    folders = (shipped, *_own_folders(hydra))
+    target = cfg[group].get("_target_")
     options = {
-        name: other
-        for name, other in _options(group, folders).items()
-        if other.get("_target_") == values.get("_target_")
+        name: values
+        for name, values in _options(group, (shipped, *_own_folders(hydra))).items()
+        if values.get("_target_") == target
     }
     if hydra is not None and ("hydra" in cfg or hydra.mode == RunMode.RUN):  # else the choices are those of a sweep
         chosen = hydra.runtime.choices.get(group)
         if chosen in options:
             return str(chosen)
+    values = OmegaConf.to_container(cfg[group], resolve=False)
+    assert isinstance(values, dict)
     return min(options, key=lambda name: _difference(options[name], values), default=None)
 
 

@@ -261,7 +261,7 @@ def require_resolvable(cfg: DictConfig) -> dict[str, Any]:
     Raise it also if the value contains ``${``, because it would be read as an interpolation again.
     """
     try:
-        content: Any = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+        content: Any = OmegaConf.to_container(without_hydra(cfg), resolve=True, enum_to_str=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise UsageError(unresolved(cfg, error, "config")) from error
     for path, value in _values(content):

@@ -44,53 +44,69 @@ def copied(cfg: DictConfig) -> DictConfig:
     return result
 
 
-def to_yaml(cfg: DictConfig) -> str:
-    """Return the text of ``config.yaml``: the resolved config, without ``resume`` and with absolute paths."""
-    return yaml_text(_as_stored(cfg))
+def to_yaml(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> str:
+    """Return the text of ``config.yaml``: the resolved config, without ``resume`` and with absolute paths.
+
+    ``resolved`` holds the resolved values if they are known; to resolve a config takes some milliseconds.
+    """
+    return yaml_text(_as_stored(cfg, resolved))
 
 
 def yaml_text(content: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> str:
     """Return the text of a mapping as ``OmegaConf.to_yaml`` does, or its part of the text of ``{above: content}``.
 
-    The texts of single values are kept, because most values are equal in all jobs of a sweep.
+    The texts of parts are kept, because most of them are equal in all jobs of a sweep.
     """
-    parts = []
-    for name, value in content.items():
-        path = (*above, name)
-        header = _yaml_of_entry(path, pickle.dumps({})) if isinstance(value, Mapping) and value else ""
-        if header.count("\n") == 1:  # keys that are too long have two lines
-            parts += [header.removesuffix(" {}\n"), "\n", yaml_text(value, above=path)]
-        else:
-            parts.append(_yaml_of_entry(path, pickle.dumps(value)))
-    return "".join(parts)
+    return "".join(_yaml_of_entry((*above, name), pickle.dumps(value)) for name, value in content.items())
 
 
 @functools.lru_cache(maxsize=8192)
 def _yaml_of_entry(path: tuple[str, ...], pickled: bytes) -> str:
     """Return the lines of the last key of a path. Their line breaks depend on the depth."""
-    entry = pickle.loads(pickled)
+    value = pickle.loads(pickled)
+    header = _yaml_of_entry(path, pickle.dumps({})) if isinstance(value, Mapping) and value else ""
+    if header.count("\n") == 1:  # keys that are too long have two lines
+        return header.removesuffix(" {}\n") + "\n" + yaml_text(value, above=path)
+    entry = value
     for name in reversed(path):
         entry = {name: entry}
     lines = OmegaConf.to_yaml(OmegaConf.create(entry)).splitlines(keepends=True)
     return "".join(lines[len(path) - 1 :])
 
 
-def _as_stored(cfg: DictConfig) -> dict[str, Any]:
+def _as_stored(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the resolved content of ``config.yaml``."""
-    values: dict[str, Any] = {"resume": None}
-    if isinstance(cfg.get("data_dir"), str):
-        values["data_dir"] = _absolute(cfg.data_dir)
-    for group, name in STORED_ABSOLUTE:
-        path = OmegaConf.select(cfg, f"{group}.{name}")
-        if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
-            values.setdefault(group, {})[name] = _absolute(path)
-    content: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    content = resolved or _resolved(cfg)
+    values = _absolute_paths(content) | {"resume": None}
     if all(_contains(content, name, value) for name, value in values.items()):
         return dict(content)
+    if "${" not in str(_merged(_unresolved(cfg), values)):
+        return _merged(content, values)
     cfg = copied(cfg)
     with read_write(cfg), open_dict(cfg):
         cfg.merge_with(values)  # other values may refer to these
-    content = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    return _resolved(cfg)
+
+
+def _absolute_paths(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a resolved config that are stored as absolute paths."""
+    paths: dict[str, Any] = {}
+    if isinstance(content.get("data_dir"), str):
+        paths["data_dir"] = _absolute(content["data_dir"])
+    for group, name in STORED_ABSOLUTE:
+        path = content[group].get(name) if isinstance(content.get(group), Mapping) else None
+        if isinstance(path, str) and (name != "weights" or os.path.exists(path)):  # "DEFAULT" names published weights
+            paths.setdefault(group, {})[name] = _absolute(path)
+    return paths
+
+
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    return dict(content)
+
+
+def _unresolved(cfg: DictConfig) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(cfg)
     return dict(content)
 
 
@@ -98,6 +114,12 @@ def _contains(content: Mapping[str, Any], name: str, value: Any) -> bool:
     if name not in content or not isinstance(value, Mapping):
         return name in content and content[name] == value
     return all(_contains(content[name], inner, other) for inner, other in value.items())
+
+
+def _merged(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(content) | {
+        name: _merged(content[name], value) if isinstance(value, Mapping) else value for name, value in values.items()
+    }
 
 
 def _absolute(path: str) -> str:
@@ -135,9 +157,12 @@ def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in MAY_DIFFER}
 
 
-def checkpoint_identity(cfg: DictConfig) -> dict[str, Any]:
-    """Return what a checkpoint stores of its run: its config without what may change, and the version of dlhw."""
-    content = _as_stored(without_hydra(cfg))
+def checkpoint_identity(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a checkpoint stores of its run: its config without what may change, and the version of dlhw.
+
+    ``resolved`` is that of :func:`to_yaml`.
+    """
+    content = _as_stored(without_hydra(cfg), resolved)
     return {"config": _kept_by_resume(content), "dlhw": dlhw.__version__}
 
 

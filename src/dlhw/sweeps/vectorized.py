@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -181,7 +182,8 @@ class Vectorized(Launcher):
         with read_write(cfg.hydra), open_dict(cfg.hydra):
             cfg.hydra.runtime.output_dir = str(directory.absolute())
         current, earlier = HydraConfig.instance(), HydraConfig.instance().cfg
-        current.set_config(cfg)
+        OmegaConf.set_readonly(cfg.hydra, True)
+        current.cfg = typing.cast(HydraConf, cfg)
         try:
             task_cfg = copied(cfg)
             with read_write(task_cfg), open_dict(task_cfg):
@@ -190,7 +192,7 @@ class Vectorized(Launcher):
             returned = JobReturn(
                 overrides=lines,
                 cfg=task_cfg,
-                hydra_cfg=typing.cast(DictConfig, current.cfg),
+                hydra_cfg=cfg,
                 working_dir=str(Path.cwd()),
             )
             directory.mkdir(parents=True, exist_ok=True)

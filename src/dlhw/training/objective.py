@@ -124,7 +124,7 @@ class Objective:
         self, logits: Tensor, y: Tensor, weights: Callable[[], Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss = self.data_loss(logits, y)
-        objective = flooded(loss, self.regularization.flood)
+        objective = flooded(loss, self.regularization.flood) if _is_on(self.regularization.flood) else loss
         penalty = self.regularization.penalty(weights()) if self.regularization.penalizes else None
         if penalty is None:
             return objective, loss, torch.zeros_like(loss)
