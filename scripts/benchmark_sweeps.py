@@ -106,7 +106,7 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     training = Training(variants, runs, parts.data, parts.data_loss, trainer=parts.trainer, precision=parts.precision)
     batch = next(Batches(parts.data, [0], size=parts.trainer.batch_size, steps=1)(1))
     times = []
-    with computed_by(training.products):
+    with computed_by(training.matrix_products):
         for _ in range(steps):
             started = time.perf_counter()
             training.step(*batch)

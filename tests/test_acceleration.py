@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
 from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
-from dlhw.training.acceleration import Step, cuda_graphed, undecorated_step, vectorizable
+from dlhw.training.acceleration import Step, cuda_graphed, undecorated_step
 from dlhw.training.loop import Training
 from dlhw.training.objective import Regularization
 from dlhw.training.run import TrainingRun
@@ -160,33 +159,6 @@ for kind in (torch.optim.SGD, torch.optim.Adam):
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "SGD False True\nAdam False True\n")
-
-
-# Vectorizable cross-entropy
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("largest", [1.0, 30.0, 1000.0])
-def test_vectorizable_cross_entropy_equals_torchs(largest: float, smoothing: float) -> None:
-    """Compared in float32, also if the loss is a small difference of large logits."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(50, 10, generator=generator)
-    y = torch.randint(10, (50,), generator=generator)
-    logits[torch.arange(50), y] = largest
-    cross_entropy = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-    (ours, gradient), (expected, expected_gradient) = (
-        (value, *torch.autograd.grad(value, x))
-        for loss in (vectorizable(cross_entropy), cross_entropy)
-        for x in [logits.clone().requires_grad_()]
-        for value in [loss(x, y)]
-    )
-    torch.testing.assert_close(ours, expected, rtol=2e-6, atol=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-9)
-
-
-def test_vectorizable_returns_other_losses_unchanged() -> None:
-    hinge = functools.partial(nn.functional.multi_margin_loss, margin=2.0)
-    assert vectorizable(hinge) is hinge
 
 
 # The step of the loop, compiled or as a CUDA graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def written(root: Path, files: Mapping[str, str]) -> Path:
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        path.write_bytes(os.fsencode(content))
     return root
 
 
@@ -60,6 +61,18 @@ def written(root: Path, files: Mapping[str, str]) -> Path:
             None,
             id="1, another controller",
         ),
+        pytest.param(
+            "1:cpu,cpuacct:/a\n",
+            {"cpu,cpuacct/a/cpu.cfs_quota_us": "100000\n", "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n"},
+            1,
+            id="1, without a link to the controller",
+        ),
+        pytest.param(
+            "\nno group\n0::/caf\udce9\x0c/a\n",
+            {"caf\udce9\x0c/a/cpu.max": "100000 100000\n"},
+            1,
+            id="2, a name that is not UTF-8",
+        ),
     ],
 )
 def test_cpu_quota_is_that_of_the_tightest_group_in_cores(
@@ -88,10 +101,30 @@ def test_cpu_quota_is_that_of_the_tightest_group_in_cores(
             id="2, another group uses it",
         ),
         pytest.param(
+            "0::/\n",
+            {
+                "memory.max": "1000\n",
+                "memory.current": "900\n",
+                "memory.stat": "file 500\ninactive_file 400\nactive_file 100\n",
+            },
+            500,
+            id="2, files that are not in use",
+        ),
+        pytest.param(
             "3:memory:/a\n",
             {"memory/a/memory.limit_in_bytes": "1000\n", "memory/a/memory.usage_in_bytes": "300\n"},
             700,
             id="1",
+        ),
+        pytest.param(
+            "3:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": "1000\n",
+                "memory/a/memory.usage_in_bytes": "900\n",
+                "memory/a/memory.stat": "inactive_file 100\ntotal_inactive_file 300\n",
+            },
+            400,
+            id="1, files that are not in use",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from dlhw.runtime.devices import Precision
 from dlhw.runtime.products import computed_by, fastest_library, is_exact_in_onednn, relative_error
 from dlhw.runtime.randomness import generator
 from dlhw.train import run
+from dlhw.training import batched
 from dlhw.training.loop import Training
 from support.commands import summary
 from support.composing import compose
@@ -65,16 +66,22 @@ def test_products_of_a_linear_layer_and_its_gradients_are_exact_to_fp32(
     assert relative_error(layer.weight.grad, gradient.T, x.detach()) < 1
 
 
-@pytest.mark.parametrize(
-    ("count", "samples", "inputs", "outputs"), [(21, 32, 784, 100), (64, 32, 64, 32), (2, 5, 700, 3)]
-)
-def test_products_of_an_ensemble_are_exact_to_fp32(
-    count: int, samples: int, inputs: int, outputs: int, library: products.Library
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("shape", "outputs"), [((21, 32, 784), 100), ((64, 32, 64), 32), ((2, 5, 700), 3)])
+def test_products_of_an_ensemble_and_their_gradients_are_exact_to_fp32(
+    shape: tuple[int, int, int], outputs: int, shared: bool, library: products.Library
 ) -> None:
-    x, weights = normal(count, samples, inputs), normal(count, outputs, inputs)
-    forward = torch.func.vmap(nn.functional.linear)
+    count, samples, inputs = shape
+    forward = batched.forward(nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs, bias=False)))
+    assert forward is not None
+    x, weights = normal(1 if shared else count, samples, inputs), normal(count, outputs, inputs).requires_grad_()
+    gradient = normal(count, samples, outputs)
     with computed_by(library):
-        assert relative_error(forward(x, weights), x, weights.mT) < 1
+        y = forward({"1.weight": weights}, x)
+        y.backward(gradient)
+    assert weights.grad is not None
+    assert relative_error(y.detach(), x, weights.detach().mT) < 1
+    assert relative_error(weights.grad, gradient.mT, x) < 1
 
 
 @pytest.mark.parametrize("name", ["bf16", "tf32"])
@@ -94,6 +101,19 @@ def test_onednn_is_rejected_where_it_rounds_the_factors(monkeypatch: pytest.Monk
     assert not is_exact_in_onednn.__wrapped__()
 
 
+def test_onednn_is_rejected_where_torch_does_not_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not is_exact_in_onednn.__wrapped__()
+
+
+def test_torchs_default_dtype_does_not_matter() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert products._normal(3, 2).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_products_are_the_same_bits_in_every_call(library: products.Library) -> None:
     x, weight = normal(128, 784), normal(784, 500)
     with computed_by(library):
@@ -106,7 +126,8 @@ def test_products_are_the_same_bits_in_every_call(library: products.Library) -> 
     [
         pytest.param("fp32", [(1, 500, 784), (1, 500), (1, 10, 500), (1, 10)], 128, "oneDNN", id="C5.2"),
         pytest.param("fp32", [(1, 32, 64), (1, 32), (1, 10, 32), (1, 10)], 32, "default", id="a small network"),
-        pytest.param("fp32", [(256, 32, 64), (256, 10, 32)], 32, "oneDNN", id="many small networks"),
+        pytest.param("fp32", [(256, 32, 64), (256, 10, 32)], 32, "default", id="many small networks"),
+        pytest.param("fp32", [(21, 500, 784), (21, 10, 500)], 128, "oneDNN", id="C5.3"),
         pytest.param("fp32", [(1, 64, 32, 3, 3)], 128, "default", id="convolutions only"),
         pytest.param("bf16", [(1, 500, 784)], 128, "default", id="bf16"),
         pytest.param("fp64", [(1, 500, 784)], 128, "default", id="fp64"),
@@ -128,7 +149,9 @@ def test_every_step_and_evaluation_of_a_run_uses_its_library_and_the_summary_nam
     used = []
     predict = Training.predict
     monkeypatch.setattr(Training, "predict", lambda training, x: _noting(training, predict, used, x))
-    cfg = compose("dataset=digits", "model.hidden=[700]", "trainer.batch_size=500", "trainer.epochs=1")
+    cfg = compose(
+        "dataset=digits", "trainer.device=cpu", "model.hidden=[700]", "trainer.batch_size=500", "trainer.epochs=1"
+    )
     run(cfg, Record(tmp_path))
     assert set(used) == {"bf16"}
     assert summary(tmp_path)["matrix_products"] == "oneDNN"

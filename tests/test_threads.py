@@ -19,6 +19,7 @@ from support.processes import Process, environment
 FAKE_TORCH = "import json, os; print(json.dumps(dict(os.environ)), flush=True); os._exit(0)"
 """A module in place of torch, which prints the environment at the time when torch would be loaded."""
 CHILD = "import dlhw, os, sys; os.execv(sys.executable, [sys.executable, '-c', 'import torch'])"
+WAITING = (*threads.SPINNING, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 limited_here = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="spinning is limited only on Linux on x86"
 )
@@ -39,21 +40,16 @@ limited_here = pytest.mark.skipif(
 def test_spinning_is_limited_when_torch_is_loaded(arguments: tuple[str, ...], tmp_path: Path) -> None:
     tmp_path.joinpath("torch.py").write_text(FAKE_TORCH)
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    env = {name: value for name, value in environment(PYTHONPATH=path).items() if name not in threads.SPINNING}
+    env = {name: value for name, value in environment(PYTHONPATH=path).items() if name not in WAITING}
     ended = Process(*arguments, at=tmp_path, env=env, cold=True).end()
     assert ended.out, ended.err
     assert json.loads(ended.out).items() >= threads.SPINNING.items()
 
 
-@limited_here
-def test_spinning_is_limited_in_the_tests() -> None:
-    assert "GOMP_SPINCOUNT" in os.environ
-
-
 @pytest.fixture
 def not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the variables that say how threads wait, and restore them after the test."""
-    for name in (*threads.SPINNING, "OMP_WAIT_POLICY", "KMP_LIBRARY"):
+    for name in WAITING:
         monkeypatch.setenv(name, "restored")
         monkeypatch.delenv(name)
 
@@ -61,6 +57,8 @@ def not_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("not_limited")
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY"])
 def test_way_of_waiting_that_the_user_has_chosen_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"), raising=False)
     monkeypatch.setenv(name, "chosen")
     threads.limit_spinning()
     assert os.environ[name] == "chosen"
@@ -110,6 +108,8 @@ def test_default_number_of_threads_is_at_most_that_of_the_usable_cores(number_of
 def test_number_of_threads_in_the_environment_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "6")
     assert threads.default_threads(6) == 6
+    monkeypatch.setenv(name, "")
+    assert threads.default_threads(6) == 4
 
 
 @pytest.mark.usefixtures("four_cores")

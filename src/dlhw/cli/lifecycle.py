@@ -124,7 +124,7 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
         **report(parts, record),
         "seconds": sum(seconds),
         "seconds_per_epoch": statistics.median(seconds) if seconds else None,
-        "matrix_products": run.products,
+        "matrix_products": run.matrix_products,
         **about(cfg, parts.precision, parts.data, parts.model),
     }
     record.summary({"status": "finished", **content})

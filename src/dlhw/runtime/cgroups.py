@@ -8,6 +8,8 @@ differ in names and in how "no limit" is written. Without cgroups there is no li
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -27,13 +29,20 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def free_memory(root: Path = _ROOT) -> int | None:
-    """Return how many more bytes the process may allocate; None without a limit."""
+    """Return how many more bytes the process may allocate; None without a limit.
+
+    Files that were read count as used memory of a group, but the kernel drops those that are not in use when it needs
+    their memory, so they are free.
+    """
     free = []
     for directory in _directories(root, "memory"):
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for limit, used, files in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
             words = _words(directory / limit) + _words(directory / used)
             if len(words) == 2 and all(word.isdecimal() for word in words):
-                free.append(int(words[0]) - int(words[1]))
+                free.append(int(words[0]) - int(words[1]) + _statistic(directory / "memory.stat", files))
     return min(free, default=None)
 
 
@@ -42,19 +51,25 @@ def _directories(root: Path, controller: str) -> Iterator[Path]:
     mounted = root / "sys/fs/cgroup"
     yield from (mounted, mounted / controller)
     for line in _lines(root / "proc/self/cgroup"):
-        number, controllers, path = line.split(":", 2)
-        top = mounted if number == "0" else mounted / controller
-        if number == "0" or controller in controllers.split(","):
-            parts = PurePosixPath(path).parts[1:]
-            yield from (top.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1) if ".." not in parts)
+        match = re.fullmatch(r"(\d+):([^:]*):/(.*)", line)
+        if match is None or (match[1] != "0" and controller not in match[2].split(",")):
+            continue
+        parts = PurePosixPath(match[3]).parts
+        for top in [mounted] if match[1] == "0" else [mounted / controller, mounted / match[2]]:
+            yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1) if ".." not in parts)
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return os.fsdecode(file.read_bytes()).split("\n")
     except OSError:  # not Linux, another version, or not readable
         return []
 
 
 def _words(file: Path) -> list[str]:
     return " ".join(_lines(file)).split()
+
+
+def _statistic(file: Path, name: str) -> int:
+    """Return the number after a name in ``memory.stat``; 0 if it is not there."""
+    return next((int(line.split()[1]) for line in _lines(file) if re.fullmatch(rf"{name} \d+", line)), 0)

@@ -3,8 +3,8 @@
 MKL does not use AVX-512 on processors of other makers than Intel, and oneDNN does. torch passes fp32 products to
 oneDNN only together with the permission to compute them in bf16. Without bf16 matrix units, oneDNN does not use this
 permission and computes in fp32, twice as fast as MKL on such processors. So oneDNN is used where its products are as
-exact as those of fp32 arithmetic. The choice depends on the processor and on sizes but on no time, so it is the same in
-every run on a machine.
+exact as those of fp32 arithmetic. The choice depends on the processor and the sizes, never on a measured time, so it is
+the same in every run on a machine.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ WORTHWHILE = 2**21
 def fastest_library(weights: Sequence[Tensor], samples: int, precision: Precision) -> Library:
     """Return the library for the products of a training step with these stacked weights and ``samples`` per model.
 
+    It does not depend on K, so a run that is resumed with others, or alone, keeps its library.
+
     Args:
         weights: parameters (K, *shape) of K models; those with the shape (K, out, in) are matrices.
         samples: samples per model in a batch.
@@ -36,7 +38,7 @@ def fastest_library(weights: Sequence[Tensor], samples: int, precision: Precisio
     """
     if precision.name != "fp32" or precision.device.type != "cpu":
         return "default"
-    products = [weight.numel() * samples for weight in weights if weight.ndim == 3]
+    products = [weight[0].numel() * samples for weight in weights if weight.ndim == 3]
     if not products or sum(products) / len(products) < WORTHWHILE:
         return "default"
     return "oneDNN" if is_exact_in_onednn() else "default"
@@ -44,7 +46,11 @@ def fastest_library(weights: Sequence[Tensor], samples: int, precision: Precisio
 
 @contextlib.contextmanager
 def computed_by(library: Library) -> Iterator[None]:
-    """Compute fp32 products on the CPU by this library within the context."""
+    """Compute fp32 products on the CPU by this library within the context.
+
+    With oneDNN, ``torch.get_float32_matmul_precision`` raises RuntimeError within the context, because the setting that
+    it reads and the newer one that is used here differ.
+    """
     if library == "default":
         yield
         return
@@ -64,7 +70,7 @@ def is_exact_in_onednn() -> bool:
     Measured on the three products of a linear layer (forward, both gradients) and on a batch of products, against
     float64. Rounding the factors to bf16 or tf32 exceeds the bound of :func:`relative_error` at least tenfold.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and _passes_on()):
         return False
     x, weight, gradient = (_normal(*shape) for shape in ((96, 640), (160, 640), (96, 160)))
     pairs = [(x, weight.T), (gradient, weight), (gradient.T, x), (x.view(3, 32, 640), weight.T.expand(3, 640, 160))]
@@ -84,5 +90,11 @@ def relative_error(product: Tensor, a: Tensor, b: Tensor) -> float:
     return ((product.double() - a @ b).abs() / bound).max().item()
 
 
+def _passes_on() -> bool:
+    """Return whether torch passes products to oneDNN on this processor; it does so from AVX-512 on."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
+
+
 def _normal(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator(0, "products", *shape))
+    return torch.randn(shape, generator=generator(0, "products", *shape), dtype=torch.float32, device="cpu")

@@ -3,9 +3,9 @@
 Matrix products and most operations on large tensors are split among OpenMP threads. A thread that has finished its part
 first spins, which is quick if the others finish soon, and then sleeps. If the thread that it waits for cannot run,
 because another program uses the core, a spinning thread wastes the time that the scheduler gives to the process, in
-every one of the thousands of parallel parts of an epoch. Then training is many times slower than its share of the cores
-explains. The time to spin is therefore long enough for the gaps between parallel parts, but less than the time for
-which the scheduler lets a program run (some milliseconds).
+every one of the thousands of parallel parts of an epoch. Then an epoch can take many times as long as the share of the
+cores explains. The time to spin is therefore long enough for the gaps between parallel parts, but shorter than the
+time for which the scheduler lets a program run (some milliseconds).
 
 OpenMP reads the environment when it is loaded, so :func:`limit_spinning` must run before torch is imported.
 ``dlhw/__init__.py`` calls it, and processes inherit it. This module imports only the standard library.
@@ -54,6 +54,6 @@ def default_threads(of_torch: int) -> int:
     torch ignores quotas, and before version 2.14 the affinity. A number in the environment is the choice of the user or
     of a launcher, and torch uses it.
     """
-    if os.environ.keys() & {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}:
+    if os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS"):
         return of_torch
     return min(of_torch, usable_cores())

@@ -1,4 +1,4 @@
-"""Faster ways to compute the same training step: fewer wrappers, compiled graphs, CUDA graphs, vectorizable losses.
+"""Faster ways to compute the same training step: fewer wrappers, compiled graphs, CUDA graphs.
 
 None of them changes the result by more than rounding; each has a test of this.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlhw.errors import UsageError
 
@@ -63,30 +63,6 @@ def compiled(forward_backward: Step) -> Step:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns that a CPU has no CUDA
     warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch).*")
     return torch.compile(forward_backward, dynamic=False)
-
-
-def vectorizable(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return an equal loss that is faster under ``torch.func.vmap``, or the loss itself if there is none.
-
-    Vectorized over many small models, torch's ``cross_entropy`` takes three times as long as its formula: the kernel
-    is slow for thousands of rows of ten numbers.
-    """
-    options = getattr(loss, "keywords", {})
-    if getattr(loss, "func", loss) is nn.functional.cross_entropy and options.keys() <= {"label_smoothing"}:
-        return functools.partial(_cross_entropy, **options)
-    return loss
-
-
-def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over N of log sum exp(logits) - (1 - s) logits[y] - s mean(logits), from (N, C) and (N,).
-
-    The largest logit is subtracted first, so that nothing overflows and no digits cancel.
-    """
-    logits = logits - logits.detach().amax(1, keepdim=True)
-    target = logits.gather(1, y.unsqueeze(1)).squeeze(1)
-    if label_smoothing:
-        target = torch.lerp(target, logits.mean(1), label_smoothing)
-    return (logits.exp().sum(1).log() - target).mean()
 
 
 def cuda_graphed(step: Step, tensors: Sequence[Tensor], optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Step:

@@ -68,9 +68,9 @@ class Training:
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
         local_size = trainer.batch_size // processes.world_size()
-        self.products = products.fastest_library(variants.parameters(), local_size, precision)
+        self.matrix_products = products.fastest_library(variants.parameters(), local_size, precision)
         for run in runs:
-            run.products = self.products
+            run.matrix_products = self.matrix_products
         if runs[0].epochs:
             variants.load_state_dicts([run.resume for run in runs if run.resume is not None])
         if trainer.compile:
@@ -85,7 +85,7 @@ class Training:
         first = self.runs[0].epochs
         label = f"best of {len(self.runs)} runs" if len(self.runs) > 1 else ""
         progress = Progress(self.trainer.epochs, self.steps, start_epoch=first, label=label)
-        computation = products.computed_by(self.products)
+        computation = products.computed_by(self.matrix_products)
         with self._without_cycles(), progress, computation, self._checkpoint_writers() as writers:
             for epoch in range(first + 1, self.trainer.epochs + 1):
                 signals.raise_received()

@@ -56,7 +56,7 @@ class TrainingRun:
         self.resume = resume
         self.constants = constants or {"model": {}}
         self.failure: TrainingFailed | None = None
-        self.products: Library = "default"  # the training loop chooses it
+        self.matrix_products: Library = "default"  # the training loop chooses it
         self._best: Row | None = None
 
     @property

@@ -24,7 +24,7 @@ from dlhw.runs.checkpoint import State
 from dlhw.runtime import processes
 from dlhw.runtime.randomness import key
 from dlhw.training import batched
-from dlhw.training.acceleration import undecorated_step, vectorizable
+from dlhw.training.acceleration import undecorated_step
 from dlhw.training.finetuning import frozen_modules
 from dlhw.training.objective import DataLoss
 from dlhw.training.optim import Schedule
@@ -257,7 +257,6 @@ class Ensemble(Variants):
     def vectorized(self, loss: DataLoss) -> DataLoss:
         if (batched_loss := batched.cross_entropy(loss)) is not None:
             return batched_loss
-        loss = vectorizable(loss)
         separate, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
         return lambda logits, y: separate(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
 
