@@ -47,7 +47,7 @@ from dlhw.data.tensors import Dataset, Split
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
 from dlhw.runtime.options import PrecisionName
-from dlhw.runtime.products import computed_by
+from dlhw.runtime.products import computed_by, is_exact_in_onednn
 from dlhw.training.loop import Training
 from dlhw.training.run import Result, TrainingRun
 from dlhw.training.variants import Single
@@ -118,7 +118,7 @@ def ours(model: str, setting: str, options: argparse.Namespace, epochs: int) -> 
 
 
 def theirs(make_epoch: Callable[[], Epoch], epochs: int, *, device: torch.device) -> list[float]:
-    """Return the seconds of ``epochs`` calls after a warm-up call, with torch's defaults."""
+    """Return the seconds of ``epochs`` calls after a warm-up call, with torch's defaults except for the threads."""
     devices.configure_torch(device, devices.Precision("fp32", device), deterministic=False)
     epoch = make_epoch()
     epoch()
@@ -156,7 +156,7 @@ def make_loops(model: str, options: argparse.Namespace) -> dict[str, Loop]:
     if model == "mlp":
         makers["matrix products alone, fp32"] = lambda: products(torch.float32)
         makers["matrix products alone, bf16"] = lambda: products(torch.bfloat16)
-        if device.type == "cpu":
+        if device.type == "cpu" and is_exact_in_onednn():
             makers["matrix products alone, fp32 by oneDNN"] = lambda: computed_by("oneDNN")(products(torch.float32))
     if options.all:
         makers |= {f"DataLoader and transforms, {workers} workers": data_loader(workers) for workers in (0, 2)}
@@ -279,6 +279,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     options = parse_arguments()
     options.where = [f"trainer.device={options.device}", f"data_dir={options.data_dir}"]
+    devices.use_threads()
     print(machine(devices.pick_device(options.device)), flush=True)
     for model in options.models:
         loops: dict[str, Loop] = {

@@ -18,6 +18,7 @@ import dlhw  # noqa: F401  # before torch: sets how long its threads spin
 # isort: split
 import torch
 
+from dlhw.runtime.devices import use_threads
 from dlhw.runtime.products import Library, computed_by, is_exact_in_onednn, relative_error
 
 LIBRARIES: tuple[Library, Library] = ("default", "oneDNN")
@@ -52,6 +53,7 @@ def microseconds(product: Callable[[], torch.Tensor], multiply_adds: int) -> flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
+    use_threads()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, exact in oneDNN: {is_exact_in_onednn()}\n")
     print("| networks x samples x inputs x outputs | multiply-adds | default, us | oneDNN, us | ratio | errors |")
     print("|---|--:|--:|--:|--:|--:|")

@@ -28,6 +28,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlhw.runtime.threads import usable_cores
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -46,7 +48,7 @@ SIZES = (
 LAUNCHERS = {
     "basic": ["hydra/launcher=basic"],
     "vectorized": ["hydra/launcher=vectorized"],
-    "joblib": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={os.cpu_count()}"],
+    "joblib": ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={usable_cores()}"],
 }
 
 
@@ -137,7 +139,7 @@ def steps(counts: Sequence[int], batch_size: int, threads: Sequence[int]) -> Ite
 
 def sizes(where: Sequence[str]) -> Iterator[str]:
     """Yield a table with the milliseconds per step and network of networks of several sizes, by way of training."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     yield "| network | batch | multiply-adds | one at a time | 8 at once | 21 at once | a process per core |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     for dataset, inputs, hidden, batch in SIZES:
@@ -167,13 +169,13 @@ def main() -> None:
         if name != "joblib" or importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is not None
     ]
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}\n")
+    print(f"{platform.machine()}, {usable_cores()} cores, OMP_NUM_THREADS {threads}\n")
     if options.sizes:
         for line in sizes(options.where):
             print(line, flush=True)
         return
     if options.step:
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         print("\n".join(steps(options.jobs, options.batch_size, sorted({1, cores}))))
         return
     print("| jobs | launcher | seconds | jobs per second | times basic | min–max |\n|--:|---|--:|--:|--:|--:|")

@@ -67,7 +67,10 @@ def with_data_loader(model: nn.Module, data_dir: Path, *, workers: int, device: 
 
 
 def matrix_products(steps: int, *, dtype: torch.dtype, device: torch.device) -> Epoch:
-    """Return only the five matrix products of a step of the 784-500-10 network: a lower bound for every loop."""
+    """Return only the five matrix products of a step of the 784-500-10 network.
+
+    This is a lower bound for loops that use the same library.
+    """
     sizes = {"x": (BATCH, 784), "w1": (500, 784), "h": (BATCH, 500), "w2": (10, 500), "logits": (BATCH, 10)}
     x, w1, h, w2, logits = (torch.randn(size, device=device, dtype=dtype) for size in sizes.values())
     dw1, dh, dw2 = torch.empty_like(w1), torch.empty_like(h), torch.empty_like(w2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from dlhw.runtime.threads import SPINNING
 
 PROGRAMS = Path(__file__).with_name("peers")
 TORCH = f"torch=={version('torch').partition('+')[0]}"  # this environment's version, which uv has in its cache
@@ -41,14 +44,15 @@ JITTED = "JAX, fp32"
 
 
 def peer_loops(names: Sequence[str], model: str, data_dir: Path) -> dict[str, Callable[[int], list[float]]]:
-    """Return the loops of these peers by their names in the table, and print which ones uv cannot install.
+    """Return the loops of these peers by their names in the table. Print their versions and which ones are left out.
 
     A loop starts a process, which trains a warm-up epoch and then n epochs, and returns the seconds of these n.
     """
     loops: dict[str, Callable[[int], list[float]]] = {}
     for peer in (PEERS[name] for name in names):
         try:
-            output(python(peer, "-c", ""))
+            package = peer.packages[0]
+            print(package, output(python(peer, "-c", f"import {package}; print({package}.__version__)")).split()[-1])
         except Unavailable as error:
             print(f"{peer.title} is left out: {error}", flush=True)
             continue
@@ -81,8 +85,9 @@ def python(peer: Peer, *arguments: str) -> list[str]:
 
 
 def output(command: Sequence[str]) -> str:
-    """Return what a command prints. Raise Unavailable with the reason if it fails."""
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Return what a command prints that is run without dlhw's variables of threads. Raise Unavailable if it fails."""
+    env = {name: value for name, value in os.environ.items() if (name, value) not in SPINNING.items()}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if ended.returncode:
         raise Unavailable(reason(ended.stderr) or f"exit code {ended.returncode}")
     return ended.stdout

@@ -1,6 +1,6 @@
 """Train on MNIST with fastai: batches are gathered from tensors; no validation, progress bar or recorded metrics.
 
-uv run --with fastai scripts/peers/fastai_loop.py --data-dir data
+uv run --no-project --with fastai scripts/peers/fastai_loop.py --data-dir data
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train on MNIST with Lightning: batches are gathered from tensors; logger, checkpoints and progress are off.
 
-uv run --with lightning scripts/peers/lightning_loop.py --data-dir data
+uv run --no-project --with lightning scripts/peers/lightning_loop.py --data-dir data
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the programs in this folder share: arguments, data, and the lines that they print.
 
-Each program trains a network on 48,000 images of MNIST with one framework, in the form that its documentation
-recommends for data that fits in memory. It prints a JSON line with the seconds of each epoch after the first, which is
+Each program trains a network on 48,000 images of MNIST with one framework, from arrays in memory and without
+logging, checkpoints or progress bars. It prints a JSON line with the seconds of each epoch after the first, which is
 the warm-up and includes compilation, and a line with the validation error on the other 12,000 training images at the
 end. ``benchmark_loop.py --peers`` runs the programs. This module needs only NumPy.
 """

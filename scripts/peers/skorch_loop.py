@@ -1,6 +1,6 @@
 """Train on MNIST with skorch: batches are gathered from arrays; no validation, metrics or printing.
 
-uv run --with skorch scripts/peers/skorch_loop.py --data-dir data
+uv run --no-project --with skorch scripts/peers/skorch_loop.py --data-dir data
 """
 
 from __future__ import annotations
