@@ -51,8 +51,8 @@ def peer_loops(names: Sequence[str], model: str, data_dir: Path) -> dict[str, Ca
     loops: dict[str, Callable[[int], list[float]]] = {}
     for peer in (PEERS[name] for name in names):
         try:
-            package = peer.packages[0]
-            print(package, output(python(peer, "-c", f"import {package}; print({package}.__version__)")).split()[-1])
+            code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
+            print(peer.packages[0], output(python(peer, "-c", code, peer.packages[0])).strip(), flush=True)
         except Unavailable as error:
             print(f"{peer.title} is left out: {error}", flush=True)
             continue
