@@ -42,3 +42,19 @@ def test_relative_data_dir_becomes_absolute_everywhere(tmp_path: Path, monkeypat
     absolute = {"data_dir": str(tmp_path / "d"), "resume": None, "other": f"{tmp_path}/d/x"}
     assert to_yaml(cfg) == OmegaConf.to_yaml(OmegaConf.create(absolute))
     assert cfg.data_dir == "d"
+
+
+def test_relative_paths_in_groups_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"data_dir": "/d", "resume": None, "init": {"run": "r", "x": 1}, "dataset": {"cache_dir": "c"}}
+    absolute = {**content, "init": {"run": f"{tmp_path}/r", "x": 1}, "dataset": {"cache_dir": f"{tmp_path}/c"}}
+    assert to_yaml(OmegaConf.create(content)) == OmegaConf.to_yaml(OmegaConf.create(absolute))
+    same = {**content, "init": "${base}", "base": {"run": "r"}}
+    same_absolute = {**absolute, "init": {"run": f"{tmp_path}/r"}, "base": {"run": "r"}}
+    assert to_yaml(OmegaConf.create(same)) == OmegaConf.to_yaml(OmegaConf.create(same_absolute))
+
+
+def test_keys_that_python_counts_as_equal_are_distinguished() -> None:
+    for key in (1, True, 1.0):
+        content: dict[Any, Any] = {"r": {key: 0.1}}
+        assert yaml_text(content) == OmegaConf.to_yaml(OmegaConf.create(content))

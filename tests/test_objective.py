@@ -97,19 +97,16 @@ def test_gradient_of_flooded_changes_sign_at_b(loss: float, slope: float) -> Non
 
 
 @settings(deadline=None)
-@given(loss=st.floats(0, allow_infinity=False), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_flooding_with_b_zero_is_the_identity(loss: float, dtype: torch.dtype) -> None:
-    loss_tensor = torch.tensor(loss, dtype=dtype, requires_grad=True)
-    value = flooded(loss_tensor, 0.0)
-    value.backward()
-    assert value.item() == loss_tensor.item()
-    assert loss_tensor.grad == 1
-
-
-def test_flooding_with_b_zero_keeps_the_gradient_at_loss_zero() -> None:
-    loss_tensor = scalar(0.0)
-    flooded(loss_tensor, 0.0).backward()
-    assert loss_tensor.grad == 1  # the derivative of |.| would be 0
+@given(loss=st.floats(allow_infinity=False, allow_nan=False), dtype=st.sampled_from([torch.float32, torch.float64]))
+@pytest.mark.parametrize("others", [[], [0.5]])
+def test_flooding_with_b_zero_is_the_identity(loss: float, dtype: torch.dtype, others: list[float]) -> None:
+    """Also for negative losses and for 0, and for one model of an ensemble whose others are flooded."""
+    losses = torch.tensor([loss, *others], dtype=dtype, requires_grad=True)
+    value = flooded(losses, torch.tensor([0.0, *others], dtype=dtype) if others else 0.0)
+    value[0].backward()
+    assert value[0].item() == losses[0].item()
+    assert losses.grad is not None
+    assert losses.grad[0] == 1
 
 
 def test_flooding_with_b_zero_keeps_the_gradients_of_a_network_bit_for_bit() -> None:

@@ -195,14 +195,14 @@ def test_frameworks_that_uv_cannot_install_are_left_out(
     def output(command: Sequence[str]) -> str:
         if "keras" in command:
             raise peer_programs.Unavailable("no keras")
-        return ""
+        return "1.0\n"
 
     monkeypatch.setattr(peer_programs, "find_uv", lambda: "uv")
     monkeypatch.setattr(peer_programs, "output", output)
     loops = peer_programs.peer_loops(["jax", "keras", "skorch"], "mlp", Path("data"))
     assert list(loops) == ["JAX, fp32", "JAX, bf16", "skorch, fp32"]
     assert peer_programs.JITTED in loops
-    assert capsys.readouterr().out == "Keras on JAX is left out: no keras\n"
+    assert capsys.readouterr().out == "jax 1.0\nKeras on JAX is left out: no keras\nskorch 1.0\n"
 
 
 def test_peers_need_uv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

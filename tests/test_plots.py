@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from dlhw.views.plots import COLORS, DPI, PALETTE, Numbers, column_label, curves, label, new_figure
-from support.figures import draw, heading, labelled_line, legend_labels
+from dlhw.views.plots import COLORS, DPI, PALETTE, Numbers, column_label, label, new_figure
+from support.figures import curves, draw, heading, labelled_line, legend_labels
 from support.marks import slow
 
 

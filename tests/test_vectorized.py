@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
 import yaml
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dlhw.cli import lifecycle
-from dlhw.cli.assembly import assemble
+from dlhw.cli.assembly import Parts, assemble
 from dlhw.runs.record import Record
 from dlhw.sweeps import vectorized
+from dlhw.training.run import TrainingRun
 from dlhw.views import plots
 from support.commands import dlhw, files, summary
 from support.comparing import assert_equal
@@ -82,6 +87,59 @@ def test_hydras_files_of_jobs_are_those_that_hydra_writes(sweeps: Sweeps) -> Non
             contents.append(content)
         assert contents[0] == contents[1]
         assert list(contents[0]["hydra"]) == list(contents[1]["hydra"])
+
+
+class Noting(Callback):
+    """Notes what Hydra's callbacks get at the end of a job."""
+
+    returned: ClassVar[list[JobReturn]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **details: Any) -> None:
+        self.returned.append(job_return)
+
+
+def test_callbacks_get_the_same_as_from_hydra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Noting, "returned", [])
+    callback = f"+hydra.callbacks.noting._target_={__name__}.Noting"
+    for launcher in ("vectorized", "basic"):
+        line = ["-m", *BASE, "seed=0,1", f"hydra/launcher={launcher}", callback, f"hydra.sweep.dir={launcher}"]
+        assert dlhw(*line, at=tmp_path).code == 0
+    ours, expected = Noting.returned[:2], Noting.returned[2:]
+    assert [job.task_name for job in ours] == [job.task_name for job in expected]
+    assert [job.cfg for job in ours] == [job.cfg for job in expected]
+    assert [job.overrides for job in ours] == [job.overrides for job in expected]
+    for job, other in zip(ours, expected, strict=True):
+        assert job.hydra_cfg is not None
+        assert other.hydra_cfg is not None
+        assert list(job.hydra_cfg) == list(other.hydra_cfg) == ["hydra"]
+        assert job.hydra_cfg.hydra.job == other.hydra_cfg.hydra.job
+
+
+def test_a_directory_may_refer_to_the_number_of_the_job(tmp_path: Path) -> None:
+    by_hydra = ("hydra/sweeper=basic", 'hydra.sweep.subdir="job ${hydra:job.num}"')
+    result = dlhw(*AT_ONCE, *by_hydra, "seed=0,1", "hydra.sweep.dir=s", at=tmp_path)
+    assert result.code == 0, result.err
+    assert "training 2 jobs at once" in result.lines
+    assert {path.parent.name for path in tmp_path.glob("s/*/summary.json")} == {"job 0", "job 1"}
+
+
+@pytest.mark.parametrize(
+    "grid", [["seed=range(4)", "hydra.launcher.largest=2"], ["trainer.batch_size=8,9,10,11"]], ids=["chunks", "single"]
+)
+def test_models_of_finished_jobs_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: list[str]) -> None:
+    models: list[weakref.ref[nn.Module]] = []
+    alive = []
+    finish = lifecycle.finish
+
+    def noting(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Any:
+        alive.append(sum(model() is not None for model in models))
+        models.append(weakref.ref(parts.model))
+        return finish(cfg, parts, run)
+
+    monkeypatch.setattr(lifecycle, "finish", noting)
+    assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 0
+    assert len(alive) == 4
+    assert max(alive) <= 1  # of the same chunk
 
 
 @pytest.mark.parametrize("error", [ValueError("no picture"), OSError(28, "disk full")])

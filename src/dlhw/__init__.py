@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["UsageError", "__version__", "load_run", "load_sweep"]
 
-threads.limit_spinning()  # this package is imported before torch, whatever is started
+threads.limit_spinning()  # before torch is imported; dlhw's commands import this package first
 
 
 def load_run(path: str | Path) -> Run:

@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from dlhw.views import plots
+
+
+def curves(
+    rows: Sequence[Mapping[str, float]],
+    *,
+    title: str,
+    subtitle: str = "",
+    best_epoch: int | None,
+    flood: float = 0.0,
+    train_label: str = "train",
+    loss_label: str = "loss",
+) -> Figure:
+    """Draw the learning curves of :func:`dlhw.views.plots.curves_png` with matplotlib."""
+    quantities = plots._quantities(rows, loss_label)
+    notes = "\n".join(filter(None, [subtitle, plots._results(rows, best_epoch), plots._divergence(rows)]))
+    figure, all_axes = plots.new_figure(len(quantities), title=title, subtitle=notes)
+    lines = plots._draw_curves(all_axes, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
+    if lines:
+        handles, names = list(lines.values()), list(lines)
+        place = {"bbox_to_anchor": (0.5, 0.0), "borderaxespad": 0.0}
+        legend = plots.add_legend(figure, handles, names, loc="lower center", columns=len(lines), **place)
+        for handle in legend.get_lines():
+            handle.set_linewidth(max(1.4, handle.get_linewidth()))
+    height = figure.get_figheight()
+    top = (plots._PANEL_INCHES - plots._GAP_INCHES) / height
+    figure.set_layout_engine("none")
+    plots._fit_to_labels(all_axes, height=height, top=top, foot_inches=0.24 if lines else 0.0)
+    return figure
 
 
 def draw(figure: Figure) -> tuple[int, int]:

@@ -154,7 +154,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _missing_values(content: dict[str, Any]) -> list[str]:
-    if "'???'" not in repr(content):  # creating a config takes a millisecond
+    if "'???'" not in repr(content):  # nothing is missing; missing_keys needs a config, which takes a millisecond
         return []
     return [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(OmegaConf.create(content))]
 

@@ -41,8 +41,11 @@ LIBRARY_ERRORS = (HydraException, OmegaConfBaseException)
 COMPOSITION_ERRORS = (*LIBRARY_ERRORS, ValueError, AssertionError)  # Hydra raises them all
 PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized", "dlhw.sweeps.automatic.Automatic")
 """The classes of dlhw's sweepers and launchers."""
-_JOB_DIRECTORY = ("hydra.sweep.dir=", "hydra.sweep.subdir=")
-_MOST_CHECKED = 2000  # of 20 kB each
+_JOB_SUBDIR = "hydra.sweep.subdir="
+_JOB_DIRECTORY = ("hydra.sweep.dir=", _JOB_SUBDIR)
+"""How the overrides begin that give the directory of a job, which the sweeper adds when it launches the job."""
+_MOST_CHECKED = 2000
+"""The largest number of configs that are kept between sweeper and launcher, each of 20 kB."""
 
 
 def conf_dir() -> Path:
@@ -124,7 +127,7 @@ class Loader(ComposingLoader):
         place = (config_name, os.getcwd(), sources)
         key = (*place, self.structure(overrides))
         job = (*place, *(line for line in lines if not line.startswith(_JOB_DIRECTORY)))
-        directory = [override for override in overrides if f"{override.key_or_group}=" in _JOB_DIRECTORY]
+        directory = [override for override in overrides if str(override.input_line).startswith(_JOB_DIRECTORY)]
         cfg = (
             self._in_directory(self._checked.pop(job), directory, lines) if directory and job in self._checked else None
         )
@@ -135,7 +138,7 @@ class Loader(ComposingLoader):
             rules.check_program_keys(cfg, RunMode.MULTIRUN)
             _forget_plugin_types(cfg)
             self.composed[key] = pickle.dumps(cfg), rules.selections(cfg)
-        if overrides and not any(line.startswith(_JOB_DIRECTORY[1]) for line in lines):
+        if overrides and not any(line.startswith(_JOB_SUBDIR) for line in lines):
             self._checked[job] = pickle.dumps(cfg)
             if len(self._checked) > _MOST_CHECKED:
                 del self._checked[next(iter(self._checked))]

@@ -57,14 +57,14 @@ def yaml_text(content: Mapping[str, Any], *, above: tuple[str, ...] = ()) -> str
 
     The texts of parts are kept, because most of them are equal in all jobs of a sweep.
     """
-    return "".join(_yaml_of_entry((*above, name), pickle.dumps(value)) for name, value in content.items())
+    return "".join(_yaml_of_entry(pickle.dumps(((*above, name), value))) for name, value in content.items())
 
 
 @functools.lru_cache(maxsize=8192)
-def _yaml_of_entry(path: tuple[str, ...], pickled: bytes) -> str:
-    """Return the lines of the last key of a path. Their line breaks depend on the depth."""
-    value = pickle.loads(pickled)
-    header = _yaml_of_entry(path, pickle.dumps({})) if isinstance(value, Mapping) and value else ""
+def _yaml_of_entry(pickled: bytes) -> str:
+    """Return the lines of the last key of a path, from (path, value). Their line breaks depend on the depth."""
+    path, value = pickle.loads(pickled)
+    header = _yaml_of_entry(pickle.dumps((path, {}))) if isinstance(value, Mapping) and value else ""
     if header.count("\n") == 1:  # keys that are too long have two lines
         return header.removesuffix(" {}\n") + "\n" + yaml_text(value, above=path)
     entry = value
@@ -117,9 +117,14 @@ def _contains(content: Mapping[str, Any], name: str, value: Any) -> bool:
 
 
 def _merged(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(content) | {
-        name: _merged(content[name], value) if isinstance(value, Mapping) else value for name, value in values.items()
-    }
+    """Return the content with other values in mappings that it has; a reference to a mapping stays."""
+    result = dict(content)
+    for name, value in values.items():
+        if not isinstance(value, Mapping):
+            result[name] = value
+        elif isinstance(content[name], Mapping):
+            result[name] = _merged(content[name], value)
+    return result
 
 
 def _absolute(path: str) -> str:

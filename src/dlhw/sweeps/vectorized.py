@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import typing
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, env_override, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -86,18 +87,15 @@ class Vectorized(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs. The directory of a failed job records why it failed."""
-        with _few_collections():
-            return self._launch(job_overrides, initial_job_idx)
-
-    def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         groups: dict[str, list[GroupedJob]] = defaultdict(list)
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(cfg):
-                cfg.hydra.job.id = cfg.hydra.job.num = number
-            groups[group_key(cfg)].append(GroupedJob(cfg))
+        with _few_collections():
+            for number, overrides in enumerate(job_overrides, initial_job_idx):
+                cfg = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                with open_dict(cfg):
+                    cfg.hydra.job.id = cfg.hydra.job.num = number
+                groups[group_key(cfg)].append(GroupedJob(cfg))
         for group in groups.values():
             self._run(group)
         return [job.returned for group in groups.values() for job in group if job.returned is not None]
@@ -133,27 +131,38 @@ class Vectorized(Launcher):
             raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
         if group[0].cfg.study.get("_target_") is not None:
             raise NotVectorizable("a study does not train")
-        first_two = _first_two([job.cfg for job in group])
+        first_two = list(itertools.islice(valid_parts(job.cfg for job in group), 2))
+        if len(first_two) < 2:
+            raise NotVectorizable("fewer than two of them are valid")
         if not self.even_if_slower and first_two[0].precision.device.type == "cpu" and convolves(first_two[0].trained):
             raise NotVectorizable(
                 "on a CPU, training convolutional networks at once is slower (hydra.launcher.even_if_slower)"
             )
         largest = min(len(group), largest_that_fits(first_two), self.largest or len(group))
+        del first_two
         while remaining := [job for job in group if not job.ended]:
-            chunk = remaining[:largest]
-            try:
-                with contextlib.ExitStack() as locks:
-                    for jobs in self._begin(chunk, locks):
-                        log.info("training %d job%s at once", len(jobs), "" if len(jobs) == 1 else "s")
-                        with _log_into(jobs):
-                            train_at_once(jobs)
-                        for job in jobs:
-                            _finish(job)
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
-                    raise
-                largest = len(chunk) // 2
-                log.info("%d jobs at once do not fit into memory; continuing with %d", len(chunk), largest)
+            largest = min(largest, len(remaining))
+            if not self._train_chunk(remaining[:largest]):
+                log.info("%d jobs at once do not fit into memory; continuing with %d", largest, largest // 2)
+                largest //= 2
+                gc.collect()  # the models that did not fit
+
+    def _train_chunk(self, jobs: Sequence[GroupedJob]) -> bool:
+        """Train jobs at once, or those of equal numbers of finished epochs. Return whether they fit into memory."""
+        try:
+            with contextlib.ExitStack() as locks, _few_collections():
+                for begun in self._begin(jobs, locks):
+                    log.info("training %d job%s at once", len(begun), "" if len(begun) == 1 else "s")
+                    with _log_into(begun):
+                        train_at_once(begun)
+                    for job in begun:
+                        _finish(job)
+                        job.parts = job.run = None
+        except torch.OutOfMemoryError:
+            if len(jobs) == 1:
+                raise
+            return False
+        return True
 
     def _begin(self, jobs: Sequence[GroupedJob], locks: contextlib.ExitStack) -> list[list[GroupedJob]]:
         """Create the jobs' directories and parts. Return the jobs without an error, grouped by finished epochs."""
@@ -178,22 +187,25 @@ class Vectorized(Launcher):
 
     def _enter_quickly(self, cfg: DictConfig, function: Callable[[DictConfig], Any]) -> JobReturn:
         """Call a function in the job's directory, as Hydra's ``run_job`` does but with fewer copies of the config."""
-        directory = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir))
-        with read_write(cfg.hydra), open_dict(cfg.hydra):
-            cfg.hydra.runtime.output_dir = str(directory.absolute())
         current, earlier = HydraConfig.instance(), HydraConfig.instance().cfg
-        OmegaConf.set_readonly(cfg.hydra, True)
-        current.cfg = typing.cast(HydraConf, cfg)
+        current.cfg = typing.cast(HydraConf, cfg)  # the directory may refer to it
         try:
-            task_cfg = copied(cfg)
-            with read_write(task_cfg), open_dict(task_cfg):
-                del task_cfg["hydra"]
+            directory = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir))
+            with read_write(cfg.hydra), open_dict(cfg.hydra):
+                cfg.hydra.runtime.output_dir = str(directory.absolute())
+            OmegaConf.set_readonly(cfg.hydra, True)
+            task_cfg, hydra_cfg = copied(cfg), copied(cfg)
+            for part, has_hydra in ((task_cfg, False), (hydra_cfg, True)):
+                with read_write(part), open_dict(part):
+                    for name in [name for name in part if (name == "hydra") != has_hydra]:
+                        del part[name]
             lines = override_lines(cfg.hydra, "task")
             returned = JobReturn(
                 overrides=lines,
                 cfg=task_cfg,
-                hydra_cfg=cfg,
+                hydra_cfg=hydra_cfg,
                 working_dir=str(Path.cwd()),
+                task_name=JobRuntime.instance().get("name"),
             )
             directory.mkdir(parents=True, exist_ok=True)
             if cfg.hydra.output_subdir is not None:
@@ -233,15 +245,14 @@ def group_key(cfg: DictConfig) -> str:
     return json.dumps([shared, str(cfg.data_dir), optimizer], sort_keys=True, default=str)
 
 
-def _first_two(cfgs: Sequence[DictConfig]) -> list[Parts]:
-    """Return the parts of the first two valid configs. Raise NotVectorizable if there are fewer."""
-    valid: list[Parts] = []
+def valid_parts(cfgs: Iterable[DictConfig]) -> Iterator[Parts]:
+    """Yield the parts of each valid config."""
     for cfg in cfgs:
-        with contextlib.suppress(UsageError):
-            valid.append(assemble(cfg))
-        if len(valid) == 2:
-            return valid
-    raise NotVectorizable("fewer than two of them are valid")
+        try:
+            parts = assemble(cfg)
+        except UsageError:  # the job reports it
+            continue
+        yield parts
 
 
 def convolves(model: nn.Module) -> bool:
@@ -348,10 +359,11 @@ def _log_into(jobs: Sequence[GroupedJob], logger: logging.Logger | None = None) 
 
 @contextlib.contextmanager
 def _few_collections() -> Iterator[None]:
-    """Collect garbage rarely, and never among the objects that exist already.
+    """Collect garbage rarely while many jobs are composed, begun and ended, and all of it afterwards.
 
-    The configs of all jobs and the imported modules are hundreds of thousands of objects. Visiting them again and again
-    takes a seventh of the time of a sweep of small networks.
+    The configs of the jobs and the imported modules are hundreds of thousands of objects. Visiting them again and again
+    takes a seventh of the time of a sweep of small networks. Models and optimizers are in reference cycles, so only a
+    collection frees their memory.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -360,6 +372,7 @@ def _few_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        gc.collect()
         gc.unfreeze()
 
 

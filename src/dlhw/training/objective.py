@@ -22,10 +22,13 @@ DataLoss = Callable[[Tensor, Tensor], Tensor]
 def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
     """Return |loss - b| + b: below the flood level b the gradient changes sign (C5.3; Ishida et al. 2020).
 
-    Written as a choice between the two branches, so that b = 0 leaves a non-negative loss and its gradient unchanged
-    to the last bit, even where the loss is exactly 0 and |.| has no derivative.
+    Written as a choice between the two branches, so that b = 0, which turns flooding off, leaves every loss and its
+    gradient unchanged to the last bit.
     """
-    return torch.where(loss < b, 2 * b - loss, loss)
+    if not _is_on(b):
+        return loss
+    below = loss < b if isinstance(b, float) else (loss < b) & (b > 0)
+    return torch.where(below, 2 * b - loss, loss)
 
 
 def mse(input: Tensor, target: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ class Objective:
         self, logits: Tensor, y: Tensor, weights: Callable[[], Sequence[Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss = self.data_loss(logits, y)
-        objective = flooded(loss, self.regularization.flood) if _is_on(self.regularization.flood) else loss
+        objective = flooded(loss, self.regularization.flood)
         penalty = self.regularization.penalty(weights()) if self.regularization.penalizes else None
         if penalty is None:
             return objective, loss, torch.zeros_like(loss)

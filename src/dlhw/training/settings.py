@@ -65,7 +65,8 @@ class Execution:
     precision: PrecisionName = "fp32"
     """Number format of matrix products and convolutions."""
     threads: Count | None = None
-    """CPU threads; None: torch's default, but at most the cores that the process may use."""
+    """CPU threads; None: the number in OMP_NUM_THREADS or MKL_NUM_THREADS, or else torch's default, but at most the
+    cores that the process may use."""
     compile: bool = False
     """Compile the forward and backward pass with torch.compile."""
     cuda_graphs: bool = False

@@ -1,7 +1,7 @@
 """The style that all figures share, and the learning curves of a run.
 
 Figures are ``matplotlib.figure.Figure`` objects, made without pyplot, which is slow to import and keeps global state.
-The caller saves them.
+The caller saves them. Learning curves are drawn by :mod:`.rendering`, because every run of a sweep draws them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +42,7 @@ _TITLE_POINTS, TEXT_POINTS = 11.0, 9.0
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 _TICK_INCHES = 7.0 / 72  # a tick and its distance from the label
 _PANEL_INCHES = 2.9
+_LARGEST_DRAWN = 1e290  # the limits of an axis, and the reciprocal of its length, must be finite
 _GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
 
 
@@ -54,14 +54,11 @@ def new_figure(
     panel_inches: float = _PANEL_INCHES,
     columns: int | None = None,
     foot_inches: float = 0.0,
-    constrained: bool = True,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with ``panels`` axes in the common style, below a title and subtitle that wrap.
 
     Up to three panels are side by side, more are in rows of two or of ``columns``. The figure grows with the heading
-    and by ``foot_inches`` for a tall legend, so that the panels keep their size. Text is never parsed as TeX. With
-    ``constrained``, matplotlib fits the panels to their labels, which takes as long as drawing; otherwise the caller
-    must do this.
+    and by ``foot_inches`` for a tall legend, so that the panels keep their size. Text is never parsed as TeX.
     """
     columns = columns or (panels if panels <= 3 else 2)
     rows = math.ceil(panels / columns)
@@ -69,15 +66,12 @@ def new_figure(
     height = rows * panel_inches + heading_inches + foot_inches
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
     top = 1 - heading_inches / height
-    if constrained:
-        pads = {"w_pad": _GAP_INCHES, "h_pad": _GAP_INCHES, "wspace": 0.06}
-        figure.set_layout_engine("constrained", rect=(0, 0, 1, top), **pads)
-    else:
-        figure.subplots_adjust(top=top - _GAP_INCHES / height)
+    pads = {"w_pad": _GAP_INCHES, "h_pad": _GAP_INCHES, "wspace": 0.06}
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, top), **pads)
     for line in heading:
         figure.text(
             line.x / WIDTH_INCHES,
-            1 + line.top / height,
+            1 - line.below_top / height,
             line.text,
             fontsize=line.points,
             fontweight="bold" if line.bold else "normal",
@@ -97,52 +91,13 @@ def new_figure(
 
 def _heading(title: str, subtitle: str) -> tuple[list[Text], float]:
     """Return the lines of a heading, placed below the upper edge of a figure, and their height in inches."""
-    lines, top = [], -0.08
-    for text, points, width in ((title, _TITLE_POINTS, 68), (subtitle, TEXT_POINTS, 102)):
-        bold = text is title
+    lines, below_top = [], 0.08
+    for text, points, width, bold in ((title, _TITLE_POINTS, 68, True), (subtitle, TEXT_POINTS, 102, False)):
         for line in _wrapped(text, width):
             color = "black" if bold else COLORS["reference"]
-            lines.append(Text(line, x=0.1, top=top, points=points, bold=bold, color=color))
-            top -= points * LINE_INCHES
-    return lines, 0.04 - top
-
-
-def curves(
-    rows: Sequence[Mapping[str, float]],
-    *,
-    title: str,
-    subtitle: str = "",
-    best_epoch: int | None,
-    flood: float = 0.0,
-    train_label: str = "train",
-    loss_label: str = "loss",
-) -> Figure:
-    """Draw loss and error against epoch for train, validation and test, from the rows of ``metrics.csv``.
-
-    Quantities without a column are left out. For regression the mean squared error replaces the error. Axes are
-    logarithmic if the values span more than a decade. If ``flood`` > 0, the level b is drawn. The subtitle has the
-    results at the best and the last epoch, and the epoch from which the train loss is not finite.
-    """
-    quantities = _quantities(rows, loss_label)
-    notes = "\n".join(filter(None, [subtitle, _results(rows, best_epoch), _divergence(rows)]))
-    figure, all_axes = new_figure(len(quantities), title=title, subtitle=notes, constrained=False)
-    lines = _draw_curves(all_axes, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
-    if lines:
-        # A legend below the panels does not cover a curve.
-        legend = add_legend(
-            figure,
-            list(lines.values()),
-            list(lines),
-            loc="lower center",
-            columns=len(lines),
-            bbox_to_anchor=(0.5, 0.0),
-            borderaxespad=0.0,
-        )
-        for handle in legend.get_lines():
-            handle.set_linewidth(max(1.4, handle.get_linewidth()))
-    height = figure.get_figheight()
-    _fit_to_labels(all_axes, height=height, top=figure.subplotpars.top, foot_inches=0.24 if lines else 0.0)
-    return figure
+            lines.append(Text(line, x=0.1, below_top=below_top, points=points, bold=bold, color=color))
+            below_top += points * LINE_INCHES
+    return lines, below_top + 0.04
 
 
 def curves_png(
@@ -154,7 +109,12 @@ def curves_png(
     train_label: str = "train",
     loss_label: str = "loss",
 ) -> bytes:
-    """Return a PNG file of the same picture as :func:`curves`, drawn six times as fast; see :mod:`.rendering`."""
+    """Return a PNG file with loss and error against epoch for train, validation and test, from rows of ``metrics.csv``.
+
+    Quantities without a column are left out. For regression the mean squared error replaces the error. Axes are
+    logarithmic if the values span more than a decade. If ``flood`` > 0, the level b is drawn. The heading has the
+    results at the best and the last epoch, and the epoch from which the train loss is not finite.
+    """
     quantities = _quantities(rows, loss_label)
     notes = "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
     heading, heading_inches = _heading(title, notes)
@@ -168,7 +128,7 @@ def curves_png(
             WIDTH_INCHES,
             height,
             DPI,
-            texts=[replace(line, top=height + line.top) for line in heading],
+            texts=heading,
             panels=panels,
             legend=list(lines.values()),
             legend_points=TEXT_POINTS,
@@ -400,9 +360,16 @@ def _value(row: Mapping[str, float], column: str) -> float:
 
 
 def _points(rows: Sequence[Mapping[str, float]], column: str) -> list[tuple[float, float]]:
-    """Return (epoch, value) for the finite values of a column. The test set may be evaluated only in some epochs."""
+    """Return (epoch, value) for the values of a column that can be drawn: finite ones, and not too large for an axis.
+
+    Values too small for an axis count as 0. The test set may be evaluated only in some epochs.
+    """
     pairs = ((float(row["epoch"]), _value(row, column)) for row in rows)
-    return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
+    return [
+        (epoch, value if abs(value) > 1 / _LARGEST_DRAWN else 0.0)
+        for epoch, value in pairs
+        if abs(value) < _LARGEST_DRAWN
+    ]
 
 
 def _all_values(rows: Sequence[Mapping[str, float]], quantity: str) -> list[float]:

@@ -25,7 +25,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
 from matplotlib.scale import LogTransform, SymmetricalLogTransform
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import Formatter, Locator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import Formatter, Locator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Affine2D, Bbox, IdentityTransform, Transform
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
@@ -40,7 +40,7 @@ _BORDER, _HANDLE, _HANDLE_GAP, _COLUMN_GAP = 0.4, 1.8, 0.8, 1.6
 _MAJOR, _MINOR = (3.5, 0.8), (2.0, 0.6)
 """Length and width of ticks in points."""
 _PAD_POINTS = 3.5  # between a tick and its label
-_DOTS = (0.0, (1.0, 1.65))  # the offset, and lengths in line widths
+_DOTS = (1.0, 1.65)  # in line widths
 
 GRID_COLOR, GRID_POINTS = "#E4E4E4", 0.6
 AXIS_COLOR, AXIS_POINTS = "#666666", 0.8
@@ -58,7 +58,7 @@ class Curve:
     label: str
     linewidth: float
     zorder: float
-    linestyle: str | tuple[float, tuple[float, ...]] = "-"
+    linestyle: Literal["-", ":"] | tuple[Literal[0], tuple[float, ...]] = "-"
     marker: str = ""
     markersize: float = 6.0
 
@@ -105,8 +105,8 @@ class Axis:
 
     def _values(self, locator: Locator) -> ArrayLike:
         low, high = self.limits
-        logarithmic = not isinstance(locator, MaxNLocator)  # cannot start at zero
-        values: ArrayLike = locator.tick_values(self.lowest_positive if logarithmic and low <= 0 else low, high)
+        starts_above_zero = isinstance(locator, LogLocator)
+        values: ArrayLike = locator.tick_values(self.lowest_positive if starts_above_zero and low <= 0 else low, high)
         return values
 
     def shares(self, values: ArrayLike) -> Points:
@@ -163,11 +163,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text; ``x`` and ``top`` are in inches from the left and from below."""
+    """A line of text; ``x`` and ``below_top`` are in inches from the left and the upper edge."""
 
     text: str
     x: float
-    top: float
+    below_top: float
     points: float
     bold: bool
     color: str
@@ -192,7 +192,7 @@ def png(plot: Plot) -> bytes:
     for panel in plot.panels:
         drawing.panel(panel)
     for text in plot.texts:
-        baseline = text.top * plot.dpi - _ASCENT * drawing.pixels(text.points)
+        baseline = (plot.height_inches - text.below_top) * plot.dpi - _ASCENT * drawing.pixels(text.points)
         drawing.text(text.text, text.x * plot.dpi, baseline, points=text.points, bold=text.bold, color=text.color)
     if plot.legend:
         drawing.legend(plot.legend, points=plot.legend_points)
@@ -259,11 +259,11 @@ class _Drawing:
         """Draw horizontal and vertical lines as one path, at whole pixels."""
         if segments:
             codes = np.tile(np.array([Path.MOVETO, Path.LINETO], np.uint8), len(segments))
-            self._stroke(Path(np.array(segments).reshape(-1, 2), codes), dash_cap="butt", **style)
+            self._stroke(Path(np.array(segments).reshape(-1, 2), codes), cap="butt", **style)
 
     def line(self, line: Curve, points: Points, *, marked: Points, clip: Bbox | None = None) -> None:
         """Draw a line in its own style through ``points``, with its markers at ``marked``."""
-        dashes = _DOTS[1] if line.linestyle == ":" else None if isinstance(line.linestyle, str) else line.linestyle[1]
+        dashes = _DOTS if line.linestyle == ":" else None if isinstance(line.linestyle, str) else line.linestyle[1]
         self._stroke(Path(points), dashes=dashes, color=line.color, points=line.linewidth, clip=clip)
         if line.marker:
             marker, size = MarkerStyle(line.marker), self.pixels(line.markersize)
@@ -274,9 +274,16 @@ class _Drawing:
             shape = marker.get_transform() + Affine2D().scale(size)
             self._renderer.draw_markers(gc, marker.get_path(), shape, Path(marked), _IDENTITY, to_rgba(line.color))
 
-    def _stroke(self, path: Path, *, dashes: tuple[float, ...] | None = None, dash_cap: str = "", **style: Any) -> None:
+    def _stroke(
+        self,
+        path: Path,
+        *,
+        dashes: tuple[float, ...] | None = None,
+        cap: Literal["butt", "projecting"] = "projecting",
+        **style: Any,
+    ) -> None:
         gc = self._style(**style)
-        gc.set_capstyle("butt" if dashes or dash_cap else "projecting")
+        gc.set_capstyle("butt" if dashes else cap)
         if dashes:
             gc.set_dashes(0, [length * gc.get_linewidth() for length in dashes])
         self._renderer.draw_path(gc, path, _IDENTITY)
