@@ -30,7 +30,7 @@ from dlhw.sweeps.vectorized import convolves, valid_parts
 
 log = logging.getLogger("dlhw")
 
-TINY, SMALL = 2**21, 2**24
+TINY, SMALL = 2**21, 2**23
 """Multiply-adds of a forward pass on one batch. Tiny networks gain more from training at once than from several
 processes, and small ones still gain from it."""
 LONG = 2**41

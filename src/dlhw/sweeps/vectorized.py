@@ -161,6 +161,8 @@ class Vectorized(Launcher):
         except torch.OutOfMemoryError:
             if len(jobs) == 1:
                 raise
+            for job in jobs:
+                job.parts = job.run = None
             return False
         return True
 
