@@ -44,6 +44,7 @@ from dlhw.cli.assembly import assemble, make_model
 from dlhw.cli.build import build
 from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
+from dlhw.errors import UsageError
 from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
 from dlhw.runtime.options import PrecisionName
@@ -296,4 +297,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(str(error))
