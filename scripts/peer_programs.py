@@ -20,7 +20,7 @@ TORCH = f"torch=={version('torch').partition('+')[0]}"  # this environment's ver
 
 
 class Unavailable(Exception):
-    """Raised for a program that cannot be measured. The message is one line."""
+    """A program cannot be measured. The message says why in one line."""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ _TITLE_POINTS, TEXT_POINTS = 11.0, 9.0
 LINE_INCHES = 1.35 / 72  # height of a line of text per point of font size
 _TICK_INCHES = 7.0 / 72  # a tick and its distance from the label
 _PANEL_INCHES = 2.9
-_LARGEST_DRAWN = 1e290  # the limits of an axis, and the reciprocal of its length, must be finite
 _GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
+_LARGEST_DRAWN = 1e290  # the limits of an axis, and the reciprocal of its length, must be finite
 
 
 def new_figure(
