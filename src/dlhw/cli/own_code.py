@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import dlhw
 from dlhw.errors import UsageError
@@ -32,8 +32,7 @@ def is_own(target: Callable[..., Any]) -> bool:
 
 def sources(cfg: DictConfig) -> list[Path]:
     """Return the files of the config's targets in own code, and the folders given by --config-dir."""
-    keys = [key for key in map(str, cfg) if not OmegaConf.is_interpolation(cfg, key)]  # resolving takes time
-    nodes = [cfg[key] for key in keys if isinstance(cfg[key], DictConfig)]
+    nodes = [node for node in cfg.values() if isinstance(node, DictConfig)]
     names = [str(node["_target_"]).rpartition(".")[0] for node in nodes if node.get("_target_")]
     files = [
         getattr(sys.modules.get(name), "__file__", None) for name in names if name.partition(".")[0] not in LIBRARIES
