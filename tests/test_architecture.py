@@ -18,7 +18,7 @@ LEVELS = (
     {"cli"},
     {"studies"},
     {"training", "views"},
-    {"data", "models"},
+    {"data", "models", "search"},
     {"runs"},
     {"runtime"},
     {"errors", "intervals"},

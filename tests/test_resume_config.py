@@ -42,9 +42,9 @@ def test_path_of_initial_weights_is_stored_as_absolute(
     cfg = compose_with_hydra("init=from_run", "init.run=S/b=0,seed=1")
     monkeypatch.chdir(start)
     assert compose_with_hydra(f"resume={directory}").init.run == str(start)
-    assert not identity.same_run(cfg, directory)  # the same relative path is another directory here
+    assert not identity.continues_run(cfg, directory)  # the same relative path is another directory here
     monkeypatch.chdir(tmp_path)
-    assert identity.same_run(cfg, directory)
+    assert identity.continues_run(cfg, directory)
 
 
 def test_resume_uses_the_stored_config(stored_run: Callable[..., Path]) -> None:

@@ -133,9 +133,9 @@ def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(identity.to_yaml(cfg))
     for order in (plans, plans[::-1]):
-        paths = jobs.job_directories([jobs.PlannedJob(plan, cfg) for plan in order], tmp_path)
+        paths = jobs.JobDirectories(tmp_path).of([jobs.PlannedJob(plan, cfg) for plan in order])
         assert [path.name for path in paths] == [plan.label for plan in order]
-    (renamed,) = jobs.job_directories([jobs.PlannedJob(expansion.Plan((), "d"), cfg)], tmp_path)
+    (renamed,) = jobs.JobDirectories(tmp_path).of([jobs.PlannedJob(expansion.Plan((), "d"), cfg)])
     assert renamed.name == "a"
 
 

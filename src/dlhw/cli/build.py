@@ -168,6 +168,24 @@ def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
     return component.build(**arguments)
 
 
+def checked_arguments(target: Callable[..., Any], values: dict[str, Any], *, prefix: str) -> dict[str, Any]:
+    """Return the values, converted to the types of the target's annotations. Raise UsageError for the first mistake.
+
+    ``prefix`` is the key of the config that has the values.
+    """
+    try:
+        return _validated(target, values, set())
+    except pydantic.ValidationError as error:
+        detail = error.errors()[0]
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        reason = f"unknown option{expected_one_of(name, list(inspect.signature(target).parameters))}"
+        raise UsageError(f"{prefix}.{name}: {reason}")
+    if name not in values:
+        raise UsageError(f"{prefix}.{name}: missing")
+    raise UsageError(f"{prefix}.{name}={as_written(values[name])}: {_requirement(detail)}")
+
+
 def _component(
     cfg: DictConfig, group: str, arguments: set[str], options: dict[str, Any]
 ) -> tuple[Component, list[str]]:

@@ -39,7 +39,12 @@ PATH_LIST_KEYS = ("start", "init.run")
 """Keys whose values are paths, several in a sweep; a comma may separate two paths or belong to one."""
 LIBRARY_ERRORS = (HydraException, OmegaConfBaseException)
 COMPOSITION_ERRORS = (*LIBRARY_ERRORS, ValueError, AssertionError)  # Hydra raises them all
-PLUGINS = ("dlhw.sweeps.grid.Grid", "dlhw.sweeps.vectorized.Vectorized", "dlhw.sweeps.automatic.Automatic")
+PLUGINS = (
+    "dlhw.sweeps.grid.Grid",
+    "dlhw.sweeps.search.Search",
+    "dlhw.sweeps.vectorized.Vectorized",
+    "dlhw.sweeps.automatic.Automatic",
+)
 """The classes of dlhw's sweepers and launchers."""
 _JOB_SUBDIR = "hydra.sweep.subdir="
 _JOB_DIRECTORY = ("hydra.sweep.dir=", _JOB_SUBDIR)

@@ -24,7 +24,7 @@ from dlhw.errors import ChecksFailed, UsageError
 from dlhw.runs import checkpoint, verification
 from dlhw.runs.answer import Answer
 from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import same_run, to_yaml
+from dlhw.runs.identity import continues_run, to_yaml
 from dlhw.runs.record import Record
 from dlhw.runs.verification import Kind, WrongCheckpoint
 from dlhw.runtime import provenance
@@ -35,8 +35,8 @@ log = logging.getLogger("dlhw")
 
 
 def resume_same_run(cfg: DictConfig, record: Record) -> None:
-    """Make a job of a sweep resume, as ``resume=`` does, if its directory holds a run with this config."""
-    if same_run(cfg, record.path):
+    """Make a job of a sweep resume, as ``resume=`` does, if its directory has this run, perhaps with fewer epochs."""
+    if continues_run(cfg, record.path):
         cfg.resume = str(record.path)
 
 

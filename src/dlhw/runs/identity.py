@@ -131,10 +131,13 @@ def _absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())
 
 
-def same_run(cfg: DictConfig, directory: Path) -> bool:
-    """Return whether the run in ``directory`` has this config, apart from the keys that may differ."""
-    stored = identity_of_run(directory)
-    return stored is not None and stored == identity(cfg)
+def continues_run(cfg: DictConfig, directory: Path) -> bool:
+    """Return whether the run in ``directory`` has this config, apart from the keys that may differ and fewer epochs."""
+    stored, wanted = identity_of_run(directory), identity(cfg)
+    if stored is None or wanted is None or without_epochs(stored) != without_epochs(wanted):
+        return False
+    epochs: bool = stored["trainer"]["epochs"] <= wanted["trainer"]["epochs"]
+    return epochs
 
 
 def identity(cfg: DictConfig) -> dict[str, Any] | None:
@@ -168,12 +171,12 @@ def checkpoint_identity(cfg: DictConfig, resolved: Mapping[str, Any] | None = No
     ``resolved`` is that of :func:`to_yaml`.
     """
     content = _as_stored(without_hydra(cfg), resolved)
-    return {"config": _kept_by_resume(content), "dlhw": dlhw.__version__}
+    return {"config": without_epochs(_compared(content)), "dlhw": dlhw.__version__}
 
 
-def _kept_by_resume(content: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = {name: value for name, value in content["trainer"].items() if name != "epochs"}
-    return _compared({**content, "trainer": trainer})
+def without_epochs(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without ``trainer.epochs``, which may change when a run is resumed."""
+    return {**content, "trainer": {name: value for name, value in content["trainer"].items() if name != "epochs"}}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -167,8 +167,8 @@ class Progress:
         parts = [
             f"epoch {self._epoch:>{digits}}/{self._epochs}",
             self._results,
-            f"elapsed {_clock_time(self._elapsed)}",
-            f"left {_clock_time(self._left)}",
+            f"elapsed {clock_time(self._elapsed)}",
+            f"left {clock_time(self._left)}",
         ]
         line = "  ".join(filter(None, [self._label, *parts]))
         now = self._clock()
@@ -201,7 +201,7 @@ class Progress:
         bar.add_row(
             Text(f"{self._label} epoch {min(self._epoch + 1, self._epochs)}/{self._epochs}".lstrip()),
             ProgressBar(total=max(1, self._epochs * self._steps_per_epoch), completed=self._steps),
-            Text(f"{_clock_time(self._elapsed)}, left {_clock_time(self._left)}"),
+            Text(f"{clock_time(self._elapsed)}, left {clock_time(self._left)}"),
         )
         return Group(bar, Text(self._results, no_wrap=True, overflow="ellipsis")) if self._results else bar
 
@@ -233,5 +233,6 @@ def _results(row: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _clock_time(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "-:--:--"

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep, Sweep, Transformer
 from hydra.errors import HydraException
 
+from dlhw.cli.composition import quoted
 from dlhw.errors import UsageError
 from dlhw.runs.identity import MAY_DIFFER
 from dlhw.runs.record import directory_name
@@ -56,19 +57,19 @@ def expand(
     """
     axes: dict[str, tuple[Override, bool]] = {}  # for each key, its override and whether it has several values
     from_params = set()
-    for override in _parse(params, loader):
+    for override in parse(params, loader):
         if override.is_hydra_override():
             raise UsageError(
                 f"{override.input_line}: a setting of Hydra cannot vary in a sweep; expected a key of the config"
             )
         axes[override.key_or_group] = (override, override.is_sweep_override())
         from_params.add(override.key_or_group)
-    for override in _parse(overrides, loader):
+    for override in parse(overrides, loader):
         name = override.key_or_group
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
         from_params.discard(name)
-    values = [_values(override, loader) for override, _ in axes.values()]
+    values = [value_lines(override, loader) for override, _ in axes.values()]
     jobs = math.prod(map(len, values))
     if jobs > MOST_JOBS:
         raise UsageError(f"{' '.join(_lines_with_several(axes))}: {jobs} jobs; expected at most {MOST_JOBS}")
@@ -85,7 +86,12 @@ def expand(
     return [Plan(lines, name) for lines, name in plans.items()]
 
 
-def _parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Return the overrides of the command line with these values; null removes a key."""
+    return [quoted(f"{name}={value}") for name, value in values.items() if value is not None]
+
+
+def parse(lines: Sequence[str], loader: ConfigLoader | None) -> list[Override]:
     parsed = []
     for line in lines:
         try:
@@ -99,7 +105,7 @@ def _lines_with_several(axes: Mapping[str, tuple[Override, bool]]) -> list[str]:
     return [str(override.input_line) for override, has_several in axes.values() if has_several]
 
 
-def _values(override: Override, loader: ConfigLoader | None) -> list[str]:
+def value_lines(override: Override, loader: ConfigLoader | None) -> list[str]:
     """Return the override once for each of its values, as in the overrides of a job."""
     key = override.get_key_element()
     if not override.is_sweep_override():

@@ -7,11 +7,12 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import identity, identity_of_run
+from dlhw.runs.identity import identity, identity_of_run, without_epochs
 from dlhw.runs.record import Record
 from dlhw.runs.stored import Unreadable, read_summary, read_sweep
 from dlhw.runtime.paths import printable
@@ -27,30 +28,45 @@ class PlannedJob:
     error: UsageError | None = None
 
 
-def job_directories(jobs: Sequence[PlannedJob], directory: Path) -> list[Path]:
-    """Return the directory of each job: one where an earlier call began this run, or a new one named by its label.
+class JobDirectories:
+    """The directories of a sweep's jobs: one where an earlier call began this run, or a new one named by its label.
 
     Jobs with equal configs keep the directories that are named by their labels.
+
+    Args:
+        directory: of the sweep.
+        any_epochs: a run with the config of a job is its run even if it has another number of epochs.
     """
-    runs = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
-    begun: list[list[Path]] = []
-    taken: dict[Path, PlannedJob] = {}
-    for job in jobs:
-        job_identity = identity(job.config) if runs and job.config is not None else None
-        begun.append([path for path, stored in runs.items() if job_identity is not None and stored == job_identity])
-        labelled = directory / job.plan.label
-        if labelled in begun[-1]:
-            taken.setdefault(labelled, job)
-    paths = []
-    for job, earlier in zip(jobs, begun, strict=True):
-        path = directory / job.plan.label
-        if taken.get(path) is not job:
+
+    def __init__(self, directory: Path, *, any_epochs: bool = False) -> None:
+        self._directory = directory
+        self._any_epochs = any_epochs
+        stored = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
+        self._runs = {path: self._compared(content) for path, content in stored.items()}
+        self._taken: dict[Path, PlannedJob] = {}
+
+    def _compared(self, content: dict[str, Any] | None) -> dict[str, Any] | None:
+        return without_epochs(content) if content is not None and self._any_epochs else content
+
+    def of(self, jobs: Sequence[PlannedJob]) -> list[Path]:
+        """Return the directory of each of these jobs, which have none yet."""
+        begun: list[list[Path]] = []
+        for job in jobs:
+            known = self._compared(identity(job.config)) if self._runs and job.config is not None else None
+            begun.append([path for path, stored in self._runs.items() if known is not None and stored == known])
+            labelled = self._directory / job.plan.label
+            if labelled in begun[-1]:
+                self._taken.setdefault(labelled, job)
+        return [self._choose(job, earlier) for job, earlier in zip(jobs, begun, strict=True)]
+
+    def _choose(self, job: PlannedJob, begun: Sequence[Path]) -> Path:
+        path = self._directory / job.plan.label
+        if self._taken.get(path) is not job:
             numbered = (path.with_name(f"{path.name}-{attempt}") for attempt in itertools.count(2))
-            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in runs)
-            path = next(candidate for candidate in itertools.chain(earlier, new) if candidate not in taken)
-            taken[path] = job
-        paths.append(path)
-    return paths
+            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in self._runs)
+            path = next(candidate for candidate in itertools.chain(begun, new) if candidate not in self._taken)
+            self._taken[path] = job
+        return path
 
 
 def obstacle(path: Path) -> str | None:

@@ -40,18 +40,41 @@ def compare_results(
 ) -> Conclusion:
     """Compare the results of runs and write tables, figures and the summary to ``directory``. Return the result.
 
+    ``about`` are more entries for ``summary.json``.
+    """
+
+    def draw(record: Record, conclusion: Conclusion) -> list[str]:
+        from dlhw.views.comparison import figures  # imports matplotlib, which takes a second
+
+        return figures.draw(record, conclusion, comparison, title=_title(directory, results))
+
+    return write_comparison(directory, results, draw=draw, about=about)
+
+
+def write_comparison(
+    directory: Path,
+    results: Sequence[Result],
+    *,
+    draw: Callable[[Record, Conclusion], Sequence[str]],
+    about: Mapping[str, Any] | None = None,
+    columns: Mapping[Path, Mapping[str, object]] | None = None,
+) -> Conclusion:
+    """Rank the results of runs and write tables, figures and the summary to ``directory``. Return the result.
+
     ``sweep.csv`` lists the runs in the order of ``results``. It is written first, so that it exists even if something
-    else fails. If drawing a figure fails, the result has a note with the reason. Raise only OSError, if reading or
-    writing a file fails. ``about`` are more entries for ``summary.json``.
+    else fails. Raise only OSError, if reading or writing a file fails.
+
+    Args:
+        draw: draws the figures, and returns a note for each that it could not draw.
+        about: more entries for ``summary.json``.
+        columns: more columns of ``sweep.csv``, by run.
     """
     record = Record(directory)
     jobs = _job_names(results)
-    record.csv("sweep", _sweep_rows(results, jobs))
+    record.csv("sweep", _sweep_rows(results, jobs, columns or {}))
     conclusion = rank_settings(results, jobs)
     record.table("settings", _setting_rows(conclusion))
-    from dlhw.views.comparison.figures import draw  # imports matplotlib, which takes a second
-
-    notes = draw(record, conclusion, comparison, title=_title(directory, results))
+    notes = draw(record, conclusion)
     record.summary(
         {
             "status": conclusion.status,
@@ -83,7 +106,9 @@ def _title(directory: Path, results: Sequence[Result]) -> str:
     return f"{', '.join(names) or directory.name}: {len(results)} runs compared"
 
 
-def _sweep_rows(results: Sequence[Result], jobs: Sequence[str]) -> list[dict[str, object]]:
+def _sweep_rows(
+    results: Sequence[Result], jobs: Sequence[str], columns: Mapping[Path, Mapping[str, object]]
+) -> list[dict[str, object]]:
     """Return one row per job. They hold no times, so that equal sweeps have equal files."""
     keys = list(results[0].settings) if results else []
     best = dict.fromkeys(name for run in results for name in run.best if name not in ("epoch", "step"))
@@ -93,7 +118,7 @@ def _sweep_rows(results: Sequence[Result], jobs: Sequence[str]) -> list[dict[str
     for run, job in zip(results, jobs, strict=True):
         row: dict[str, object] = {"job": job, "status": run.status, "reason": run.reason}
         row |= {name: run.settings[name] for name in keys}
-        row |= {"seed": "" if run.seed is None else run.seed}
+        row |= {"seed": "" if run.seed is None else run.seed, **columns.get(run.path, {})}
         row |= {"epochs": run.final.get("epoch", ""), "best_epoch": run.best.get("epoch", "")}
         row |= {f"best_{name}": run.best.get(name, "") for name in best}
         row |= {f"final_{name}": run.final.get(name, "") for name in final}

@@ -1,0 +1,1 @@
+"""Search for hyperparameters: spaces, proposals of points, and methods that distribute a budget of epochs."""

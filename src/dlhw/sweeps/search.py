@@ -1,0 +1,270 @@
+"""The sweeper that searches: ``hydra/sweeper=search`` trains the trials that a method chooses, and continues the best.
+
+A trial that a method trains further is the same run, which resumes from its last checkpoint with more epochs. An
+interrupted search is repeated from its beginning: the method proposes the same trials, and the results of those that
+were trained before are read from their directories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig
+from optuna.trial import TrialState
+from pydantic import Field
+
+from dlhw.cli.build import checked_arguments
+from dlhw.errors import UsageError
+from dlhw.runs import stored
+from dlhw.runs.record import directory_name
+from dlhw.runtime.options import Count
+from dlhw.runtime.progress import clock_time
+from dlhw.search.methods import Budget, Method, Plan, Request, Trial, drive, search
+from dlhw.search.space import Interval, Point
+from dlhw.search.study_file import NAME, StudyFile
+from dlhw.sweeps import expansion
+from dlhw.sweeps.job_sweeper import JobSweeper
+from dlhw.sweeps.jobs import JobDirectories, PlannedJob
+from dlhw.sweeps.spaces import read_space
+from dlhw.sweeps.trial_runs import TrialRuns, outcome, trained_epochs
+from dlhw.views.search import Searched, SearchedTrial, Step, conclude_search
+
+log = logging.getLogger("dlhw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a search, see :class:`dlhw.search.methods.Plan`.
+
+    ``epochs`` is None for ``trainer.epochs``, and ``total_epochs`` counts the epochs of all seeds.
+    """
+
+    method: Method
+    trials: Count | None
+    epochs: Count | None
+    total_epochs: Count | None
+    min_epochs: Count
+    eta: Annotated[int, Field(ge=2)]
+    seed: Annotated[int, Field(ge=0)]
+    parallel: Count | None
+
+
+class _Unfinished(Exception):
+    """The search cannot go on: a run has neither finished nor failed, or all trials have the same mistake."""
+
+
+class Search(JobSweeper):
+    """Trains the trials that a method chooses, in the directory of a sweep.
+
+    Args:
+        params: the space, see :func:`dlhw.sweeps.spaces.read_space`.
+        space: the space if ``params`` are the values of a grid.
+        fail_fast: stop after the first job that fails.
+        options: those of :class:`Options`.
+    """
+
+    def __init__(self, params: Any = None, *, space: Any = None, fail_fast: bool = False, **options: Any) -> None:
+        super().__init__(params=params, space=space, fail_fast=fail_fast)
+        self._options = Options(**checked_arguments(Options, options, prefix="hydra.sweeper"))
+        self._trials: list[TrialRuns] = []
+        self._jobs: dict[Path, PlannedJob] = {}
+        self._steps: list[Step] = []
+        self._epochs: dict[Path, int] = {}  # of each run, as far as the search has used them
+        self._trained = 0  # epochs that were trained in this process
+
+    def prepare(self, arguments: list[str]) -> None:
+        seeds = {"seed": self.params["seed"]} if "seed" in self.params else {}
+        loader = self.context.config_loader
+        self._declared = read_space({**seeds, **(self.space or self.params)}, arguments, loader=loader)
+        if any(parameter.key == "trainer.epochs" for parameter in self._declared.space.parameters):
+            raise UsageError("trainer.epochs: invalid in a search, which chooses the epochs; set hydra.sweeper.epochs")
+        jobs = self.compose([self._job(point, None) for point in self._extremes()])
+        cfg = next(job.config for job in jobs if job.config is not None)
+        if cfg.study.get("_target_") is not None:
+            raise UsageError(f"hydra/sweeper=search: {cfg.name} is a study, which has no validation metric")
+        self._seeds: Sequence[str | None] = self._declared.seeds or (None,)
+        self._monitor = str(cfg.trainer.monitor)
+        self._plan = self._planned(cfg)
+        self._searching = search(self._plan, self._declared.space)
+        self.launcher_for(1)
+
+    def _planned(self, cfg: DictConfig) -> Plan:
+        """Return the plan for one seed. Raise UsageError for a budget that is smaller than a trial."""
+        options = vars(self._options)
+        epochs = options["epochs"] or cfg.trainer.epochs
+        if options["min_epochs"] > epochs:
+            raise UsageError(
+                f"hydra.sweeper.min_epochs={options['min_epochs']}: must be at most the {epochs} epochs of a trial"
+            )
+        seeds, total = len(self._seeds), options["total_epochs"]
+        if total is not None and total < epochs * seeds:
+            trial = f"{epochs} epochs" + (f" with each of {seeds} seeds" if seeds > 1 else "")
+            raise UsageError(f"hydra.sweeper.total_epochs={total}: less than one trial of {trial}")
+        return Plan(**{**options, "epochs": epochs, "total_epochs": None if total is None else total // seeds})
+
+    def _extremes(self) -> Sequence[Point]:
+        """Return points with every value of every list, and with the limits of every interval."""
+        values = {
+            parameter: parameter.domain.evenly(
+                2 if isinstance(parameter.domain, Interval) else len(parameter.domain.texts)
+            )
+            for parameter in self._declared.space.parameters
+        }
+        first = {parameter.name: options[0] for parameter, options in values.items()}
+        points = [first]
+        for parameter, options in values.items():
+            condition = self._declared.space.meeting(parameter)
+            points += [{**first, **condition, parameter.name: value} for value in options]
+        return points
+
+    def _job(self, point: Point, seed: str | None, *, epochs: int | None = None) -> expansion.Plan:
+        """Return the overrides of a run, and its label. ``seed`` is an override; without ``epochs`` they are fixed."""
+        values = [f"{key}={text}" for key, text in self._declared.space.values(point).items()]
+        labelled = [*values, *([] if seed is None else [seed])]
+        lines = [*self._declared.fixed, *labelled]
+        if epochs is not None:
+            lines = [line for line in lines if not line.startswith("trainer.epochs=")]
+            lines += [*self._length_of_schedule(lines), f"trainer.epochs={epochs}"]
+        return expansion.Plan(tuple(lines), directory_name(labelled))
+
+    def _length_of_schedule(self, lines: Sequence[str]) -> list[str]:
+        """Return the override that keeps the schedule of a trial the same while its number of epochs grows."""
+        if any(line.startswith("scheduler.epochs=") for line in lines):
+            return []
+        try:
+            cfg = self.context.config_loader.load_sweep_config(self.cfg, list(lines))
+        except UsageError:  # the job reports it
+            return []
+        return [f"scheduler.epochs={self._plan.epochs}"] if "epochs" in cfg.scheduler else []
+
+    def open(self, directory: Path) -> None:
+        declaration = {
+            **{name: value for name, value in vars(self._plan).items() if name not in ("trials", "total_epochs")},
+            "space": [repr(parameter) for parameter in self._declared.space.parameters],
+            "seeds": list(self._declared.seeds),
+            "overrides": list(self._declared.fixed),
+        }
+        self._study = StudyFile(directory / NAME, name=str(self.cfg.name), declaration=declaration)
+        self._directories = JobDirectories(directory, any_epochs=True)
+
+    def run(self, directory: Path) -> bool:
+        self._started = time.monotonic()
+        log.info("search with method=%s, in %s", self._plan.method, directory)
+        finished = False
+        with self.concluding(directory, self._jobs) as reasons, contextlib.suppress(_Unfinished):
+            drive(self._searching, lambda requests: self._evaluate(requests, directory))
+            self._end_study()
+            finished = True
+        return finished and len(reasons) < len(self._jobs)
+
+    def _evaluate(self, requests: Sequence[Request], directory: Path) -> list[float]:
+        """Train the trials that do not have their epochs yet. Return their validation metrics."""
+        todo: dict[Path, PlannedJob] = {}
+        for request in requests:
+            jobs = [self.planned(self._job(request.trial.point, seed, epochs=request.epochs)) for seed in self._seeds]
+            for path, job in zip(self._runs_of(request.trial, jobs).paths, jobs, strict=True):
+                if outcome(path, request.epochs, self._monitor) is None:
+                    todo[path] = job
+                self._jobs[path] = job
+        before = sum(map(trained_epochs, todo))
+        self.start([(job, path) for path, job in todo.items()], directory)
+        self._trained += sum(map(trained_epochs, todo)) - before
+        values = [self._add(request) for request in requests]
+        self._study.flush()
+        self._log_progress()
+        self._require_different_mistakes()
+        return values
+
+    def _runs_of(self, trial: Trial, jobs: Sequence[PlannedJob]) -> TrialRuns:
+        """Return the runs of a trial. A new one gets directories, or those of an earlier trial with equal values."""
+        if trial.number == len(self._trials):
+            values = self._declared.space.values(trial.point)
+            equal = (runs.paths for runs in self._trials if self._declared.space.values(runs.trial.point) == values)
+            self._trials.append(TrialRuns(trial, next(equal, ()) or self._directories.of(jobs)))
+        return self._trials[trial.number]
+
+    def _add(self, request: Request) -> float:
+        """Add the results of a request to the trial, the history and the study. Return its validation metric."""
+        runs = self._trials[request.trial.number]
+        outcomes = [outcome(path, request.epochs, self._monitor) for path in runs.paths]
+        finished = [single for single in outcomes if single is not None]
+        if len(finished) < len(outcomes) or (self.fail_fast and any(single.failed for single in finished)):
+            raise _Unfinished
+        runs.rungs.append(request.epochs)
+        runs.outcomes = finished
+        for path, single in zip(runs.paths, finished, strict=True):
+            self._epochs[path] = max(self._epochs.get(path, 0), len(single.curve))
+        self._steps.append(Step(sum(self._epochs.values()), request.trial.number, request.epochs, runs.value))
+        ended = runs.state(self._plan.epochs)
+        self._update_study(runs, TrialState.RUNNING if ended == "stopped" else _STATES[ended])
+        return runs.value
+
+    def _require_different_mistakes(self) -> None:
+        """Raise _Unfinished if all trials so far have the same mistake in their config."""
+        reasons = {str(stored.read_summary(path).get("reason", "")) for runs in self._trials for path in runs.paths}
+        kind, _, mistake = next(iter(reasons)).partition(": ")
+        if len(reasons) == 1 and kind == UsageError.__name__:
+            log.error("the search ends, because all trials have the same mistake: %s", mistake)
+            raise _Unfinished
+
+    def _update_study(self, runs: TrialRuns, state: TrialState) -> None:
+        space, trial = self._declared.space, runs.trial
+        self._study.update(trial.number, space, trial.point, runs.curve, state=state, value=runs.value)
+
+    def _end_study(self) -> None:
+        """Store the states of the trials that were not trained further."""
+        for runs in self._trials:
+            self._update_study(runs, _STATES[runs.state(self._plan.epochs)])
+        self._study.flush()
+
+    def _log_progress(self) -> None:
+        """Log how much of the budget is used, the best trial and the time left."""
+        budget = Budget(self._plan, self._declared.space)
+        epochs, most = sum(self._epochs.values()), budget.epochs * len(self._seeds)
+        best = min(self._trials, key=lambda runs: runs.value)
+        parts = [
+            f"{len(self._trials)}{f' of {budget.trials:.0f}' if math.isfinite(budget.trials) else ''} trials",
+            f"{epochs}{f' of {most:.0f}' if math.isfinite(most) else ''} epochs",
+        ]
+        if math.isfinite(best.value):
+            values = ", ".join(f"{key}={text}" for key, text in self._declared.space.values(best.trial.point).items())
+            parts.append(f"lowest {self._monitor} {best.value:.4g} with {values}")
+        if self._trained and math.isfinite(most):
+            seconds = (time.monotonic() - self._started) / self._trained * (most - epochs)
+            parts.append(f"left {clock_time(max(0.0, seconds))}")
+        log.info("%s", ", ".join(parts))
+
+    def conclude(
+        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
+    ) -> str:
+        trials = [
+            SearchedTrial(
+                runs.trial.number,
+                runs.trial.bracket,
+                runs.trial.point,
+                runs.paths,
+                runs.rungs,
+                runs.curve,
+                runs.value,
+                runs.state(self._plan.epochs),
+            )
+            for runs in self._trials
+            if runs.rungs
+        ]
+        return conclude_search(
+            directory,
+            Searched(self._plan.method, self._monitor, self._declared.space, trials, self._steps),
+            failures=reasons,
+            overrides={path: job.plan.overrides for path, job in jobs.items()},
+            about={"experiment": self.cfg.name, "seconds": seconds},
+        )
+
+
+_STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}

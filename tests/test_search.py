@@ -1,0 +1,281 @@
+"""Searches from the command line: trials continue their runs, and an interrupted search ends like another one."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from dlhw.search.study_file import NAME
+from dlhw.training.loop import Training
+from support.commands import SMALL, Ended, dlhw, start, summary
+from support.comparing import assert_same_run
+from support.marks import slow
+
+SPACE = ("optimizer.lr=tag(log,interval(1e-3,1))", "trainer.batch_size=50,100,200")
+SEARCH = ("-m", "hydra/sweeper=search", "hydra.sweep.dir=S", *SMALL, *SPACE)
+HALVING = ("hydra.sweeper.method=halving", "hydra.sweeper.eta=2", "hydra.sweeper.trials=4", "trainer.epochs=4")
+TPE = ("hydra.sweeper.method=tpe", "hydra.sweeper.trials=12", "trainer.epochs=2")
+FIGURES = {"search.png", "figures/trials.png", "figures/slices.png", "figures/parallel.png"}
+
+
+def search(*overrides: str, at: Path) -> Ended:
+    return dlhw(*SEARCH, *overrides, at=at)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def trials(sweep: Path) -> list[dict[str, str]]:
+    """The rows of sweep.csv."""
+    return rows_of(sweep / "sweep.csv")
+
+
+def study(sweep: Path) -> optuna.Study:
+    """The study, opened as Optuna's documentation does."""
+    backend = optuna.storages.journal.JournalFileBackend(str(sweep / NAME))
+    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend))
+
+
+def contents(sweep: Path) -> dict[str, Any]:
+    """Everything that an interrupted search has in common with another one."""
+    return {
+        "sweep": trials(sweep),
+        "steps": rows_of(sweep / "tables" / "search.csv"),
+        "study": [
+            (trial.params, trial.intermediate_values, trial.state, trial.values) for trial in study(sweep).trials
+        ],
+        "winner": summary(sweep)["winner"],
+        "weights": {row["job"]: (sweep / row["job"] / "metrics.csv").read_text() for row in trials(sweep)},
+    }
+
+
+def test_promoted_trials_continue_their_runs(tmp_path: Path) -> None:
+    result = search(*HALVING, at=tmp_path)
+    assert result.code == 0, "\n".join(result.lines)
+    sweep = tmp_path / "S"
+    rows = trials(sweep)
+    assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
+    assert sorted(row["epochs"] for row in rows) == ["1", "1", "2", "4"]
+    assert sorted(row["state"] for row in rows) == ["complete", "stopped", "stopped", "stopped"]
+    (best,) = [row for row in rows if row["epochs"] == "4"]
+    lines = [f"optimizer.lr={best['optimizer.lr']}", f"trainer.batch_size={best['trainer.batch_size']}"]
+    assert dlhw(*SMALL, *lines, "trainer.epochs=4", "hydra.run.dir=R", at=tmp_path).code == 0
+    assert_same_run(sweep / best["job"], tmp_path / "R")
+    content = summary(sweep)
+    assert (content["method"], content["trials"], content["total_epochs"]) == ("halving", 4, 1 + 1 + 2 + 4)
+    assert content["winner"]["settings"]["optimizer.lr"] == best["optimizer.lr"]
+    assert {name for name in FIGURES if (sweep / name).exists()} == FIGURES
+    assert [(int(row["total_epochs"]), int(row["epochs"])) for row in rows_of(sweep / "tables" / "search.csv")] == [
+        *((1, 1), (2, 1), (3, 1), (4, 1)),
+        *((5, 2), (6, 2), (8, 4)),
+    ]
+
+
+def test_whole_rungs_are_trained_at_once_by_the_vectorized_launcher(tmp_path: Path) -> None:
+    lists = ("trainer.batch_size=100", "optimizer.lr=tag(log,interval(1e-3,1))")
+    result = search(*HALVING, *lists, "hydra/launcher=vectorized", at=tmp_path)
+    assert result.code == 0, "\n".join(result.lines)
+    assert [line for line in result.lines if "at once" in line] == [
+        "training 4 jobs at once",
+        "training 2 jobs at once",
+    ]
+    assert sorted(row["epochs"] for row in trials(tmp_path / "S")) == ["1", "1", "2", "4"]
+
+
+def test_schedule_of_a_trial_does_not_depend_on_the_rung(tmp_path: Path) -> None:
+    assert search(*HALVING, "scheduler=cosine", at=tmp_path).code == 0
+    (best,) = [row for row in trials(tmp_path / "S") if row["epochs"] == "4"]
+    lines = [f"optimizer.lr={best['optimizer.lr']}", f"trainer.batch_size={best['trainer.batch_size']}"]
+    overrides = [*SMALL, *lines, "scheduler=cosine", "trainer.epochs=4", "hydra.run.dir=R"]
+    assert dlhw(*overrides, at=tmp_path).code == 0
+    assert_same_run(tmp_path / "S" / best["job"], tmp_path / "R")
+
+
+def test_study_is_opened_by_optuna(tmp_path: Path) -> None:
+    assert search(*HALVING, at=tmp_path).code == 0
+    opened, rows = study(tmp_path / "S"), trials(tmp_path / "S")
+    assert [trial.state.name for trial in opened.trials].count("COMPLETE") == 1
+    assert [trial.state.name for trial in opened.trials].count("PRUNED") == 3
+    for trial, row in zip(opened.trials, rows, strict=True):
+        assert trial.params == {
+            "optimizer.lr": float(row["optimizer.lr"]),
+            "trainer.batch_size": int(row["trainer.batch_size"]),
+        }
+        assert trial.value == pytest.approx(float(row["best_val_error_percent"]))
+        assert list(trial.intermediate_values) == list(range(1, int(row["epochs"]) + 1))
+    assert opened.best_value == min(float(row["best_val_error_percent"]) for row in rows if row["state"] == "complete")
+
+
+@pytest.fixture
+def interrupted_epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Numbers of epochs; the command is interrupted after the first of them, the next one after the second, ..."""
+    left: list[int] = []
+    save = Training.save
+
+    def interrupt(*arguments: Any) -> None:
+        save(*arguments)
+        if left:
+            left[0] -= 1
+            if left[0] == 0:
+                del left[0]
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "save", interrupt)
+    return left
+
+
+@pytest.mark.parametrize("options", [TPE, HALVING], ids=["tpe", "halving"])
+def test_interrupted_search_ends_like_another_one(
+    options: tuple[str, ...], tmp_path: Path, interrupted_epochs: list[int]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    assert search(*options, at=tmp_path / "whole").code == 0
+    interrupted_epochs += [1, 2, 3]
+    result = search(*options, at=tmp_path)
+    for _ in range(3):
+        assert result.code == 130, "\n".join(result.lines)
+        assert result.lines[-1].startswith("stopped early; resume with resume=")
+        result = dlhw("resume=S", at=tmp_path)
+    assert result.code == 0, "\n".join(result.lines)
+    assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
+    again = dlhw("resume=S", at=tmp_path)
+    assert again.code == 0
+    assert not [line for line in again.lines if line.startswith("job ")], "nothing is trained again"
+    assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
+
+
+@slow
+def test_killed_search_ends_like_another_one(tmp_path: Path) -> None:
+    options = ("hydra.sweeper.method=bohb", "hydra.sweeper.total_epochs=60", "trainer.epochs=9")
+    (tmp_path / "whole").mkdir()
+    assert search(*options, at=tmp_path / "whole").code == 0
+    for kills in range(3):
+        process = start(*SEARCH, *options, at=tmp_path)
+        finished = len(list(tmp_path.glob("S/*/summary.json")))
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("S/*/summary.json"))) < finished + 2 + kills and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert search(*options, at=tmp_path).code == 0
+    assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
+
+
+def test_repeated_command_with_more_trials_goes_on(tmp_path: Path) -> None:
+    options = ("hydra.sweeper.method=random", "trainer.epochs=1")
+    assert search(*options, "hydra.sweeper.trials=2", at=tmp_path).code == 0
+    result = search(*options, "hydra.sweeper.trials=3", at=tmp_path)
+    assert result.code == 0
+    assert len([line for line in result.lines if line.startswith("job ")]) == 1
+    assert len(trials(tmp_path / "S")) == len(study(tmp_path / "S").trials) == 3
+
+
+def test_every_trial_is_trained_with_all_seeds(tmp_path: Path) -> None:
+    result = search(
+        "hydra.sweeper.method=random", "hydra.sweeper.trials=2", "trainer.epochs=1", "seed=3,4", at=tmp_path
+    )
+    assert result.code == 0, "\n".join(result.lines)
+    rows = trials(tmp_path / "S")
+    assert [(row["trial"], row["seed"]) for row in rows] == [("0", "3"), ("0", "4"), ("1", "3"), ("1", "4")]
+    for number, trial in enumerate(study(tmp_path / "S").trials):
+        of_trial = [float(row["best_val_error_percent"]) for row in rows if row["trial"] == str(number)]
+        assert trial.value == pytest.approx(sum(of_trial) / 2)
+    assert summary(tmp_path / "S")["total_epochs"] == 4
+
+
+def test_failed_trials_lose(tmp_path: Path) -> None:
+    result = search(*HALVING, "optimizer.lr=0.1,1e30", "trainer.batch_size=100,200", at=tmp_path)
+    assert result.code == 0, "\n".join(result.lines)
+    rows = trials(tmp_path / "S")
+    assert {row["state"] for row in rows if float(row["optimizer.lr"]) == 1e30} == {"failed"}
+    assert summary(tmp_path / "S")["winner"]["settings"]["optimizer.lr"] == "0.1"
+    assert [trial.state.name for trial in study(tmp_path / "S").trials].count("FAIL") == 2
+
+
+def test_search_without_any_result_fails(tmp_path: Path) -> None:
+    result = search(*HALVING, "optimizer.lr=1e30,1e31", at=tmp_path)
+    assert result.code == 1
+    assert "no winner: no run finished" in "\n".join(result.lines)
+
+
+def test_run_that_stops_early_is_complete(tmp_path: Path) -> None:
+    overrides = ("trainer.patience=1", "optimizer.lr=0.0,1e-9", "trainer.batch_size=500", "trainer.epochs=9")
+    assert search("hydra.sweeper.method=halving", "hydra.sweeper.trials=2", *overrides, at=tmp_path).code == 0
+    rows = trials(tmp_path / "S")
+    assert {row["state"] for row in rows} == {"complete", "stopped"}
+    assert {row["epochs"] for row in rows} <= {"1", "2"}
+
+
+def test_search_ends_if_all_trials_have_the_same_mistake(tmp_path: Path) -> None:
+    result = search(*HALVING, "trainer.monitor=val_mse", at=tmp_path)
+    assert result.code == 1
+    mistake = "trainer.monitor=val_mse: dataset=digits is for classification; expected val_error_percent or val_loss"
+    assert result.lines.count(mistake) == 4
+    assert f"the search ends, because all trials have the same mistake: {mistake}" in result.lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["hydra.sweeper.method=grids"],
+            "hydra.sweeper.method=grids: must be 'random', 'grid', 'qmc', 'tpe', 'gp', 'cmaes', 'genetic', 'pso', "
+            "'halving', 'hyperband', 'asha' or 'bohb'",
+        ),
+        (["hydra.sweeper.trials=0"], "hydra.sweeper.trials=0: must be greater than 0"),
+        (["hydra.sweeper.eta=1"], "hydra.sweeper.eta=1: must be greater than or equal to 2"),
+        (["hydra.sweeper.total_epochs=19"], "hydra.sweeper.total_epochs=19: less than one trial of 20 epochs"),
+        (
+            ["hydra.sweeper.total_epochs=39", "seed=0,1"],
+            "hydra.sweeper.total_epochs=39: less than one trial of 20 epochs with each of 2 seeds",
+        ),
+        (["hydra.sweeper.min_epochs=30"], "hydra.sweeper.min_epochs=30: must be at most the 20 epochs of a trial"),
+        (["optimizer.lr=interval(1,0)"], "optimizer.lr=interval(1,0): an empty interval; expected interval(a,b)"),
+        (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: must be greater than or equal to 0"),
+        (["optimizer.rate=interval(0,1)"], "optimizer.rate: unknown key"),
+        (["trainer.epochs=1,2"], "trainer.epochs: invalid in a search, which chooses the epochs; set hydra.sweeper."),
+        (
+            ["hydra.sweeper.method=cmaes", "trainer.batch_size=9"],
+            "hydra.sweeper.method=cmaes needs at least two keys with numbers; expected tpe, gp or another",
+        ),
+        (["hydra.sweep.subdir=x"], "hydra.sweep.subdir: must not be set; the values of a job name its directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_invalid_search_is_refused_before_any_file_is_written(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    result = search(*overrides, at=tmp_path)
+    assert result.code == 1
+    assert result.lines[-1].startswith(message)
+    assert not os.listdir(tmp_path)
+
+
+def test_study_has_no_metric_to_search_for(tmp_path: Path) -> None:
+    result = dlhw("-m", "hydra/sweeper=search", "experiment=separability", "study.draws=4,5", at=tmp_path)
+    assert result.lines == ["hydra/sweeper=search: separability is a study, which has no validation metric"]
+
+
+def test_directory_of_another_search_is_refused(tmp_path: Path) -> None:
+    assert search(*HALVING, at=tmp_path).code == 0
+    before = contents(tmp_path / "S"), (tmp_path / "S" / "multirun.yaml").read_text()
+    result = search(*HALVING, "optimizer.lr=interval(0,1)", at=tmp_path)
+    assert result.code == 1
+    assert result.lines[-1].startswith("S/study.journal: the study of another search (space differs)")
+    assert (contents(tmp_path / "S"), (tmp_path / "S" / "multirun.yaml").read_text()) == before
+
+
+@pytest.mark.parametrize("experiment", ["flooding_search", "cnn_l2_search", "optimizers"])
+def test_experiments_declare_a_space(experiment: str, tmp_path: Path) -> None:
+    overrides = ("dataset=digits", "trainer.steps_per_epoch=2", "hydra.sweeper.trials=2", "hydra.sweeper.epochs=1")
+    result = dlhw(f"experiment={experiment}", "hydra/sweeper=search", "hydra.sweep.dir=S", *overrides, at=tmp_path)
+    assert result.code == 0, "\n".join(result.lines)
+    assert len(trials(tmp_path / "S")) == 2
