@@ -14,7 +14,7 @@ import torch
 
 from dlhw.errors import UsageError
 from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import CheckpointWriter, CorruptCheckpoint, State, load, load_last, save_last
+from dlhw.runs.checkpoint import CheckpointTimes, CheckpointWriter, CorruptCheckpoint, State, load, load_last, save_last
 from dlhw.runtime.files import write_atomically
 from support.comparing import same_state
 
@@ -165,12 +165,18 @@ class Training:
         monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
     def writer(self, every_seconds: float) -> CheckpointWriter:
-        return CheckpointWriter(self.directory, lambda: state_of(self.epoch), every_seconds=every_seconds)
+        self.times = CheckpointTimes(every_seconds)
+        return CheckpointWriter(self.directory, lambda: state_of(self.epoch))
 
-    def finish_epoch(self, writer: CheckpointWriter, *, best: bool = False, seconds: float = 1.0) -> None:
+    def finish_epoch(
+        self, writer: CheckpointWriter, *, best: bool = False, seconds: float = 1.0, writing: float = 0.0
+    ) -> None:
+        """Finish an epoch after some seconds; writing takes others if it is due."""
         self.epoch += 1
         self.seconds += seconds
-        writer.epoch_finished(state_of(self.epoch) if best else None)
+        with self.times.writing() as due:
+            writer.epoch_finished(state_of(self.epoch) if best else None, due=due)
+            self.seconds += writing if due else 0.0
 
     def files(self) -> dict[str, int]:
         """The epoch that each checkpoint file holds."""
@@ -204,6 +210,17 @@ def test_checkpoints_are_written_only_when_the_interval_has_passed(training: Tra
         assert training.files() == {"last": 3, "best": 2}
         training.finish_epoch(writer, seconds=6)
         assert training.files() == {"last": 5, "previous": 3, "best": 4}
+
+
+def test_writing_takes_a_fifth_of_the_time_at_most(training: Training) -> None:
+    with training.writer(2) as writer:
+        training.finish_epoch(writer, seconds=2, writing=5)
+        training.finish_epoch(writer, seconds=19)
+        assert training.files() == {"last": 1}
+        training.finish_epoch(writer, seconds=1, writing=0.1)
+        assert training.files() == {"last": 3, "previous": 1}
+        training.finish_epoch(writer, seconds=2)
+        assert training.files() == {"last": 4, "previous": 3}
 
 
 def test_leaving_the_context_writes_last_and_best(training: Training) -> None:

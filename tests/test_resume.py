@@ -98,7 +98,9 @@ def test_run_interrupted_between_row_and_checkpoint_resumes_exactly(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            checkpoint.CheckpointWriter, "epoch_finished", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+            checkpoint.CheckpointWriter,
+            "epoch_finished",
+            lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             start_or_resume(tmp_path)

@@ -7,13 +7,14 @@ these, so ``torch.load(path, weights_only=True)`` reads them.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +117,39 @@ def load_last(directory: Path) -> tuple[Path, State] | None:
     return None
 
 
+class CheckpointTimes:
+    """When the checkpoints of all runs that are trained at once are due: at most every ``every_seconds``.
+
+    Writing those of many runs may take longer than this. The pause is at least four times as long as the last writing,
+    so that training has most of the time. With 0 seconds, checkpoints are due after every epoch.
+    """
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every_seconds = self._pause = every_seconds
+        self._written = time.monotonic()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[bool]:
+        """Yield whether checkpoints are due, to be written in this context."""
+        started = time.monotonic()
+        due = started - self._written >= self._pause
+        yield due
+        if due:
+            self._written = time.monotonic()
+            self._pause = max(self._every_seconds, 4 * (self._written - started)) if self._every_seconds else 0.0
+
+
 class CheckpointWriter:
-    """Write a run's checkpoints during training, at most every ``every_seconds``.
+    """Write a run's checkpoints during training.
 
     ``state`` returns the state to write to ``last.pt``. The best weights are kept in memory and written to ``best.pt``
     at the same time. Leaving the context writes both. After an error it writes only the best weights, because the
     state may belong to an unfinished epoch.
     """
 
-    def __init__(self, directory: Path, state: Callable[[], State], *, every_seconds: float) -> None:
+    def __init__(self, directory: Path, state: Callable[[], State]) -> None:
         self._directory = directory
         self._state = state
-        self._every_seconds = every_seconds
-        self._written = time.monotonic()
         self._best: State | None = None
         self._unwritten = False
 
@@ -144,13 +165,12 @@ class CheckpointWriter:
             self.flush()
         self._write_best()
 
-    def epoch_finished(self, best: State | None) -> None:
+    def epoch_finished(self, best: State | None, *, due: bool) -> None:
         """Write the checkpoints if they are due. ``best`` holds this epoch's weights if they are the best so far."""
         self._best = best or self._best
         self._unwritten = True
-        if time.monotonic() - self._written >= self._every_seconds:
+        if due:
             self.flush()
-            self._written = time.monotonic()
 
     def flush(self) -> None:
         """Write the checkpoints now."""

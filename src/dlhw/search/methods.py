@@ -41,6 +41,16 @@ class Request:
     epochs: int
 
 
+@dataclass(frozen=True)
+class Step:
+    """A result of a search: the validation metric of a trial after some epochs, and the epochs of all runs so far."""
+
+    total_epochs: int
+    trial: int
+    epochs: int
+    value: float
+
+
 Search = Generator[list[Request], Sequence[float], None]
 
 

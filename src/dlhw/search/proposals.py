@@ -27,6 +27,7 @@ STARTUP = 10
 """Random points before the first one from a model of the results."""
 GENERATION = 8
 """Points per generation of the genetic algorithm and of the particle swarm."""
+_SMALLEST = 1e-6  # metric whose logarithm is taken
 _MOST_DRAWS = 1000  # for a point that was not proposed before
 _RANDOM_SHARE = 1 / 3  # of BOHB's points
 
@@ -118,12 +119,21 @@ class SampledPoints:
     Args:
         startup: the first points come from :class:`RandomPoints`, so that searches with equal seeds share them.
         at_once: see :class:`Proposals`.
+        logarithm: the sampler learns from the logarithm of the metric.
     """
 
     def __init__(
-        self, space: Space, seed: int, sampler: BaseSampler, *, startup: int = 0, at_once: int | None = 1
+        self,
+        space: Space,
+        seed: int,
+        sampler: BaseSampler,
+        *,
+        startup: int = 0,
+        at_once: int | None = 1,
+        logarithm: bool = False,
     ) -> None:
         self.at_once = at_once
+        self._logarithm = logarithm
         self._space = space
         self._study = _study(sampler)
         self._random = RandomPoints(space, seed)
@@ -140,7 +150,7 @@ class SampledPoints:
 
     def tell(self, number: int, epochs: int, value: float) -> None:
         with _quiet():
-            self._study.tell(self._trials[number], value)
+            self._study.tell(self._trials[number], math.log(max(value, _SMALLEST)) if self._logarithm else value)
 
 
 class BudgetedPoints:
@@ -192,10 +202,13 @@ def tpe(space: Space, seed: int) -> Proposals:
 
 
 def gaussian_process(space: Space, seed: int) -> Proposals:
-    """Return points with the largest expected improvement under a Gaussian process (Snoek et al., 2012)."""
+    """Return points with the largest expected improvement under a Gaussian process (Snoek et al., 2012).
+
+    The process models the logarithm of the metric. Otherwise few very large values would determine its scale.
+    """
     with _quiet():
         sampler = GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
-    return SampledPoints(space, seed, sampler, startup=STARTUP)
+    return SampledPoints(space, seed, sampler, startup=STARTUP, logarithm=True)
 
 
 def quasi_random(space: Space, seed: int) -> Proposals:

@@ -83,6 +83,15 @@ class Values:
         return Interval(0, len(self.texts) - 1, integer=True).evenly(count)
 
 
+def listed(texts: Sequence[str]) -> Values:
+    """Return the values of a list; numbers are sorted and ordered."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        return Values(tuple(texts), ordered=False)
+    return Values(tuple(text for _, text in sorted(zip(numbers, texts, strict=True))), ordered=True)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A key that varies. With ``when``, only points with this text of another key read it."""

@@ -26,7 +26,7 @@ from dlhw.runs import stored
 from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
 from dlhw.runtime.progress import clock_time
-from dlhw.search.methods import Budget, Method, Plan, Request, Trial, drive, search
+from dlhw.search.methods import Budget, Method, Plan, Request, Step, Trial, drive, search
 from dlhw.search.space import Interval, Point
 from dlhw.search.study_file import NAME, StudyFile
 from dlhw.sweeps import expansion
@@ -34,7 +34,7 @@ from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob
 from dlhw.sweeps.spaces import read_space
 from dlhw.sweeps.trial_runs import TrialRuns, outcome, trained_epochs
-from dlhw.views.search import Searched, SearchedTrial, Step, conclude_search
+from dlhw.views.search import Searched, SearchedTrial, conclude_search
 
 log = logging.getLogger("dlhw")
 

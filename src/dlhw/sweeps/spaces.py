@@ -11,7 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from dlhw.errors import UsageError
-from dlhw.search.space import Interval, Parameter, Space, Values
+from dlhw.search.space import Interval, Parameter, Space, Values, listed
 from dlhw.sweeps.expansion import overrides_of, parse, value_lines
 
 
@@ -109,7 +109,8 @@ def _domain(override: Override, loader: ConfigLoader | None) -> Interval | Value
     if not isinstance(value, IntervalSweep):
         if getattr(value, "tags", None):
             raise UsageError(f"{line}: log is invalid for a list; expected tag(log, interval(a,b))")
-        return _list(override, loader)
+        key = override.get_key_element()
+        return listed([line.removeprefix(f"{key}=") for line in value_lines(override, loader)])
     low, high = value.start, value.end
     assert low is not None
     assert high is not None
@@ -119,18 +120,3 @@ def _domain(override: Override, loader: ConfigLoader | None) -> Interval | Value
     if log and low <= 0:
         raise UsageError(f"{line}: an interval with the tag log must be above 0")
     return Interval(low, high, log=log, integer=isinstance(low, int) and isinstance(high, int))
-
-
-def _list(override: Override, loader: ConfigLoader | None) -> Values:
-    key = override.get_key_element()
-    texts = (
-        [line.removeprefix(f"{key}=") for line in value_lines(override, loader)] if override.is_sweep_override() else []
-    )
-    if not override.is_sweep_override():
-        texts = [str(override.input_line).partition("=")[2]]
-    try:
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        return Values(tuple(texts), ordered=False)
-    pairs: list[tuple[float, Any]] = sorted(zip(numbers, texts, strict=True))
-    return Values(tuple(text for _, text in pairs), ordered=True)

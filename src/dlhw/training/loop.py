@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import TrainingFailed
-from dlhw.runs.checkpoint import CheckpointWriter, State
+from dlhw.runs.checkpoint import CheckpointTimes, CheckpointWriter, State
 from dlhw.runs.record import Row
 from dlhw.runtime import processes, products, signals
 from dlhw.runtime.devices import Precision
@@ -68,6 +68,7 @@ class Training:
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
         local_size = trainer.batch_size // processes.world_size()
+        self.checkpoint_times = CheckpointTimes(trainer.checkpoint_seconds)
         self.matrix_products = products.fastest_library(variants.parameters(), local_size, precision)
         for run in runs:
             run.matrix_products = self.matrix_products
@@ -210,7 +211,6 @@ class Training:
                         CheckpointWriter(
                             run.record.path,
                             lambda k=k: self.state(k),  # type: ignore[misc]
-                            every_seconds=self.trainer.checkpoint_seconds,
                         )
                     )
                     for k, run in enumerate(self.runs)
@@ -228,17 +228,17 @@ class Training:
         if not writers:
             return
         best = dict(zip(improved, self.variants.state_dicts(improved), strict=True))
-        for k in trained:
-            run, writer = self.runs[k], writers[k]
-            if run.failure is not None:
-                writer.abandon()
-                continue
-            finished, every = not run.continues(self.trainer), self.trainer.probe_every_epochs
-            if finished or (every is not None and epoch % every == 0):
-                self._probe(k, epoch)
-            writer.epoch_finished(self._complete_state(k, best[k]) | {"epoch": epoch} if k in best else None)
-            if finished:  # its model is still computed while others continue
-                writer.flush()
+        with self.checkpoint_times.writing() as due:
+            for k in trained:
+                run, writer = self.runs[k], writers[k]
+                if run.failure is not None:
+                    writer.abandon()
+                    continue
+                finished, every = not run.continues(self.trainer), self.trainer.probe_every_epochs
+                if finished or (every is not None and epoch % every == 0):
+                    self._probe(k, epoch)
+                weights = self._complete_state(k, best[k]) | {"epoch": epoch} if k in best else None
+                writer.epoch_finished(weights, due=due or finished)  # a finished model may be computed further
 
     def state(self, k: int) -> State:
         """Return everything that is needed to resume a run."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlhw.runs.record import Record
 from dlhw.search.importance import importances
+from dlhw.search.methods import Step
 from dlhw.search.space import Interval, Parameter, Point, Space
 from dlhw.views.comparison.files import write_comparison
 from dlhw.views.comparison.results import read
@@ -36,16 +37,6 @@ class SearchedTrial:
     curve: Mapping[int, float]
     value: float
     state: str
-
-
-@dataclass(frozen=True)
-class Step:
-    """A result of a search: the validation metric of a trial after some epochs, and the epochs of all runs so far."""
-
-    total_epochs: int
-    trial: int
-    epochs: int
-    value: float
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,7 @@ def compare_results(
     ``about`` are more entries for ``summary.json``.
     """
 
-    def draw(record: Record, conclusion: Conclusion) -> list[str]:
-        from dlhw.views.comparison import figures  # imports matplotlib, which takes a second
-
-        return figures.draw(record, conclusion, comparison, title=_title(directory, results))
-
+    draw = functools.partial(comparison.draw, title=_title(directory, results))
     return write_comparison(directory, results, draw=draw, about=about)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dlhw.runs.record import Record
+    from dlhw.views.comparison.ranking import Conclusion
 
 
 @dataclass(frozen=True)
@@ -16,3 +20,9 @@ class Comparison:
     overlay: str | None
     against: list[str]
     probes: list[str]
+
+    def draw(self, record: Record, conclusion: Conclusion, *, title: str) -> list[str]:
+        """Draw the figures. Return a note for each figure that was not drawn."""
+        from dlhw.views.comparison.figures import draw  # imports matplotlib, which takes a second
+
+        return draw(record, conclusion, self, title=title)
