@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
+from dlhw.compare import compare
 from dlhw.search.study_file import NAME
 from dlhw.training.loop import Training
 from support.commands import SMALL, Ended, dlhw, start, summary
@@ -113,6 +114,15 @@ def test_study_is_opened_by_optuna(tmp_path: Path) -> None:
         assert trial.value == pytest.approx(float(row["best_val_error_percent"]))
         assert list(trial.intermediate_values) == list(range(1, int(row["epochs"]) + 1))
     assert opened.best_value == min(float(row["best_val_error_percent"]) for row in rows if row["state"] == "complete")
+
+
+def test_comparison_of_a_search_keeps_its_columns(tmp_path: Path) -> None:
+    assert search(*HALVING, at=tmp_path).code == 0
+    before = trials(tmp_path / "S")
+    table = compare(tmp_path / "S")
+    assert trials(tmp_path / "S") == before
+    assert "epochs =" not in table
+    assert (tmp_path / "S" / "comparison.png").exists()
 
 
 @pytest.fixture

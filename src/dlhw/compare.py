@@ -21,6 +21,9 @@ _WRITTEN = (
     *("status", "jobs", "finished", "failed", "unfinished", "settings", "monitor", "winner", "tied", "no_winner"),
 )
 
+_OF_A_SEARCH = ("trial", "bracket", "state")
+"""Columns of ``sweep.csv`` that only a search has."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare the runs that the command line names. An error ends the program with one line and exit code 1."""
@@ -66,22 +69,26 @@ def compare(
     runs: dict[Path, Path] = {}
     reasons: dict[Path, str] = {}
     overrides: dict[Path, list[str]] = {}
+    columns: dict[Path, dict[str, str]] = {}
     for path in paths:
         rows = {} if has_config(path) else {path / row["job"]: row for row in stored.read_sweep(path) or []}
         for run in (*rows, *comparison.run_directories(path)):
             runs.setdefault(comparison.place(run), run)
         reasons |= {run: row["reason"] for run, row in rows.items() if row["status"] == "failed"}
         overrides |= {run: _overrides(row) for run, row in rows.items()}
+        columns |= {run: {name: row[name] for name in _OF_A_SEARCH} for run, row in rows.items() if "trial" in row}
     target = _target(paths, None if output is None else read_path(output, key="--output"), runs)
     declaration = _declaration(next(iter(runs.values())), figure_options or {})
     results = comparison.read(list(runs.values()), failures=reasons, overrides=overrides)
+    if columns:
+        results = comparison.without_budget(results)
     _require_known(figure_options or {}, declaration, results)
     if target.resolve() == paths[0].resolve():
         about = {name: value for name, value in stored.read_summary(target).items() if name not in _WRITTEN}
     else:
         about = {"compared": [str(path) for path in paths]}
         target.mkdir(parents=True, exist_ok=True)
-    return str(comparison.compare_results(target, results, comparison=declaration, about=about))
+    return str(comparison.compare_results(target, results, comparison=declaration, about=about, columns=columns))
 
 
 def _target(directories: Sequence[Path], output: Path | None, runs: Container[Path]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,13 @@ from dlhw.search.importance import importances
 from dlhw.search.methods import Step
 from dlhw.search.space import Interval, Parameter, Point, Space
 from dlhw.views.comparison.files import write_comparison
-from dlhw.views.comparison.results import read
+from dlhw.views.comparison.results import read, without_budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 log = logging.getLogger("dlhw")
 
-_CHOSEN_BY_THE_SEARCH = ("trainer.epochs", "scheduler.epochs")
 _FEWEST_FOR_IMPORTANCE = 8
 
 
@@ -79,14 +78,7 @@ def conclude_search(
     for trial in searched.trials:
         for path in trial.runs:
             owners.setdefault(path, trial)
-    results = read(list(owners), failures=failures, overrides=overrides)
-    results = [
-        replace(
-            result,
-            settings={name: text for name, text in result.settings.items() if name not in _CHOSEN_BY_THE_SEARCH},
-        )
-        for result in results
-    ]
+    results = without_budget(read(list(owners), failures=failures, overrides=overrides))
     Record(directory).table(
         "search",
         [

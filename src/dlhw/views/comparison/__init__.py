@@ -3,7 +3,7 @@
 from dlhw.views.comparison.files import compare_results, compare_runs
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion
-from dlhw.views.comparison.results import Result, declared_options, place, read, run_directories
+from dlhw.views.comparison.results import Result, declared_options, place, read, run_directories, without_budget
 
 __all__ = [
     "Comparison",
@@ -15,4 +15,5 @@ __all__ = [
     "place",
     "read",
     "run_directories",
+    "without_budget",
 ]

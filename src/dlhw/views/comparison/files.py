@@ -36,15 +36,20 @@ def compare_runs(
 
 
 def compare_results(
-    directory: Path, results: Sequence[Result], *, comparison: Comparison, about: Mapping[str, Any] | None = None
+    directory: Path,
+    results: Sequence[Result],
+    *,
+    comparison: Comparison,
+    about: Mapping[str, Any] | None = None,
+    columns: Mapping[Path, Mapping[str, object]] | None = None,
 ) -> Conclusion:
     """Compare the results of runs and write tables, figures and the summary to ``directory``. Return the result.
 
-    ``about`` are more entries for ``summary.json``.
+    ``about`` are more entries for ``summary.json``, and ``columns`` more columns of ``sweep.csv``, by run.
     """
 
     draw = functools.partial(comparison.draw, title=_title(directory, results))
-    return write_comparison(directory, results, draw=draw, about=about)
+    return write_comparison(directory, results, draw=draw, about=about, columns=columns)
 
 
 def write_comparison(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dlhw.views.comparison.settings import canonical, config_leaves, overrides_o
 
 log = logging.getLogger(__name__)
 
+_BUDGET = ("trainer.epochs", "scheduler.epochs")
 _NOT_RESULTS = ("status", "seed", "threads", "parameters")
 """Entries at the top level of ``summary.json`` that are not results of a study."""
 
@@ -126,6 +127,14 @@ def read(
             repeats = None if first == path else first
         results.append(Result(path, settings, seeds[i], status, reason, summary, bool(config), repeats))
     return results
+
+
+def without_budget(results: Sequence[Result]) -> list[Result]:
+    """Return the results of a search without the settings that it chose itself: how long each run is trained."""
+    return [
+        replace(result, settings={key: text for key, text in result.settings.items() if key not in _BUDGET})
+        for result in results
+    ]
 
 
 def _stored(
