@@ -92,15 +92,19 @@ def test_whole_rungs_are_trained_at_once_by_the_vectorized_launcher(tmp_path: Pa
     assert sorted(row["epochs"] for row in trials(tmp_path / "S")) == ["1", "1", "2", "4"]
 
 
-def test_schedule_of_a_trial_does_not_depend_on_the_rung(tmp_path: Path) -> None:
-    assert search(*HALVING, "scheduler=cosine", at=tmp_path).code == 0
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("schedule", [["cosine"], slow(["step", "scheduler.every_epochs=${trainer.epochs}"])])
+def test_schedule_of_a_trial_does_not_depend_on_the_rung(schedule: list[str], tmp_path: Path) -> None:
+    schedule = [f"scheduler={schedule[0]}", *schedule[1:]]
+    assert search(*HALVING, *schedule, at=tmp_path).code == 0
     (best,) = [row for row in trials(tmp_path / "S") if row["epochs"] == "4"]
     lines = [f"optimizer.lr={best['optimizer.lr']}", f"trainer.batch_size={best['trainer.batch_size']}"]
-    overrides = [*SMALL, *lines, "scheduler=cosine", "trainer.epochs=4", "hydra.run.dir=R"]
+    overrides = [*SMALL, *lines, *schedule, "trainer.epochs=4", "hydra.run.dir=R"]
     assert dlhw(*overrides, at=tmp_path).code == 0
     assert_same_run(tmp_path / "S" / best["job"], tmp_path / "R")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_study_is_opened_by_optuna(tmp_path: Path) -> None:
     assert search(*HALVING, at=tmp_path).code == 0
     opened, rows = study(tmp_path / "S"), trials(tmp_path / "S")
@@ -126,6 +130,11 @@ def test_comparison_of_a_search_keeps_its_columns(tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlhw.views.search._draw", lambda *arguments, **options: [])
+
+
+@pytest.fixture
 def interrupted_epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Numbers of epochs; the command is interrupted after the first of them, the next one after the second, ..."""
     left: list[int] = []
@@ -143,13 +152,14 @@ def interrupted_epochs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return left
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("options", [TPE, HALVING], ids=["tpe", "halving"])
 def test_interrupted_search_ends_like_another_one(
     options: tuple[str, ...], tmp_path: Path, interrupted_epochs: list[int]
 ) -> None:
     (tmp_path / "whole").mkdir()
     assert search(*options, at=tmp_path / "whole").code == 0
-    interrupted_epochs += [1, 2, 3]
+    interrupted_epochs += [6, 1, 1]
     result = search(*options, at=tmp_path)
     for _ in range(3):
         assert result.code == 130, "\n".join(result.lines)
@@ -157,10 +167,45 @@ def test_interrupted_search_ends_like_another_one(
         result = dlhw("resume=S", at=tmp_path)
     assert result.code == 0, "\n".join(result.lines)
     assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
-    again = dlhw("resume=S", at=tmp_path)
-    assert again.code == 0
-    assert not [line for line in again.lines if line.startswith("job ")], "nothing is trained again"
-    assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
+    for again in (dlhw("resume=S", at=tmp_path), search(*options, at=tmp_path)):
+        assert again.code == 0
+        assert not [line for line in again.lines if line.startswith("job ")], "nothing is trained again"
+        assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_run_whose_metrics_are_lost_is_restored(tmp_path: Path) -> None:
+    assert search(*HALVING, at=tmp_path).code == 0
+    before = contents(tmp_path / "S")
+    for row in trials(tmp_path / "S"):
+        (tmp_path / "S" / row["job"] / "summary.json").unlink()
+        (tmp_path / "S" / row["job"] / "metrics.csv").unlink()
+    assert search(*HALVING, at=tmp_path).code == 0
+    assert contents(tmp_path / "S") == before
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_search_of_a_changed_config_is_refused(tmp_path: Path) -> None:
+    assert search(*HALVING, "model.hidden=[8]", at=tmp_path).code == 0
+    result = search(*HALVING, "model.hidden=[9]", at=tmp_path)
+    assert result.lines[-1].startswith("S/study.journal: the study of another search (config.model.hidden: [9] instead")
+    result = search(*HALVING, "hydra.sweeper.trials=5", at=tmp_path)
+    assert result.lines[-1].startswith("S/study.journal: the study of another search (trials: 5 instead of 4)")
+    for sweeper in ("search", "grid"):
+        lists = ("optimizer.lr=0.1,0.2", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=G")
+        result = dlhw(*SMALL, *lists, "-m", "trainer.epochs=1", at=tmp_path)
+        (tmp_path / "G" / NAME).unlink(missing_ok=True)
+    assert result.lines[-1].startswith(
+        "G: the directory of a sweep with hydra.sweeper._target_=dlhw.sweeps.search.Search"
+    )
+
+
+def test_fail_fast_stops_at_the_first_failure(tmp_path: Path) -> None:
+    options = ("hydra.sweeper.method=grid", "hydra.sweeper.fail_fast=true", "trainer.epochs=1")
+    result = search(*options, "optimizer.lr=1e30,1e31", "trainer.batch_size=100,200", at=tmp_path)
+    assert result.code == 1
+    assert len([line for line in result.lines if line.startswith("job ")]) == 1
+    assert "failed: TrainingFailed: loss nan" in result.lines[-3]
 
 
 @slow
@@ -179,6 +224,7 @@ def test_killed_search_ends_like_another_one(tmp_path: Path) -> None:
     assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_repeated_command_with_more_trials_goes_on(tmp_path: Path) -> None:
     options = ("hydra.sweeper.method=random", "trainer.epochs=1")
     assert search(*options, "hydra.sweeper.trials=2", at=tmp_path).code == 0
@@ -188,6 +234,7 @@ def test_repeated_command_with_more_trials_goes_on(tmp_path: Path) -> None:
     assert len(trials(tmp_path / "S")) == len(study(tmp_path / "S").trials) == 3
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_trial_is_trained_with_all_seeds(tmp_path: Path) -> None:
     result = search(
         "hydra.sweeper.method=random", "hydra.sweeper.trials=2", "trainer.epochs=1", "seed=3,4", at=tmp_path
@@ -201,6 +248,7 @@ def test_every_trial_is_trained_with_all_seeds(tmp_path: Path) -> None:
     assert summary(tmp_path / "S")["total_epochs"] == 4
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_failed_trials_lose(tmp_path: Path) -> None:
     result = search(*HALVING, "optimizer.lr=0.1,1e30", "trainer.batch_size=100,200", at=tmp_path)
     assert result.code == 0, "\n".join(result.lines)
@@ -216,6 +264,7 @@ def test_search_without_any_result_fails(tmp_path: Path) -> None:
     assert "no winner: no run finished" in "\n".join(result.lines)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_run_that_stops_early_is_complete(tmp_path: Path) -> None:
     overrides = ("trainer.patience=1", "optimizer.lr=0.0,1e-9", "trainer.batch_size=500", "trainer.epochs=9")
     assert search("hydra.sweeper.method=halving", "hydra.sweeper.trials=2", *overrides, at=tmp_path).code == 0
@@ -248,13 +297,19 @@ def test_search_ends_if_all_trials_have_the_same_mistake(tmp_path: Path) -> None
             "hydra.sweeper.total_epochs=39: less than one trial of 20 epochs with each of 2 seeds",
         ),
         (["hydra.sweeper.min_epochs=30"], "hydra.sweeper.min_epochs=30: must be at most the 20 epochs of a trial"),
-        (["optimizer.lr=interval(1,0)"], "optimizer.lr=interval(1,0): an empty interval; expected interval(a,b)"),
+        (["optimizer.lr=interval(1,0)"], "optimizer.lr=interval(1,0): an empty or infinite interval; expected"),
         (["optimizer.lr=interval(-1,1)"], "optimizer.lr=-1.0: must be greater than or equal to 0"),
         (["optimizer.rate=interval(0,1)"], "optimizer.rate: unknown key"),
-        (["trainer.epochs=1,2"], "trainer.epochs: invalid in a search, which chooses the epochs; set hydra.sweeper."),
+        (["++trainer.epochs=1,2"], "++trainer.epochs: invalid in the space of a search, which chooses the epochs; set"),
+        (
+            ["trainer.monitor=val_loss,val_error_percent"],
+            "trainer.monitor: invalid in the space of a search, because all",
+        ),
+        (["hydra.sweeper.seed=4294967296"], "hydra.sweeper.seed=4294967296: must be less than 4294967296"),
+        (["trainer.epochs=1,2"], "trainer.epochs: invalid in the space of a search, which chooses the epochs; set"),
         (
             ["hydra.sweeper.method=cmaes", "trainer.batch_size=9"],
-            "hydra.sweeper.method=cmaes needs at least two keys with numbers; expected tpe, gp or another",
+            "hydra.sweeper.method=cmaes needs at least two keys with several numbers; expected tpe, gp or another",
         ),
         (["hydra.sweep.subdir=x"], "hydra.sweep.subdir: must not be set; the values of a job name its directory"),
     ],
@@ -274,12 +329,16 @@ def test_study_has_no_metric_to_search_for(tmp_path: Path) -> None:
     assert result.lines == ["hydra/sweeper=search: separability is a study, which has no validation metric"]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_directory_of_another_search_is_refused(tmp_path: Path) -> None:
     assert search(*HALVING, at=tmp_path).code == 0
     before = contents(tmp_path / "S"), (tmp_path / "S" / "multirun.yaml").read_text()
     result = search(*HALVING, "optimizer.lr=interval(0,1)", at=tmp_path)
     assert result.code == 1
-    assert result.lines[-1].startswith("S/study.journal: the study of another search (space differs)")
+    assert result.lines[-1].startswith(
+        "S/study.journal: the study of another search (space.optimizer.lr: interval(0.0, 1.0) instead of "
+        "tag(log, interval(0.001, 1.0)))"
+    )
     assert (contents(tmp_path / "S"), (tmp_path / "S" / "multirun.yaml").read_text()) == before
 
 

@@ -216,5 +216,5 @@ def test_size_of_a_conditional_space() -> None:
 
 
 def test_covariance_matrix_adaptation_needs_two_numbers() -> None:
-    with pytest.raises(UsageError, match="method=cmaes needs at least two keys with numbers"):
+    with pytest.raises(UsageError, match="method=cmaes needs at least two keys with several numbers"):
         search(Plan(method="cmaes", epochs=1), Space(SPACE.parameters[1:]))

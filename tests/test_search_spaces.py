@@ -72,8 +72,34 @@ def test_conditions() -> None:
     ("declared", "lines", "message"),
     [
         ({}, ["a=1"], "hydra/sweeper=search: the space is empty; expected keys with several values, such as"),
-        ({}, ["a=interval(1,1)"], "a=interval(1,1): an empty interval; expected interval(a,b) with finite a < b"),
-        ({}, ["a=interval(2,1)"], "a=interval(2,1): an empty interval; expected interval(a,b) with finite a < b"),
+        (
+            {},
+            ["a=interval(1,1)"],
+            "a=interval(1,1): an empty or infinite interval; expected interval(a,b) with finite a < b",
+        ),
+        (
+            {},
+            ["a=interval(2,1)"],
+            "a=interval(2,1): an empty or infinite interval; expected interval(a,b) with finite a < b",
+        ),
+        ({}, ["a=interval(-1e308,1e308)"], "a=interval(-1e308,1e308): an empty or infinite interval; expected"),
+        ({}, ["a=int(interval(0,1e19))"], "a=int(interval(0,1e19)): whole numbers of an interval must be at most 1000"),
+        ({"a": [1, 2]}, [], 'hydra.sweeper.space: a: a list of values must be text, such as "0.1,0.2"'),
+        (
+            {"a": "1,2", "a=1": {"b=3": {"c": "1,2"}}},
+            [],
+            "hydra.sweeper.space: b=3: a condition cannot be inside of another one",
+        ),
+        (
+            {"a": "1,2", "b": "1,2", "a=1": {"c": "1,2"}, "b=1": {"c": "3,4"}},
+            [],
+            "hydra.sweeper.space: c is declared for b=1 and also for other points with this value",
+        ),
+        (
+            {"a": "1,2", "a=1": {"b": "1,2"}, "b=1": {"c": "1,2"}},
+            [],
+            "hydra.sweeper.space: condition b=1: b never has this value; it has no list of values",
+        ),
         ({}, ["a=tag(log,interval(0,1))"], "a=tag(log,interval(0,1)): an interval with the tag log must be above 0"),
         ({}, ["a=tag(sqrt,interval(0,1))"], "a=tag(sqrt,interval(0,1)): unknown tag sqrt; expected log"),
         ({}, ["a=tag(log,choice(1,2))"], "a=tag(log,choice(1,2)): log is invalid for a list; expected tag(log, "),
@@ -82,12 +108,12 @@ def test_conditions() -> None:
         (
             {"a": "1,2", "a=3": {"b": "1,2"}},
             [],
-            "hydra.sweeper.space: no point meets the condition a=3; expected one of a=1, a=2",
+            "hydra.sweeper.space: condition a=3: a never has this value; expected one of 1, 2",
         ),
         (
             {"a": "1,2", "b": "1,2", "a=1": {"b": "3,4"}},
             [],
-            "hydra.sweeper.space: b is declared both for all points and for a=1",
+            "hydra.sweeper.space: b is declared for a=1 and also for other points with this value",
         ),
     ],
 )
@@ -149,8 +175,11 @@ def test_line_that_a_crash_truncated_is_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "declaration", "message"),
     [
-        (None, {"method": "gp"}, "the study of another search (method differs); choose another directory"),
-        (b"no journal\n", {"method": "tpe"}, "not a journal of Optuna; restore it, or start a new search"),
+        (None, {"method": "gp"}, "the study of another search (method: gp instead of tpe); choose another directory"),
+        (b"no journal\n", {"method": "tpe"}, "not a journal of Optuna; restore it, or remove it and resume"),
+        (b"{}\n", {"method": "tpe"}, "not a journal of Optuna; restore it, or remove it and resume"),
+        (b"5\n", {"method": "tpe"}, "not a journal of Optuna; restore it, or remove it and resume"),
+        (b'{"op_code": 99}\n', {"method": "tpe"}, "not a journal of Optuna; restore it, or remove it and resume"),
     ],
 )
 def test_study_of_another_search_is_refused(

@@ -181,7 +181,7 @@ def without_epochs(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return which values differ, such as ``seed: 1 instead of 0``; empty if none does. At most three are named."""
-    first, second = dict(_leaves(one)), dict(_leaves(other))
+    first, second = dict(leaves(one)), dict(leaves(other))
     lines = [
         f"{name}: {shortened(first.get(name, 'missing'), longest=40)} instead of "
         f"{shortened(second.get(name, 'missing'), longest=40)}"
@@ -192,9 +192,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(lines[:_MOST_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested mappings, such as ``optimizer.lr``, with their values."""
     for name, value in content.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -20,6 +20,8 @@ Method = Literal[
     "random", "grid", "qmc", "tpe", "gp", "cmaes", "genetic", "pso", "halving", "hyperband", "asha", "bohb"
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
+STOPPING: tuple[Method, ...] = ("halving", "hyperband", "asha", "bohb")
+"""The methods that stop most trials early."""
 FULL_TRIALS = 20
 """The default budget, in trials of the largest number of epochs."""
 
@@ -130,8 +132,8 @@ def _propose(source: Proposals, count: float, *, first: int, bracket: int = 0) -
 def _full_trials(plan: Plan, budget: Budget, source: Proposals) -> Search:
     """Train every trial for the largest number of epochs."""
     left, number = budget.trials, 0
-    at_once = plan.parallel or source.at_once or left
     while left:
+        at_once = plan.parallel or source.at_once or left
         trials = _propose(source, min(at_once, left), first=number)
         if not trials:
             return
@@ -236,22 +238,18 @@ def _asynchronous_halving(plan: Plan, budget: Budget, source: Proposals) -> Sear
     while True:
         batch: list[tuple[int, Request]] = []
         while len(batch) < (plan.parallel or 1):
-            promotions = [(index, rung.promotable(plan.eta)) for index, rung in enumerate(rungs[:-1])]
+            costs = [rung.epochs - before for rung, before in zip(rungs, [0, *plan.rungs], strict=False)]
+            promotions = [(i, rung.promotable(plan.eta)) for i, rung in enumerate(rungs[:-1]) if costs[i + 1] <= left]
             index, number = max(((i, n) for i, n in promotions if n is not None), default=(-1, -1))
             if number >= 0:
                 request = Request(trials[number], rungs[index + 1].epochs)
-                cost = request.epochs - rungs[index].epochs
                 rungs[index].promoted.add(number)
-            elif len(trials) < budget.trials and (new := _propose(source, 1, first=len(trials))):
+            elif len(trials) < budget.trials and costs[0] <= left and (new := _propose(source, 1, first=len(trials))):
                 request = Request(new[0], rungs[0].epochs)
-                cost = request.epochs
                 trials += new
             else:
                 break
-            if cost > left:
-                left = 0
-                break
-            left -= cost
+            left -= costs[index + 1]
             batch.append((index + 1, request))
         if not batch:
             return

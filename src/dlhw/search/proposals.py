@@ -27,6 +27,8 @@ STARTUP = 10
 """Random points before the first one from a model of the results."""
 GENERATION = 8
 """Points per generation of the genetic algorithm and of the particle swarm."""
+MOST_POINTS = 100_000
+"""The largest number of points of a grid."""
 _SMALLEST = 1e-6  # metric whose logarithm is taken
 _MOST_DRAWS = 1000  # for a point that was not proposed before
 _RANDOM_SHARE = 1 / 3  # of BOHB's points
@@ -82,16 +84,20 @@ class GridPoints:
 
     def __init__(self, space: Space, seed: int, *, largest: float) -> None:
         counts = [1] * len(space.parameters)
-        points = _grid(space, counts)
         growing = set(range(len(counts)))
+        if _grid_size(space, counts) > MOST_POINTS:
+            raise UsageError(
+                f"hydra.sweeper.method=grid: more than {MOST_POINTS} combinations of the lists; expected another method"
+            )
         while growing:
             axis = min(growing, key=lambda index: (counts[index], index))
-            finer = _grid(space, [count + (index == axis) for index, count in enumerate(counts)])
-            if len(finer) <= largest and counts[axis] < space.parameters[axis].domain.size:
-                counts[axis] += 1
-                points = finer
+            finer = [count + (index == axis) for index, count in enumerate(counts)]
+            size = _grid_size(space, finer)
+            if counts[axis] < space.parameters[axis].domain.size and size <= min(largest, MOST_POINTS):
+                counts = finer
             else:
                 growing.remove(axis)
+        points = _grid(space, counts)
         random.Random(seed).shuffle(points)
         self._points = iter(points)
 
@@ -100,6 +106,15 @@ class GridPoints:
 
     def tell(self, number: int, epochs: int, value: float) -> None:
         pass
+
+
+def _grid_size(space: Space, counts: Sequence[int]) -> int:
+    """Return the number of points of a grid, or that of combinations if it is too large to be counted."""
+    size = math.prod(
+        len(parameter.domain.evenly(count)) for parameter, count in zip(space.parameters, counts, strict=True)
+    )
+    conditional = any(parameter.when is not None for parameter in space.parameters)
+    return len(_grid(space, counts)) if conditional and size <= MOST_POINTS else size
 
 
 def _grid(space: Space, counts: Sequence[int]) -> list[Point]:
@@ -119,6 +134,7 @@ class SampledPoints:
     Args:
         startup: the first points come from :class:`RandomPoints`, so that searches with equal seeds share them.
         at_once: see :class:`Proposals`.
+        first_alone: the sampler needs the result of the first point before it proposes others.
         logarithm: the sampler learns from the logarithm of the metric.
     """
 
@@ -130,15 +146,21 @@ class SampledPoints:
         *,
         startup: int = 0,
         at_once: int | None = 1,
+        first_alone: bool = False,
         logarithm: bool = False,
     ) -> None:
-        self.at_once = at_once
+        self._at_once = at_once
+        self._first_alone = first_alone
         self._logarithm = logarithm
         self._space = space
         self._study = _study(sampler)
         self._random = RandomPoints(space, seed)
         self._startup = startup
         self._trials: list[optuna.Trial] = []
+
+    @property
+    def at_once(self) -> int | None:
+        return 1 if self._first_alone and not self._trials else self._at_once
 
     def ask(self) -> Point | None:
         if len(self._trials) < self._startup and (point := self._random.ask()) is not None:
@@ -223,12 +245,17 @@ def cma_es(space: Space, seed: int) -> Proposals:
 
     D is the number of intervals and ordered lists; values of other lists are random. Raise UsageError if it is below 2.
     """
-    dimensions = sum(not isinstance(each, CategoricalDistribution) for each in space.distributions.values())
+    dimensions = sum(
+        not isinstance(parameter.domain.distribution, CategoricalDistribution) and parameter.domain.size > 1
+        for parameter in space.parameters
+    )
     if dimensions < 2:
-        raise UsageError("hydra.sweeper.method=cmaes needs at least two keys with numbers; expected tpe, gp or another")
+        raise UsageError(
+            "hydra.sweeper.method=cmaes needs at least two keys with several numbers; expected tpe, gp or another"
+        )
     generation = 4 + math.floor(3 * math.log(dimensions))
     sampler = CmaEsSampler(seed=seed, n_startup_trials=1, popsize=generation, warn_independent_sampling=False)
-    return SampledPoints(space, seed, sampler, startup=1, at_once=generation)
+    return SampledPoints(space, seed, sampler, startup=1, at_once=generation, first_alone=True)
 
 
 def genetic(space: Space, seed: int) -> Proposals:
@@ -249,7 +276,7 @@ def _tpe(seed: int, *, startup: int) -> TPESampler:
 
 
 def _study(sampler: BaseSampler) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(sampler=sampler, direction="minimize")
 
 

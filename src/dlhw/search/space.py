@@ -28,6 +28,11 @@ class Interval:
     log: bool = False
     integer: bool = False
 
+    def __str__(self) -> str:
+        text = f"interval({self.low}, {self.high})"
+        text = f"int({text})" if self.integer else text
+        return f"tag(log, {text})" if self.log else text
+
     @property
     def distribution(self) -> BaseDistribution:
         if self.integer:
@@ -62,6 +67,9 @@ class Values:
 
     texts: tuple[str, ...]
     ordered: bool
+
+    def __str__(self) -> str:
+        return ",".join(self.texts)
 
     @property
     def distribution(self) -> BaseDistribution:

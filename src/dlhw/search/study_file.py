@@ -22,6 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dlhw.errors import UsageError
+from dlhw.runs.identity import differences
 from dlhw.runtime.paths import printable
 from dlhw.search.space import Interval, Parameter, Point, Space
 
@@ -39,20 +40,23 @@ class StudyFile:
 
     def __init__(self, path: Path, *, name: str, declaration: Mapping[str, Any]) -> None:
         self._lines = _Lines(path)
-        self._storage = JournalStorage(self._lines)
-        studies = self._storage.get_all_studies()
+        try:
+            self._storage = JournalStorage(self._lines)
+            studies = self._storage.get_all_studies()
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise _Lines.invalid(path) from error
+        declared = json.loads(json.dumps(declaration))
         if not studies:
             self._study = self._storage.create_new_study([StudyDirection.MINIMIZE], name)
-            for key, value in declaration.items():
+            for key, value in declared.items():
                 self._storage.set_study_user_attr(self._study, key, value)
             return
         self._study = studies[0]._study_id
         stored = self._storage.get_study_user_attrs(self._study)
-        changed = [key for key, value in declaration.items() if stored.get(key) != value]
-        if changed:
+        if changes := differences(declared, {key: stored.get(key) for key in declared}):
             raise UsageError(
-                f"{printable(path)}: the study of another search ({', '.join(changed)} differs); choose another "
-                "directory, or repeat the search as it was started"
+                f"{printable(path)}: the study of another search ({changes}); choose another directory, or repeat the "
+                "search as it was started"
             )
 
     def update(
@@ -72,7 +76,8 @@ class StudyFile:
             if trial.params != params:
                 raise UsageError(
                     f"{printable(self._lines.path)}: trial {number} has other values than this search proposes "
-                    "(another version of optuna?); start a new search"
+                    "(the file was edited, or written with another version of optuna); "
+                    "remove it and resume the search, or start a new one"
                 )
         else:
             new = create_trial(state=TrialState.RUNNING, params=params, distributions=distributions)
@@ -104,10 +109,12 @@ class _Lines(BaseJournalBackend):
         try:
             self._logs: list[dict[str, Any]] = [json.loads(line) for line in content[: self._size].splitlines()]
         except ValueError as error:
-            raise UsageError(
-                f"{printable(path)}: not a journal of Optuna; restore it, or start a new search"
-            ) from error
+            raise self.invalid(path) from error
         self._written = len(self._logs)
+
+    @staticmethod
+    def invalid(path: Path) -> UsageError:
+        return UsageError(f"{printable(path)}: not a journal of Optuna; restore it, or remove it and resume the search")
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
         return self._logs[log_number_from:]

@@ -121,7 +121,7 @@ def value_lines(override: Override, loader: ConfigLoader | None) -> list[str]:
             distinct.setdefault(_comparable(single), single)
     if not distinct:
         raise UsageError(f"{override.input_line}: must have at least one value")
-    texts = [_written(single) for single in distinct.values()]
+    texts = [written(single) for single in distinct.values()]
     if isinstance(value, ChoiceSweep) and value.shuffle:
         random.shuffle(texts)
     return [f"{key}={text}" for text in texts]
@@ -179,6 +179,6 @@ def _range(sweep: RangeSweep, line: str) -> list[int] | list[float]:
     return numbers
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Format a parsed value as on the command line."""
     return str(value).lower() if isinstance(value, bool) else str(Transformer.str(value))

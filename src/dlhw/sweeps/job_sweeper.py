@@ -29,11 +29,13 @@ from dlhw.cli import composition, failures, program, resuming
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
+from dlhw.runs import stored
 from dlhw.runs.directories import is_sweep_of_dlhw
 from dlhw.runs.identity import without_hydra
 from dlhw.runs.record import Record
 from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
+from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
 from dlhw.sweeps.expansion import Plan
 from dlhw.sweeps.jobs import PlannedJob, failure_reason, mark_unfinished, obstacle
@@ -142,6 +144,7 @@ class JobSweeper(Sweeper):
                 locks.enter_context(Record(directory).locked())
             except UsageError as error:
                 raise UsageError(f"{directory}: another process is running this sweep") from error
+            self._require_same_sweeper(directory)
             self.open(directory)
             self.cfg.data_dir = str(Path(self.cfg.data_dir).absolute())  # as in config.yaml
             loader = self.context.config_loader
@@ -149,6 +152,18 @@ class JobSweeper(Sweeper):
             content = self.cfg if loader.resumed is None else resuming.resumed_multirun(directory, self.cfg)
             write_atomically(directory / "multirun.yaml", OmegaConf.to_yaml(content).encode())
             yield directory
+
+    def _require_same_sweeper(self, directory: Path) -> None:
+        """Raise UsageError if the directory is that of a sweep with another sweeper."""
+        content = stored.read_multirun(directory)
+        if content is None:
+            return
+        other = content["hydra"]["sweeper"]["_target_"]
+        if other != self.cfg.hydra.sweeper._target_:
+            raise UsageError(
+                f"{printable(directory)}: the directory of a sweep with hydra.sweeper._target_={other}; choose another "
+                "directory"
+            )
 
     @contextlib.contextmanager
     def concluding(self, directory: Path, jobs: Mapping[Path, PlannedJob]) -> Iterator[dict[Path, str]]:

@@ -21,19 +21,21 @@ from optuna.trial import TrialState
 from pydantic import Field
 
 from dlhw.cli.build import checked_arguments
+from dlhw.cli.rules import require_resolvable
 from dlhw.errors import UsageError
 from dlhw.runs import stored
+from dlhw.runs.identity import identity, leaves, without_epochs
 from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
 from dlhw.runtime.progress import clock_time
-from dlhw.search.methods import Budget, Method, Plan, Request, Step, Trial, drive, search
+from dlhw.search.methods import STOPPING, Budget, Method, Plan, Request, Step, Trial, drive, search
 from dlhw.search.space import Interval, Point
 from dlhw.search.study_file import NAME, StudyFile
 from dlhw.sweeps import expansion
 from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob
 from dlhw.sweeps.spaces import read_space
-from dlhw.sweeps.trial_runs import TrialRuns, outcome, trained_epochs
+from dlhw.sweeps.trial_runs import TrialRuns, epochs_of_config, outcome, trained_epochs
 from dlhw.views.search import Searched, SearchedTrial, conclude_search
 
 log = logging.getLogger("dlhw")
@@ -52,7 +54,7 @@ class Options:
     total_epochs: Count | None
     min_epochs: Count
     eta: Annotated[int, Field(ge=2)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     parallel: Count | None
 
 
@@ -83,8 +85,9 @@ class Search(JobSweeper):
         seeds = {"seed": self.params["seed"]} if "seed" in self.params else {}
         loader = self.context.config_loader
         self._declared = read_space({**seeds, **(self.space or self.params)}, arguments, loader=loader)
-        if any(parameter.key == "trainer.epochs" for parameter in self._declared.space.parameters):
-            raise UsageError("trainer.epochs: invalid in a search, which chooses the epochs; set hydra.sweeper.epochs")
+        for parameter in self._declared.space.parameters:
+            if reason := _NOT_SEARCHED.get(parameter.key.lstrip("+")):
+                raise UsageError(f"{parameter.key}: invalid in the space of a search, {reason}")
         jobs = self.compose([self._job(point, None) for point in self._extremes()])
         cfg = next(job.config for job in jobs if job.config is not None)
         if cfg.study.get("_target_") is not None:
@@ -131,25 +134,37 @@ class Search(JobSweeper):
         lines = [*self._declared.fixed, *labelled]
         if epochs is not None:
             lines = [line for line in lines if not line.startswith("trainer.epochs=")]
-            lines += [*self._length_of_schedule(lines), f"trainer.epochs={epochs}"]
+            lines += [*self._kept_while_epochs_grow(lines, epochs), f"trainer.epochs={epochs}"]
         return expansion.Plan(tuple(lines), directory_name(labelled))
 
-    def _length_of_schedule(self, lines: Sequence[str]) -> list[str]:
-        """Return the override that keeps the schedule of a trial the same while its number of epochs grows."""
-        if any(line.startswith("scheduler.epochs=") for line in lines):
+    def _kept_while_epochs_grow(self, lines: Sequence[str], epochs: int) -> list[str]:
+        """Return overrides with the values that refer to ``trainer.epochs``, such as the length of the schedule.
+
+        They have their values for the largest number of epochs, so that a trial that is trained further is the same
+        run.
+        """
+        if epochs == self._plan.epochs:
             return []
+        load = self.context.config_loader.load_sweep_config
         try:
-            cfg = self.context.config_loader.load_sweep_config(self.cfg, list(lines))
+            fewer, all_epochs = (
+                dict(leaves(require_resolvable(load(self.cfg, [*lines, f"trainer.epochs={number}"]))))
+                for number in (epochs, self._plan.epochs)
+            )
         except UsageError:  # the job reports it
             return []
-        return [f"scheduler.epochs={self._plan.epochs}"] if "epochs" in cfg.scheduler else []
+        changed = {name: value for name, value in all_epochs.items() if fewer.get(name) != value}
+        return [f"{name}={expansion.written(value)}" for name, value in changed.items() if name != "trainer.epochs"]
 
     def open(self, directory: Path) -> None:
+        fixed = self.planned(expansion.Plan(self._declared.fixed, "")).config
+        config = identity(fixed) if fixed is not None else None
+        may_grow = () if self._plan.method in STOPPING or self._plan.method == "grid" else ("trials", "total_epochs")
         declaration = {
-            **{name: value for name, value in vars(self._plan).items() if name not in ("trials", "total_epochs")},
-            "space": [repr(parameter) for parameter in self._declared.space.parameters],
+            **{name: value for name, value in vars(self._plan).items() if name not in may_grow},
+            "space": {parameter.name: str(parameter.domain) for parameter in self._declared.space.parameters},
             "seeds": list(self._declared.seeds),
-            "overrides": list(self._declared.fixed),
+            "config": without_epochs(config) if config is not None else None,
         }
         self._study = StudyFile(directory / NAME, name=str(self.cfg.name), declaration=declaration)
         self._directories = JobDirectories(directory, any_epochs=True)
@@ -168,19 +183,30 @@ class Search(JobSweeper):
         """Train the trials that do not have their epochs yet. Return their validation metrics."""
         todo: dict[Path, PlannedJob] = {}
         for request in requests:
-            jobs = [self.planned(self._job(request.trial.point, seed, epochs=request.epochs)) for seed in self._seeds]
-            for path, job in zip(self._runs_of(request.trial, jobs).paths, jobs, strict=True):
-                if outcome(path, request.epochs, self._monitor) is None:
-                    todo[path] = job
+            jobs = [self._planned_job(request.trial, seed, request.epochs) for seed in self._seeds]
+            paths = self._runs_of(request.trial, jobs).paths
+            for path, seed, job in zip(paths, self._seeds, jobs, strict=True):
                 self._jobs[path] = job
+                if outcome(path, request.epochs, self._monitor) is None:
+                    started_with = epochs_of_config(path)  # more epochs if its metrics were lost
+                    more = started_with > request.epochs
+                    todo[path] = self._planned_job(request.trial, seed, started_with) if more else job
         before = sum(map(trained_epochs, todo))
         self.start([(job, path) for path, job in todo.items()], directory)
         self._trained += sum(map(trained_epochs, todo)) - before
-        values = [self._add(request) for request in requests]
+        finished = [self._add(request) for request in requests]
         self._study.flush()
         self._log_progress()
+        failed = any(runs.state(self._plan.epochs) == "failed" for runs in self._trials if runs.rungs)
+        if self.fail_fast and failed:
+            self.ended = ""
+        if not all(finished) or self.ended == "":
+            raise _Unfinished
         self._require_different_mistakes()
-        return values
+        return [self._trials[request.trial.number].value for request in requests]
+
+    def _planned_job(self, trial: Trial, seed: str | None, epochs: int) -> PlannedJob:
+        return self.planned(self._job(trial.point, seed, epochs=epochs))
 
     def _runs_of(self, trial: Trial, jobs: Sequence[PlannedJob]) -> TrialRuns:
         """Return the runs of a trial. A new one gets directories, or those of an earlier trial with equal values."""
@@ -190,13 +216,13 @@ class Search(JobSweeper):
             self._trials.append(TrialRuns(trial, next(equal, ()) or self._directories.of(jobs)))
         return self._trials[trial.number]
 
-    def _add(self, request: Request) -> float:
-        """Add the results of a request to the trial, the history and the study. Return its validation metric."""
+    def _add(self, request: Request) -> bool:
+        """Add the results of a request to the trial, the history and the study. Return whether all runs have ended."""
         runs = self._trials[request.trial.number]
         outcomes = [outcome(path, request.epochs, self._monitor) for path in runs.paths]
         finished = [single for single in outcomes if single is not None]
-        if len(finished) < len(outcomes) or (self.fail_fast and any(single.failed for single in finished)):
-            raise _Unfinished
+        if len(finished) < len(outcomes):
+            return False
         runs.rungs.append(request.epochs)
         runs.outcomes = finished
         for path, single in zip(runs.paths, finished, strict=True):
@@ -204,10 +230,12 @@ class Search(JobSweeper):
         self._steps.append(Step(sum(self._epochs.values()), request.trial.number, request.epochs, runs.value))
         ended = runs.state(self._plan.epochs)
         self._update_study(runs, TrialState.RUNNING if ended == "stopped" else _STATES[ended])
-        return runs.value
+        return True
 
     def _require_different_mistakes(self) -> None:
         """Raise _Unfinished if all trials so far have the same mistake in their config."""
+        if any(math.isfinite(runs.value) for runs in self._trials):
+            return
         reasons = {str(stored.read_summary(path).get("reason", "")) for runs in self._trials for path in runs.paths}
         kind, _, mistake = next(iter(reasons)).partition(": ")
         if len(reasons) == 1 and kind == UsageError.__name__:
@@ -228,12 +256,12 @@ class Search(JobSweeper):
         """Log how much of the budget is used, the best trial and the time left."""
         budget = Budget(self._plan, self._declared.space)
         epochs, most = sum(self._epochs.values()), budget.epochs * len(self._seeds)
-        best = min(self._trials, key=lambda runs: runs.value)
+        best = min((runs for runs in self._trials if runs.rungs), key=lambda runs: runs.value, default=None)
         parts = [
-            f"{len(self._trials)}{f' of {budget.trials:.0f}' if math.isfinite(budget.trials) else ''} trials",
-            f"{epochs}{f' of {most:.0f}' if math.isfinite(most) else ''} epochs",
+            f"trials {len(self._trials)}{f' of {budget.trials:.0f}' if math.isfinite(budget.trials) else ''}",
+            f"epochs {epochs}{f' of {most:.0f}' if math.isfinite(most) else ''}",
         ]
-        if math.isfinite(best.value):
+        if best is not None and math.isfinite(best.value):
             values = ", ".join(f"{key}={text}" for key, text in self._declared.space.values(best.trial.point).items())
             parts.append(f"lowest {self._monitor} {best.value:.4g} with {values}")
         if self._trained and math.isfinite(most):
@@ -267,4 +295,9 @@ class Search(JobSweeper):
         )
 
 
+_NOT_SEARCHED = {
+    "trainer.epochs": "which chooses the epochs; set hydra.sweeper.epochs",
+    "trainer.monitor": "because all trials are compared by one metric",
+    "seed": "because every trial is trained with the same seeds; list them outside of conditions",
+}
 _STATES = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}

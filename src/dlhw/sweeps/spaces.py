@@ -11,6 +11,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from dlhw.errors import UsageError
+from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.search.space import Interval, Parameter, Space, Values, listed
 from dlhw.sweeps.expansion import overrides_of, parse, value_lines
 
@@ -40,55 +41,72 @@ def read_space(
         loader: finds the files of a ``glob(...)`` over options.
     """
     conditions = {key: value for key, value in declared.items() if isinstance(value, Mapping)}
-    lines = [line for key, value in declared.items() if key not in conditions for line in overrides_of({key: value})]
-    by_key: dict[str, Override] = {}
     given = {override.key_or_group: override for override in parse(overrides, loader)}
-    for override in (*parse(lines, loader), *given.values()):
+    by_key = {override.key_or_group: override for override in _parsed(declared, conditions, loader)} | given
+    for override in by_key.values():
         if override.is_hydra_override() and override.is_sweep_override():
             raise UsageError(
                 f"{override.input_line}: a setting of Hydra cannot vary in a search; expected a key of the config"
             )
-        by_key[override.key_or_group] = override
     seeds = _seeds(by_key.pop("seed", None), loader)
+    fixed = [override for override in by_key.values() if not override.is_sweep_override()]
     parameters = [
         Parameter(override.get_key_element(), _domain(override, loader))
         for override in by_key.values()
         if override.is_sweep_override()
     ]
-    fixed = [str(override.input_line) for override in by_key.values() if not override.is_sweep_override()]
-    for condition, dependent in conditions.items():
-        met = condition in fixed
-        if not met and not _is_met_by_some(condition, parameters, given):
-            continue
-        for override in parse(overrides_of(dependent), loader):
-            key = override.get_key_element()
-            if key in given:
-                continue
-            if any(parameter.key == key and parameter.when is None for parameter in parameters):
-                raise UsageError(f"hydra.sweeper.space: {key} is declared both for all points and for {condition}")
-            when = None if met else condition.partition("=")[::2]
-            parameters.append(Parameter(key, _domain(override, loader), when))
+    parameters += _conditional(conditions, parameters, fixed, given, loader)
     if not parameters:
         raise UsageError(
             "hydra/sweeper=search: the space is empty; expected keys with several values, such as "
             "'optimizer.lr=tag(log, interval(1e-4, 1))' or model=mlp,cnn"
         )
-    return Declaration(Space(parameters), seeds, tuple(fixed))
+    return Declaration(Space(parameters), seeds, tuple(str(override.input_line) for override in fixed))
 
 
-def _is_met_by_some(condition: str, parameters: Sequence[Parameter], given: Mapping[str, Override]) -> bool:
-    """Return whether some points meet a condition. Raise UsageError if none does, unless ``given`` excludes it."""
-    key, _, text = condition.partition("=")
+def _parsed(
+    values: Mapping[str, Any], conditions: Mapping[str, Any], loader: ConfigLoader | None
+) -> Sequence[Override]:
+    """Parse the values of keys. Raise UsageError for values that are not text or numbers."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and key not in conditions:
+            raise UsageError(f"hydra.sweeper.space: {key}: a condition cannot be inside of another one")
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            raise UsageError(f'hydra.sweeper.space: {key}: a list of values must be text, such as "0.1,0.2"')
+    return parse(overrides_of({key: value for key, value in values.items() if key not in conditions}), loader)
+
+
+def _conditional(
+    conditions: Mapping[str, Mapping[str, Any]],
+    parameters: Sequence[Parameter],
+    fixed: Sequence[Override],
+    given: Mapping[str, Override],
+    loader: ConfigLoader | None,
+) -> list[Parameter]:
+    """Return the parameters of the conditions; without a condition if the overrides for all points meet it."""
     lists = {p.key: p.domain.texts for p in parameters if isinstance(p.domain, Values)}
-    if text in lists.get(key, ()):
-        return True
-    if key in given:
-        return False
-    valid = ", ".join(f"{name}={value}" for name, texts in lists.items() for value in texts)
-    raise UsageError(
-        f"hydra.sweeper.space: no point meets the condition {condition}"
-        + (f"; expected one of {valid}" if valid else "; no key has a list of values")
-    )
+    values_of_all = {override.key_or_group: str(override.value()) for override in fixed}
+    result: list[Parameter] = []
+    for condition, dependent in conditions.items():
+        owner, _, text = condition.partition("=")
+        met_by_all = values_of_all.get(owner) == text
+        if not met_by_all and text not in lists.get(owner, ()):
+            if owner in given:
+                continue
+            expected = f"expected one of {', '.join(lists[owner])}" if owner in lists else "it has no list of values"
+            raise UsageError(f"hydra.sweeper.space: condition {condition}: {owner} never has this value; {expected}")
+        for override in _parsed(dependent, {}, loader):
+            key = override.get_key_element()
+            if key in given:
+                continue
+            others = [other for other in (*parameters, *result) if other.key == key]
+            if any(other.when is None or other.when[0] != owner for other in others):
+                raise UsageError(
+                    f"hydra.sweeper.space: {key} is declared for {condition} and also for other points with this "
+                    "value; expected conditions on one key"
+                )
+            result.append(Parameter(key, _domain(override, loader), None if met_by_all else (owner, text)))
+    return result
 
 
 def _seeds(override: Override | None, loader: ConfigLoader | None) -> tuple[str, ...]:
@@ -115,8 +133,11 @@ def _domain(override: Override, loader: ConfigLoader | None) -> Interval | Value
     assert low is not None
     assert high is not None
     log = "log" in value.tags
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UsageError(f"{line}: an empty interval; expected interval(a,b) with finite a < b")
+    if not (low < high and math.isfinite(high - low)):
+        raise UsageError(f"{line}: an empty or infinite interval; expected interval(a,b) with finite a < b")
     if log and low <= 0:
         raise UsageError(f"{line}: an interval with the tag log must be above 0")
-    return Interval(low, high, log=log, integer=isinstance(low, int) and isinstance(high, int))
+    integer = isinstance(low, int) and isinstance(high, int)
+    if integer and max(abs(low), abs(high)) > LARGEST_COUNT:
+        raise UsageError(f"{line}: whole numbers of an interval must be at most {LARGEST_COUNT}")
+    return Interval(low, high, log=log, integer=integer)

@@ -59,13 +59,16 @@ def outcome(path: Path, epochs: int, monitor: str) -> Outcome | None:
 
     A run that was interrupted when it was trained further is finished for fewer epochs. Raise Unreadable.
     """
-    curve = [row[monitor] for row in stored.read_metrics(path) or []][:epochs]
+    rows = stored.read_metrics(path) or []
+    if any(monitor not in row for row in rows):
+        raise stored.Unreadable(path / "metrics.csv", f"no column {monitor}", stored.RESTORE)
+    curve = [row[monitor] for row in rows[:epochs]]
     if len(curve) == epochs and epochs_of_config(path) > epochs:
         return Outcome(curve, failed=False)
     summary = stored.read_summary(path)
     if summary.get("status") == "failed":
         return Outcome(curve, failed=True)
-    ended = len(curve) == epochs or summary.get("stopped") == "patience"
+    ended = len(curve) == epochs or (curve and summary.get("stopped") == "patience")
     return Outcome(curve, failed=False) if ended and summary.get("status") == "finished" else None
 
 

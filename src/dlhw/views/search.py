@@ -105,7 +105,7 @@ def conclude_search(
         ),
         about={"method": searched.method, "trials": len(searched.trials), "total_epochs": spent, **about},
     )
-    return "\n".join([str(conclusion), f"{len(searched.trials)} trials, {spent} epochs"])
+    return "\n".join([str(conclusion), f"trials: {len(searched.trials)}, epochs: {spent}"])
 
 
 def _lowest(steps: Sequence[Step]) -> list[float]:
@@ -126,6 +126,7 @@ def _draw(record: Record, searched: Searched, *, title: str) -> list[str]:
         "figures/importances": _draw_importances,
     }
     notes = []
+    (record.path / "tables" / "importances.csv").unlink(missing_ok=True)
     for name, draw in figures.items():
         (record.path / f"{name}.png").unlink(missing_ok=True)
         if searched.best is None:
@@ -366,7 +367,7 @@ def _best_text(searched: Searched) -> str:
     spent = searched.steps[-1].total_epochs
     return (
         f"lowest {column_label(searched.monitor)}: {best.value:.4g} (trial {best.number}: {searched.text(best)})\n"
-        f"{len(searched.trials)} trials, {spent} epochs"
+        f"trials: {len(searched.trials)}, epochs: {spent}"
     )
 
 
