@@ -6,16 +6,17 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from dlhw.errors import UsageError
 from dlhw.runtime.options import Count
 from dlhw.runtime.threads import usable_cores
-from dlhw.search.methods import Method, Plan
+from dlhw.search.methods import Method, Plan, search
 from dlhw.search.replay import PointValues, Replay, Table, regret, replay
 from dlhw.search.space import Parameter, Space, Values, listed
 from dlhw.views.comparison.options import Comparison
@@ -68,11 +69,15 @@ class Methods(Comparison):
         if conclusion.status == "unfinished" or conclusion.monitor is None:
             return [*notes, "methods.png: not drawn (not all settings are trained)"]
         table, epochs = _table(conclusion, conclusion.monitor)
-        plans = [
-            Plan(method=method, epochs=epochs, total_epochs=self.trials * epochs, seed=seed)
-            for method in self.methods
-            for seed in range(self.replays)
-        ]
+        plans: list[Plan] = []
+        for method in self.methods:
+            plan = Plan(method=method, epochs=epochs, total_epochs=self.trials * epochs)
+            try:
+                search(plan, table.space)
+            except UsageError as error:  # the method cannot search this space
+                notes.append(str(error))
+                continue
+            plans += [replace(plan, seed=seed) for seed in range(self.replays)]
         results = _Results(_replayed(plans, table), table, epochs, self.trials * epochs)
         record.table("methods", results.rows())
         experiment = title.partition(":")[0]
