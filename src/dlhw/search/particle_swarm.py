@@ -48,6 +48,7 @@ class ParticleSwarmSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Return the values of the trial's particle; none in the first generation."""
         generation, particle = divmod(trial.number, self._particles)
         if not search_space or generation == 0:
             return {}
@@ -60,6 +61,7 @@ class ParticleSwarmSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        """Return a random value of a parameter, for the first generation."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def _move(self, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution]) -> None:

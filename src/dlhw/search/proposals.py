@@ -59,6 +59,7 @@ class RandomPoints:
         self._proposed: set[tuple[tuple[str, str], ...]] = set()
 
     def ask(self) -> Point | None:
+        """Return a random point that was not returned before; None if none is found in a thousand draws."""
         if len(self._proposed) >= self._space.size:
             return None
         for _ in range(_MOST_DRAWS):
@@ -70,7 +71,7 @@ class RandomPoints:
         return None
 
     def tell(self, number: int, epochs: int, value: float) -> None:
-        pass
+        """Ignore the result."""
 
 
 class GridPoints:
@@ -102,10 +103,11 @@ class GridPoints:
         self._points = iter(points)
 
     def ask(self) -> Point | None:
+        """Return the next point of the grid; None after the last."""
         return next(self._points, None)
 
     def tell(self, number: int, epochs: int, value: float) -> None:
-        pass
+        """Ignore the result."""
 
 
 def _grid_size(space: Space, counts: Sequence[int]) -> int:
@@ -163,6 +165,7 @@ class SampledPoints:
         return 1 if self._first_alone and not self._trials else self._at_once
 
     def ask(self) -> Point | None:
+        """Return a random point during the startup, then one of the sampler. It may be equal to an earlier one."""
         if len(self._trials) < self._startup and (point := self._random.ask()) is not None:
             self._study.enqueue_trial(dict(point))
         with _quiet():
@@ -171,6 +174,7 @@ class SampledPoints:
         return trial.params
 
     def tell(self, number: int, epochs: int, value: float) -> None:
+        """Give the sampler the result of a point, whatever its number of epochs."""
         with _quiet():
             self._study.tell(self._trials[number], math.log(max(value, _SMALLEST)) if self._logarithm else value)
 
@@ -192,6 +196,7 @@ class BudgetedPoints:
         self._values: dict[int, dict[int, float]] = {}  # by epochs, then by number of the point
 
     def ask(self) -> Point | None:
+        """Return a point of the model or a random one; None if all points were returned as random ones."""
         point = self._modelled() or self._random.ask()
         if point is not None:
             self._points.append(point)
@@ -215,6 +220,7 @@ class BudgetedPoints:
             return study.ask(self._space.distributions).params
 
     def tell(self, number: int, epochs: int, value: float) -> None:
+        """Add a result to those after this number of epochs."""
         self._values.setdefault(epochs, {})[number] = value
 
 

@@ -59,6 +59,7 @@ def replay(plan: Plan, table: Table) -> Replay:
     epochs_of: dict[PointValues, int] = {}
 
     def evaluate(requests: Sequence[Request]) -> list[float]:
+        """Look the requests up in the table instead of training them."""
         for request in requests:
             values = tuple(table.space.values(request.trial.point).items())
             epochs, value = table.result(values, request.epochs)

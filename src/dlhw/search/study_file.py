@@ -114,15 +114,19 @@ class _Lines(BaseJournalBackend):
 
     @staticmethod
     def invalid(path: Path) -> UsageError:
+        """Return the error for a file that is not a journal."""
         return UsageError(f"{printable(path)}: not a journal of Optuna; restore it, or remove it and resume the search")
 
     def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """Return the entries from this number on."""
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add entries, which :meth:`flush` writes."""
         self._logs += logs
 
     def flush(self) -> None:
+        """Append the new lines to the file, and wait until they are on the disk."""
         new = self._logs[self._written :]
         if not new:
             return

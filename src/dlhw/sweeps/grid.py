@@ -32,6 +32,7 @@ class Grid(JobSweeper):
         super().__init__(params=params, space=space, fail_fast=fail_fast)
 
     def prepare(self, arguments: list[str]) -> None:
+        """Expand the grid and validate all of its jobs. Raise UsageError."""
         unread: dict[str, None] = {}
         plans = expand(
             overrides_of(self.params),
@@ -61,9 +62,11 @@ class Grid(JobSweeper):
         return unread_params
 
     def open(self, directory: Path) -> None:
+        """Find the directories of the jobs, new ones or those of an earlier call."""
         self._paths = JobDirectories(directory).of(self._jobs)
 
     def run(self, directory: Path) -> bool:
+        """Run the jobs that are not finished. Return whether all jobs have finished."""
         paths = self._paths
         finished = {path for path in paths if Record(path).finished}
         note = f", {len(finished)} of them already finished" if finished else ""
@@ -76,6 +79,7 @@ class Grid(JobSweeper):
     def conclude(
         self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
     ) -> str:
+        """Compare the jobs and the runs of earlier calls. Return the table that ends the log."""
         from dlhw.cli.build import build
         from dlhw.views.comparison import compare_runs, run_directories
 

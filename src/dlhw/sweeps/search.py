@@ -1,8 +1,8 @@
 """The sweeper that searches: ``hydra/sweeper=search`` trains the trials that a method chooses, and continues the best.
 
 A trial that a method trains further is the same run, which resumes from its last checkpoint with more epochs. An
-interrupted search is repeated from its beginning: the method proposes the same trials, and the results of those that
-were trained before are read from their directories.
+interrupted search starts again: the method proposes the same trials, and the search reads the results of those that
+are already trained from their directories.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Search(JobSweeper):
         self._trained = 0  # epochs that were trained in this process
 
     def prepare(self, arguments: list[str]) -> None:
+        """Read the space, validate its values and plan the budget. Raise UsageError."""
         seeds = {"seed": self.params["seed"]} if "seed" in self.params else {}
         loader = self.context.config_loader
         self._declared = read_space({**seeds, **(self.space or self.params)}, arguments, loader=loader)
@@ -157,6 +158,7 @@ class Search(JobSweeper):
         return [f"{name}={expansion.written(value)}" for name, value in changed.items() if name != "trainer.epochs"]
 
     def open(self, directory: Path) -> None:
+        """Open the study in the directory, or begin one. Raise UsageError if it is that of another search."""
         fixed = self.planned(expansion.Plan(self._declared.fixed, "")).config
         config = identity(fixed) if fixed is not None else None
         may_grow = () if self._plan.method in STOPPING or self._plan.method == "grid" else ("trials", "total_epochs")
@@ -170,6 +172,7 @@ class Search(JobSweeper):
         self._directories = JobDirectories(directory, any_epochs=True)
 
     def run(self, directory: Path) -> bool:
+        """Train what the method requests. Return whether the search ended and at least one run finished."""
         self._started = time.monotonic()
         log.info("search with method=%s, in %s", self._plan.method, directory)
         finished = False
@@ -272,6 +275,7 @@ class Search(JobSweeper):
     def conclude(
         self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
     ) -> str:
+        """Write the tables, figures and summary of the search. Return the table that ends the log."""
         trials = [
             SearchedTrial(
                 runs.trial.number,

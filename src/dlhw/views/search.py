@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,6 @@ from dlhw.views.comparison.results import read, without_budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-log = logging.getLogger("dlhw")
 
 _FEWEST_FOR_IMPORTANCE = 8
 
@@ -125,20 +123,14 @@ def _draw(record: Record, searched: Searched, *, title: str) -> list[str]:
         "figures/parallel": _draw_parallel,
         "figures/importances": _draw_importances,
     }
-    notes = []
     (record.path / "tables" / "importances.csv").unlink(missing_ok=True)
-    for name, draw in figures.items():
+    for name in figures:
         (record.path / f"{name}.png").unlink(missing_ok=True)
-        if searched.best is None:
-            continue
-        try:
-            note = draw(record, name, searched, title)
-        except Exception as error:  # an error in a figure must not prevent the summary
-            log.debug("%s.png", name, exc_info=True)
-            note = f"{type(error).__name__}: {error}"
-        if note:
-            notes.append(f"{name}.png: not drawn ({' '.join(note.split())})")
-    return notes
+    if searched.best is None:
+        return []
+    from dlhw.views.comparison.figures import not_drawn  # imports matplotlib, which takes a second
+
+    return not_drawn((name, functools.partial(draw, record, name, searched, title)) for name, draw in figures.items())
 
 
 def _draw_progress(record: Record, name: str, searched: Searched, title: str) -> str:

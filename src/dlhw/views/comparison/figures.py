@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlhw.views.comparison.panels import (
@@ -60,6 +60,12 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
         for path in record.path.glob(pattern):
             path.unlink()
+    return notes + not_drawn(figures)
+
+
+def not_drawn(figures: Iterable[tuple[str, Callable[[], str]]]) -> list[str]:
+    """Draw figures by name. Return a note for each that fails, or whose function returns why it was not drawn."""
+    notes = []
     for name, figure in figures:
         try:
             note = figure()
