@@ -154,6 +154,7 @@ def _draw_progress(record: Record, name: str, searched: Searched, title: str) ->
     drawn = [(spent, low) for spent, low in lowest if math.isfinite(low)]
     axes.step(*zip(*drawn, strict=True), where="post", color=COLORS["reference"], linewidth=1.4, label="lowest so far")
     scale_values(axes, [step.value for step in finite])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     label(axes, x="epochs of all trials", y=column_label(searched.monitor), legend=False)
     handles, names = axes.get_legend_handles_labels()
     add_legend(figure, handles, names, loc="outside lower center", columns=min(5, len(names)))
@@ -181,8 +182,8 @@ def _draw_trials(record: Record, name: str, searched: Searched, title: str) -> s
             label=f"trial {trial.number}, the lowest" if is_best else None,
             zorder=3 if is_best else 2,
         )
-    rungs = sorted({rung for trial in searched.trials for rung in trial.rungs})
-    for rung in rungs if len(rungs) > 1 else []:
+    rungs = sorted({rung for trial in searched.trials for rung in trial.rungs})[:-1]
+    for rung in rungs:
         name_once = "the best trials go on" if rung == rungs[0] else None
         axes.axvline(rung, color=COLORS["reference"], linewidth=0.8, linestyle=":", zorder=1, label=name_once)
     scale_epochs(axes, [{"epoch": epoch} for trial in searched.trials for epoch in trial.curve], None)
