@@ -135,6 +135,8 @@ def _draw(record: Record, searched: Searched, *, title: str) -> list[str]:
 
 def _draw_progress(record: Record, name: str, searched: Searched, title: str) -> str:
     """Draw every result against the epochs spent, and the lowest so far."""
+    from matplotlib.ticker import MaxNLocator
+
     from dlhw.views.plots import COLORS, add_legend, column_label, label, new_figure, scale_values
 
     figure, (axes,) = new_figure(1, title=title, subtitle=_best_text(searched), panel_inches=3.6)
@@ -154,7 +156,7 @@ def _draw_progress(record: Record, name: str, searched: Searched, title: str) ->
     drawn = [(spent, low) for spent, low in lowest if math.isfinite(low)]
     axes.step(*zip(*drawn, strict=True), where="post", color=COLORS["reference"], linewidth=1.4, label="lowest so far")
     scale_values(axes, [step.value for step in finite])
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     label(axes, x="epochs of all trials", y=column_label(searched.monitor), legend=False)
     handles, names = axes.get_legend_handles_labels()
     add_legend(figure, handles, names, loc="outside lower center", columns=min(5, len(names)))
