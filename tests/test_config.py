@@ -22,6 +22,7 @@ from support.config_files import CONF, FILES
 
 IMAGE_SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "kmnist": (1, 28, 28)}
 REQUIRED = {
+    "study/ray_tune.yaml": ["+study.space={optimizer.lr:[0.1,0.2]}"],
     "optimizer/torch.yaml": ["optimizer.name=NAdam"],
     "init/from_run.yaml": ["init.run=there"],
     "dataset/image_folder.yaml": ["dataset.root=there"],

@@ -129,6 +129,17 @@ def test_comparison_of_a_search_keeps_its_columns(tmp_path: Path) -> None:
     assert (tmp_path / "S" / "comparison.png").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_every_launcher_trains_the_same_search(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    (tmp_path / "one").mkdir()
+    assert search(*HALVING, at=tmp_path / "one").code == 0
+    result = start(*SEARCH, *HALVING, f"hydra/launcher={launcher}", at=tmp_path, cold=True).end()
+    assert result.code == 0, result.err
+    assert contents(tmp_path / "S") == contents(tmp_path / "one" / "S")
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlhw.views.search._draw", lambda *arguments, **options: [])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dlhw.cli.build import Components
     from dlhw.runs.record import Record
+    from dlhw.training.loop import AfterEpoch
 
 log = logging.getLogger("dlhw")
 
@@ -31,7 +32,13 @@ def main() -> None:
     program.command_line(program.Program(task, check))
 
 
-def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: bool) -> None:
+def task(
+    cfg: DictConfig,
+    directory: Path,
+    overrides: Sequence[str],
+    in_sweep: bool,
+    after_epoch: AfterEpoch | None = None,
+) -> None:
     """Execute one run in ``directory``, by itself or as a job of a sweep."""
     from dlhw.cli import build, failures
     from dlhw.runs.record import Record
@@ -43,7 +50,25 @@ def task(cfg: DictConfig, directory: Path, overrides: Sequence[str], in_sweep: b
 
         if in_sweep:
             lifecycle.resume_same_run(cfg, record)
-        run(cfg, record, overrides)
+        run(cfg, record, overrides, after_epoch)
+
+
+def train_trial(cfg: DictConfig, directory: Path, after_epoch: AfterEpoch) -> None:
+    """Execute one run that a study searches with, in any process."""
+    from dlhw.cli import composition
+
+    composition.prepare()
+    task(cfg, directory, (), True, after_epoch)
+
+
+def check_trial(cfg: DictConfig, build_parts: bool) -> None:
+    """Validate the config of a trial. Raise UsageError, with ``build_parts`` also if its parts do not fit together."""
+    from dlhw.cli import assembly, build
+
+    if build_parts:
+        assembly.assemble(cfg)
+    else:
+        build.validate(cfg)
 
 
 def check(cfg: DictConfig, overrides: Sequence[str]) -> Components:
@@ -63,11 +88,15 @@ def _validated(cfg: DictConfig, overrides: Sequence[str]) -> Components:
     return components
 
 
-def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
-    """Train what the config describes, or run its study, and write the files of the run."""
+def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_epoch: AfterEpoch | None = None) -> None:
+    """Train what the config describes, or run its study, and write the files of the run.
+
+    ``after_epoch`` is called with the row of each epoch.
+    """
     from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
     from dlhw.runtime import devices, processes
     from dlhw.training.loop import Training
+    from dlhw.training.trainable import Trainable
     from dlhw.training.variants import Single
 
     components = _validated(cfg, overrides)
@@ -75,7 +104,9 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
     if arguments is not None:
         if processes.world_size() > 1:
             raise UsageError("torchrun: invalid for a study, which runs in a single process; start it without torchrun")
-        lifecycle.answer(cfg, record, assembly.assemble_question(components, arguments))
+        trainable = Trainable(cfg, train_trial, check_trial)
+        question = assembly.assemble_question(components, arguments, record=record, trainable=trainable)
+        lifecycle.answer(cfg, record, question)
         return
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assembly.assemble_parts(components)
@@ -89,6 +120,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = ()) -> None:
             trainer=parts.trainer,
             precision=parts.precision,
             probe=parts.probe,
+            after_epoch=after_epoch,
         ).fit()
     if processes.rank() == 0:
         log.info("%s", lifecycle.finish(cfg, parts, training_run))

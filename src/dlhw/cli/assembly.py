@@ -19,6 +19,8 @@ from dlhw.errors import UsageError
 from dlhw.runs.answer import Answer
 from dlhw.runs.checkpoint import State
 from dlhw.runs.identity import checkpoint_identity
+from dlhw.runs.record import Record
+from dlhw.runs.schemas import GROUPS
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
@@ -29,6 +31,7 @@ from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
 from dlhw.training.settings import Trainer
+from dlhw.training.trainable import Trainable
 from dlhw.views import report
 from dlhw.views.report.filters import convolution
 
@@ -38,6 +41,8 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "data": ("seed", "dataset", "augmentation", "trainer.device", "trainer.precision"),
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
+    "trainable": ("seed", *(group for group in GROUPS if group != "study")),
+    "record": (),
 }
 """The groups and keys that are read to make each argument of a study."""
 READ_ALWAYS = ("trainer.threads", "trainer.deterministic")
@@ -165,13 +170,22 @@ class Question:
     model: Module | None
 
 
-def assemble_question(components: Components, arguments: frozenset[str]) -> Question:
+def assemble_question(
+    components: Components, arguments: frozenset[str], *, record: Record, trainable: Trainable
+) -> Question:
     """Build the config's study, which takes these arguments. Raise UsageError."""
     trainer, precision = set_up_process(components)
     data = load_data(components, precision) if arguments & {"data", "model"} else None
     model = initialized_model(components, trainer, precision, data) if arguments & {"model", "network"} else None
     model_argument = "network" if "network" in arguments else "model"
-    values = {"seed": components.cfg.seed, "device": precision.device, "data": data, model_argument: model}
+    values = {
+        "seed": components.cfg.seed,
+        "device": precision.device,
+        "data": data,
+        model_argument: model,
+        "trainable": trainable,
+        "record": record,
+    }
     compute = components["study"].partial(**{name: value for name, value in values.items() if name in arguments})
     return Question(compute, precision, data, model)
 

@@ -38,6 +38,11 @@ def install() -> None:
     A second signal, unless it follows within a second, raises everywhere.
     """
     _state.received, _state.stoppable = None, False
+    reinstall()
+
+
+def reinstall() -> None:
+    """Note the signals again after a library has replaced the handlers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _note)
 

@@ -143,6 +143,20 @@ class Space:
         assert isinstance(owner.domain, Values)
         return {owner.name: owner.domain.texts.index(text) if owner.domain.ordered else text}
 
+    def extremes(self) -> list[Point]:
+        """Return points with every value of every list, and with the limits of every interval."""
+        values = {
+            parameter: parameter.domain.evenly(
+                2 if isinstance(parameter.domain, Interval) else len(parameter.domain.texts)
+            )
+            for parameter in self.parameters
+        }
+        first = {parameter.name: options[0] for parameter, options in values.items()}
+        points: list[Point] = [first]
+        for parameter, options in values.items():
+            points += [{**first, **self.meeting(parameter), parameter.name: value} for value in options]
+        return points
+
     def values(self, point: Point) -> dict[str, str]:
         """Return the values that a point reads by key, as on the command line. Equal points have equal values."""
         return {parameter.key: parameter.domain.text(point[parameter.name]) for parameter in self.read_by(point)}

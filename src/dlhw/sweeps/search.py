@@ -29,7 +29,7 @@ from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
 from dlhw.runtime.progress import clock_time
 from dlhw.search.methods import STOPPING, Budget, Method, Plan, Request, Step, Trial, drive, search
-from dlhw.search.space import Interval, Point
+from dlhw.search.space import Point
 from dlhw.search.study_file import NAME, StudyFile
 from dlhw.sweeps import expansion
 from dlhw.sweeps.job_sweeper import JobSweeper
@@ -89,7 +89,7 @@ class Search(JobSweeper):
         for parameter in self._declared.space.parameters:
             if reason := _NOT_SEARCHED.get(parameter.key.lstrip("+")):
                 raise UsageError(f"{parameter.key}: invalid in the space of a search, {reason}")
-        jobs = self.compose([self._job(point, None) for point in self._extremes()])
+        jobs = self.compose([self._job(point, None) for point in self._declared.space.extremes()])
         cfg = next(job.config for job in jobs if job.config is not None)
         if cfg.study.get("_target_") is not None:
             raise UsageError(f"hydra/sweeper=search: {cfg.name} is a study, which has no validation metric")
@@ -112,21 +112,6 @@ class Search(JobSweeper):
             trial = f"{epochs} epochs" + (f" with each of {seeds} seeds" if seeds > 1 else "")
             raise UsageError(f"hydra.sweeper.total_epochs={total}: less than one trial of {trial}")
         return Plan(**{**options, "epochs": epochs, "total_epochs": None if total is None else total // seeds})
-
-    def _extremes(self) -> Sequence[Point]:
-        """Return points with every value of every list, and with the limits of every interval."""
-        values = {
-            parameter: parameter.domain.evenly(
-                2 if isinstance(parameter.domain, Interval) else len(parameter.domain.texts)
-            )
-            for parameter in self._declared.space.parameters
-        }
-        first = {parameter.name: options[0] for parameter, options in values.items()}
-        points = [first]
-        for parameter, options in values.items():
-            condition = self._declared.space.meeting(parameter)
-            points += [{**first, **condition, parameter.name: value} for value in options]
-        return points
 
     def _job(self, point: Point, seed: str | None, *, epochs: int | None = None) -> expansion.Plan:
         """Return the overrides of a run, and its label. ``seed`` is an override; without ``epochs`` they are fixed."""

@@ -32,6 +32,7 @@ from dlhw.training.settings import Trainer
 from dlhw.training.variants import Variants
 
 Probe = Callable[[nn.Module, Dataset], list[dict[str, Any]]]
+AfterEpoch = Callable[[Row], None]
 
 
 class Training:
@@ -46,6 +47,7 @@ class Training:
         data: its splits have one row of indices per run if they differ between runs.
         data_loss: of one model, from logits (B, C) and targets (B,).
         probe: watches a model before training, after it, and every ``trainer.probe_every_epochs``.
+        after_epoch: called with the row of the best run at the end of each epoch.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Training:
         trainer: Trainer,
         precision: Precision,
         probe: Probe | None = None,
+        after_epoch: AfterEpoch | None = None,
     ) -> None:
         self.variants, self.runs, self.data = variants, runs, data
-        self.trainer, self.precision, self.probe = trainer, precision, probe
+        self.trainer, self.precision, self.probe, self.after_epoch = trainer, precision, probe, after_epoch
         self.seeds = [run.seed for run in runs]
         self.data_loss = variants.vectorized(processes.whole_batch_loss(data_loss))
         strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
@@ -110,7 +113,10 @@ class Training:
                 rows = self.measure(epoch, history)
                 improved = self.record(active, rows, history, seconds=time.perf_counter() - started)
                 self.save(epoch, active, improved, writers)
-                progress.epoch(best_row([rows[k] for k in active], self.trainer.monitor))
+                best = best_row([rows[k] for k in active], self.trainer.monitor)
+                progress.epoch(best)
+                if self.after_epoch is not None:
+                    self.after_epoch(best)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Update the weights of all runs on one batch.

@@ -77,19 +77,6 @@ def conclude_search(
         for path in trial.runs:
             owners.setdefault(path, trial)
     results = without_budget(read(list(owners), failures=failures, overrides=overrides))
-    Record(directory).table(
-        "search",
-        [
-            {
-                "total_epochs": step.total_epochs,
-                "trial": step.trial,
-                "epochs": step.epochs,
-                searched.monitor: step.value,
-                f"lowest_{searched.monitor}": lowest,
-            }
-            for step, lowest in zip(searched.steps, _lowest(searched.steps), strict=True)
-        ],
-    )
     spent = searched.steps[-1].total_epochs if searched.steps else 0
     conclusion = write_comparison(
         directory,
@@ -98,7 +85,7 @@ def conclude_search(
             path: {"trial": trial.number, "bracket": trial.bracket, "state": trial.state}
             for path, trial in owners.items()
         },
-        draw=lambda record, conclusion: _draw(
+        draw=lambda record, conclusion: write_search(
             record, searched, title=f"{about['experiment']}: search with method={searched.method}"
         ),
         about={"method": searched.method, "trials": len(searched.trials), "total_epochs": spent, **about},
@@ -112,6 +99,24 @@ def _lowest(steps: Sequence[Step]) -> list[float]:
         lowest = min(lowest, step.value)
         values.append(lowest)
     return values
+
+
+def write_search(record: Record, searched: Searched, *, title: str) -> list[str]:
+    """Write the table of results and draw the figures. Return a note for each figure that was not drawn."""
+    record.table(
+        "search",
+        [
+            {
+                "total_epochs": step.total_epochs,
+                "trial": step.trial,
+                "epochs": step.epochs,
+                searched.monitor: step.value,
+                f"lowest_{searched.monitor}": lowest,
+            }
+            for step, lowest in zip(searched.steps, _lowest(searched.steps), strict=True)
+        ],
+    )
+    return _draw(record, searched, title=title)
 
 
 def _draw(record: Record, searched: Searched, *, title: str) -> list[str]:

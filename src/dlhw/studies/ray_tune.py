@@ -1,0 +1,443 @@
+"""A search by Ray Tune, and what its six objects do in it (sheet D, question 2.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import math
+import os
+import socket
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from omegaconf import OmegaConf
+from pydantic import Field
+
+from dlhw.errors import UsageError
+from dlhw.runs import stored
+from dlhw.runs.answer import Answer, equal
+from dlhw.runs.directories import runs_in
+from dlhw.runs.record import Record, Row, directory_name
+from dlhw.runtime import signals
+from dlhw.runtime.bounds import LARGEST_COUNT
+from dlhw.runtime.files import locked
+from dlhw.runtime.options import Count
+from dlhw.runtime.threads import usable_cores
+from dlhw.search.methods import Step
+from dlhw.search.space import Interval, Parameter, Point, Space, Values, listed
+from dlhw.training.trainable import Trainable
+from dlhw.views.search import Searched, SearchedTrial, write_search
+
+if TYPE_CHECKING:
+    from ray import tune
+
+log = logging.getLogger("dlhw")
+
+Choice = bool | Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)] | float | str
+"""A value of a list; that of a list such as ``[50,100]`` is text."""
+VALUE, LOWEST = "value", "lowest"
+"""What a trial reports: its validation metric, and the lowest so far, by which trials are compared."""
+RANDOM_TRIALS = 10
+"""The trials of Optuna's TPE before it uses results."""
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no reports over the network
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the log of dlhw instead
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
+}
+
+
+def ray_tune(
+    *,
+    trainable: Trainable,
+    record: Record,
+    seed: int,
+    space: Annotated[dict[str, Interval | list[Choice]], Field(min_length=1)],
+    trials: Count,
+    min_epochs: Count,
+    eta: Annotated[int, Field(ge=2, le=LARGEST_COUNT)],
+    cpus: Annotated[float, Field(gt=0)],
+    gpus: Annotated[float, Field(ge=0)],
+    address: str | None,
+) -> Answer:
+    """Search with TPE (Optuna) and asynchronous successive halving (ASHA) on Ray, on this machine or a cluster.
+
+    Args:
+        space: an interval or a list of values for each key.
+        trials: their number.
+        min_epochs: the smallest number of epochs after which a trial may be stopped.
+        eta: one of eta trials is trained further.
+        cpus: CPU cores of each trial.
+        gpus: GPUs of each trial; with a fraction several trials share one.
+        address: that of a running cluster, or ``auto``; None starts Ray on this machine.
+    """
+    _require_ray()
+    if min_epochs > trainable.epochs:
+        raise UsageError(f"study.min_epochs={min_epochs}: must be at most trainer.epochs={trainable.epochs}")
+    parameters = Space([Parameter(key, _domain(key, values)) for key, values in space.items()])
+    for number, point in enumerate(parameters.extremes()):
+        trainable.validate(parameters.values(point), build=number == 0)
+    runs = TrialRuns(trainable, parameters, record.path.absolute() / "trials")
+    powers = (min_epochs * eta**power for power in itertools.count())
+    rungs = list(itertools.takewhile(lambda rung: rung < trainable.epochs, powers))
+    resources = {"cpu": cpus, "gpu": gpus}
+    with _running(address, resources):
+        result = tuned(
+            runs,
+            storage=record.path,
+            seed=seed,
+            trials=trials,
+            min_epochs=min_epochs,
+            eta=eta,
+            resources=resources,
+        )
+    return _answer(runs, record, result, rungs)
+
+
+def _require_ray() -> None:
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f'study=ray_tune: needs Ray ({error}); install it with pip install -e ".[ray]"') from error
+
+
+def _domain(key: str, values: Interval | Sequence[object]) -> Interval | Values:
+    """Return the domain of a key. Raise UsageError if it is empty."""
+    if not isinstance(values, Interval):
+        texts = [value if isinstance(value, str) else str(value).lower() for value in values]
+        if not texts or len(set(texts)) < len(texts):
+            raise UsageError(f"study.space: {key}: expected a list of different values")
+        return listed(texts)
+    if not (values.low < values.high and math.isfinite(values.high - values.low)) or (values.log and values.low <= 0):
+        raise UsageError(f"study.space: {key}: expected finite low < high, above 0 with log")
+    return values
+
+
+def _call(domain: Interval | Values) -> tuple[str, list[Any]]:
+    """Return the name of the function of ``ray.tune`` that makes a domain, and its arguments."""
+    if isinstance(domain, Values):
+        return "choice", [list(_choices(domain))]
+    if domain.integer:
+        return "lograndint" if domain.log else "randint", [int(domain.low), int(domain.high) + 1]
+    return "loguniform" if domain.log else "uniform", [domain.low, domain.high]
+
+
+def _choices(domain: Values) -> dict[bool | int | float | str, str]:
+    """Return the texts of a list by value; the value of a list or mapping is its text."""
+    values = ((_value_of(text), text) for text in domain.texts)
+    return {value if isinstance(value, bool | int | float | str) else text: text for value, text in values}
+
+
+def _value_of(text: str) -> Any:
+    """Return the value of a text on the command line."""
+    content: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return content["value"]
+
+
+@contextlib.contextmanager
+def _running(address: str | None, resources: Mapping[str, float]) -> Iterator[None]:
+    """Start Ray on this machine, or connect to a cluster. Raise UsageError if no trial can run there."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    local: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
+    try:
+        _require_listening(address)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"study.address={address}: cannot be used ({' '.join(str(error).split())})") from error
+    signals.reinstall()  # Ray has replaced the handlers
+    try:
+        for name, wanted in resources.items():
+            available = ray.cluster_resources().get(name.upper(), 0)
+            if wanted > available:
+                raise UsageError(f"study.{name}s={wanted:g}: Ray has {available:g} here")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_listening(address: str | None) -> None:
+    """Raise OSError if nobody listens at an address HOST:PORT; Ray would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial reports after an epoch: its validation metric, and the lowest so far."""
+
+    trial: str
+    epoch: int
+    value: float
+    lowest: float
+
+
+@dataclass(frozen=True)
+class TrialRuns:
+    """The runs of the trials: ``train`` is what Ray calls, the others translate Ray's configs."""
+
+    trainable: Trainable
+    space: Space
+    directory: Path
+    """It has one run directory per trial."""
+
+    def train(self, config: Mapping[str, Any]) -> None:
+        """Train a trial in a process of Ray, or continue it, and report every epoch once."""
+        from ray import tune
+
+        path = self.path(config)
+        reported, lowest = 0, math.inf
+
+        def report(row: Row) -> None:
+            """Report an epoch; the last one once the run has finished, because ASHA stops the trial then.
+
+            Ray ends the thread here if the scheduler stops the trial.
+            """
+            nonlocal reported, lowest
+            value, due = row[self.trainable.monitor], finished or row["epoch"] < self.trainable.epochs
+            if due and row["epoch"] > reported and math.isfinite(value):
+                reported, lowest = int(row["epoch"]), min(lowest, value)
+                tune.report({"epoch": reported, VALUE: value, LOWEST: lowest})
+
+        def report_stored() -> None:
+            for row in stored.read_metrics(path) or []:
+                report(row)
+
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path, wait=True, busy=f"{path}: waiting for another trial with the same values"):
+            finished = Record(path).finished
+        if not finished:
+            report_stored()
+            self.trainable(self.space.values(self.point(config)), path, report)
+            finished = True
+        report_stored()
+
+    def point(self, config: Mapping[str, Any]) -> Point:
+        """Return the point of a trial from Ray's config."""
+        point: dict[str, float | int | str] = {}
+        for parameter in self.space.parameters:
+            domain, value = parameter.domain, config[parameter.key]
+            if isinstance(domain, Values):
+                text = _choices(domain)[value]
+                value = domain.texts.index(text) if domain.ordered else text
+            point[parameter.name] = value
+        return point
+
+    def path(self, config: Mapping[str, Any]) -> Path:
+        """Return the run directory of a trial."""
+        values = self.space.values(self.point(config))
+        return self.directory / directory_name([f"{key}={text}" for key, text in values.items()])
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """Return the configs of the trials of an interrupted search, the oldest first. Raise Unreadable."""
+        configs = []
+        paths = runs_in(self.directory) if self.directory.exists() else []
+        for path in sorted(paths, key=lambda path: (path / "config.yaml").stat().st_mtime):
+            content = stored.read_config(path) or {}
+            configs.append({parameter.key: _stored_value(content, parameter) for parameter in self.space.parameters})
+        return configs
+
+
+def _stored_value(content: Mapping[str, Any], parameter: Parameter) -> Any:
+    """Return the value of a parameter in the config of a run, as in Ray's config."""
+    value = functools.reduce(lambda part, name: part[name], parameter.key.split("."), content)
+    if isinstance(parameter.domain, Interval):
+        return value
+    return next(choice for choice, text in _choices(parameter.domain).items() if _value_of(text) == value)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The objects of Ray after a search, and the reports of all trials in the order of their arrival."""
+
+    space: Mapping[str, Any]
+    algorithm: Any
+    scheduler: Any
+    grid: tune.ResultGrid
+    reports: Sequence[Report]
+    resumed: bool
+
+
+def tuned(
+    runs: TrialRuns,
+    *,
+    storage: Path,
+    seed: int,
+    trials: int,
+    min_epochs: int,
+    eta: int,
+    resources: Mapping[str, float],
+) -> Tuned:
+    """Run all trials with Ray, whose files are written to ``storage / "ray"``."""
+    import optuna
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    epochs, monitor = runs.trainable.epochs, runs.trainable.monitor
+    reports: list[Report] = []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the answer has the errors of trials
+
+    class Listener(tune.Callback):  # type: ignore[misc]
+        """Collects the reports, and logs a line when a trial ends."""
+
+        ended = 0
+
+        def on_trial_result(self, trial: Any, result: Any, **_: Any) -> None:
+            reports.append(Report(trial.trial_id, result["epoch"], result[VALUE], result[LOWEST]))
+
+        def on_trial_complete(self, **_: Any) -> None:
+            self.ended += 1
+            lowest = min((report.lowest for report in reports), default=math.nan)
+            log.info("trials %d of %d, epochs %d, lowest %s %.4g", self.ended, trials, len(reports), monitor, lowest)
+
+        on_trial_error = on_trial_complete
+
+    def train(config: dict[str, Any]) -> None:
+        runs.train(config)
+
+    space = {
+        parameter.key: getattr(tune, name)(*arguments)
+        for parameter in runs.space.parameters
+        for name, arguments in [_call(parameter.domain)]
+    }
+    earlier = runs.earlier()
+    algorithm = OptunaSearch(seed=seed + len(earlier), points_to_evaluate=earlier or None)  # with new points after them
+    scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min_epochs, reduction_factor=eta)
+    tuner = tune.Tuner(
+        tune.with_resources(train, dict(resources)),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=LOWEST,
+            mode="min",
+            num_samples=trials,
+            search_alg=algorithm,
+            scheduler=scheduler,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name="ray", storage_path=str(storage.absolute()), verbose=0, callbacks=[Listener()]),
+    )
+    return Tuned(space, algorithm, scheduler, tuner.fit(), reports, resumed=bool(earlier))
+
+
+def searched(runs: TrialRuns, result: Tuned, rungs: Sequence[int]) -> Searched:
+    """Return the trials and their results at the rungs, as those of a search of dlhw."""
+    by_trial: dict[str, list[Report]] = {}
+    for report in result.reports:
+        by_trial.setdefault(report.trial, []).append(report)
+    trials: list[SearchedTrial] = []
+    numbers: dict[str, int] = {}
+    for single in result.grid:
+        reports = by_trial.get(single.metrics.get("trial_id", ""), []) if single.metrics else []
+        if not reports or single.config is None:  # it failed in its first epoch
+            continue
+        last, path = reports[-1], runs.path(single.config)
+        ended = "complete" if stored.read_summary(path).get("status") == "finished" else "stopped"
+        numbers[last.trial] = len(trials)
+        trials.append(
+            SearchedTrial(
+                number=len(trials),
+                bracket=0,
+                point=runs.point(single.config),
+                runs=[path],
+                rungs=[report.epoch for report in reports if report.epoch in rungs or report is last],
+                curve={report.epoch: report.value for report in reports},
+                value=math.inf if single.error else last.lowest,
+                state="failed" if single.error else ended,
+            )
+        )
+    steps = [
+        Step(total, numbers[report.trial], report.epoch, report.lowest)
+        for total, report in enumerate(result.reports, start=1)
+        if report.epoch in trials[numbers[report.trial]].rungs
+    ]
+    return Searched("ray_tune", runs.trainable.monitor, runs.space, trials, steps)
+
+
+def _answer(runs: TrialRuns, record: Record, result: Tuned, rungs: Sequence[int]) -> Answer:
+    """Write the table and the figures of the search, and describe the six objects. Raise UsageError without results."""
+    search = searched(runs, result, rungs)
+    best = search.best
+    if best is None:
+        reasons = sorted(set(map(_reason, result.grid.errors)))
+        raise UsageError(f"no trial has a result: {'; '.join(reasons)}")
+    notes = write_search(record, search, title="ray_tune: search with TPE and ASHA")
+    rows = stored.read_metrics(best.runs[0]) or []
+    differing = sum(
+        not math.isclose(row[search.monitor], best.curve.get(int(row["epoch"]), math.nan), rel_tol=1e-6) for row in rows
+    )
+    row = min(rows, key=lambda row: row[search.monitor])
+    frame = result.grid.get_dataframe()
+    return Answer(
+        numbers={
+            "trials": len(result.grid),
+            "failed_trials": result.grid.num_errors,
+            "epochs": len(result.reports),
+            "epochs_without_stopping": len(result.grid) * runs.trainable.epochs,
+            "best_run": str(best.runs[0].relative_to(record.path.absolute())),
+            "best_epoch": int(row["epoch"]),
+            **{f"best_{name}": value for name, value in row.items() if name.startswith(("val_", "test_"))},
+        },
+        checks=[equal("best run: epochs whose metric differs between Ray and metrics.csv", differing, 0)],
+        tables={"result_grid": [dict(zip(frame, values, strict=True)) for values in frame.to_numpy().tolist()]},
+        messages=[*_six_objects(runs, result, search, rungs, frame.shape), *notes],
+    )
+
+
+def _six_objects(
+    runs: TrialRuns, result: Tuned, search: Searched, rungs: Sequence[int], shape: tuple[int, int]
+) -> list[str]:
+    """Return lines about the six objects, with their values in this search."""
+    best, grid = search.best, result.grid
+    assert best is not None
+    lengths = [max(trial.curve) for trial in search.trials]
+    stopped = [f"{lengths.count(rung)} of {sum(length >= rung for length in lengths)} after {rung}" for rung in rungs]
+    values = [trial.value for trial in search.trials if math.isfinite(trial.value)]
+    first, others = (_median(part) for part in (values[:RANDOM_TRIALS], values[RANDOM_TRIALS:]))
+    return [
+        f"1. trainable: a function that trains a network and reports {search.monitor} after every epoch",
+        f"   called with {grid[0].config}",
+        f"   epoch {result.reports[0].epoch}: {result.reports[0].value:.4g}",
+        "2. search space: a distribution for each key",
+        *(f"   {parameter.key}: {_call_text(parameter.domain)}" for parameter in runs.space.parameters),
+        f"3. trials: {len(grid)} calls of the trainable, {grid.num_errors} of them with an error",
+        *(f"   {_reason(error)}" for error in grid.errors),
+        *(
+            f"   {trial.number:>3}  {trial.state:<8}  epochs {max(trial.curve):<3}  {trial.value:<8.4g}"
+            f"  {search.text(trial)}"
+            for trial in search.trials
+        ),
+        f"4. search algorithm: {type(result.algorithm).__name__}, Optuna's TPE",
+        "   first the trials before the interruption"
+        if result.resumed
+        else f"   median of the lowest {search.monitor}: {first} for the first {RANDOM_TRIALS}, random trials; "
+        f"{others} for the others",
+        f"5. scheduler: {type(result.scheduler).__name__} (ASHA)",
+        f"   stopped: {', '.join(stopped)} epochs",
+        f"6. result grid: a data frame of {shape[0]} rows and {shape[1]} columns, in tables/result_grid.csv",
+        f"   best: trial {best.number}, {best.value:.4g} with {search.text(best)}",
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an error of a trial, whose text has a traceback."""
+    return str(error).strip().splitlines()[-1]
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.4g}" if values else "none"
+
+
+def _call_text(domain: Interval | Values) -> str:
+    name, arguments = _call(domain)
+    return f"tune.{name}({', '.join(map(str, arguments))})"
