@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_comparison_of_a_search_keeps_its_columns(tmp_path: Path) -> None:
     assert trials(tmp_path / "S") == before
     assert "epochs =" not in table
     assert (tmp_path / "S" / "comparison.png").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_progress_is_logged_while_trials_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlhw.sweeps.search._SECONDS_BETWEEN_LINES", 0.02)
+    options = ("hydra.sweeper.method=random", "hydra.sweeper.trials=2", "trainer.epochs=20")
+    result = search(*options, at=tmp_path)
+    assert result.code == 0, result.err
+    epochs = [int(number) for number in re.findall(r"^trials 2 of 2, epochs (\d+) of 40", result.err, re.MULTILINE)]
+    assert len(set(epochs)) > 2
+    assert epochs == sorted(epochs)
+    assert epochs[-1] == 40
 
 
 @pytest.mark.slow

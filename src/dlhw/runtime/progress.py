@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -26,6 +27,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable, printable_lines
 
 T = TypeVar("T")
@@ -231,6 +233,25 @@ def _results(row: Mapping[str, float]) -> str:
         if numbers:
             parts.append(" ".join([name, *numbers]))
     return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def repeated(line: Callable[[], str], *, every_seconds: float) -> Iterator[None]:
+    """Log a line every some seconds, while this context trains something that takes long."""
+    ended = threading.Event()
+
+    def log_lines() -> None:
+        while not ended.wait(every_seconds):
+            with contextlib.suppress(OSError, UsageError):  # a file that another process is writing
+                _log.info("%s", line())
+
+    thread = threading.Thread(target=log_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def clock_time(seconds: float) -> str:

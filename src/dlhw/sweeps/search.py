@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from dlhw.runs import stored
 from dlhw.runs.identity import identity, leaves, without_epochs
 from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
-from dlhw.runtime.progress import clock_time
+from dlhw.runtime.progress import clock_time, repeated
 from dlhw.search.methods import STOPPING, Budget, Method, Plan, Request, Step, Trial, drive, search
 from dlhw.search.space import Point
 from dlhw.search.study_file import NAME, StudyFile
@@ -180,11 +180,12 @@ class Search(JobSweeper):
                     more = started_with > request.epochs
                     todo[path] = self._planned_job(request.trial, seed, started_with) if more else job
         before = sum(map(trained_epochs, todo))
-        self.start([(job, path) for path, job in todo.items()], directory)
+        with repeated(lambda: self._progress(todo, before), every_seconds=_SECONDS_BETWEEN_LINES):
+            self.start([(job, path) for path, job in todo.items()], directory)
         self._trained += sum(map(trained_epochs, todo)) - before
         finished = [self._add(request) for request in requests]
         self._study.flush()
-        self._log_progress()
+        log.info("%s", self._progress())
         failed = any(runs.state(self._plan.epochs) == "failed" for runs in self._trials if runs.rungs)
         if self.fail_fast and failed:
             self.ended = ""
@@ -240,10 +241,16 @@ class Search(JobSweeper):
             self._update_study(runs, _STATES[runs.state(self._plan.epochs)])
         self._study.flush()
 
-    def _log_progress(self) -> None:
-        """Log how much of the budget is used, the best trial and the time left."""
+    def _progress(self, running: Collection[Path] = (), before: int = 0) -> str:
+        """Return how much of the budget is used, the best trial and the time left.
+
+        Args:
+            running: runs that are being trained.
+            before: number of epochs that they had before.
+        """
         budget = Budget(self._plan, self._declared.space)
-        epochs, most = sum(self._epochs.values()), budget.epochs * len(self._seeds)
+        more = sum(map(trained_epochs, running)) - before
+        epochs, most = sum(self._epochs.values()) + more, budget.epochs * len(self._seeds)
         best = min((runs for runs in self._trials if runs.rungs), key=lambda runs: runs.value, default=None)
         parts = [
             f"trials {len(self._trials)}{f' of {budget.trials:.0f}' if math.isfinite(budget.trials) else ''}",
@@ -252,10 +259,10 @@ class Search(JobSweeper):
         if best is not None and math.isfinite(best.value):
             values = ", ".join(f"{key}={text}" for key, text in self._declared.space.values(best.trial.point).items())
             parts.append(f"lowest {self._monitor} {best.value:.4g} with {values}")
-        if self._trained and math.isfinite(most):
-            seconds = (time.monotonic() - self._started) / self._trained * (most - epochs)
+        if (trained := self._trained + more) and math.isfinite(most):
+            seconds = (time.monotonic() - self._started) / trained * (most - epochs)
             parts.append(f"left {clock_time(max(0.0, seconds))}")
-        log.info("%s", ", ".join(parts))
+        return ", ".join(parts)
 
     def conclude(
         self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
@@ -284,6 +291,7 @@ class Search(JobSweeper):
         )
 
 
+_SECONDS_BETWEEN_LINES = 30.0
 _NOT_SEARCHED = {
     "trainer.epochs": "which chooses the epochs; set hydra.sweeper.epochs",
     "trainer.monitor": "because all trials are compared by one metric",
