@@ -46,6 +46,7 @@ SMALL_STUDIES = {
     "momentum_range": "study.steps=200 study.points=14",
     "pass_cost": "study.widths=[8,4] study.channels=[2] study.side=4 study.inputs=6 study.batch=3 study.repeats=2",
     "projection": "study.draws=20",
+    "ray_tune": "study.trials=2 trainer.epochs=2",
     "separability": "study.draws=4",
     "sgd_rate": "study.runs=30 study.steps=60",
 }
