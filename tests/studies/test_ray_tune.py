@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import re
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from dlhw.errors import UsageError
 from dlhw.search.space import Interval, Parameter, Space, listed
-from dlhw.studies.ray_tune import TrialRuns
+from dlhw.studies.ray_tune import Report, TrialRuns, Tuned, _six_objects, searched
 from dlhw.train import check_trial, train_trial
 from dlhw.training.trainable import Trainable
 from support.commands import dlhw, start, summary
@@ -42,7 +46,7 @@ def test_trial_that_is_stopped_continues(tmp_path: Path) -> None:
             raise SystemExit
 
     values = {"optimizer.lr": "0.1"}
-    train = trainable("trainer.checkpoint_seconds=0")
+    train = trainable()
     with pytest.raises(SystemExit):
         train(values, tmp_path / "stopped", stop)
     reported: list[float] = []
@@ -55,7 +59,8 @@ def test_trial_that_is_stopped_continues(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model.depth": "2"}, "model.depth: unknown key; expected a key of the config"),
+        ({"model.depth": "2"}, "model.depth: not a setting of the config; expected one such as optimizer.lr"),
+        ({"optimizer": "adam"}, "optimizer: not a setting of the config"),
         ({"trainer.epochs": "2"}, "trainer.epochs: cannot be searched"),
         ({"study": "2"}, "study: cannot be searched"),
         ({"optimizer.lr": "-1.0"}, "optimizer.lr=-1.0: must be greater than or equal to 0"),
@@ -107,23 +112,114 @@ def test_missing_ray_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "R").exists()
 
 
+def space(text: str) -> tuple[str, str]:
+    return "~study.space", f"+study.space={text}"
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("study.min_epochs=9", "study.min_epochs=9: must be at most trainer.epochs=4"),
-        ("study.eta=1", "study.eta=1: must be greater than or equal to 2"),
-        ("study.space={optimizer.lr:{low:3}}", "study.space: optimizer.lr: expected finite low < high, above 0 with"),
-        ("study.space={init.run:[]}", "study.space: init.run: expected a list of different values"),
-        ("study.space={width:[8,16]}", "study.space: width: unknown key; expected a key of the config"),
-        ("study.address=localhost:1", "study.address=localhost:1: cannot be used ("),
+        (("study.min_epochs=9",), "study.min_epochs=9: must be at most trainer.epochs=4"),
+        (("study.eta=1",), "study.eta=1: must be greater than or equal to 2"),
+        (("study.cpus=0.001",), "study.cpus=0.001: must be greater than or equal to 0.01"),
+        (space("{}"), "study.space: empty; expected keys such as optimizer.lr"),
+        (space("{optimizer.lr:{low:3,high:2}}"), "study.space: optimizer.lr: expected finite low < high, above 0 with"),
+        (space("{optimizer.lr:{low:0,high:2,log:true}}"), "study.space: optimizer.lr: expected finite low < high, abo"),
+        (space("{optimizer.lr:{low:a,high:2}}"), "study.space: optimizer.lr: low and high must be numbers, log and in"),
+        (space("{optimizer.lr:{low:1,high:2,log:1}}"), "study.space: optimizer.lr: low and high must be numbers, log "),
+        (space("{optimizer.lr:{low:0.1,hi:0.2}}"), "study.space: optimizer.lr: expected a list of numbers and texts, "),
+        (space("{optimizer.lr:[0.1,null]}"), "study.space: optimizer.lr: expected a list of numbers and texts, or an "),
+        (space("{optimizer.lr:[]}"), "study.space: optimizer.lr: expected a list of different values"),
+        (space("{optimizer.lr:[1,1.0]}"), "study.space: optimizer.lr: expected a list of different values"),
+        (space("{trainer.batch_size:{low:8.5,high:9,integer:true}}"), "study.space: trainer.batch_size: with integer,"),
+        (
+            space("{trainer.batch_size:{low:8,high:32}}"),
+            "study.space: trainer.batch_size=17.1672: must be a whole number",
+        ),
+        (("study.address=localhost:1",), "study.address=localhost:1: cannot be used ("),
     ],
 )
-def test_invalid_search_is_refused(override: str, message: str, tmp_path: Path) -> None:
+def test_invalid_search_is_refused(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     pytest.importorskip("ray.tune")
-    result = dlhw(*SMALL, override, "hydra.run.dir=R", at=tmp_path)
+    result = dlhw(*SMALL, *overrides, "hydra.run.dir=R", at=tmp_path)
     assert result.code == 1
     assert result.err.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "R").exists()
+
+
+class FakeGrid:
+    """Ray's results of trials, given by configs, each with an error or None."""
+
+    def __init__(self, *trials: tuple[dict[str, Any], Exception | None]) -> None:
+        self.results = [
+            SimpleNamespace(config=config, error=error, metrics={"trial_id": str(number)})
+            for number, (config, error) in enumerate(trials)
+        ]
+        self.errors = [error for _, error in trials if error is not None]
+        self.num_errors = len(self.errors)
+
+    def __getitem__(self, number: int) -> SimpleNamespace:
+        return self.results[number]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def get_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame([{"trial_id": result.metrics["trial_id"]} for result in self.results])
+
+
+def tuned(runs: TrialRuns, grid: FakeGrid, *reports: tuple[int, int, float]) -> Tuned:
+    """Train every config without an error, and return results with these (trial, epoch, value)."""
+    for result in grid.results:
+        if result.error is None and not runs.path(result.config).exists():
+            runs.trainable(runs.space.values(runs.point(result.config)), runs.path(result.config), lambda row: None)
+    made, lowest = [], dict.fromkeys(range(len(grid)), 9.0)
+    for number, epoch, value in reports:
+        lowest[number] = min(lowest[number], value)
+        made.append(Report(str(number), epoch, value, lowest[number]))
+    return Tuned({}, None, None, grid, made, resumed=False)
+
+
+def test_results_of_trials_that_repeat_and_fail(tmp_path: Path) -> None:
+    runs = TrialRuns(
+        trainable("trainer.epochs=2"), Space([Parameter("optimizer.lr", listed(["0.1", "0.3"]))]), tmp_path
+    )
+    failure = ValueError("Traceback\ndlhw.errors.UsageError: a reason")
+    grid = FakeGrid(({"optimizer.lr": 0.3}, failure), ({"optimizer.lr": 0.1}, None), ({"optimizer.lr": 0.1}, None))
+    result = tuned(runs, grid, (1, 1, 0.5), (2, 1, 0.5), (1, 2, 0.4))
+    search = searched(runs, result, rungs=[1])
+    assert [(trial.number, trial.state, trial.value, trial.rungs) for trial in search.trials] == [
+        (1, "complete", 0.4, [1, 2]),
+        (2, "stopped", 0.5, [1]),
+    ]
+    steps = [(step.total_epochs, step.trial, step.epochs, step.value) for step in search.steps]
+    assert steps == [(1, 1, 1, 0.5), (1, 2, 1, 0.5), (2, 1, 2, 0.4)]
+    messages = _six_objects(runs, result, search, [1], (3, 1))
+    assert "     0  failed    a reason" in messages
+    assert "   stopped: 1 of 2 after 1 epochs" in messages
+
+
+def test_search_whose_trials_all_fail_keeps_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray.tune")
+    grid = FakeGrid(({"optimizer.lr": 0.1}, ValueError("dlhw.errors.UsageError: a reason")))
+    monkeypatch.setattr("dlhw.studies.ray_tune._running", lambda *arguments: contextlib.nullcontext())
+    monkeypatch.setattr("dlhw.studies.ray_tune.tuned", lambda runs, **options: Tuned({}, None, None, grid, [], False))
+    result = dlhw(*SMALL, "hydra.run.dir=R", at=tmp_path)
+    assert result.code == 1
+    assert "all trials failed: a reason" in result.err
+    assert summary(tmp_path / "R")["status"] == "failed"
+
+
+def test_damaged_trial_is_named_before_the_search_continues(tmp_path: Path) -> None:
+    runs = TrialRuns(trainable("trainer.epochs=1"), Space([Parameter("optimizer.lr", listed(["0.1"]))]), tmp_path)
+    path = runs.path({"optimizer.lr": 0.1})
+    runs.trainable({"optimizer.lr": "0.1"}, path, lambda row: None)
+    other = TrialRuns(runs.trainable, Space([Parameter("optimizer.lr", listed(["0.2"]))]), tmp_path)
+    with pytest.raises(UsageError, match=r"a trial has optimizer.lr=0.1, which is not in study.space"):
+        other.earlier()
+    (path / "summary.json").write_text("{")
+    with pytest.raises(UsageError, match=f"^{re.escape(str(path / 'summary.json'))}: "):
+        runs.earlier()
 
 
 @pytest.mark.slow
@@ -142,7 +238,7 @@ def test_interrupted_search_on_ray_continues_with_its_trials(tmp_path: Path) -> 
     for number, name in enumerate(objects, 1):
         assert f"\n{number}. {name}: " in result.err
     assert all(path.read_bytes() == content for path, content in finished.items())
-    trials = set((run / "trials").iterdir())
+    trials = {path.parent for path in run.glob("trials/*/config.yaml")}
     assert len(trials) == 12
     assert trials >= begun
     content = summary(run)
@@ -151,6 +247,6 @@ def test_interrupted_search_on_ray_continues_with_its_trials(tmp_path: Path) -> 
     with (run / "tables" / "result_grid.csv").open(newline="") as file:
         grid = list(csv.DictReader(file))
     assert len(grid) == 12
-    assert sum(int(row["epoch"]) for row in grid) == content["epochs"]
+    assert sum((path / "metrics.csv").read_text().count("\n") - 1 for path in trials) >= content["epochs"]
     assert min(float(row["lowest"]) for row in grid) == pytest.approx(content["best_val_loss"])
     assert {"search.png", "figures", "ray"} <= {path.name for path in run.iterdir()}

@@ -77,7 +77,7 @@ def _yaml_of_entry(pickled: bytes) -> str:
 def _as_stored(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the resolved content of ``config.yaml``."""
     content = resolved or _resolved(cfg)
-    values = _absolute_paths(content) | {"resume": None}
+    values = absolute_paths(content) | {"resume": None}
     if all(_contains(content, name, value) for name, value in values.items()):
         return dict(content)
     if "${" not in str(_merged(_unresolved(cfg), values)):
@@ -88,7 +88,7 @@ def _as_stored(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> di
     return _resolved(cfg)
 
 
-def _absolute_paths(content: Mapping[str, Any]) -> dict[str, Any]:
+def absolute_paths(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a resolved config that are stored as absolute paths."""
     paths: dict[str, Any] = {}
     if isinstance(content.get("data_dir"), str):

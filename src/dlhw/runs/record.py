@@ -153,13 +153,13 @@ class Record:
                 row["epoch"],
             )
             self._ahead = []
-            self._flush()
+            self.flush()
             self._write("metrics.csv", _lines(self.rows))
         else:
             self._append("metrics.csv", line, header=_line(row))
         self._append("timing.csv", _timing(row["epoch"], seconds), header=_TIMING_HEADER)
         if time.monotonic() - self._written >= self._every_seconds:
-            self._flush()
+            self.flush()
 
     def _write(self, name: str, lines: Sequence[str]) -> None:
         if lines or os.path.lexists(self.path / name):
@@ -168,7 +168,8 @@ class Record:
     def _append(self, name: str, line: str, *, header: str) -> None:
         self._pending.setdefault(name, [header]).append(line)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the rows that are buffered."""
         while self._pending:
             name, (header, *lines) = self._pending.popitem()
             with (self.path / name).open("a", newline="") as file:
@@ -186,7 +187,7 @@ class Record:
             yield
         finally:
             self._every_seconds = 0.0
-            self._flush()
+            self.flush()
 
     def seconds(self) -> list[float]:
         """Return the wall time of each epoch, as last computed; only of those that ``timing.csv`` has."""
@@ -239,8 +240,8 @@ class Record:
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove the directory if the run never started, so that it has no metrics, checkpoint or summary."""
-        if not any((self.path / name).exists() for name in ("metrics.csv", "last.pt", "summary.json")):
+        """Remove the directory if the run never started, so that it has no metrics, checkpoint, trials or summary."""
+        if not any((self.path / name).exists() for name in ("metrics.csv", "last.pt", "trials", "summary.json")):
             shutil.rmtree(self.path, ignore_errors=True)
 
 

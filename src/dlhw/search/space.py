@@ -17,6 +17,7 @@ Point = Mapping[str, float | int | str]
 
 DIGITS = 6
 """Significant digits of a value from an interval."""
+_INSIDE = 0.381966  # the golden section, at which limits that are whole numbers have no other one
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ class Interval:
 
     def evenly(self, count: int) -> list[float | int | str]:
         """Return up to ``count`` evenly spaced values, the limits among them; for one value the middle."""
+        return self._at([0.5] if count == 1 else [index / (count - 1) for index in range(count)])
+
+    @property
+    def examples(self) -> list[float | int | str]:
+        """The limits and a value inside."""
+        return self._at([0.0, 1.0, _INSIDE])
+
+    def _at(self, shares: Sequence[float]) -> list[float | int | str]:
+        """Return the different values at these shares of the interval."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        shares = [0.5] if count == 1 else [index / (count - 1) for index in range(count)]
         numbers = [low + (high - low) * share for share in shares]
         values = [min(max(math.exp(number) if self.log else number, self.low), self.high) for number in numbers]
         return list(dict.fromkeys(round(value) for value in values)) if self.integer else list(values)
@@ -89,6 +98,11 @@ class Values:
         if not self.ordered:
             return list(self.texts)
         return Interval(0, len(self.texts) - 1, integer=True).evenly(count)
+
+    @property
+    def examples(self) -> list[float | int | str]:
+        """All values."""
+        return self.evenly(len(self.texts))
 
 
 def listed(texts: Sequence[str]) -> Values:
@@ -143,14 +157,9 @@ class Space:
         assert isinstance(owner.domain, Values)
         return {owner.name: owner.domain.texts.index(text) if owner.domain.ordered else text}
 
-    def extremes(self) -> list[Point]:
-        """Return points with every value of every list, and with the limits of every interval."""
-        values = {
-            parameter: parameter.domain.evenly(
-                2 if isinstance(parameter.domain, Interval) else len(parameter.domain.texts)
-            )
-            for parameter in self.parameters
-        }
+    def examples(self) -> list[Point]:
+        """Return points with every value of every list, and with the limits of every interval and a value inside."""
+        values = {parameter: parameter.domain.examples for parameter in self.parameters}
         first = {parameter.name: options[0] for parameter, options in values.items()}
         points: list[Point] = [first]
         for parameter, options in values.items():

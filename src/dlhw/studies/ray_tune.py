@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import socket
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from dlhw.errors import UsageError
+from dlhw.errors import TrainingFailed, UsageError
 from dlhw.runs import stored
 from dlhw.runs.answer import Answer, equal
 from dlhw.runs.directories import runs_in
@@ -38,12 +39,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dlhw")
 
-Choice = bool | Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)] | float | str
-"""A value of a list; that of a list such as ``[50,100]`` is text."""
 VALUE, LOWEST = "value", "lowest"
 """What a trial reports: its validation metric, and the lowest so far, by which trials are compared."""
 RANDOM_TRIALS = 10
-"""The trials of Optuna's TPE before it uses results."""
+"""Optuna's TPE draws points at random until it has so many results."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports over the network
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
@@ -58,18 +57,18 @@ def ray_tune(
     trainable: Trainable,
     record: Record,
     seed: int,
-    space: Annotated[dict[str, Interval | list[Choice]], Field(min_length=1)],
+    space: dict[str, Any],
     trials: Count,
     min_epochs: Count,
     eta: Annotated[int, Field(ge=2, le=LARGEST_COUNT)],
-    cpus: Annotated[float, Field(gt=0)],
+    cpus: Annotated[float, Field(ge=0.01)],
     gpus: Annotated[float, Field(ge=0)],
     address: str | None,
 ) -> Answer:
     """Search with TPE (Optuna) and asynchronous successive halving (ASHA) on Ray, on this machine or a cluster.
 
     Args:
-        space: an interval or a list of values for each key.
+        space: for each key a list of values or an interval, a mapping with ``low``, ``high``, ``log`` and ``integer``.
         trials: their number.
         min_epochs: the smallest number of epochs after which a trial may be stopped.
         eta: one of eta trials is trained further.
@@ -80,8 +79,10 @@ def ray_tune(
     _require_ray()
     if min_epochs > trainable.epochs:
         raise UsageError(f"study.min_epochs={min_epochs}: must be at most trainer.epochs={trainable.epochs}")
+    if not space:
+        raise UsageError("study.space: empty; expected keys such as optimizer.lr")
     parameters = Space([Parameter(key, _domain(key, values)) for key, values in space.items()])
-    for number, point in enumerate(parameters.extremes()):
+    for number, point in enumerate(parameters.examples()):
         trainable.validate(parameters.values(point), build=number == 0)
     runs = TrialRuns(trainable, parameters, record.path.absolute() / "trials")
     powers = (min_epochs * eta**power for power in itertools.count())
@@ -107,16 +108,37 @@ def _require_ray() -> None:
         raise UsageError(f'study=ray_tune: needs Ray ({error}); install it with pip install -e ".[ray]"') from error
 
 
-def _domain(key: str, values: Interval | Sequence[object]) -> Interval | Values:
-    """Return the domain of a key. Raise UsageError if it is empty."""
-    if not isinstance(values, Interval):
-        texts = [value if isinstance(value, str) else str(value).lower() for value in values]
-        if not texts or len(set(texts)) < len(texts):
-            raise UsageError(f"study.space: {key}: expected a list of different values")
-        return listed(texts)
-    if not (values.low < values.high and math.isfinite(values.high - values.low)) or (values.log and values.low <= 0):
+def _domain(key: str, values: Any) -> Interval | Values:
+    """Return the domain of a key. Raise UsageError if it is empty or neither a list nor an interval."""
+    kinds = {"low": int | float, "high": int | float, "log": bool, "integer": bool}
+    if isinstance(values, Mapping) and {"low", "high"} <= set(values) <= set(kinds):
+        if any(isinstance(value, bool) != (kinds[name] is bool) for name, value in values.items()) or not all(
+            isinstance(value, kinds[name]) for name, value in values.items()
+        ):
+            raise UsageError(f"study.space: {key}: low and high must be numbers, log and integer true or false")
+        return _interval(key, Interval(**values))
+    if not isinstance(values, list) or any(not isinstance(value, bool | int | float | str) for value in values):
+        raise UsageError(
+            f"study.space: {key}: expected a list of numbers and texts, or an interval such as "
+            "{low: 0.001, high: 1, log: true}"
+        )
+    texts = [value if isinstance(value, str) else str(value).lower() for value in values]
+    domain = listed(texts)
+    if not texts or len(_choices(domain)) < len(texts):
+        raise UsageError(f"study.space: {key}: expected a list of different values")
+    return domain
+
+
+def _interval(key: str, interval: Interval) -> Interval:
+    """Return the interval. Raise UsageError if it is empty."""
+    low, high = interval.low, interval.high
+    if not (low < high and math.isfinite(high - low)) or (interval.log and low <= 0):
         raise UsageError(f"study.space: {key}: expected finite low < high, above 0 with log")
-    return values
+    if interval.integer and not (low == int(low) and high == int(high) and max(abs(low), abs(high)) <= LARGEST_COUNT):
+        raise UsageError(
+            f"study.space: {key}: with integer, low and high must be whole numbers of at most {LARGEST_COUNT}"
+        )
+    return interval
 
 
 def _call(domain: Interval | Values) -> tuple[str, list[Any]]:
@@ -147,12 +169,20 @@ def _running(address: str | None, resources: Mapping[str, float]) -> Iterator[No
         os.environ.setdefault(name, value)
     import ray
 
+    if ray.is_initialized():
+        raise UsageError("study=ray_tune: cannot be a job of hydra/launcher=ray; choose another launcher")
     local: dict[str, Any] = {"num_cpus": usable_cores(), "include_dashboard": False} if address is None else {}
     try:
         _require_listening(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"study.address={address}: cannot be used ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"study.address={'null' if address is None else address}: cannot be used ({reason})"
+        ) from error
+    except SystemExit:  # Ray handles SIGTERM while it starts
+        signals.reinstall()
+        signal.raise_signal(signal.SIGTERM)
     signals.reinstall()  # Ray has replaced the handlers
     try:
         for name, wanted in resources.items():
@@ -191,35 +221,36 @@ class TrialRuns:
     """It has one run directory per trial."""
 
     def train(self, config: Mapping[str, Any]) -> None:
-        """Train a trial in a process of Ray, or continue it, and report every epoch once."""
+        """Train a trial in a process of Ray, or continue it, and report every epoch once.
+
+        The last epoch is reported after the run has finished, because the scheduler ends the trial then. A trial with
+        the values of another one waits for it, and reports its epochs.
+        """
         from ray import tune
 
         path = self.path(config)
         reported, lowest = 0, math.inf
 
-        def report(row: Row) -> None:
-            """Report an epoch; the last one once the run has finished, because ASHA stops the trial then.
-
-            Ray ends the thread here if the scheduler stops the trial.
-            """
+        def report(row: Row, *, finished: bool = False) -> None:
+            """Report an epoch. If the scheduler stops the trial, Ray ends the thread here."""
             nonlocal reported, lowest
             value, due = row[self.trainable.monitor], finished or row["epoch"] < self.trainable.epochs
             if due and row["epoch"] > reported and math.isfinite(value):
                 reported, lowest = int(row["epoch"]), min(lowest, value)
                 tune.report({"epoch": reported, VALUE: value, LOWEST: lowest})
 
-        def report_stored() -> None:
-            for row in stored.read_metrics(path) or []:
-                report(row)
-
         path.mkdir(parents=True, exist_ok=True)
-        with locked(path, wait=True, busy=f"{path}: waiting for another trial with the same values"):
-            finished = Record(path).finished
-        if not finished:
-            report_stored()
-            self.trainable(self.space.values(self.point(config)), path, report)
-            finished = True
-        report_stored()
+        (path / ".lock").touch()
+        try:
+            with locked(path / ".lock", wait=True, busy=f"{path}: waiting for another trial with the same values"):
+                if not Record(path).finished:
+                    for row in stored.read_metrics(path) or []:
+                        report(row)
+                    self.trainable(self.space.values(self.point(config)), path, report)
+                for row in stored.read_metrics(path) or []:
+                    report(row, finished=True)
+        except UsageError as error:
+            raise UsageError(str(error)) from error  # Ray cannot send its subclasses
 
     def point(self, config: Mapping[str, Any]) -> Point:
         """Return the point of a trial from Ray's config."""
@@ -238,12 +269,16 @@ class TrialRuns:
         return self.directory / directory_name([f"{key}={text}" for key, text in values.items()])
 
     def earlier(self) -> list[dict[str, Any]]:
-        """Return the configs of the trials of an interrupted search, the oldest first. Raise Unreadable."""
+        """Return the configs of the trials of an interrupted search, the oldest first. Raise UsageError."""
         configs = []
         paths = runs_in(self.directory) if self.directory.exists() else []
         for path in sorted(paths, key=lambda path: (path / "config.yaml").stat().st_mtime):
             content = stored.read_config(path) or {}
+            stored.read_metrics(path)
+            stored.read_summary(path)
             configs.append({parameter.key: _stored_value(content, parameter) for parameter in self.space.parameters})
+            if self.path(configs[-1]) != path:
+                raise UsageError(f"{path / 'config.yaml'}: has other values than its directory; restore the file")
         return configs
 
 
@@ -252,7 +287,10 @@ def _stored_value(content: Mapping[str, Any], parameter: Parameter) -> Any:
     value = functools.reduce(lambda part, name: part[name], parameter.key.split("."), content)
     if isinstance(parameter.domain, Interval):
         return value
-    return next(choice for choice, text in _choices(parameter.domain).items() if _value_of(text) == value)
+    for choice, text in _choices(parameter.domain).items():
+        if _value_of(text) == value:
+            return choice
+    raise UsageError(f"resume: a trial has {parameter.key}={value}, which is not in study.space; start a new search")
 
 
 @dataclass(frozen=True)
@@ -312,7 +350,7 @@ def tuned(
         for name, arguments in [_call(parameter.domain)]
     }
     earlier = runs.earlier()
-    algorithm = OptunaSearch(seed=seed + len(earlier), points_to_evaluate=earlier or None)  # with new points after them
+    algorithm = OptunaSearch(seed=(seed + len(earlier)) % 2**32, points_to_evaluate=earlier or None)  # then new points
     scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=min_epochs, reduction_factor=eta)
     tuner = tune.Tuner(
         tune.with_resources(train, dict(resources)),
@@ -331,59 +369,59 @@ def tuned(
 
 
 def searched(runs: TrialRuns, result: Tuned, rungs: Sequence[int]) -> Searched:
-    """Return the trials and their results at the rungs, as those of a search of dlhw."""
+    """Return the trials that have results, and these results at the rungs, as those of a search of dlhw.
+
+    An epoch that two trials report, because they have the same values, counts once.
+    """
     by_trial: dict[str, list[Report]] = {}
     for report in result.reports:
         by_trial.setdefault(report.trial, []).append(report)
-    trials: list[SearchedTrial] = []
-    numbers: dict[str, int] = {}
-    for single in result.grid:
+    trials: dict[str, SearchedTrial] = {}
+    for number, single in enumerate(result.grid):
         reports = by_trial.get(single.metrics.get("trial_id", ""), []) if single.metrics else []
         if not reports or single.config is None:  # it failed in its first epoch
             continue
         last, path = reports[-1], runs.path(single.config)
-        ended = "complete" if stored.read_summary(path).get("status") == "finished" else "stopped"
-        numbers[last.trial] = len(trials)
-        trials.append(
-            SearchedTrial(
-                number=len(trials),
-                bracket=0,
-                point=runs.point(single.config),
-                runs=[path],
-                rungs=[report.epoch for report in reports if report.epoch in rungs or report is last],
-                curve={report.epoch: report.value for report in reports},
-                value=math.inf if single.error else last.lowest,
-                state="failed" if single.error else ended,
-            )
+        ended = stored.read_summary(path).get("final", {}).get("epoch") == last.epoch
+        trials[last.trial] = SearchedTrial(
+            number=number,
+            bracket=0,
+            point=runs.point(single.config),
+            runs=[path],
+            rungs=[report.epoch for report in reports if report.epoch in rungs or report is last],
+            curve={report.epoch: report.value for report in reports},
+            value=math.inf if single.error else last.lowest,
+            state="failed" if single.error else "complete" if ended else "stopped",
         )
-    steps = [
-        Step(total, numbers[report.trial], report.epoch, report.lowest)
-        for total, report in enumerate(result.reports, start=1)
-        if report.epoch in trials[numbers[report.trial]].rungs
-    ]
-    return Searched("ray_tune", runs.trainable.monitor, runs.space, trials, steps)
+    steps, epochs_of = [], dict.fromkeys((trial.runs[0] for trial in trials.values()), 0)
+    for report in result.reports:
+        if trial := trials.get(report.trial):
+            epochs_of[trial.runs[0]] = max(epochs_of[trial.runs[0]], report.epoch)
+            if report.epoch in trial.rungs:
+                steps.append(Step(sum(epochs_of.values()), trial.number, report.epoch, report.lowest))
+    return Searched("ray_tune", runs.trainable.monitor, runs.space, list(trials.values()), steps)
 
 
 def _answer(runs: TrialRuns, record: Record, result: Tuned, rungs: Sequence[int]) -> Answer:
-    """Write the table and the figures of the search, and describe the six objects. Raise UsageError without results."""
-    search = searched(runs, result, rungs)
+    """Write the table and the figures, and describe the six objects. Raise TrainingFailed if all trials failed."""
+    search, grid = searched(runs, result, rungs), result.grid
     best = search.best
     if best is None:
-        reasons = sorted(set(map(_reason, result.grid.errors)))
-        raise UsageError(f"no trial has a result: {'; '.join(reasons)}")
+        raise TrainingFailed(f"all trials failed: {'; '.join(sorted(set(map(_reason, grid.errors))))}")
     notes = write_search(record, search, title="ray_tune: search with TPE and ASHA")
-    rows = stored.read_metrics(best.runs[0]) or []
+    rows = {int(row["epoch"]): row for row in stored.read_metrics(best.runs[0]) or []}
     differing = sum(
-        not math.isclose(row[search.monitor], best.curve.get(int(row["epoch"]), math.nan), rel_tol=1e-6) for row in rows
+        epoch not in rows or not math.isclose(rows[epoch][search.monitor], value, rel_tol=1e-6)
+        for epoch, value in best.curve.items()
     )
-    row = min(rows, key=lambda row: row[search.monitor])
-    frame = result.grid.get_dataframe()
+    row = min((rows[epoch] for epoch in best.curve if epoch in rows), key=lambda row: row[search.monitor])
+    frame = grid.get_dataframe()
     return Answer(
         numbers={
-            "trials": len(result.grid),
-            "failed_trials": result.grid.num_errors,
-            "epochs": len(result.reports),
-            "epochs_without_stopping": len(result.grid) * runs.trainable.epochs,
+            "trials": len(grid),
+            "failed_trials": grid.num_errors,
+            "epochs": search.steps[-1].total_epochs,
+            "epochs_without_stopping": len(grid) * runs.trainable.epochs,
             "best_run": str(best.runs[0].relative_to(record.path.absolute())),
             "best_epoch": int(row["epoch"]),
             **{f"best_{name}": value for name, value in row.items() if name.startswith(("val_", "test_"))},
@@ -398,44 +436,50 @@ def _six_objects(
     runs: TrialRuns, result: Tuned, search: Searched, rungs: Sequence[int], shape: tuple[int, int]
 ) -> list[str]:
     """Return lines about the six objects, with their values in this search."""
-    best, grid = search.best, result.grid
+    best, grid, first = search.best, result.grid, search.trials[0]
     assert best is not None
+    by_number = {trial.number: trial for trial in search.trials}
     lengths = [max(trial.curve) for trial in search.trials]
     stopped = [f"{lengths.count(rung)} of {sum(length >= rung for length in lengths)} after {rung}" for rung in rungs]
-    values = [trial.value for trial in search.trials if math.isfinite(trial.value)]
-    first, others = (_median(part) for part in (values[:RANDOM_TRIALS], values[RANDOM_TRIALS:]))
     return [
         f"1. trainable: a function that trains a network and reports {search.monitor} after every epoch",
-        f"   called with {grid[0].config}",
-        f"   epoch {result.reports[0].epoch}: {result.reports[0].value:.4g}",
+        f"   called with {grid[first.number].config}",
+        f"   epoch {min(first.curve)}: {first.curve[min(first.curve)]:.4g}",
         "2. search space: a distribution for each key",
         *(f"   {parameter.key}: {_call_text(parameter.domain)}" for parameter in runs.space.parameters),
         f"3. trials: {len(grid)} calls of the trainable, {grid.num_errors} of them with an error",
-        *(f"   {_reason(error)}" for error in grid.errors),
         *(
-            f"   {trial.number:>3}  {trial.state:<8}  epochs {max(trial.curve):<3}  {trial.value:<8.4g}"
-            f"  {search.text(trial)}"
-            for trial in search.trials
+            f"   {number:>3}  {_trial_text(search, by_number[number])}"
+            if number in by_number and not single.error
+            else f"   {number:>3}  failed    {_reason(single.error) if single.error else 'without a result'}"
+            for number, single in enumerate(grid)
         ),
         f"4. search algorithm: {type(result.algorithm).__name__}, Optuna's TPE",
-        "   first the trials before the interruption"
-        if result.resumed
-        else f"   median of the lowest {search.monitor}: {first} for the first {RANDOM_TRIALS}, random trials; "
-        f"{others} for the others",
+        "   first the trials before the interruption" if result.resumed else f"   {_medians(search)}",
         f"5. scheduler: {type(result.scheduler).__name__} (ASHA)",
-        f"   stopped: {', '.join(stopped)} epochs",
+        f"   stopped: {', '.join(stopped)} epochs" if rungs else "   stops no trial, because there is no rung",
         f"6. result grid: a data frame of {shape[0]} rows and {shape[1]} columns, in tables/result_grid.csv",
         f"   best: trial {best.number}, {best.value:.4g} with {search.text(best)}",
     ]
 
 
+def _trial_text(search: Searched, trial: SearchedTrial) -> str:
+    return f"{trial.state:<8}  epochs {max(trial.curve):<3}  {trial.value:<8.4g}  {search.text(trial)}"
+
+
+def _medians(search: Searched) -> str:
+    """Return the median metric of the random trials and that of the others, whose values TPE proposed."""
+    parts = {
+        f"the first {RANDOM_TRIALS} trials": [t.value for t in search.trials if t.number < RANDOM_TRIALS],
+        "the others": [t.value for t in search.trials if t.number >= RANDOM_TRIALS],
+    }
+    medians = [f"{statistics.median(values):.4g} for {name}" for name, values in parts.items() if values]
+    return f"median of the lowest {search.monitor}: {', '.join(medians)}"
+
+
 def _reason(error: Exception) -> str:
     """Return the last line of an error of a trial, whose text has a traceback."""
-    return str(error).strip().splitlines()[-1]
-
-
-def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.4g}" if values else "none"
+    return str(error).strip().splitlines()[-1].removeprefix("dlhw.errors.UsageError: ")
 
 
 def _call_text(domain: Interval | Values) -> str:

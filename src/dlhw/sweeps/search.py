@@ -89,7 +89,7 @@ class Search(JobSweeper):
         for parameter in self._declared.space.parameters:
             if reason := _NOT_SEARCHED.get(parameter.key.lstrip("+")):
                 raise UsageError(f"{parameter.key}: invalid in the space of a search, {reason}")
-        jobs = self.compose([self._job(point, None) for point in self._declared.space.extremes()])
+        jobs = self.compose([self._job(point, None) for point in self._declared.space.examples()])
         cfg = next(job.config for job in jobs if job.config is not None)
         if cfg.study.get("_target_") is not None:
             raise UsageError(f"hydra/sweeper=search: {cfg.name} is a study, which has no validation metric")

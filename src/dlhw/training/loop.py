@@ -47,7 +47,7 @@ class Training:
         data: its splits have one row of indices per run if they differ between runs.
         data_loss: of one model, from logits (B, C) and targets (B,).
         probe: watches a model before training, after it, and every ``trainer.probe_every_epochs``.
-        after_epoch: called with the row of the best run at the end of each epoch.
+        after_epoch: called with the row of the best run at the end of each epoch, when the files have all rows.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class Training:
                 best = best_row([rows[k] for k in active], self.trainer.monitor)
                 progress.epoch(best)
                 if self.after_epoch is not None:
+                    for run in self.runs:
+                        run.record.flush()
                     self.after_epoch(best)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import copied, leaves
+from dlhw.runs.identity import absolute_paths, copied, leaves
 from dlhw.training.loop import AfterEpoch
 
 _NOT_SEARCHED = ("study", "name", "seed", "trainer.epochs", "trainer.monitor", "data_dir", "output_dir", "resume")
@@ -55,8 +55,9 @@ class Trainable:
         for key in values:
             if any(f"{key}.".startswith(f"{name}.") for name in _NOT_SEARCHED):
                 raise UsageError(f"study.space: {key}: cannot be searched; expected a setting of the training")
-            if OmegaConf.select(self.cfg, key, default=self) is self:
-                raise UsageError(f"study.space: {key}: unknown key; expected a key of the config, such as optimizer.lr")
+            selected = OmegaConf.select(self.cfg, key, default=self)
+            if selected is self or OmegaConf.is_dict(selected):
+                raise UsageError(f"study.space: {key}: not a setting of the config; expected one such as optimizer.lr")
         cfg = self._with(values)
         try:
             self.check(cfg, build)
@@ -71,6 +72,7 @@ class Trainable:
         """Return the config with these values, and without the study."""
         cfg = copied(self.cfg)
         with open_dict(cfg):
+            cfg.merge_with(absolute_paths(_resolved(cfg)))  # other processes may have another working directory
             cfg.study = {"_target_": None}
             cfg.resume = None
         cfg.merge_with_dotlist([f"{key}={text}" for key, text in values.items()])
