@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pydantic
 from omegaconf import OmegaConf
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from dlhw.errors import TrainingFailed, UsageError
 from dlhw.runs import stored
@@ -43,6 +44,7 @@ VALUE, LOWEST = "value", "lowest"
 """What a trial reports: its validation metric, and the lowest so far, by which trials are compared."""
 RANDOM_TRIALS = 10
 """Optuna's TPE draws points at random until it has so many results."""
+_DOMAIN: TypeAdapter[Interval | list[bool | int | float | str]] = TypeAdapter(Interval | list[bool | int | float | str])
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no reports over the network
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
@@ -110,35 +112,29 @@ def _require_ray() -> None:
 
 def _domain(key: str, values: Any) -> Interval | Values:
     """Return the domain of a key. Raise UsageError if it is empty or neither a list nor an interval."""
-    kinds = {"low": int | float, "high": int | float, "log": bool, "integer": bool}
-    if isinstance(values, Mapping) and {"low", "high"} <= set(values) <= set(kinds):
-        if any(isinstance(value, bool) != (kinds[name] is bool) for name, value in values.items()) or not all(
-            isinstance(value, kinds[name]) for name, value in values.items()
-        ):
-            raise UsageError(f"study.space: {key}: low and high must be numbers, log and integer true or false")
-        return _interval(key, Interval(**values))
-    if not isinstance(values, list) or any(not isinstance(value, bool | int | float | str) for value in values):
-        raise UsageError(
-            f"study.space: {key}: expected a list of numbers and texts, or an interval such as "
-            "{low: 0.001, high: 1, log: true}"
-        )
-    texts = [value if isinstance(value, str) else str(value).lower() for value in values]
-    domain = listed(texts)
-    if not texts or len(_choices(domain)) < len(texts):
+    try:
+        domain = _DOMAIN.validate_python(values)
+    except pydantic.ValidationError as error:
+        expected = "a list of numbers and texts, or an interval such as {low: 0.001, high: 1, log: true}"
+        raise UsageError(f"study.space: {key}: expected {expected}") from error
+    if isinstance(domain, Interval):
+        _require_valid(key, domain)
+        return domain
+    listed_values = listed([value if isinstance(value, str) else str(value).lower() for value in domain])
+    if not domain or len(_choices(listed_values)) < len(domain):
         raise UsageError(f"study.space: {key}: expected a list of different values")
-    return domain
+    return listed_values
 
 
-def _interval(key: str, interval: Interval) -> Interval:
-    """Return the interval. Raise UsageError if it is empty."""
+def _require_valid(key: str, interval: Interval) -> None:
+    """Raise UsageError for an interval that is empty, or whose integers are not."""
     low, high = interval.low, interval.high
     if not (low < high and math.isfinite(high - low)) or (interval.log and low <= 0):
         raise UsageError(f"study.space: {key}: expected finite low < high, above 0 with log")
-    if interval.integer and not (low == int(low) and high == int(high) and max(abs(low), abs(high)) <= LARGEST_COUNT):
+    if interval.integer and not (low.is_integer() and high.is_integer() and max(-low, high) <= LARGEST_COUNT):
         raise UsageError(
             f"study.space: {key}: with integer, low and high must be whole numbers of at most {LARGEST_COUNT}"
         )
-    return interval
 
 
 def _call(domain: Interval | Values) -> tuple[str, list[Any]]:
