@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlhw.compare import compare
 from dlhw.search.methods import METHODS, Plan
 from dlhw.search.replay import Replay, Step, Table, regret, replay
 from dlhw.search.space import Parameter, Space, listed
@@ -94,3 +95,14 @@ def test_methods_are_compared_on_a_grid(tmp_path: Path) -> None:
     assert (tmp_path / "S" / "methods.png").exists()
     assert (tmp_path / "S" / "figures" / "tried.png").exists()
     assert any(line.startswith("regret after 12 epochs") for line in result.lines)
+    (tmp_path / "S" / "methods.png").unlink()
+    assert "regret after 12 epochs" in compare(tmp_path / "S")
+    assert (tmp_path / "S" / "methods.png").exists()
+    assert rows_of(tmp_path / "S" / "tables" / "methods.csv") == rows
+
+
+def test_comparison_imports_nothing_that_a_config_names(tmp_path: Path) -> None:
+    assert dlhw(*SMALL, "trainer.epochs=1", "-m", "seed=0,1", "hydra.sweep.dir=S", at=tmp_path).code == 0
+    config = tmp_path / "S" / "seed=0" / "config.yaml"
+    config.write_text(config.read_text().replace("dlhw.views.comparison.Comparison", "no_such_module.Comparison"))
+    assert "lowest mean validation error" in compare(tmp_path / "S")

@@ -133,15 +133,21 @@ def _is_replaceable(output: Path) -> bool:
 def _declaration(run: Path, options: Mapping[str, Any]) -> Comparison:
     """Return the options of the comparison: the defaults, overridden by those in a run's config, then by ``options``.
 
-    Raise UsageError for an invalid one.
+    The defaults are those of the shipped file with the config's target; another target is ignored, because nothing that
+    a config names is imported here. Raise UsageError for an invalid option.
     """
     import yaml
 
     from dlhw.cli import composition
     from dlhw.views.comparison import declared_options
 
-    defaults = yaml.safe_load((composition.conf_dir() / "comparison" / "default.yaml").read_text())
-    declared = defaults | declared_options(run)
+    files = [
+        yaml.safe_load(path.read_text()) for path in sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
+    ]
+    shipped = {defaults["_target_"]: defaults for defaults in files}
+    declared = declared_options(run)
+    defaults = shipped.get(declared.pop("_target_", None), shipped["dlhw.views.comparison.Comparison"])
+    declared = defaults | declared
     try:
         _validated(declared)
     except UsageError as error:

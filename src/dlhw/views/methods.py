@@ -176,9 +176,10 @@ def _draw_regret(record: Record, results: _Results, *, title: str) -> None:
         panels[1].plot(
             results.budgets[ranked], results.ranks[index, ranked], color=color, linestyle=style, linewidth=1.3
         )
-    lowest = np.nanmin([results.mean(index)[0][-1] for index in range(len(results.replays))])
+    means = np.array([results.mean(index)[0] for index in range(len(results.replays))])
     panels[0].set_yscale("log")
-    panels[0].set_ylim(bottom=max(lowest / 3, 1e-9))
+    # A first epoch may have a loss of 1e29.
+    panels[0].set_ylim(max(np.nanmin(means[:, -1]) / 3, 1e-9), max(2 * np.nanmax(means[:, ranked]), 1e-8))
     for axes in panels:
         axes.set_xscale("log")
         axes.set_xlim(1, results.budgets[-1])

@@ -190,7 +190,7 @@ def declared_options(run: Path) -> dict[str, Any]:
         config = stored.read_config(run)
     except Unreadable:
         config = None
-    return {name: value for name, value in config["comparison"].items() if name != "_target_"} if config else {}
+    return dict(config["comparison"]) if config else {}
 
 
 def _began(path: Path) -> bool:
