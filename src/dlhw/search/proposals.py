@@ -288,7 +288,7 @@ def _study(sampler: BaseSampler) -> optuna.Study:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the warnings of Optuna about features that may change, and about the infinite metric of failed trials."""
+    """Suppress the warnings of Optuna about features that may change and about the infinite metric of failed trials."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Clip non-finite values")
