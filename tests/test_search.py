@@ -143,9 +143,9 @@ def test_progress_is_logged_while_trials_are_trained(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_every_launcher_trains_the_same_search(launcher: str, tmp_path: Path) -> None:
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_other_launchers_train_the_same_search(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     (tmp_path / "one").mkdir()
     assert search(*HALVING, at=tmp_path / "one").code == 0
     result = start(*SEARCH, *HALVING, f"hydra/launcher={launcher}", at=tmp_path, cold=True).end()

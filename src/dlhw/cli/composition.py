@@ -27,7 +27,7 @@ from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
 from dlhw.runs import directories
-from dlhw.runtime import signals
+from dlhw.runtime import ray_environment, signals
 from dlhw.runtime.paths import read_path
 
 CONFIG_NAME = "train"
@@ -60,10 +60,11 @@ def conf_dir() -> Path:
 
 
 def prepare(*, ends_program: bool = False) -> None:
-    """Install the loader, resolvers and plugins of dlhw; every process does this before it composes.
+    """Install the loader, resolvers, plugins and defaults of dlhw; every process does this before it composes.
 
     With ``ends_program`` an invalid command line ends the program with a message.
     """
+    ray_environment.set_defaults()
     setup_globals()  # Hydra's resolvers
     hydra_internals.install_loader(functools.partial(Loader, ends_program=ends_program))
     hydra_internals.install_plugins(PLUGINS)

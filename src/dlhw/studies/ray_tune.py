@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import math
-import os
 import signal
 import socket
 import statistics
@@ -45,13 +44,6 @@ VALUE, LOWEST = "value", "lowest"
 RANDOM_TRIALS = 10
 """Optuna's TPE draws points at random until it has so many results."""
 _DOMAIN: TypeAdapter[Interval | list[bool | int | float | str]] = TypeAdapter(Interval | list[bool | int | float | str])
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no reports over the network
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are those of the command
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the log of dlhw instead
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command
-}
 
 
 def ray_tune(
@@ -161,8 +153,6 @@ def _value_of(text: str) -> Any:
 @contextlib.contextmanager
 def _running(address: str | None, resources: Mapping[str, float]) -> Iterator[None]:
     """Start Ray on this machine, or connect to a cluster. Raise UsageError if no trial can run there."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
