@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,10 @@ def test_unexpected_error_is_logged_with_its_traceback_and_the_job_can_be_resume
 ) -> None:
     run = train.run
 
-    def run_or_raise(cfg: DictConfig, record: Any, overrides: Sequence[str]) -> None:
+    def run_or_raise(cfg: DictConfig, *others: Any) -> None:
         if cfg.seed == 1:
             raise ZeroDivisionError("in seed 1")
-        run(cfg, record, overrides)
+        run(cfg, *others)
 
     monkeypatch.setattr(train, "run", run_or_raise)
     result = dlhw("-m", *QUICK, "seed=0,1,2", at=tmp_path)
