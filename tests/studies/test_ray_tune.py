@@ -16,8 +16,9 @@ import pytest
 
 from dlhw.errors import UsageError
 from dlhw.search.space import Interval, Parameter, Space, listed
-from dlhw.studies.ray_tune import Report, TrialRuns, Tuned, _six_objects, searched
+from dlhw.studies.ray_tune import _six_objects, searched
 from dlhw.train import check_trial, train_trial
+from dlhw.training.ray_trials import Report, TrialRuns, Tuned
 from dlhw.training.trainable import Trainable
 from support.commands import dlhw, start, summary
 from support.comparing import assert_same_run
@@ -176,7 +177,7 @@ def tuned(runs: TrialRuns, grid: FakeGrid, *reports: tuple[int, int, float]) -> 
     for number, epoch, value in reports:
         lowest[number] = min(lowest[number], value)
         made.append(Report(str(number), epoch, value, lowest[number]))
-    return Tuned({}, None, None, grid, made, resumed=False)
+    return Tuned(None, None, grid, made, resumed=False)
 
 
 def test_results_of_trials_that_repeat_and_fail(tmp_path: Path) -> None:
@@ -201,8 +202,8 @@ def test_results_of_trials_that_repeat_and_fail(tmp_path: Path) -> None:
 def test_search_whose_trials_all_fail_keeps_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray.tune")
     grid = FakeGrid(({"optimizer.lr": 0.1}, ValueError("dlhw.errors.UsageError: a reason")))
-    monkeypatch.setattr("dlhw.studies.ray_tune._running", lambda *arguments: contextlib.nullcontext())
-    monkeypatch.setattr("dlhw.studies.ray_tune.tuned", lambda runs, **options: Tuned({}, None, None, grid, [], False))
+    monkeypatch.setattr("dlhw.studies.ray_tune.ray_running", lambda *arguments: contextlib.nullcontext())
+    monkeypatch.setattr("dlhw.studies.ray_tune.tuned", lambda runs, **options: Tuned(None, None, grid, [], False))
     result = dlhw(*SMALL, "hydra.run.dir=R", at=tmp_path)
     assert result.code == 1
     assert "all trials failed: a reason" in result.err
