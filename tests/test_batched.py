@@ -26,7 +26,7 @@ def test_forward_loss_and_gradients_equal_those_of_vmap(activation: str, shared:
     state = {name: torch.stack([dict(m.named_parameters())[name].detach() for m in models]) for name in
              dict(models[0].named_parameters())}  # fmt: skip
     x, y = torch.rand(1 if shared else 3, 8, 1, 4, 4), torch.randint(10, (1 if shared else 3, 8))
-    forward, loss = batched.forward(models[0]), batched.cross_entropy(nn.functional.cross_entropy)
+    forward, loss = batched.forward(models[0]), batched.loss(nn.functional.cross_entropy)
     assert forward is not None
     assert loss is not None
     one = vmap(lambda s, x: functional_call(models[0], s, (x,)), in_dims=(0, None if shared else 0))
@@ -50,7 +50,7 @@ def test_cross_entropy_equals_torchs(largest: float, smoothing: float, shared: b
     y = torch.randint(10, (1 if shared else 3, 50), generator=generator)
     logits.scatter_(2, y.expand(3, -1).unsqueeze(2), largest)
     loss = functools.partial(nn.functional.cross_entropy, label_smoothing=smoothing)
-    ours = batched.cross_entropy(loss)
+    ours = batched.loss(loss)
     assert ours is not None
     one_by_one = vmap(loss, in_dims=(0, None if shared else 0))
     (values, gradient), (expected, expected_gradient) = (
@@ -89,5 +89,5 @@ def test_layers_with_hooks_are_left_to_vmap() -> None:
 
 @pytest.mark.parametrize("options", [{"ignore_index": 0}, {"weight": torch.ones(10)}, {"reduction": "sum"}])
 def test_losses_with_other_options_are_left_to_vmap(options: dict[str, object]) -> None:
-    assert batched.cross_entropy(functools.partial(nn.functional.cross_entropy, **options)) is None
-    assert batched.cross_entropy(nn.functional.mse_loss) is None
+    assert batched.loss(functools.partial(nn.functional.cross_entropy, **options)) is None
+    assert batched.loss(nn.functional.mse_loss) is None

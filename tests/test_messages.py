@@ -20,7 +20,9 @@ from support.config_files import EXPERIMENTS, option_names
 MODELS, DATASETS = option_names("model"), option_names("dataset")
 INCOMPATIBLE = {
     "loss=mse": "loss=mse: dataset=digits is for classification; expected loss=cross_entropy",
-    "dataset=diabetes": "loss=cross_entropy: dataset=diabetes is for regression; expected loss=mse or log_cosh",
+    "dataset=diabetes": (
+        "loss=cross_entropy: dataset=diabetes is for regression; expected loss=half_mse, mse or log_cosh"
+    ),
     "dataset=diabetes loss=mse": (
         "trainer.monitor=val_error_percent: dataset=diabetes is for regression; expected val_mse or val_loss"
     ),
@@ -28,7 +30,7 @@ INCOMPATIBLE = {
         "trainer.monitor=val_mse: dataset=digits is for classification; expected val_error_percent or val_loss"
     ),
     "dataset=diabetes loss=mse trainer.monitor=val_mse probe=layers": (
-        "probe=layers: needs classes, dataset=diabetes is for regression; expected probe=none"
+        "probe=layers: needs class labels; dataset=diabetes has numbers; expected probe=none"
     ),
     "trainer.steps_per_epoch=10": (
         "trainer.steps_per_epoch=10: must be at most 9, the number of batches of dataset=digits with "

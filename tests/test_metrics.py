@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.training.metrics import divergence, errors, running_metrics, split_metrics, weight_metrics
+from dlhw.training.metrics import (
+    divergence,
+    errors_of,
+    running_metrics,
+    split_metrics,
+    squared_errors,
+    weight_metrics,
+    wrong_classes,
+    wrong_signs,
+)
 from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
 
@@ -28,18 +37,32 @@ def dataset(*, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
 
 
 def test_errors_are_counted_for_separate_and_shared_targets() -> None:
-    assert errors(LOGITS, torch.tensor([[0, 1, 0], [0, 0, 0]])).tolist() == [1, 2]
-    assert errors(LOGITS, torch.tensor([[1, 1, 0]])).tolist() == [2, 0]
+    assert wrong_classes(LOGITS, torch.tensor([[0, 1, 0], [0, 0, 0]])).tolist() == [1, 2]
+    assert wrong_classes(LOGITS, torch.tensor([[1, 1, 0]])).tolist() == [2, 0]
 
 
 def test_label_of_soft_targets_is_the_class_with_the_largest_share() -> None:
     shares = torch.tensor([[[0.1, 0.9], [0.4, 0.6], [0.7, 0.3]]])
-    assert errors(LOGITS, shares).tolist() == [2, 0]
+    assert wrong_classes(LOGITS, shares).tolist() == [2, 0]
 
 
 def test_regression_errors_are_sums_of_squares() -> None:
     predictions = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
-    assert errors(predictions, torch.tensor([[1.0, 0.0]])).tolist() == [4.0, 17.0]
+    assert squared_errors(predictions, torch.tensor([[1.0, 0.0]])).tolist() == [4.0, 17.0]
+
+
+def test_errors_of_signed_targets_are_wrong_signs() -> None:
+    outputs = torch.tensor([[0.5, -0.5, 0.0, 2.0], [-0.5, -0.5, -0.1, -2.0]])
+    assert wrong_signs(outputs, torch.tensor([[1.0, 1.0, 1.0, -1.0]])).tolist() == [2, 3]
+
+
+def test_the_kind_of_error_follows_from_targets_and_classes() -> None:
+    data = dataset()
+    assert errors_of(data) is wrong_classes
+    signed = data.with_parts({"train": Split(data.train.pool_x, torch.ones(12))})
+    assert errors_of(signed) is wrong_signs
+    assert errors_of(replace(signed, classes=())) is squared_errors
+    assert (signed.outputs, data.outputs) == (1, 2)
 
 
 def test_split_metrics_are_means_over_samples() -> None:

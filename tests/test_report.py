@@ -109,10 +109,10 @@ def test_accuracy_equals_that_of_the_best_epoch(tmp_path: Path) -> None:
     [
         (
             {"classes": ()},
-            "report=classifier: dataset=random is for regression and has no classes; expected report=none",
+            "report=classifier: dataset=random has numeric targets and no class labels; expected report=none",
         ),
         (
-            {part: Split(torch.zeros(3, 5), torch.zeros(3)) for part in ("train", "val", "test")},
+            {part: Split(torch.zeros(3, 5), torch.zeros(3, dtype=torch.long)) for part in ("train", "val", "test")},
             "report=classifier: the samples of dataset=random have shape 5, not that of pictures; expected report=none",
         ),
     ],

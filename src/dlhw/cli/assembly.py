@@ -26,13 +26,13 @@ from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import read_path
 from dlhw.runtime.randomness import generator, key
-from dlhw.training import acceleration, features, finetuning
+from dlhw.training import acceleration, features, finetuning, probes
 from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
 from dlhw.training.settings import Trainer
 from dlhw.training.trainable import Trainable
-from dlhw.views import report
+from dlhw.views import playground, report
 from dlhw.views.report.filters import convolution
 
 READ_FOR: dict[str, tuple[str, ...]] = {
@@ -47,8 +47,8 @@ READ_FOR: dict[str, tuple[str, ...]] = {
 """The groups and keys that are read to make each argument of a study."""
 READ_ALWAYS = ("trainer.threads", "trainer.deterministic")
 """The keys that every study reads."""
-REGRESSION_LOSSES = ("mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-"""The losses for regression; all others are for classification."""
+NUMERIC_LOSSES = ("half_mse", "mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+"""The losses for numeric targets; all others are for classes."""
 
 
 def study_arguments(components: Components) -> frozenset[str] | None:
@@ -133,11 +133,19 @@ def assemble_parts(components: Components) -> Parts:
     trainer, precision = set_up_process(components)
     data = load_data(components, precision)
     require_matching_task(cfg, data, trainer)
+    if components["probe"].target is not None:
+        probes.check(components["probe"].target, data)
+    for target, check in ((report.classifier, report.check), (playground.playground, playground.check)):
+        if components["report"].target is target:
+            check(data)
     data_loss = loss_for(components, data, precision)
     model = initialized_model(components, trainer, precision, data)
     if cfg.report.get("filters") is not None:
         convolution(model, cfg.report.filters)
     finetuning.freeze(model, trainer.trains)
+    regularization: Regularization = components["regularization"].build()
+    if regularization.l1_truncated and trainer.rates:
+        raise UsageError("trainer.rates: does not support regularization.l1_truncated, which needs one learning rate")
     require_valid_batches(model, data, trainer)
     trained, trained_on = with_computed_features(cfg, trainer, precision, data, model)
     groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
@@ -150,7 +158,7 @@ def assemble_parts(components: Components) -> Parts:
         trained=trained,
         trained_on=trained_on,
         data_loss=data_loss,
-        regularization=components["regularization"].build(),
+        regularization=regularization,
         optimizer=components["optimizer"].build(params=groups),
         schedule=components["scheduler"].build(),
         probe=components["probe"].partial() if components["probe"].target else None,
@@ -335,18 +343,15 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
 
 
 def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
-    """Raise UsageError if the loss, monitor, report, probe or length of an epoch does not fit the dataset."""
+    """Raise UsageError if the loss, monitor or length of an epoch does not fit the dataset."""
     kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
-    if (cfg.loss["_target_"].rpartition(".")[2] in REGRESSION_LOSSES) == bool(data.classes):
-        valid = "cross_entropy" if data.classes else "mse or log_cosh"
-        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {kind}; expected loss={valid}")
+    if (cfg.loss["_target_"].rpartition(".")[2] in NUMERIC_LOSSES) != data.numeric_targets:
+        valid = "half_mse, mse or log_cosh" if data.numeric_targets else "cross_entropy"
+        targets = f"{kind} with the targets -1 and +1" if data.classes and data.numeric_targets else kind
+        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}")
     if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
         valid = "val_error_percent" if data.classes else "val_mse"
         raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; expected {valid} or val_loss")
-    if cfg.report.get("_target_"):
-        report.check(data)
-    if not data.classes and cfg.probe.get("_target_"):
-        raise UsageError(f"probe={choice(cfg, 'probe')}: needs classes, {name} is for {kind}; expected probe=none")
     batches = -(-len(data.train) // trainer.batch_size)
     if trainer.steps_per_epoch is not None and trainer.steps_per_epoch > batches:
         raise UsageError(

@@ -41,10 +41,10 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "optimizer": {"params"},
     "probe": {"model", "data"},
     "study": {"seed", "device", "data", "model", "network", "trainable", "record"},
-    "report": {"model", "data", "untrained"},
+    "report": {"model", "data", "untrained", "record"},
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""
-CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer", "report")}
+CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer")}
 """The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
 SETTINGS = {"trainer": "dlhw.training.settings.Trainer", "comparison": "dlhw.views.comparison.Comparison"}
 """The targets of groups that only hold settings, or base classes of them. Their modules do not import torch."""

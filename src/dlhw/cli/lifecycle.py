@@ -139,7 +139,8 @@ def report(parts: Parts, record: Record) -> dict[str, Any]:
     parts.model.load_state_dict(checkpoint.load(record.path / "best.pt")["model"])
     untrained = functools.partial(initialized_model, parts.components, parts.trainer, parts.precision, parts.data)
     with parts.precision.autocast():
-        result: Answer = component.build(model=parts.model.eval(), data=parts.data, untrained=untrained)
+        values = {"model": parts.model.eval(), "data": parts.data, "untrained": untrained, "record": record}
+        result: Answer = component.build(**{name: values[name] for name in component.arguments & values.keys()})
     result.write(record)
     for line in result.messages:
         log.info("%s", line)

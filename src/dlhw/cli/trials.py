@@ -39,7 +39,13 @@ def require_dataset(name: str, target: Callable[..., Any], data: object) -> Data
         if not len(split):
             raise UsageError(f"{setting}: the part {part} has no samples ({place(target)})")
         y = split.y
-        if not data.classes:
+        if len(data.classes) == 2 and y.is_floating_point():
+            if not (y.abs() == 1).all():
+                raise UsageError(
+                    f"{setting}: {part} has other targets than -1 and +1; expected these, or labels of torch.int64 "
+                    f"({place(target)})"
+                )
+        elif not data.classes:
             if not y.is_floating_point():
                 raise UsageError(
                     f"{setting}: {part} has targets of {y.dtype}; expected floating-point numbers, or names in "
@@ -91,7 +97,9 @@ def require_scalar_loss(
 ) -> None:
     """Raise UsageError if the loss fails for two samples, or returns anything but a single number."""
     y = data.train[:2][1]
-    logits = torch.zeros((len(y), data.outputs) if data.classes else (len(y),), dtype=precision.dtype, device=y.device)
+    logits = torch.zeros(
+        (len(y),) if data.numeric_targets else (len(y), data.outputs), dtype=precision.dtype, device=y.device
+    )
     try:
         value = loss(logits, y)
     except Exception as error:

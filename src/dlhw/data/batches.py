@@ -11,6 +11,7 @@ from torch.utils import data as torch_data
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.tensors import Dataset, Split
 from dlhw.runtime import processes
+from dlhw.runtime.options import SampleOrder
 from dlhw.runtime.randomness import generator
 
 Batch = tuple[Tensor, Tensor]
@@ -21,16 +22,19 @@ class Batches:
     """The training batches of runs with these seeds: ``batches(epoch)`` yields x (K, B, *shape) and y (K, B) per step.
 
     K is 1 if all seeds are equal. With several processes, each process gets its share of every batch. With mixup or
-    cutmix, y is (K, B, C).
+    cutmix, y is (K, B, C). With ``order="fixed"``, every epoch has the same batches.
     """
 
-    def __init__(self, data: Dataset, seeds: Sequence[int], *, size: int, steps: int) -> None:
-        self._data, self._seeds, self._size, self._steps = data, seeds, size, steps
+    def __init__(
+        self, data: Dataset, seeds: Sequence[int], *, size: int, steps: int, order: SampleOrder = "shuffled"
+    ) -> None:
+        self._data, self._seeds, self._size, self._steps, self._order = data, seeds, size, steps, order
         self._augmented = AugmentedPictures(data, seeds) if data.augments_pictures else None
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         train = self._data.view(epoch)
-        rows = shuffled(train, self._seeds, epoch)[:, : self._steps * self._size]
+        ordered = shuffled(train, self._seeds, epoch) if self._order == "shuffled" else train.all_rows()
+        rows = ordered[:, : self._steps * self._size]
         shares = [processes.local_part(batch) for batch in rows.split(self._size, dim=1)]
         batches = map(train.gather, shares) if self._augmented is None else self._augment(epoch, train, shares)
         augmentation = self._data.augmentation

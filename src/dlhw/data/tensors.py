@@ -33,7 +33,8 @@ class Split:
     pool_x: Tensor
     """All samples (P, *shape)."""
     pool_y: Tensor
-    """Their labels (P,) int64, or for regression the numbers to predict (P,)."""
+    """Their labels (P,) int64, or floating-point numbers (P,): those to predict in regression, or two classes as -1 and
+    +1."""
     rows: Tensor | None = None
     """Rows of the pool (n,), or (K, n) for K variants that are trained together; None: the whole pool."""
 
@@ -131,8 +132,16 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """The number of outputs of a model: one logit per class, or 1 for regression."""
-        return len(self.classes) or 1
+        """The number of outputs of a model: one logit per class, or 1 for numeric targets."""
+        return 1 if self.numeric_targets else len(self.classes)
+
+    @property
+    def numeric_targets(self) -> bool:
+        """Whether a model has a single output: in regression, and for two classes with the targets -1 and +1.
+
+        For two classes, the sign of the output is the predicted class.
+        """
+        return self.train.pool_y.is_floating_point()
 
     @property
     def description(self) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Answer:
         tables: rows by name; each table is written to a file in ``tables/``.
         figures: by name; each is written to a file in ``figures/``.
         messages: lines for the console, such as expressions, matrices or weights.
+        files: other content of ``figures/`` by file name, such as an animation.
     """
 
     numbers: Mapping[str, Number]
@@ -62,6 +63,7 @@ class Answer:
     tables: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     messages: Sequence[str] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def disagreements(self) -> list[Check]:
@@ -69,13 +71,15 @@ class Answer:
         return [check for check in self.checks if not check.agrees]
 
     def write(self, record: Record) -> None:
-        """Write all tables and figures, and ``tables/checks.csv``, to the run directory."""
+        """Write all tables, figures and files, and ``tables/checks.csv``, to the run directory."""
         for name, rows in self.tables.items():
             record.table(name, rows)
         if self.checks:
             record.table("checks", [vars(check) for check in self.checks])
         for name, figure in self.figures.items():
             record.figure(f"figures/{name}", figure)
+        for name, content in self.files.items():
+            record.figure_file(name, content)
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers and the counts of checks."""

@@ -221,6 +221,11 @@ class Record:
         write_atomically(path, image.getbuffer())
         return path
 
+    def figure_file(self, name: str, content: bytes) -> None:
+        """Write ``figures/<name>``, a file of any format."""
+        (self.path / "figures").mkdir(exist_ok=True)
+        write_atomically(self.path / "figures" / name, content)
+
     def png(self, name: str, content: bytes) -> None:
         """Write ``<name>.png``."""
         write_atomically(self.path / f"{name}.png", content)

@@ -12,6 +12,7 @@ from dlhw.runtime.bounds import LARGEST_COUNT, LARGEST_SIDE
 from dlhw.runtime.paths import read_path, shortened
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+SampleOrder = Literal["shuffled", "fixed"]
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp64"]
 Count = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]

@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from dlhw.training.objective import DataLoss
+from dlhw.models.playground import Features
+from dlhw.training.objective import DataLoss, half_mse, mse
 
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Identity)
+NUMERIC_LOSSES = (half_mse, mse)
+"""Losses for numeric targets that act on K models as on one: from outputs (..., B) and targets to losses (...)."""
+ELEMENTWISE = (Features, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Identity)
 
 
 def forward(model: nn.Module) -> Forward | None:
@@ -50,15 +53,18 @@ def forward(model: nn.Module) -> Forward | None:
     return forward
 
 
-def cross_entropy(loss: DataLoss) -> DataLoss | None:
-    """Return torch's cross entropy of K models, from logits (K, B, C) and labels (K, B) or (1, B); None for others.
+def loss(of_one: DataLoss) -> DataLoss | None:
+    """Return the loss of K models, from outputs (K, B, ...) and targets (K, B) or (1, B), if it is known.
 
-    ``loss`` is that of one model, with no other option than ``label_smoothing``.
+    ``of_one`` is the loss of one model: one of ``NUMERIC_LOSSES``, or torch's cross entropy with no other option than
+    ``label_smoothing``.
     """
-    options = getattr(loss, "keywords", {})
-    if getattr(loss, "func", loss) is not nn.functional.cross_entropy or not options.keys() <= {"label_smoothing"}:
-        return None
-    return functools.partial(_cross_entropy, **options)
+    function, options = getattr(of_one, "func", of_one), getattr(of_one, "keywords", {})
+    if function in NUMERIC_LOSSES:
+        return of_one
+    if function is nn.functional.cross_entropy and options.keys() <= {"label_smoothing"}:
+        return functools.partial(_cross_entropy, **options)
+    return None
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -25,7 +25,7 @@ from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
 from dlhw.training.acceleration import compiled, cuda_graphed
-from dlhw.training.metrics import divergence, errors, running_metrics, split_metrics, weight_metrics
+from dlhw.training.metrics import divergence, errors_of, running_metrics, split_metrics, weight_metrics
 from dlhw.training.objective import DataLoss, Objective, stacked
 from dlhw.training.run import TrainingRun, best_row
 from dlhw.training.settings import Trainer
@@ -68,8 +68,9 @@ class Training:
         self.data_loss = variants.vectorized(processes.whole_batch_loss(data_loss))
         strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
         self.objective = Objective(self.data_loss, strengths)
+        self.errors = errors_of(data)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
-        self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps)
+        self.batches = Batches(data, self.seeds, size=trainer.batch_size, steps=self.steps, order=trainer.order)
         local_size = trainer.batch_size // processes.world_size()
         self.checkpoint_times = CheckpointTimes(trainer.checkpoint_seconds)
         self.matrix_products = products.fastest_library(variants.parameters(), local_size, precision)
@@ -128,11 +129,11 @@ class Training:
             y: targets (K, B) or (1, B).
 
         Returns:
-            The data loss, the penalty and the :func:`errors` of each run before the update, (K, 3).
+            The data loss, the penalty and the :func:`errors_of` of each run before the update, (K, 3).
         """
         self.variants.zero_grad()
         measured = self.forward_backward(x, y)
-        self.variants.step(clip_norm=self.trainer.clip_norm)
+        self.variants.step(clip_norm=self.trainer.clip_norm, l1=self.objective.regularization.l1_truncated)
         return measured
 
     def forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -140,17 +141,17 @@ class Training:
         logits = self.predict(x)
         objective, loss, penalty = self.objective(logits, y, self.variants.weights)
         objective.sum().backward()
-        return torch.stack([loss.detach(), penalty.detach(), errors(logits.detach(), y).to(loss.dtype)], 1)
+        return torch.stack([loss.detach(), penalty.detach(), self.errors(logits.detach(), y).to(loss.dtype)], 1)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return logits (K, B, C), or predictions (K, B) for regression, of raw ``x`` as in :meth:`step`."""
+        """Return logits (K, B, C), or predictions (K, B) for numeric targets, of raw ``x`` as in :meth:`step`."""
         inputs = self.data.normalize(x)
         if self.trainer.channels_last and inputs.ndim == 5:  # K is 1: ensembles have no channels_last
             inputs = inputs.squeeze(0).contiguous(memory_format=torch.channels_last).unsqueeze(0)
         with self.precision.autocast():
             logits = self.variants(inputs)
         logits = logits.to(self.precision.dtype)
-        return logits if self.data.classes else logits.squeeze(2)
+        return logits.squeeze(2) if self.data.numeric_targets else logits
 
     @torch.inference_mode()
     def evaluate(self, split: Split) -> dict[str, list[float]]:
@@ -166,7 +167,7 @@ class Training:
             x, y = split.gather(processes.local_part(rows))
             logits = self.predict(x)
             losses.append(self.data_loss(logits, y) * rows.shape[1])
-            wrong.append(errors(logits, y))
+            wrong.append(self.errors(logits, y))
         loss = torch.stack(losses).cpu().double().sum(0) / len(split)
         total = processes.sum_over_processes(torch.stack(wrong).sum(0))
         return split_metrics(loss, total, len(split), regression=not self.data.classes)

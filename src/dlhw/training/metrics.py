@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,21 +17,36 @@ NEAR_ZERO = 1e-3
 """Weights with a smaller absolute value count as near zero (D4.2)."""
 
 
-def errors(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the number of wrong predictions of each model in a batch, or its sum of squared errors, (K,).
+Errors = Callable[[Tensor, Tensor], Tensor]
 
-    Args:
-        logits: (K, B, C), or predictions (K, B) for regression.
-        y: labels (K, B), class shares (K, B, C) of which the largest counts as the label, or numbers (K, B); the first
-            dimension is 1 where all models have the same targets.
+
+def errors_of(data: Dataset) -> Errors:
+    """Return the function that counts errors on this dataset: a sum over a batch for each model, (K,).
+
+    Its arguments are the outputs of the models and the targets, whose first dimension is 1 if all models have the same.
     """
-    if logits.ndim == 2:
-        return (logits - y).square().sum(1)
+    if not data.numeric_targets:
+        return wrong_classes
+    return wrong_signs if data.classes else squared_errors
+
+
+def wrong_classes(logits: Tensor, y: Tensor) -> Tensor:
+    """Count wrong predictions, from logits (K, B, C) and labels (K, B), or shares (K, B, C) whose largest counts."""
     return (logits.argmax(2) != (y.argmax(2) if y.ndim == 3 else y)).sum(1)
 
 
+def wrong_signs(outputs: Tensor, y: Tensor) -> Tensor:
+    """Count outputs (K, B) with another sign than the targets (K, B); the sign of 0 is +."""
+    return ((outputs >= 0) != (y >= 0)).sum(1)
+
+
+def squared_errors(outputs: Tensor, y: Tensor) -> Tensor:
+    """Add the squared differences between outputs (K, B) and targets (K, B)."""
+    return (outputs - y).square().sum(1)
+
+
 def split_metrics(loss: Tensor, errors: Tensor, count: int, *, regression: bool) -> dict[str, list[float]]:
-    """Return loss and error of each model from mean losses (K,) and summed :func:`errors` (K,) of ``count`` samples."""
+    """Return loss and error of each model from mean losses (K,) and summed errors (K,) of ``count`` samples."""
     mean = errors.cpu().double() / count
     if regression:
         return {"loss": loss.tolist(), "mse": mean.tolist()}
@@ -42,7 +57,7 @@ def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regulariza
     """Return the training metrics of one model: means over an epoch, each sample measured just before its update.
 
     Args:
-        history: loss, penalty and :func:`errors` of every step, (steps, 3) on the CPU.
+        history: loss, penalty and errors of every step, (steps, 3) on the CPU.
     """
     losses, penalties, wrong = history.unbind(1)
     size = trainer.batch_size

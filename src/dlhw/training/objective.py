@@ -25,15 +25,20 @@ def flooded(loss: Tensor, b: float | Tensor) -> Tensor:
     Written as a choice between the two branches, so that b = 0, which turns flooding off, leaves every loss and its
     gradient unchanged to the last bit.
     """
-    if not _is_on(b):
+    if not is_on(b):
         return loss
     below = loss < b if isinstance(b, float) else (loss < b) & (b > 0)
     return torch.where(below, 2 * b - loss, loss)
 
 
+def half_mse(input: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over N of (input - target)^2 / 2, from tensors (..., N) to (...) (C1)."""
+    return mse(input, target) / 2
+
+
 def mse(input: Tensor, target: Tensor) -> Tensor:
-    """Return the mean over N of (input - target)^2."""
-    return (input - target).square().mean()
+    """Return the mean over N of (input - target)^2, from tensors (..., N) to (...)."""
+    return (input - target).square().mean(-1)
 
 
 def log_cosh(input: Tensor, target: Tensor) -> Tensor:
@@ -59,6 +64,16 @@ def squared_l2_norm(weights: Sequence[Tensor]) -> Tensor:
     return _sum([weight.square() for weight in weights])
 
 
+def truncated(before: Tensor, after: Tensor, shrinkage: Tensor) -> Tensor:
+    """Return weights after an update that also applies an L1 penalty, as in the Neural Network Playground (C1).
+
+    Each weight moves by ``shrinkage``, which is lr * l1, towards 0 on the side where it was ``before`` the update. If
+    it would cross 0 by that, it becomes 0. A weight that was 0 stays 0.
+    """
+    shrunk = after - shrinkage * before.sign()
+    return torch.where((shrinkage > 0) & ((before == 0) | (after * shrunk < 0)), 0.0, shrunk)
+
+
 def _sum(terms: Sequence[Tensor]) -> Tensor:
     return _total([term.sum(tuple(range(1, term.ndim))) for term in terms])
 
@@ -75,18 +90,20 @@ class Regularization:
     flood: NonNegative
     l1: NonNegative
     l2: NonNegative
+    l1_truncated: NonNegative = 0.0
+    """Strength of the L1 penalty that is not part of the objective but of the update; see :func:`truncated`."""
 
     @property
     def penalizes(self) -> bool:
         """Whether there is a penalty. Its sums over all weights cost as much as the optimizer's update."""
-        return _is_on(self.l1) or _is_on(self.l2)
+        return is_on(self.l1) or is_on(self.l2)
 
     def penalty(self, weights: Sequence[Tensor]) -> Tensor | None:
         """Return l1 sum |w| + l2 sum w^2, a tensor (K,), for weights (K, *shape); None if there is none."""
         terms = []
-        if weights and _is_on(self.l1):
+        if weights and is_on(self.l1):
             terms.append(self.l1 * l1_norm(weights))
-        if weights and _is_on(self.l2):
+        if weights and is_on(self.l2):
             terms.append(self.l2 * squared_l2_norm(weights))
         return _total(terms) if terms else None
 
@@ -104,7 +121,8 @@ def stacked(regularizations: Sequence[Regularization], like: Tensor) -> Regulari
     return Regularization(**strengths)  # type: ignore[arg-type]
 
 
-def _is_on(strength: float | Tensor) -> bool:
+def is_on(strength: float | Tensor) -> bool:
+    """Return whether a strength is other than 0; a tensor (K,) counts as other than 0."""
     return isinstance(strength, Tensor) or strength != 0
 
 

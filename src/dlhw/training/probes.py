@@ -37,6 +37,12 @@ class ProbedLayer:
     output: Tensor
 
 
+def check(probe: Callable[..., Any], data: Dataset) -> None:
+    """Raise UsageError if a probe cannot be used with this dataset; called before training, to fail early."""
+    if probe is layers and data.numeric_targets:
+        raise UsageError(f"probe=layers: needs class labels; dataset={data.name} has numbers; expected probe=none")
+
+
 def layers(model: nn.Module, data: Dataset, *, samples: Count) -> list[dict[str, Any]]:
     """Return a row per dense or convolutional layer, computed on the first training samples in evaluation mode (B4.c).
 
@@ -79,6 +85,31 @@ def layers(model: nn.Module, data: Dataset, *, samples: Count) -> list[dict[str,
             zip(probed, by_output, by_weight, strict=True), 1
         )
     ]
+
+
+def weights(model: nn.Module, data: Dataset) -> list[dict[str, Any]]:
+    """Return a row per weight and bias of the dense layers: the whole network, if it has no other parameters.
+
+    - ``layer``, ``name``: the layer's number, from 1, and its name in the model.
+    - ``unit``: the number of the unit, from 0.
+    - ``source``: the number of the unit or input before the weight, from 0; ``bias`` for a bias.
+    - ``weight``: its value.
+    """
+    dense = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not dense:
+        raise UsageError(
+            f"probe=weights: needs dense layers, which {type(model).__name__} does not have; expected probe=none"
+        )
+    rows = []
+    for number, (name, layer) in enumerate(dense, 1):
+        columns: dict[object, list[float]] = {} if layer.bias is None else {"bias": layer.bias.tolist()}
+        columns |= dict(enumerate(layer.weight.T.tolist()))
+        rows += [
+            {"layer": number, "name": name, "unit": unit, "source": source, "weight": column[unit]}
+            for unit in range(layer.out_features)
+            for source, column in columns.items()
+        ]
+    return rows
 
 
 def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, list[ProbedLayer]]:

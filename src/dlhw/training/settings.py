@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dlhw.runtime.options import Count, DeviceName, NonNegative, Positive, PrecisionName
+from dlhw.runtime.options import Count, DeviceName, NonNegative, Positive, PrecisionName, SampleOrder
 
 Trains = Literal["all", "head"] | list[str]
 
@@ -18,6 +18,8 @@ class Duration:
     """Number of epochs."""
     batch_size: Count = 128
     """Samples per training batch."""
+    order: SampleOrder = "shuffled"
+    """``shuffled``: a new random order of the samples each epoch; ``fixed``: the order of the dataset."""
     steps_per_epoch: Count | None = None
     """Batches per epoch, from a new random order of the samples each epoch; None: an epoch uses every sample once."""
     patience: Count | None = None

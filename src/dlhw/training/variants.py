@@ -7,6 +7,7 @@ common interface ``Variants``: tensors always have a leading dimension K.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ from dlhw.runtime.randomness import key
 from dlhw.training import batched
 from dlhw.training.acceleration import undecorated_step
 from dlhw.training.finetuning import frozen_modules
-from dlhw.training.objective import DataLoss
+from dlhw.training.objective import DataLoss, is_on, truncated
 from dlhw.training.optim import Schedule
 
 ELEMENTWISE = ("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
@@ -50,7 +51,7 @@ class Variants(ABC):
 
     def __init__(self) -> None:
         self._base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._update = undecorated_step(self.optimizer)
+        self._optimize = undecorated_step(self.optimizer)
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...
@@ -75,11 +76,41 @@ class Variants(ABC):
     def zero_grad(self) -> None:
         """Discard the gradients of the last step."""
 
-    def step(self, *, clip_norm: float | None = None) -> None:
-        """Update the weights. Gradients with a larger norm than ``clip_norm`` are scaled down to it first."""
+    def step(self, *, clip_norm: float | None = None, l1: float | Tensor = 0.0) -> None:
+        """Update the weights. Gradients with a larger norm than ``clip_norm`` are scaled down to it first.
+
+        ``l1``, a number or a tensor (K,), is the strength of :func:`dlhw.training.objective.truncated`.
+        """
         if clip_norm is not None:
             self._clip(clip_norm)
+        if is_on(l1):
+            with torch.no_grad():
+                self._update_truncated(l1)
+        else:
+            self._update()
+
+    def _update_truncated(self, l1: float | Tensor) -> None:
+        weights = [weight.detach() for weight in self.weights()]
+        before = [weight.clone() for weight in weights]
         self._update()
+        shrinkage = l1 * self._learning_rates()
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(truncated(old, weight, shrinkage.view(-1, *[1] * (weight.ndim - 1))))
+
+    @abstractmethod
+    def _update(self) -> None:
+        """Apply the optimizer to the gradients."""
+
+    def _learning_rates(self) -> Tensor:
+        """Return the learning rate of each model, (K,)."""
+        weight = self.parameters()[0]
+        rates = torch.stack([torch.as_tensor(group["lr"]).to(weight) for group in self.optimizer.param_groups])
+        return rates.index_select(0, self._groups)
+
+    @functools.cached_property
+    def _groups(self) -> Tensor:
+        """The number of the parameter group of each model, (K,)."""
+        return torch.tensor([self._group(k) for k in range(self.count)], device=self.parameters()[0].device)
 
     @abstractmethod
     def _gradients(self) -> list[Tensor]:
@@ -170,6 +201,9 @@ class Single(Variants):
         for parameter in self._trained:
             parameter.grad = None
 
+    def _update(self) -> None:
+        self._optimize()
+
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad.unsqueeze(0) for parameter in self._trained if parameter.grad is not None]
 
@@ -255,7 +289,7 @@ class Ensemble(Variants):
         return logits
 
     def vectorized(self, loss: DataLoss) -> DataLoss:
-        if (batched_loss := batched.cross_entropy(loss)) is not None:
+        if (batched_loss := batched.loss(loss)) is not None:
             return batched_loss
         separate, shared = (vmap(loss, in_dims=(0, dimension)) for dimension in (0, None))
         return lambda logits, y: separate(logits, y) if len(y) == self.count else shared(logits, y.squeeze(0))
@@ -270,16 +304,14 @@ class Ensemble(Variants):
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def step(self, *, clip_norm: float | None = None) -> None:
+    def _update(self) -> None:
         """Update the weights of all models, each parameter group from its part of the stacked gradients."""
-        if clip_norm is not None:
-            self._clip(clip_norm)
         sizes = [part.stop - part.start for part in self._ranges]
         for i, stack in enumerate(self._parameters.values()):
             assert stack.grad is not None
             for group, gradient in zip(self.optimizer.param_groups, stack.grad.split(sizes), strict=True):
                 group["params"][i].grad = gradient
-        self._update()
+        self._optimize()
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]

@@ -27,9 +27,9 @@ Rows = list[dict[str, object]]
 
 def check(data: Dataset) -> None:
     """Raise UsageError unless the dataset has pictures with classes; also called before training, to fail early."""
-    if not data.classes:
+    if data.numeric_targets or not data.classes:
         raise UsageError(
-            f"report=classifier: dataset={data.name} is for regression and has no classes; expected report=none"
+            f"report=classifier: dataset={data.name} has numeric targets and no class labels; expected report=none"
         )
     if len(data.shape) != 3:
         shape = " x ".join(map(str, data.shape))
