@@ -90,7 +90,8 @@ INVALID = {
     # options
     "model=mpl": f"model=mpl: unknown model (did you mean mlp?); --help lists all {len(MODELS)}",
     "loss=hinge": (
-        "loss=hinge: unknown loss; expected one of cross_entropy, cross_entropy_by_hand, log_cosh, mse, multi_margin"
+        "loss=hinge: unknown loss; expected one of cross_entropy, cross_entropy_by_hand, half_mse, log_cosh, mse, "
+        "multi_margin"
     ),
     "experiment=sigmoid_window optimizer.lr=3 dataset=mnist": (
         "optimizer.lr, dataset: not read by the study sigmoid_window; expected one of study.largest_weight, "
@@ -145,7 +146,7 @@ INVALID = {
     "optimiser=adam": "optimiser: unknown key; did you mean optimizer=adam?",
     "datset=digts": "datset: unknown key; did you mean dataset=digits?",
     "SEED=3": "SEED: unknown key; did you mean seed?",
-    "trainer.zzz=3": "trainer.zzz: unknown key; --cfg job --package trainer lists all 21",
+    "trainer.zzz=3": "trainer.zzz: unknown key; --cfg job --package trainer lists all 22",
     "modell.hidden=[3]": "modell.hidden: unknown key; did you mean model.hidden?",
     "model.lr=3": "model.lr: unknown key; did you mean optimizer.lr?",
     "optimizer/lr=3": "optimizer/lr: unknown key; did you mean optimizer.lr?",

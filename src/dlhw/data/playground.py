@@ -53,7 +53,7 @@ def circle(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tenso
 def xor(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """A square without a cross of width 0.6; the target is the sign of x y, of the point moved by the noise."""
     points = _uniform((n, 2), -RADIUS, RADIUS, random)
-    points = points + torch.where(points > 0, 0.3, -0.3)
+    points = points + 0.3 * points.sign()
     moved = points + noise * _uniform((n, 2), -RADIUS, RADIUS, random)
     return points, torch.where(moved.prod(1) >= 0, 1.0, -1.0).double()
 
@@ -68,8 +68,8 @@ def gauss(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tensor
 def spiral(n: int, noise: float, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two arms of 1.75 turns. Without noise, the points are the same for every seed."""
     targets = _halves(n)
-    in_arm = torch.cat([torch.arange(n // 2) / max(1, n // 2), torch.arange(n - n // 2) / (n - n // 2)]).double()
-    angle = 3.5 * math.pi * in_arm + torch.where(targets > 0, 0.0, math.pi)
+    in_arm = torch.cat([torch.arange(size).double() / size for size in (n // 2, n - n // 2)])
+    angle = 3.5 * math.pi * in_arm + math.pi * (targets < 0).double()
     points = RADIUS * in_arm[:, None] * torch.stack([angle.sin(), angle.cos()], 1)
     return points + noise * _uniform((n, 2), -1, 1, random), targets
 

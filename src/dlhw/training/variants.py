@@ -104,8 +104,11 @@ class Variants(ABC):
     def _learning_rates(self) -> Tensor:
         """Return the learning rate of each model, (K,)."""
         weight = self.parameters()[0]
-        rates = torch.stack([torch.as_tensor(group["lr"]).to(weight) for group in self.optimizer.param_groups])
-        return rates.index_select(0, self._groups)
+        rates = [
+            torch.as_tensor(group["lr"], dtype=weight.dtype, device=weight.device)
+            for group in self.optimizer.param_groups
+        ]
+        return torch.stack(rates).index_select(0, self._groups)
 
     @functools.cached_property
     def _groups(self) -> Tensor:
