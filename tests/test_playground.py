@@ -278,7 +278,7 @@ def test_a_hundred_steps_equal_those_of_the_page(case: str, tmp_path: Path) -> N
     )
     layers = [layer for layer in parts.model if isinstance(layer, nn.Linear)]
     assert all(bool((layer.bias == torch.tensor(0.1)).all()) for layer in layers)
-    assert all(0.1 < float(layer.weight.detach().abs().max()) <= 0.5 for layer in layers)
+    assert 0.2 < max(float(layer.weight.detach().abs().max()) for layer in layers) <= 0.5
     page = Page(
         [layer.weight.tolist() for layer in layers],
         [layer.bias.tolist() for layer in layers],
