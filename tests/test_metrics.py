@@ -10,7 +10,7 @@ import torch
 
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.training.metrics import (
-    divergence,
+    divergences,
     errors_of,
     running_metrics,
     split_metrics,
@@ -19,7 +19,6 @@ from dlhw.training.metrics import (
     wrong_classes,
     wrong_signs,
 )
-from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
 
 LOGITS = torch.tensor([[[2.0, 1.0], [0.0, 1.0], [3.0, 4.0]], [[1.0, 2.0], [0.0, 1.0], [4.0, 3.0]]])
@@ -76,20 +75,20 @@ def test_split_metrics_are_means_over_samples() -> None:
 
 
 def test_running_metrics_weight_batches_by_their_size() -> None:
-    """The batches have 4, 4 and 2 samples."""
-    history = torch.tensor([[1.0, 0.5, 4.0], [1.0, 0.5, 0.0], [6.0, 0.5, 1.0]], dtype=torch.float64)
-    trainer, off = Trainer(batch_size=4), Regularization(flood=0.0, l1=0.0, l2=0.0)
-    row = running_metrics(history, dataset(), trainer, off)
-    assert row == {
-        "train_loss": pytest.approx(0.4 + 0.4 + 1.2),
-        "train_error_percent": pytest.approx(50.0),
-        "train_accuracy": pytest.approx(0.5),
-        "train_objective": pytest.approx(2.5),
-        "train_penalty": pytest.approx(0.5),
+    """The batches have 4, 4 and 2 samples; the second of the two models has twice the loss."""
+    one = torch.tensor([[1.0, 0.5, 4.0], [1.0, 0.5, 0.0], [6.0, 0.5, 1.0]], dtype=torch.float64)
+    history = torch.stack([one, one * torch.tensor([2.0, 1.0, 1.0])], 1)
+    trainer = Trainer(batch_size=4)
+    assert running_metrics(history, dataset(), trainer, 0.0) == {
+        "train_loss": pytest.approx([2.0, 4.0]),
+        "train_error_percent": pytest.approx([50.0, 50.0]),
+        "train_accuracy": pytest.approx([0.5, 0.5]),
+        "train_objective": pytest.approx([2.5, 4.5]),
+        "train_penalty": pytest.approx([0.5, 0.5]),
     }
-    flooded = running_metrics(history, dataset(), trainer, replace(off, flood=2.0))
-    assert flooded["train_loss"] == row["train_loss"]
-    assert flooded["train_objective"] == pytest.approx(0.8 * 3.0 + 0.2 * 6.0 + 0.5)
+    flooded = running_metrics(history, dataset(), trainer, torch.tensor([2.0, 0.0], dtype=torch.float64))
+    assert flooded["train_loss"] == pytest.approx([2.0, 4.0])
+    assert flooded["train_objective"] == pytest.approx([0.8 * 3.0 + 0.2 * 6.0 + 0.5, 4.5])
 
 
 def test_weight_metrics_exclude_biases() -> None:
@@ -100,14 +99,12 @@ def test_weight_metrics_exclude_biases() -> None:
 
 
 def test_divergence_message_names_the_first_step_or_metric_that_is_not_finite() -> None:
-    history = torch.tensor([[1.0, 0.0, 0.0], [math.inf, 0.0, 0.0], [math.nan, 0.0, 0.0]])
+    diverged = torch.tensor([[1.0, 0.0, 0.0], [math.inf, 0.0, 0.0], [math.nan, 0.0, 0.0]])
+    history = torch.stack([diverged, torch.ones(3, 3), torch.ones(3, 3)], 1)
     row = {"epoch": 3, "step": 9, "val_loss": 1.0}
-    assert divergence(history, row) == (
+    assert divergences(history, [row, row, {**row, "val_loss": math.nan}]) == [
         "loss inf, penalty 0 at step 8 (epoch 3, step 2 of 3): training diverged; "
-        "try a smaller optimizer.lr, or set trainer.clip_norm"
-    )
-    finite = torch.ones(3, 3)
-    assert divergence(finite, row) is None
-    assert (
-        divergence(finite, {**row, "val_loss": math.nan}) == "val_loss is nan after epoch 3 (step 9): training diverged"
-    )
+        "try a smaller optimizer.lr, or set trainer.clip_norm",
+        None,
+        "val_loss is nan after epoch 3 (step 9): training diverged",
+    ]

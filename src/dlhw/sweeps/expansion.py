@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -40,6 +40,7 @@ def expand(
     *,
     loader: ConfigLoader | None = None,
     unread_params: UnreadParams | None = None,
+    one_at_a_time: Collection[str] = (),
 ) -> list[Plan]:
     """Return every combination of the overrides' values, without duplicates; the last override varies fastest.
 
@@ -52,6 +53,8 @@ def expand(
         overrides: overrides of the command line, which replace those of ``params`` with the same key.
         loader: finds the files of a ``glob(...)`` over options.
         unread_params: the keys of ``params`` that a job with these overrides does not read; its plan omits them.
+        one_at_a_time: keys that are not combined with each other. For each combination of the other keys, the first job
+            sets none of them, and each of the others one; unset keys have the values in the config.
 
     Raise UsageError for invalid values.
     """
@@ -69,14 +72,22 @@ def expand(
         name = name if name in axes else override.get_key_element()
         axes[name] = (override, override.is_sweep_override() or (name in axes and axes[name][1]))
         from_params.discard(name)
-    values = [value_lines(override, loader) for override, _ in axes.values()]
-    jobs = math.prod(map(len, values))
+    values = {name: value_lines(override, loader) for name, (override, _) in axes.items()}
+    alone = [
+        name
+        for name, (override, _) in axes.items()
+        if name in one_at_a_time and (name in from_params or override.is_sweep_override())
+    ]
+    changes: list[dict[str, str]] = [{}, *({name: line} for name in alone for line in values[name])]
+    combined = {name: lines for name, lines in values.items() if name not in alone}
+    jobs = math.prod(map(len, combined.values())) * len(changes)
     if jobs > MOST_JOBS:
         raise UsageError(f"{' '.join(_lines_with_several(axes))}: {jobs} jobs; expected at most {MOST_JOBS}")
-    varies = [has_several for _, has_several in axes.values()]
+    varies = [has_several or name in alone for name, (_, has_several) in axes.items()]
     plans: dict[tuple[str, ...], str] = {}
-    for combination in itertools.product(*values):
-        lines = dict(zip(axes, combination, strict=True))
+    for combination, change in itertools.product(itertools.product(*combined.values()), changes):
+        chosen = dict(zip(combined, combination, strict=True)) | change
+        lines = {name: chosen[name] for name in axes if name in chosen}
         if unread_params is not None and from_params:
             unread = unread_params([line for name, line in lines.items() if name not in from_params]) & from_params
             lines = {name: line for name, line in lines.items() if name not in unread}

@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlhw.cli import composition
+from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
 from dlhw.sweeps.expansion import UnreadParams, expand, overrides_of
 from dlhw.sweeps.job_sweeper import JobSweeper
-from dlhw.sweeps.jobs import JobDirectories, PlannedJob
+from dlhw.sweeps.jobs import JobDirectories
+
+if TYPE_CHECKING:
+    from dlhw.views.comparison import Conclusion
 
 log = logging.getLogger("dlhw")
 
@@ -25,20 +29,36 @@ class Grid(JobSweeper):
     """All combinations of the values in ``params`` and on the command line, which replaces keys of ``params``.
 
     Values are written as for Hydra's own sweeper: ``1,2``, ``choice(1,2)``, ``range(...)``, ``glob(...)``. With
-    ``fail_fast`` the sweep stops after the first job that fails. ``space`` is for ``hydra/sweeper=search``.
+    ``fail_fast`` the sweep stops after the first job that fails. ``space`` is for ``hydra/sweeper=search``. Keys in
+    ``one_at_a_time`` are not combined with each other, see :func:`dlhw.sweeps.expansion.expand`. With ``confirm`` and
+    ``comparison.overlay``, the best setting of each of its values is trained with other seeds.
     """
 
-    def __init__(self, params: Any = None, *, space: Any = None, fail_fast: bool = False) -> None:
-        super().__init__(params=params, space=space, fail_fast=fail_fast)
+    def __init__(
+        self,
+        params: Any = None,
+        *,
+        space: Any = None,
+        fail_fast: bool = False,
+        one_at_a_time: Sequence[str] = (),
+        confirm: int | None = None,
+    ) -> None:
+        super().__init__(params=params, space=space, fail_fast=fail_fast, confirm=confirm)
+        self.one_at_a_time = one_at_a_time
 
     def prepare(self, arguments: list[str]) -> None:
         """Expand the grid and validate all of its jobs. Raise UsageError."""
+        for name in self.one_at_a_time:
+            if name not in self.params:
+                expected = expected_one_of(name, list(self.params))
+                raise UsageError(f"hydra.sweeper.one_at_a_time: {name}: not in hydra.sweeper.params{expected}")
         unread: dict[str, None] = {}
         plans = expand(
             overrides_of(self.params),
             arguments,
             loader=self.context.config_loader,
             unread_params=self._unread_params(unread),
+            one_at_a_time=self.one_at_a_time,
         )
         self._jobs = self.compose(plans)
         self.launcher_for(len(self._jobs))
@@ -66,33 +86,31 @@ class Grid(JobSweeper):
         self._paths = JobDirectories(directory).of(self._jobs)
 
     def run(self, directory: Path) -> bool:
-        """Run the jobs that are not finished. Return whether all jobs have finished."""
+        """Run the jobs that are not finished, then those that confirm the result. Return whether all have finished."""
         paths = self._paths
         finished = {path for path in paths if Record(path).finished}
         note = f", {len(finished)} of them already finished" if finished else ""
         log.info("%d job%s%s, in %s", len(paths), "" if len(paths) == 1 else "s", note, directory)
         jobs = dict(zip(paths, self._jobs, strict=True))
-        with self.concluding(directory, jobs) as reasons:
+        conclusions: list[Conclusion] = []
+
+        def conclude(reasons: Mapping[Path, str], seconds: float) -> str:
+            conclusions.append(self.compare(directory, jobs, reasons, seconds=seconds))
+            return str(conclusions[0])
+
+        with self.concluding(directory, jobs, conclude) as reasons:
             self.start([(job, path) for path, job in jobs.items() if path not in finished], directory)
-        return not reasons
-
-    def conclude(
-        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
-    ) -> str:
-        """Compare the jobs and the runs of earlier calls. Return the table that ends the log."""
-        from dlhw.cli.build import build
-        from dlhw.views.comparison import compare_runs, run_directories
-
-        try:
-            earlier_runs = [path for path in run_directories(directory) if path not in jobs]
-        except UsageError:  # no job has begun
-            earlier_runs = []
-        conclusion = compare_runs(
-            directory,
-            [*jobs, *earlier_runs],
-            comparison=build(self.cfg, "comparison"),
-            failures=reasons,
-            about={"experiment": self.cfg.name, "seconds": seconds},
-            overrides={path: job.plan.overrides for path, job in jobs.items()},
+        if self.confirm is None or self.ended is not None:
+            return not reasons
+        best = conclusions[0].best(self.cfg.comparison.overlay)
+        chosen = [
+            path
+            for setting in best
+            for path in [next((run.path for run in setting.runs if run.path in jobs), None)]
+            if path
+        ]
+        seeds = [run.seed for setting in conclusions[0].settings for run in setting.runs if run.seed is not None]
+        confirmed = self.train_confirmation(
+            directory, [jobs[path] for path in chosen], first_seed=1 + max(seeds, default=0)
         )
-        return str(conclusion)
+        return confirmed and not reasons

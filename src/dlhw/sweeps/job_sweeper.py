@@ -13,10 +13,10 @@ import threading
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -32,15 +32,21 @@ from dlhw.errors import UsageError
 from dlhw.runs import stored
 from dlhw.runs.directories import is_sweep_of_dlhw
 from dlhw.runs.identity import without_hydra
-from dlhw.runs.record import Record
+from dlhw.runs.record import Record, directory_name
 from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
-from dlhw.sweeps.expansion import Plan
-from dlhw.sweeps.jobs import PlannedJob, failure_reason, mark_unfinished, obstacle
+from dlhw.sweeps.expansion import MOST_JOBS, Plan
+from dlhw.sweeps.jobs import JobDirectories, PlannedJob, failure_reason, mark_unfinished, obstacle
+
+if TYPE_CHECKING:
+    from dlhw.views.comparison import Conclusion
 
 log = logging.getLogger("dlhw")
+
+Conclude = Callable[[Mapping[Path, str], float], str]
+"""Writes the files of a comparison and returns its table, from the reasons of failed jobs and the seconds of all."""
 
 
 class JobSweeper(Sweeper):
@@ -50,17 +56,22 @@ class JobSweeper(Sweeper):
         params: values to sweep over by key, as on the command line.
         space: domains to search by key.
         fail_fast: stop after the first job that fails.
+        confirm: the number of other seeds with which the best setting is trained at the end, because the metric by
+            which it was selected is biased; None for none.
     """
 
-    def __init__(self, *, params: Any, space: Any, fail_fast: bool) -> None:
+    def __init__(self, *, params: Any, space: Any, fail_fast: bool, confirm: int | None) -> None:
         for name, value in (("params", params), ("space", space)):
             if not isinstance(value, Mapping | None):
                 raise UsageError(f"hydra.sweeper.{name}={value}: must be a mapping of keys to values")
         if not isinstance(fail_fast, bool):
             raise UsageError(f"hydra.sweeper.fail_fast={fail_fast}: must be true or false")
+        if confirm is not None and (type(confirm) is not int or not 1 <= confirm <= MOST_JOBS):
+            raise UsageError(f"hydra.sweeper.confirm={confirm}: must be a whole number from 1 to {MOST_JOBS}, or null")
         self.params: Mapping[str, Any] = params or {}
         self.space: Mapping[str, Any] = space or {}
         self.fail_fast = fail_fast
+        self.confirm = confirm
         self.ended: str | None = None
         """Why the launcher ended early: its error, or ``""`` after a failed job or a signal; None if it did not."""
 
@@ -92,15 +103,6 @@ class JobSweeper(Sweeper):
     @abstractmethod
     def run(self, directory: Path) -> bool:
         """Run the jobs in the sweep's directory. Return whether the sweep succeeded."""
-
-    @abstractmethod
-    def conclude(
-        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
-    ) -> str:
-        """Compare the jobs, and write the files of the sweep. Return the table that ends the log.
-
-        ``reasons`` says why jobs failed.
-        """
 
     def planned(self, plan: Plan) -> PlannedJob:
         """Compose a job, which keeps the error of an invalid one."""
@@ -165,9 +167,61 @@ class JobSweeper(Sweeper):
                 "directory"
             )
 
+    def compare(
+        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
+    ) -> Conclusion:
+        """Compare the jobs and the runs of earlier calls in a directory, and write tables, figures and summary."""
+        from dlhw.cli.build import build
+        from dlhw.views.comparison import compare_runs, run_directories
+
+        try:
+            earlier_runs = [path for path in run_directories(directory) if path not in jobs]
+        except UsageError:  # no job has begun
+            earlier_runs = []
+        return compare_runs(
+            directory,
+            [*jobs, *earlier_runs],
+            comparison=build(self.cfg, "comparison"),
+            failures=reasons,
+            about={"experiment": self.cfg.name, "seconds": seconds},
+            overrides={path: job.plan.overrides for path, job in jobs.items()},
+        )
+
+    def train_confirmation(self, directory: Path, best: Sequence[PlannedJob], *, first_seed: int) -> bool:
+        """Train these jobs with ``confirm`` other seeds in ``confirmation/``, and compare them there.
+
+        Return whether all have finished.
+        """
+        if not best:
+            log.info("hydra.sweeper.confirm=%d: nothing to confirm, no setting has only finished runs", self.confirm)
+            return True
+        assert self.confirm is not None
+        plans = []
+        for job in best:
+            lines = [line for line in job.plan.overrides if not line.startswith("seed=")]
+            plans += [
+                Plan((*lines, f"seed={seed}"), directory_name([*lines, f"seed={seed}"]))
+                for seed in range(first_seed, first_seed + self.confirm)
+            ]
+        confirmation = directory / "confirmation"
+        confirmation.mkdir(exist_ok=True)
+        planned = [self.planned(plan) for plan in plans]
+        jobs = dict(zip(JobDirectories(confirmation).of(planned), planned, strict=True))
+        settings = f"{len(best)} best setting{'' if len(best) == 1 else 's'}"
+        log.info("confirming the %s with %d other seeds, in %s", settings, self.confirm, confirmation)
+
+        def conclude(reasons: Mapping[Path, str], seconds: float) -> str:
+            return str(self.compare(confirmation, jobs, reasons, seconds=seconds))
+
+        with self.concluding(confirmation, jobs, conclude) as reasons:
+            self.start([(job, path) for path, job in jobs.items() if not Record(path).finished], confirmation)
+        return not reasons
+
     @contextlib.contextmanager
-    def concluding(self, directory: Path, jobs: Mapping[Path, PlannedJob]) -> Iterator[dict[Path, str]]:
-        """Compare the jobs at the end, even after an interruption. Yield the dict for the reasons of failed jobs."""
+    def concluding(
+        self, directory: Path, jobs: Mapping[Path, PlannedJob], conclude: Conclude
+    ) -> Iterator[dict[Path, str]]:
+        """Conclude at the end, even after an interruption. Yield the dict for the reasons of failed jobs."""
         started = time.monotonic()
         reasons: dict[Path, str] = {}
         try:
@@ -179,13 +233,13 @@ class JobSweeper(Sweeper):
             concluded = False
             try:
                 reasons |= {path: reason for path in jobs if (reason := failure_reason(path, self.ended))}
-                log.info("%s", self.conclude(directory, jobs, reasons, seconds=time.monotonic() - started))
+                log.info("%s", conclude(reasons, time.monotonic() - started))
                 concluded = True
             except (OSError, UsageError) as error:  # this error must not replace an interruption
                 log.debug("the comparison failed", exc_info=True)
                 log.error("%s", failures.one_line(error, directory))
             if self.ended == "":
-                log.warning("stopped early; resume with %s", shlex.quote(f"resume={directory}"))
+                log.warning("stopped early; resume with %s", shlex.quote(f"resume={self.cfg.hydra.sweep.dir}"))
         if not concluded:
             sys.exit(1)
 
@@ -213,7 +267,10 @@ class JobSweeper(Sweeper):
         if not self.cfg.hydra.verbose:
             for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, as Worker does
                 logging.getLogger(name).setLevel(logging.WARNING)
-        lines = [[*job.plan.overrides, f"hydra.sweep.subdir='{path.name}'"] for job, path in jobs]
+        lines = [
+            [*job.plan.overrides, f"hydra.sweep.subdir='{path.relative_to(self.cfg.hydra.sweep.dir)}'"]
+            for job, path in jobs
+        ]
         try:
             if not self.fail_fast:
                 launcher.launch(lines, initial_job_idx=0)

@@ -69,11 +69,22 @@ class Search(JobSweeper):
         params: the space, see :func:`dlhw.sweeps.spaces.read_space`.
         space: the space if ``params`` are the values of a grid.
         fail_fast: stop after the first job that fails.
+        confirm: the number of other seeds with which the best trial is trained at the end.
+        one_at_a_time: unused, for grids.
         options: those of :class:`Options`.
     """
 
-    def __init__(self, params: Any = None, *, space: Any = None, fail_fast: bool = False, **options: Any) -> None:
-        super().__init__(params=params, space=space, fail_fast=fail_fast)
+    def __init__(
+        self,
+        params: Any = None,
+        *,
+        space: Any = None,
+        fail_fast: bool = False,
+        confirm: int | None = None,
+        one_at_a_time: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(params=params, space=space, fail_fast=fail_fast, confirm=confirm)
         self._options = Options(**checked_arguments(Options, options, prefix="hydra.sweeper"))
         self._trials: list[TrialRuns] = []
         self._jobs: dict[Path, PlannedJob] = {}
@@ -161,11 +172,21 @@ class Search(JobSweeper):
         self._started = time.monotonic()
         log.info("search with method=%s, in %s", self._plan.method, directory)
         finished = False
-        with self.concluding(directory, self._jobs) as reasons, contextlib.suppress(_Unfinished):
+
+        def conclude(reasons: Mapping[Path, str], seconds: float) -> str:
+            return self._conclude(directory, reasons, seconds=seconds)
+
+        with self.concluding(directory, self._jobs, conclude) as reasons, contextlib.suppress(_Unfinished):
             drive(self._searching, lambda requests: self._evaluate(requests, directory))
             self._end_study()
             finished = True
-        return finished and len(reasons) < len(self._jobs)
+        succeeded = finished and len(reasons) < len(self._jobs)
+        if self.confirm is None or not succeeded:
+            return succeeded
+        complete = [runs for runs in self._trials if runs.state(self._plan.epochs) == "complete"]
+        best = [self._jobs[runs.paths[0]] for runs in sorted(complete, key=lambda runs: runs.value)[:1]]
+        seeds = [int(str(seed).partition("=")[2]) for seed in self._declared.seeds] or [self.cfg.seed]
+        return self.train_confirmation(directory, best, first_seed=1 + max(seeds))
 
     def _evaluate(self, requests: Sequence[Request], directory: Path) -> list[float]:
         """Train the trials that do not have their epochs yet. Return their validation metrics."""
@@ -264,9 +285,7 @@ class Search(JobSweeper):
             parts.append(f"left {clock_time(max(0.0, seconds))}")
         return ", ".join(parts)
 
-    def conclude(
-        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
-    ) -> str:
+    def _conclude(self, directory: Path, reasons: Mapping[Path, str], *, seconds: float) -> str:
         """Write the tables, figures and summary of the search. Return the table that ends the log."""
         trials = [
             SearchedTrial(
@@ -286,7 +305,7 @@ class Search(JobSweeper):
             directory,
             Searched(self._plan.method, self._monitor, self._declared.space, trials, self._steps),
             failures=reasons,
-            overrides={path: job.plan.overrides for path, job in jobs.items()},
+            overrides={path: job.plan.overrides for path, job in self._jobs.items()},
             about={"experiment": self.cfg.name, "seconds": seconds},
         )
 

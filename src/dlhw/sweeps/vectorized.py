@@ -46,6 +46,8 @@ _job_log.propagate = False
 
 SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study")
 """Groups of the config that are equal for all jobs trained at once, except for the dropout rate."""
+COMBINED = {"dlhw.data.playground.playground": ("kind", "noise")}
+"""Options of datasets that may differ between jobs trained at once, because samples of any value have one shape."""
 SHARE_OF_MEMORY = 0.5
 """Fraction of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
 
@@ -148,7 +150,7 @@ class Vectorized(Launcher):
                 gc.collect()  # the models that did not fit
 
     def _train_chunk(self, jobs: Sequence[GroupedJob]) -> bool:
-        """Train jobs at once, or those of equal numbers of finished epochs. Return whether they fit into memory."""
+        """Train jobs at once, or those of each group of :meth:`_begin`. Return whether they fit into memory."""
         try:
             with contextlib.ExitStack() as locks, _few_collections():
                 for begun in self._begin(jobs, locks):
@@ -167,8 +169,11 @@ class Vectorized(Launcher):
         return True
 
     def _begin(self, jobs: Sequence[GroupedJob], locks: contextlib.ExitStack) -> list[list[GroupedJob]]:
-        """Create the jobs' directories and parts. Return the jobs without an error, grouped by finished epochs."""
-        by_epochs: dict[int, list[GroupedJob]] = defaultdict(list)
+        """Create the jobs' directories and parts. Return the jobs without an error.
+
+        They are grouped by finished epochs, and by what must be equal in their datasets.
+        """
+        groups: dict[tuple[int, object], list[GroupedJob]] = defaultdict(list)
 
         def begin(cfg: DictConfig) -> tuple[Parts, TrainingRun]:
             record = Record(Path(HydraConfig.get().runtime.output_dir))
@@ -184,8 +189,10 @@ class Vectorized(Launcher):
             if not job.ended:
                 job.parts, job.run = returned.return_value
                 returned.return_value = None
-                by_epochs[len(job.run.record.rows)].append(job)
-        return list(by_epochs.values())
+                data = job.parts.trained_on
+                sizes = {name: len(part) for name, part in data.parts.items()}
+                groups[len(job.run.record.rows), (data.shape, data.classes, *sizes.items())].append(job)
+        return list(groups.values())
 
     def _enter_quickly(self, cfg: DictConfig, function: Callable[[DictConfig], Any]) -> JobReturn:
         """Call a function in the job's directory, as Hydra's ``run_job`` does but with fewer copies of the config."""
@@ -242,6 +249,8 @@ def group_key(cfg: DictConfig) -> str:
     """Return a key that is equal for jobs that can be trained as one ensemble."""
     shared: dict[str, Any] = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in SHARED}
     rate = shared["model"].get("dropout", 0)
+    for option in COMBINED.get(shared["dataset"].get("_target_"), ()):
+        del shared["dataset"][option]
     shared["model"]["dropout"] = "some" if isinstance(rate, float) and rate > 0 else rate
     optimizer = [cfg.optimizer.get(name) for name in ("_target_", "name", "fused", "foreach")]
     return json.dumps([shared, str(cfg.data_dir), optimizer], sort_keys=True, default=str)

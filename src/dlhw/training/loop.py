@@ -25,7 +25,7 @@ from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
 from dlhw.training.acceleration import compiled, cuda_graphed
-from dlhw.training.metrics import divergence, errors_of, running_metrics, split_metrics, weight_metrics
+from dlhw.training.metrics import divergences, errors_of, running_metrics, split_metrics, weight_metrics
 from dlhw.training.objective import DataLoss, Objective, stacked
 from dlhw.training.run import TrainingRun, best_row
 from dlhw.training.settings import Trainer
@@ -66,7 +66,9 @@ class Training:
         self.trainer, self.precision, self.probe, self.after_epoch = trainer, precision, probe, after_epoch
         self.seeds = [run.seed for run in runs]
         self.data_loss = variants.vectorized(processes.whole_batch_loss(data_loss))
-        strengths = stacked([run.regularization for run in runs], like=data.normalize.scale)
+        regularizations = [run.regularization for run in runs]
+        strengths = stacked(regularizations, like=data.normalize.scale)
+        self.flood = stacked(regularizations, like=torch.zeros((), dtype=torch.float64)).flood
         self.objective = Objective(self.data_loss, strengths)
         self.errors = errors_of(data)
         self.steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
@@ -175,16 +177,16 @@ class Training:
     def measure(self, epoch: int, history: Tensor) -> list[Row]:
         """Return the row of each run, from the measurements of an epoch's steps (steps, K, 3) and an evaluation."""
         self.variants.train(False)
-        columns = {
+        columns = running_metrics(history, self.data, self.trainer, self.flood)
+        columns |= {
             f"{name}_{metric}": values
             for name, split in self.data.parts.items()
             if name != "train" or self.trainer.train_metrics == "evaluated"
             for metric, values in self.evaluate(split).items()
         } | weight_metrics([parameter.detach() for parameter in self.variants.parameters()])
         rows = []
-        for k, run in enumerate(self.runs):
+        for k in range(len(self.runs)):
             row: Row = {"epoch": epoch, "step": epoch * self.steps, "lr": self.variants.learning_rate(k)}
-            row |= running_metrics(history[:, k], self.data, self.trainer, run.regularization)
             row |= {name: values[k] for name, values in columns.items()}
             rows.append(row)
         return rows
@@ -192,9 +194,9 @@ class Training:
     def record(self, active: Sequence[int], rows: Sequence[Row], history: Tensor, *, seconds: float) -> list[int]:
         """Add the rows of an epoch to the runs that were trained. Return those that improved."""
         improved = []
+        reasons = divergences(history, rows)
         for k in active:
-            reason = divergence(history[:, k], rows[k])
-            if reason is not None:
+            if (reason := reasons[k]) is not None:
                 self.runs[k].failure = TrainingFailed(reason)
             elif self.runs[k].add(rows[k], self.trainer, seconds=seconds / len(active)):
                 improved.append(k)
@@ -225,7 +227,7 @@ class Training:
                     for k, run in enumerate(self.runs)
                 ]
                 for k, run in enumerate(self.runs):
-                    stack.enter_context(run.record.buffered())
+                    stack.enter_context(run.record.buffered(every_seconds=max(0.2, 0.01 * len(self.runs))))
                     if not run.epochs:
                         self._probe(k, epoch=0)
             yield writers

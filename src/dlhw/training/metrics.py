@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlhw.data.tensors import Dataset
 from dlhw.runs.record import Row
-from dlhw.training.objective import Regularization, flooded
+from dlhw.training.objective import flooded
 from dlhw.training.settings import Trainer
 
 NEAR_ZERO = 1e-3
@@ -53,20 +53,22 @@ def split_metrics(loss: Tensor, errors: Tensor, count: int, *, regression: bool)
     return {"loss": loss.tolist(), "error_percent": (100 * mean).tolist(), "accuracy": (1 - mean).tolist()}
 
 
-def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, regularization: Regularization) -> Row:
-    """Return the training metrics of one model: means over an epoch, each sample measured just before its update.
+def running_metrics(history: Tensor, data: Dataset, trainer: Trainer, flood: float | Tensor) -> dict[str, list[float]]:
+    """Return the training metrics of each model: means over an epoch, each sample measured just before its update.
 
     Args:
-        history: loss, penalty and errors of every step, (steps, 3) on the CPU.
+        history: loss, penalty and errors of every step, (steps, K, 3) on the CPU.
+        flood: the flood level of all models, or of each, (K,).
     """
-    losses, penalties, wrong = history.unbind(1)
+    losses, penalties, wrong = history.unbind(2)
     size = trainer.batch_size
     count = min(len(data.train), len(history) * size)
     shares = losses.new_tensor([min(size, count - start) / count for start in range(0, count, size)])
-    objectives = flooded(losses, regularization.flood) + penalties
-    means = split_metrics((losses @ shares).unsqueeze(0), wrong.sum().unsqueeze(0), count, regression=not data.classes)
-    row = {f"train_{name}": value for name, (value,) in means.items()}
-    return row | {"train_objective": float(objectives @ shares), "train_penalty": float(penalties @ shares)}
+    objectives = flooded(losses, flood) + penalties
+    means = split_metrics(shares @ losses, wrong.sum(0), count, regression=not data.classes)
+    columns = {f"train_{name}": values for name, values in means.items()}
+    more = {"train_objective": shares @ objectives, "train_penalty": shares @ penalties}
+    return columns | {name: values.tolist() for name, values in more.items()}
 
 
 def weight_metrics(parameters: Sequence[Tensor]) -> dict[str, list[float]]:
@@ -79,8 +81,17 @@ def weight_metrics(parameters: Sequence[Tensor]) -> dict[str, list[float]]:
     return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.double() / count).tolist()}
 
 
-def divergence(history: Tensor, row: Row) -> str | None:
-    """Describe the first loss in ``history`` (steps, 3), or metric of the row, that is not finite; None if all are."""
+def divergences(history: Tensor, rows: Sequence[Row]) -> list[str | None]:
+    """Describe for each model what is not finite in ``history`` (steps, K, 3) or its row; None if nothing."""
+    finite = torch.isfinite(history[:, :, 0] + history[:, :, 1]).all(0).tolist()
+    return [
+        None if losses_are_finite and all(map(math.isfinite, row.values())) else _divergence(history[:, k], row)
+        for k, (losses_are_finite, row) in enumerate(zip(finite, rows, strict=True))
+    ]
+
+
+def _divergence(history: Tensor, row: Row) -> str | None:
+    """Describe the first loss in ``history`` (steps, 3), or metric of the row, that is not finite."""
     losses, penalties, _ = history.unbind(1)
     not_finite = (~torch.isfinite(losses + penalties)).nonzero()
     if len(not_finite):

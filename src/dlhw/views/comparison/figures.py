@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlhw.views.comparison.panels import (
     Panel,
@@ -16,7 +16,7 @@ from dlhw.views.comparison.panels import (
     compared_layers,
     setting_colors,
 )
-from dlhw.views.comparison.ranking import Conclusion, Setting, reported_metrics, spread, winner_text
+from dlhw.views.comparison.ranking import Conclusion, Setting, best_per_value, reported_metrics, spread, winner_text
 from dlhw.views.comparison.settings import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
@@ -38,7 +38,7 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
         expected = f"expected one of {', '.join(keys)}" if keys else "no key varies"
         notes.append(f"comparison.overlay={comparison.overlay}: this key does not vary; {expected}")
     overlay = comparison.overlay if comparison.overlay in keys else None
-    lines = _best_per_value(drawn, overlay)
+    lines = best_per_value(drawn, overlay)
     lines = lines[:DRAWN_SETTINGS]
     lines = _sorted_by(lines, overlay or _main_key(drawn))
     style = _Style(lines, overlay or _main_key(drawn), conclusion, overlay)
@@ -143,7 +143,7 @@ def _draw_against(
                 if style.overlay in (None, key)
                 or canonical(setting.values[style.overlay]) == canonical(line.values[style.overlay])
             ]
-            points = sorted(_best_per_value(settings, key), key=lambda setting: number(setting.values[key]) or 0.0)
+            points = sorted(best_per_value(settings, key), key=lambda setting: number(setting.values[key]) or 0.0)
             points = [setting for setting in points if setting.spread(reader) is not None]
             if points:
                 values = [[v for run in setting.finished if (v := reader(run)) is not None] for setting in points]
@@ -211,16 +211,6 @@ def _panel(column: str, lines: Sequence[Series], *, title: str = "") -> Panel:
 
 def _points(rows: Sequence[Mapping[str, float]], x: str, column: str) -> list[tuple[float, float]]:
     return [(row[x], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
-
-
-def _best_per_value(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
-    """Return the first, best setting for each value of ``key``; all settings without a key."""
-    if key is None:
-        return list(ranked)
-    best: dict[Any, Setting] = {}
-    for setting in ranked:
-        best.setdefault(canonical(setting.values[key]), setting)
-    return list(best.values())
 
 
 def _sorted_by(settings: Sequence[Setting], key: str | None) -> list[Setting]:

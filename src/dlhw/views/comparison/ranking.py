@@ -86,6 +86,16 @@ class Conclusion:
             [*self._table(), self.verdict, *self.notes, *(f"{job}: {why}" for job, why in self.failed.items())]
         )
 
+    def best(self, key: str | None) -> list[Setting]:
+        """Return the best setting for each value of ``key``, if it varies; else the winner, if there is one.
+
+        All runs of these settings have finished.
+        """
+        varying = [setting for setting in self.settings if setting.complete and key in setting.values]
+        if varying and self.monitor is not None:
+            return best_per_value(varying, key)
+        return [] if self.winner is None else [self.winner]
+
     def _table(self) -> list[str]:
         columns = reported_metrics(self.settings, self.monitor)
         lines = [["setting", *(_column_text(name) for name, _ in columns), "n"]]
@@ -195,6 +205,16 @@ def reported_metrics(settings: Sequence[Setting], monitor: str | None) -> list[t
         return [(name, functools.partial(best_value, column=name)) for name in (monitor, tested) if name is not None]
     names = dict.fromkeys(name for run in runs for name in run.numbers)
     return [(name, functools.partial(_number_of, name=name)) for name in names]
+
+
+def best_per_value(ranked: Sequence[Setting], key: str | None) -> list[Setting]:
+    """Return the first, best setting for each value of ``key``; all settings without a key."""
+    if key is None:
+        return list(ranked)
+    best: dict[Any, Setting] = {}
+    for setting in ranked:
+        best.setdefault(canonical(setting.values[key]), setting)
+    return list(best.values())
 
 
 def best_value(run: Result, *, column: str) -> float | None:
