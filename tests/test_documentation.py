@@ -45,6 +45,7 @@ SMALL_STUDIES = {
     "logcosh_gradients": "study.draws=10 study.steps=12",
     "momentum_range": "study.steps=200 study.points=14",
     "pass_cost": "study.widths=[8,4] study.channels=[2] study.side=4 study.inputs=6 study.batch=3 study.repeats=2",
+    "playground_prune": "study.seeds=2 study.epochs=3 study.retrain_epochs=2 study.widths=[4] study.smaller=[2]",
     "projection": "study.draws=20",
     "ray_tune": "study.trials=2 trainer.epochs=2",
     "separability": "study.draws=4",
@@ -165,6 +166,8 @@ def few_values(cfg: DictConfig, command: Command) -> Iterator[str]:
             plans = expand([f"{key}={values}"], [])[:count]
             yield f"{key}=" + ",".join(plan.overrides[0].partition("=")[2] for plan in plans)
             count = 1
+    if cfg.hydra.sweeper.get("confirm"):
+        yield "hydra.sweeper.confirm=1"
 
 
 def shortened(command: Command, cfg: DictConfig) -> tuple[Command, tuple[str, ...]]:

@@ -92,6 +92,7 @@ SMALL_DATA = {
     "tabular": [f"dataset._target_={__name__}.random_table"],
     "cifar": [f"dataset._target_={__name__}.random_photos", "report=none"],
     "folders": [f"dataset._target_={__name__}.random_photos", "report=none"],
+    "playground": ["dataset.points=64", "report=none"],
     "synthetic": ["dataset.n=40", "dataset.validation_fraction=0.2", "trainer.steps_per_epoch=2"],
 }
 """By module of dlhw.data: overrides that replace its datasets by 32 training samples of the same shape."""

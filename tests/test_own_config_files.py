@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "unknown experiment": (
         "defaults: [mnist_mpl]\n",
-        ": - mnist_mpl: unknown experiment (did you mean mnist_mlp?); --help lists all 50",
+        ": - mnist_mpl: unknown experiment (did you mean mnist_mlp?); --help lists all 54",
     ),
     "order": (
         "defaults: [override /model: cnn, mnist_mlp]\n",

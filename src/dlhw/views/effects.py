@@ -70,7 +70,7 @@ class Effects(Comparison):
     def summary(self, runs: Sequence[Result]) -> Row:
         """Return counts, and median and quartiles of final test loss and epochs until solved, over the runs."""
         outcomes = Counter(self.outcome(run) for run in runs)
-        row: Row = {"n": len(runs)} | {name: outcomes[name] for name in ("solved", "stuck", "diverged")}
+        row: Row = {"n": len(runs), **{name: outcomes[name] for name in ("solved", "stuck", "diverged")}}
         losses = [run.final["test_loss"] for run in runs if "test_loss" in run.final]
         epochs = [self.epochs_until_solved(run) for run in runs if self.outcome(run) == "solved"]
         for name, values in (("test_loss", losses), ("epochs", [epoch for epoch in epochs if epoch is not None])):
@@ -98,12 +98,13 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return lower, median, upper
 
 
-def _order(value: str) -> tuple[float, int, str]:
-    """Return the key by which values are sorted: numbers by size, lists by length, then names."""
+def _order(value: str) -> tuple[float, str, float]:
+    """Return the key by which values are sorted: numbers, then names, with a number after ``_`` by its size."""
+    name, _, number = value.rpartition("_")
     try:
-        return float(value), 0, ""
+        return (0, "", float(value)) if not name else (2, name, float(number))
     except ValueError:
-        return math.inf, len(value) if value.startswith("[") else 0, value
+        return 1, value, 0.0
 
 
 def draw_effect(
