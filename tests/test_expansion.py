@@ -148,3 +148,30 @@ def test_invalid_values_are_usage_errors(line: str, message: str) -> None:
 def test_params_with_a_hydra_setting_are_usage_errors() -> None:
     with pytest.raises(UsageError, match=r"^hydra\.job\.num=1,2: a setting of Hydra cannot vary in a sweep; expected"):
         expand(["hydra.job.num=1,2"], [])
+
+
+def test_keys_that_vary_one_at_a_time_are_not_combined_with_each_other() -> None:
+    params = ("kind=a,b", "lr=1,2", "depth=3,4")
+
+    def expanded(*lines: str) -> list[tuple[str, ...]]:
+        return [plan.overrides for plan in expand(params, lines, one_at_a_time=["lr", "depth"])]
+
+    of_a = [("kind=a",), ("kind=a", "lr=1"), ("kind=a", "lr=2"), ("kind=a", "depth=3"), ("kind=a", "depth=4")]
+    assert expanded() == [*of_a, *(("kind=b", *lines[1:]) for lines in of_a)]
+    plans = expand(params, ["kind=a"], one_at_a_time=["lr", "depth"])
+    assert [plan.label for plan in plans] == [
+        "kind=a",
+        "kind=a,lr=1",
+        "kind=a,lr=2",
+        "kind=a,depth=3",
+        "kind=a,depth=4",
+    ]
+    fixed = [("kind=a", "lr=9"), ("kind=a", "lr=9", "depth=3"), ("kind=a", "lr=9", "depth=4")]
+    assert expanded("kind=a", "lr=9") == fixed, "a single value on the command line is that of every job"
+    assert expanded("kind=a", "lr=7,8")[1:3] == [("kind=a", "lr=7"), ("kind=a", "lr=8")]
+
+
+def test_number_of_jobs_that_vary_one_at_a_time_is_limited_before_they_are_made() -> None:
+    many = ["a=range(60000)", "b=range(60000)"]
+    with pytest.raises(UsageError, match="120001 jobs; expected at most 100000"):
+        expand(many, [], one_at_a_time=["a", "b"])

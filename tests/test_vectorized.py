@@ -334,3 +334,24 @@ def test_after_an_error_of_the_ensemble_the_jobs_are_trained_one_at_a_time(
     assert result.code == 0, result.err
     assert "training at once failed (RuntimeError: no such kernel); the jobs are trained one at a time" in result.lines
     assert {summary(tmp_path / "s" / f"seed={seed}")["status"] for seed in (0, 1)} == {"finished"}
+
+
+def test_data_sets_of_the_playground_are_trained_at_once(tmp_path: Path) -> None:
+    """Also with other noise; those for regression, which have other sizes, are a group of their own."""
+    base = (
+        *("-m", "experiment=playground", "report=none", "probe=none", "trainer.epochs=2", "trainer.precision=fp64"),
+        *("model.hidden=[3]", "dataset.kind=circle,spiral,reg_plane", "dataset.noise=0,20"),
+    )
+    at_once = dlhw(*base, "hydra/launcher=vectorized", "hydra.sweep.dir=at_once", at=tmp_path)
+    assert at_once.code == 0, at_once.err
+    assert [line for line in at_once.lines if "at once" in line] == [
+        "training 4 jobs at once",
+        "training 2 jobs at once",
+    ]
+    assert dlhw(*base, "hydra.sweep.dir=single", at=tmp_path).code == 0
+    names = sorted(path.name for path in (tmp_path / "single").glob("dataset*"))
+    assert len(names) == 6
+    for name in names:
+        assert_same_metrics(tmp_path / "at_once" / name, tmp_path / "single" / name)
+        pair = [summary(tmp_path / sweep / name)["data"] for sweep in ("at_once", "single")]
+        assert pair[0] == pair[1]

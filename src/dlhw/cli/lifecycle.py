@@ -119,7 +119,6 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     record.png("curves", picture)
     seconds = record.seconds()
     content = {
-        "monitor": parts.trainer.monitor,
         **asdict(result),
         **report(parts, record),
         "seconds": sum(seconds),

@@ -19,14 +19,18 @@ from dlhw.training.settings import Trainer
 class Result:
     """The result of a run; the weights are in ``best.pt`` and ``last.pt``."""
 
+    monitor: str
+    """The metric that selects the best epoch."""
     best: Row
     final: Row
     stopped: Literal["epochs", "patience"]
 
     def __str__(self) -> str:
         reason = "stopped early" if self.stopped == "patience" else "all epochs done"
-        metric, name = ("mse", "mean squared error") if "val_mse" in self.best else ("error_percent", "error")
-        form = "{:.4g}" if metric == "mse" else "{:.2f} %"
+        metric = self.monitor.removeprefix("val_")
+        form, name = {"error_percent": ("{:.2f} %", "error"), "mse": ("{:.4g}", "mean squared error")}.get(
+            metric, ("{:.4g}", metric)
+        )
         val, test = (form.format(self.best.get(f"{part}_{metric}", math.nan)) for part in ("val", "test"))
         text = f"{reason}; best validation {name} {val} at epoch {self.best['epoch']}"
         return f"{text}, test {name} at this epoch {test}" if f"test_{metric}" in self.best else text
@@ -91,7 +95,7 @@ class TrainingRun:
         if self.failure is not None:
             raise self.failure
         stopped: Literal["epochs", "patience"] = "epochs" if self.epochs >= trainer.epochs else "patience"
-        return Result(self.best(trainer), self.record.rows[-1], stopped)
+        return Result(trainer.monitor, self.best(trainer), self.record.rows[-1], stopped)
 
 
 def best_row(rows: Sequence[Row], monitor: str) -> Row:
