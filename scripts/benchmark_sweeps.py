@@ -2,12 +2,13 @@
 
     python scripts/benchmark_sweeps.py                     small networks on digits, 1 to 256 jobs, all launchers
     python scripts/benchmark_sweeps.py --mnist             C5.3's 21 flood levels on MNIST, basic and vectorized
+    python scripts/benchmark_sweeps.py --playground        networks of the playground per second, at once and one by one
     python scripts/benchmark_sweeps.py --step              single training steps of K variants, without files
     python scripts/benchmark_sweeps.py --sizes             the same for networks of several sizes, and for processes
 
-The first two run whole commands, ``python -m dlhw.train -m ...``, each in its own directory. They print Markdown tables
-with the seconds from the start of the first job to the end of the last one (from the sweep's summary.json), jobs per
-second, and the ratio to Hydra's basic launcher in the same round. The launchers take turns in every round. With all
+The first three run whole commands, ``python -m dlhw.train -m ...``, each in its own directory. They print Markdown
+tables with the seconds from the start of the first job to the end of the last one (from the sweep's summary.json), jobs
+per second, and the ratio to Hydra's basic launcher in the same round. The launchers take turns in every round. With all
 launchers every job writes the same files: weights, metrics, curves.png, summary. joblib (one process per core, with one
 thread each) is measured only if hydra-joblib-launcher is installed.
 """
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 DIGITS = ["dataset=digits", "model.hidden=[32]", "trainer.batch_size=32"]
 MNIST = ["experiment=mnist_mlp", "regularization=flooding", "trainer.train_metrics=running"]
+PLAYGROUND = ["experiment=playground", "report=none", "probe=none", "trainer.train_metrics=running"]
 LEVELS = ",".join(f"{level / 100:g}" for level in range(21))
 SIZES = (
     ("digits", 64, 32, 32),
@@ -85,6 +87,32 @@ def table_rows(jobs: int, seconds: dict[str, list[float]]) -> Iterator[str]:
             f"| {jobs} | {launcher} | {statistics.median(times):.1f} | {jobs / statistics.median(times):.2f} "
             f"| {statistics.median(ratios):.1f} | {min(ratios):.1f}–{max(ratios):.1f} |"
         )
+
+
+def networks_per_second(counts: Sequence[int], epochs: int, rounds: int, where: Sequence[str]) -> Iterator[str]:
+    """Yield a table with the networks of the playground that are trained per second, one by one and at once.
+
+    One by one, the number of networks does not change the result, so only eight are trained.
+    """
+    yield f"| networks, {epochs} epochs each | seconds | networks per second | times one by one | min–max |"
+    yield "|---|--:|--:|--:|--:|"
+    fixed = [
+        *PLAYGROUND,
+        f"trainer.epochs={epochs}",
+        "trainer.threads=1",
+        "trainer.evaluation_batch_size=1000000",
+        *where,
+    ]
+    rates: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for name, launcher, count in [("one by one", "basic", 8), *((f"{n} at once", "vectorized", n) for n in counts)]:
+            rates.setdefault(name, []).append(count / sweep([*fixed, f"seed=range({count})"], launcher))
+            print(f"  round {number + 1}, {name}: {rates[name][-1]:.2f} per second", file=sys.stderr, flush=True)
+    for name, values in rates.items():
+        ratios = [value / alone for value, alone in zip(values, rates["one by one"], strict=True)]
+        count = int(name.split()[0]) if name[0].isdigit() else 8
+        rate, ratio = statistics.median(values), statistics.median(ratios)
+        yield f"| {name} | {count / rate:.1f} | {rate:.2f} | {ratio:.1f} | {min(ratios):.1f}–{max(ratios):.1f} |"
 
 
 def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
@@ -154,10 +182,11 @@ def sizes(where: Sequence[str]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", action="store_true", help="C5.3's grid on MNIST instead of small networks on digits")
+    parser.add_argument("--playground", action="store_true", help="networks of the playground")
     parser.add_argument("--step", action="store_true", help="single steps instead of sweeps")
     parser.add_argument("--sizes", action="store_true", help="single steps of networks of several sizes")
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--epochs", type=int, default=None, help="default: 50 on digits, 2 on MNIST")
+    parser.add_argument("--epochs", type=int, default=None, help="default: 50, on MNIST 2, on the playground 100")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--launchers", nargs="+", choices=LAUNCHERS, default=list(LAUNCHERS))
     parser.add_argument("--batch-size", type=int, default=32, help="for --step")
@@ -172,6 +201,11 @@ def main() -> None:
     print(f"{platform.machine()}, {usable_cores()} cores, OMP_NUM_THREADS {threads}\n")
     if options.sizes:
         for line in sizes(options.where):
+            print(line, flush=True)
+        return
+    if options.playground:
+        counts = [64, 1024] if options.jobs == parser.get_default("jobs") else options.jobs
+        for line in networks_per_second(counts, options.epochs or 100, options.rounds, options.where):
             print(line, flush=True)
         return
     if options.step:
