@@ -102,15 +102,12 @@ class Grid(JobSweeper):
             self.start([(job, path) for path, job in jobs.items() if path not in finished], directory)
         if self.confirm is None or self.ended is not None:
             return not reasons
-        best = conclusions[0].best(self.cfg.comparison.overlay)
-        chosen = [
-            path
-            for setting in best
-            for path in [next((run.path for run in setting.runs if run.path in jobs), None)]
-            if path
+        settings = conclusions[0].settings
+        seeds = [run.seed for setting in settings for run in setting.runs if run.seed is not None]
+        first_runs = [
+            next((run.path for run in setting.runs if run.path in jobs), None)  # None: all are of earlier calls
+            for setting in conclusions[0].best(self.cfg.comparison.overlay)
         ]
-        seeds = [run.seed for setting in conclusions[0].settings for run in setting.runs if run.seed is not None]
-        confirmed = self.train_confirmation(
-            directory, [jobs[path] for path in chosen], first_seed=1 + max(seeds, default=0)
-        )
+        best = [jobs[path] for path in first_runs if path is not None]
+        confirmed = self.train_confirmation(directory, best, among=jobs.values(), first_seed=1 + max(seeds, default=0))
         return confirmed and not reasons

@@ -13,7 +13,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,8 +187,10 @@ class JobSweeper(Sweeper):
             overrides={path: job.plan.overrides for path, job in jobs.items()},
         )
 
-    def train_confirmation(self, directory: Path, best: Sequence[PlannedJob], *, first_seed: int) -> bool:
-        """Train these jobs with ``confirm`` other seeds in ``confirmation/``, and compare them there.
+    def train_confirmation(
+        self, directory: Path, best: Sequence[PlannedJob], *, among: Collection[PlannedJob], first_seed: int
+    ) -> bool:
+        """Train the ``best`` of some jobs with ``confirm`` other seeds in ``confirmation/``, and compare them there.
 
         Return whether all have finished.
         """
@@ -197,10 +199,12 @@ class JobSweeper(Sweeper):
             return True
         assert self.confirm is not None
         plans = []
+        fixed = set.intersection(*(set(job.plan.overrides) for job in among))
         for job in best:
             lines = [line for line in job.plan.overrides if not line.startswith("seed=")]
+            varied = [line for line in lines if line not in fixed]
             plans += [
-                Plan((*lines, f"seed={seed}"), directory_name([*lines, f"seed={seed}"]))
+                Plan((*lines, f"seed={seed}"), directory_name([*varied, f"seed={seed}"]))
                 for seed in range(first_seed, first_seed + self.confirm)
             ]
         confirmation = directory / "confirmation"

@@ -186,7 +186,7 @@ class Search(JobSweeper):
         complete = [runs for runs in self._trials if runs.state(self._plan.epochs) == "complete"]
         best = [self._jobs[runs.paths[0]] for runs in sorted(complete, key=lambda runs: runs.value)[:1]]
         seeds = [int(str(seed).partition("=")[2]) for seed in self._declared.seeds] or [self.cfg.seed]
-        return self.train_confirmation(directory, best, first_seed=1 + max(seeds))
+        return self.train_confirmation(directory, best, among=self._jobs.values(), first_seed=1 + max(seeds))
 
     def _evaluate(self, requests: Sequence[Request], directory: Path) -> list[float]:
         """Train the trials that do not have their epochs yet. Return their validation metrics."""

@@ -94,7 +94,9 @@ def draw_winners(record: Record, winners: dict[str, Setting], rows: dict[str, Ro
         text = f"{name}\n{spread([run.best['test_loss'] for run in setting.finished])}, n = {row['n']}"
         axes.set_title(text, fontsize=TEXT_POINTS - 1, parse_math=False)
         drawn = networks.Network.of(network)
-        record.figure(f"figures/network_{name}", figures.network_figure(drawn, surface, training))
+        record.figure(
+            f"figures/network_{name}" if name else "figures/network", figures.network_figure(drawn, surface, training)
+        )
     record.figure("figures/winners", figure)
 
 
@@ -112,7 +114,7 @@ def draw_cost(
         points = []
         for setting in settings:
             loss = setting.spread(lambda run: run.best.get("val_loss"))
-            if setting.values.get(overlay) == name and setting.complete and loss is not None:
+            if setting.values.get(overlay, "") == name and setting.complete and loss is not None:
                 points.append((setting.runs[0].summary["parameters"], loss.mean, setting is winner))
         x, y, is_best = zip(*sorted(points), strict=True)
         axes.plot(x, y, "o", color=PALETTE[0], markersize=3, alpha=0.5, label="setting")
