@@ -52,6 +52,41 @@ def test_the_winner_is_trained_with_the_next_seeds(confirmed: tuple[Path, Ended]
 
 
 @slow
+def test_seeds_that_select_are_not_part_of_the_confirmation(tmp_path: Path) -> None:
+    """A later call selects with the seeds that confirmed before."""
+    assert dlhw(*GRID, "hydra.sweeper.confirm=2", at=tmp_path).code == 0
+    again = dlhw(*GRID, "seed=range(3,8)", "hydra.sweeper.confirm=2", at=tmp_path)
+    assert again.code == 0, again.err
+    assert [row["seed"] for row in table(tmp_path / "S" / "confirmation" / "sweep.csv")] == ["8", "9"]
+    assert not [line for line in again.lines[-3:] if line.startswith("lowest mean")]
+
+
+def test_different_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+    ended = dlhw(
+        *(
+            "-m",
+            "experiment=playground",
+            "report=none",
+            "probe=none",
+            "trainer.epochs=1",
+            "dataset.points=60",
+            "seed=0",
+        ),
+        *("dataset.kind=gauss,circle", "optimizer.lr=0.1,0.3", "hydra/launcher=vectorized", "hydra.sweep.dir=S"),
+        "hydra.sweeper.confirm=1",
+        at=tmp_path,
+    )
+    assert ended.code == 0, ended.err
+    assert "nothing to confirm (the runs have different datasets" in ended.err
+    conclusion = ranked(tmp_path / "S")
+    assert conclusion.best("optimizer.lr") == []
+    assert [setting.values["dataset.kind"] for setting in conclusion.best("dataset.kind")] in (
+        ["gauss", "circle"],
+        ["circle", "gauss"],
+    )
+
+
+@slow
 def test_a_later_call_trains_only_what_is_missing(confirmed: tuple[Path, Ended]) -> None:
     sweep, _ = confirmed
     before = {path: path.read_bytes() for path in sweep.rglob("metrics.csv")}
@@ -105,7 +140,9 @@ def test_a_search_confirms_its_best_complete_trial(tmp_path: Path) -> None:
     [
         ("hydra.sweeper.confirm=0", "hydra.sweeper.confirm=0: must be a whole number from 1 to 100000, or null"),
         ("hydra.sweeper.confirm=1.5", "hydra.sweeper.confirm=1.5: must be a whole number from 1 to 100000, or null"),
-        ("hydra.sweeper.one_at_a_time=[lr]", "hydra.sweeper.one_at_a_time: lr: not in hydra.sweeper.params"),
+        ("hydra.sweeper.one_at_a_time=[lr]", "hydra.sweeper.one_at_a_time: lr: does not vary in this sweep"),
+        ("hydra.sweeper.one_at_a_time=lr", "hydra.sweeper.one_at_a_time=lr: must be a list of keys"),
+        ("hydra.sweeper.one_at_a_time=null", "hydra.sweeper.one_at_a_time=None: must be a list of keys"),
     ],
 )
 def test_invalid_options_are_reported_before_anything_is_written(tmp_path: Path, override: str, message: str) -> None:

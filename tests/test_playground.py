@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dlhw.cli.assembly import assemble
+from dlhw.data.batches import Batches
 from dlhw.data.playground import CLASSIFICATION, REGRESSION, playground
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
@@ -142,7 +143,9 @@ def test_features_are_the_documented_functions() -> None:
     [
         ((2,), 3, ["x"], "model=playground: needs points of shape"),
         ((1, 8, 8), 1, ["x"], "model=playground: needs points of shape"),
-        ((2,), 1, ["x", "y", "x"], "must not contain duplicates"),
+        ((2,), 1, ["x", "z"], r"model.features=\[x,z\]: must be all"),
+        ((2,), 1, [], "must be all"),
+        ((2,), 1, ["x", "y", "x"], "must be all, or a list of different names from x, y, x_squared"),
     ],
 )
 def test_network_for_other_data_is_an_error(shape: tuple[int, ...], outputs: int, features: Any, message: str) -> None:
@@ -355,3 +358,15 @@ def test_truncation_in_an_ensemble_equals_that_of_each_network(tmp_path: Path) -
 def test_half_mse_by_hand() -> None:
     assert half_mse(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0])) == 1.25
     assert half_mse(torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0]])).tolist() == [1.25, 0.0]
+
+
+def test_a_fixed_order_uses_every_sample() -> None:
+    """Fewer batches per epoch than the samples need are an error; by default, every epoch has the same batches."""
+    small = ("experiment=playground", "dataset.points=60", "trainer.batch_size=7")
+    with pytest.raises(UsageError, match=r"trainer\.steps_per_epoch: invalid with trainer\.order=fixed"):
+        assemble(compose(*small, "trainer.steps_per_epoch=2"))
+    data = assemble(compose(*small)).data
+    batches = Batches(data, [0], size=7, steps=5, order="fixed")
+    epochs = [torch.cat([x[0] for x, _ in batches(epoch)]) for epoch in (1, 2)]
+    assert torch.equal(epochs[0], epochs[1])
+    assert torch.equal(epochs[0], data.train.x)

@@ -48,7 +48,8 @@ READ_FOR: dict[str, tuple[str, ...]] = {
 READ_ALWAYS = ("trainer.threads", "trainer.deterministic")
 """The keys that every study reads."""
 NUMERIC_LOSSES = ("half_mse", "mse", "log_cosh", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-"""The losses for numeric targets; all others are for classes."""
+CLASS_LOSSES = ("cross_entropy", "cross_entropy_by_hand", "multi_margin_loss", "nll_loss")
+"""The losses of torch and dlhw for numeric targets, and for class labels; own losses may be for both."""
 
 
 def study_arguments(components: Components) -> frozenset[str] | None:
@@ -345,7 +346,7 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
 def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
     """Raise UsageError if the loss, monitor or length of an epoch does not fit the dataset."""
     kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
-    if (cfg.loss["_target_"].rpartition(".")[2] in NUMERIC_LOSSES) != data.numeric_targets:
+    if cfg.loss["_target_"].rpartition(".")[2] in (CLASS_LOSSES if data.numeric_targets else NUMERIC_LOSSES):
         valid = "half_mse, mse or log_cosh" if data.numeric_targets else "cross_entropy"
         targets = f"{kind} with the targets -1 and +1" if data.classes and data.numeric_targets else kind
         raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}")
@@ -353,6 +354,11 @@ def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> N
         valid = "val_error_percent" if data.classes else "val_mse"
         raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; expected {valid} or val_loss")
     batches = -(-len(data.train) // trainer.batch_size)
+    if trainer.steps_per_epoch is not None and trainer.order == "fixed":
+        raise UsageError(
+            "trainer.steps_per_epoch: invalid with trainer.order=fixed, because only the first samples would be used; "
+            "expected null or trainer.order=shuffled"
+        )
     if trainer.steps_per_epoch is not None and trainer.steps_per_epoch > batches:
         raise UsageError(
             f"trainer.steps_per_epoch={trainer.steps_per_epoch}: must be at most {batches}, the number of "

@@ -84,7 +84,7 @@ class Dataset:
     Args:
         test: the test part, or None.
         normalize: turns pixels (N, C, H, W) into inputs, in the dtype given to :meth:`to` (float64 before).
-        classes: names of the classes; empty: regression.
+        classes: names of the classes, two for the targets -1 and +1; empty: regression.
         sha256: digest of the data before the split: training x and y, test x and y, as raw bytes.
         names: file names of the samples in the pool that all parts share; empty: the samples are not files.
         about: further entries for the summary of a run.
@@ -156,7 +156,7 @@ class Dataset:
         return self.augmentation is not None and self.augmentation.changes_pictures
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Dataset:
-        """Return the data on ``device``, with inputs and regression targets of ``dtype``. Pixels stay uint8.
+        """Return the data on ``device``, with inputs and numeric targets of ``dtype``. Pixels stay uint8.
 
         Pictures that are augmented, which is done on the CPU, and those that do not fit into the device's memory stay
         where they are and are moved batch by batch.

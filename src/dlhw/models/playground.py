@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
@@ -41,23 +41,25 @@ def playground(
     shape: tuple[int, ...],
     outputs: int,
     *,
-    features: Annotated[list[FeatureName], Field(min_length=1)] | Literal["all"],
+    features: list[str] | Literal["all"],
     hidden: list[dense.Width],
     activation: dense.ActivationName,
     output: Literal["Tanh", "Identity"],
 ) -> nn.Sequential:
     """The network from points (N, 2) to (N, 1): ``features``, dense layers with activations, ``output`` of the last.
 
-    Raise UsageError for samples of another shape, several outputs or duplicate features.
+    Raise UsageError for samples of another shape, several outputs, and unknown or duplicate features.
     """
     if shape != (2,) or outputs != 1:
         raise UsageError(
             f"model=playground: needs points of shape (2,) and one output, not {shape} and {outputs}; expected "
             "dataset=playground"
         )
-    names = list(FEATURES) if features == "all" else features
-    if len(set(names)) < len(names):
-        raise UsageError(f"model.features={features}: must not contain duplicates")
+    names = list(FEATURES) if features == "all" else typing.cast("list[FeatureName]", features)
+    if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+        raise UsageError(
+            f"model.features=[{','.join(names)}]: must be all, or a list of different names from {', '.join(FEATURES)}"
+        )
     flatten, *layers = dense.mlp(
         (len(names),), outputs, hidden=hidden, activation=activation, dropout=0.0, batch_norm=False
     )

@@ -15,7 +15,7 @@ from dlhw.cli import composition
 from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
 from dlhw.runs.record import Record
-from dlhw.sweeps.expansion import UnreadParams, expand, overrides_of
+from dlhw.sweeps.expansion import UnreadParams, expand, overrides_of, parse
 from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories
 
@@ -44,14 +44,21 @@ class Grid(JobSweeper):
         confirm: int | None = None,
     ) -> None:
         super().__init__(params=params, space=space, fail_fast=fail_fast, confirm=confirm)
-        self.one_at_a_time = one_at_a_time
+        keys = (
+            list(one_at_a_time) if not isinstance(one_at_a_time, str) and isinstance(one_at_a_time, Sequence) else None
+        )
+        if keys is None or not all(isinstance(key, str) for key in keys):
+            raise UsageError(f"hydra.sweeper.one_at_a_time={one_at_a_time}: must be a list of keys")
+        self.one_at_a_time: list[str] = keys
 
     def prepare(self, arguments: list[str]) -> None:
         """Expand the grid and validate all of its jobs. Raise UsageError."""
+        loader = self.context.config_loader
+        varied = [*self.params, *(override.get_key_element().lstrip("+") for override in parse(arguments, loader))]
         for name in self.one_at_a_time:
-            if name not in self.params:
-                expected = expected_one_of(name, list(self.params))
-                raise UsageError(f"hydra.sweeper.one_at_a_time: {name}: not in hydra.sweeper.params{expected}")
+            if name not in varied:
+                expected = expected_one_of(name, varied) if varied else ""
+                raise UsageError(f"hydra.sweeper.one_at_a_time: {name}: does not vary in this sweep{expected}")
         unread: dict[str, None] = {}
         plans = expand(
             overrides_of(self.params),
@@ -95,19 +102,34 @@ class Grid(JobSweeper):
         conclusions: list[Conclusion] = []
 
         def conclude(reasons: Mapping[Path, str], seconds: float) -> str:
-            conclusions.append(self.compare(directory, jobs, reasons, seconds=seconds))
+            earlier_runs = [path for path in _run_directories(directory) if path not in jobs]
+            conclusions.append(self.compare(directory, jobs, reasons, seconds=seconds, earlier_runs=earlier_runs))
             return str(conclusions[0])
 
         with self.concluding(directory, jobs, conclude) as reasons:
             self.start([(job, path) for path, job in jobs.items() if path not in finished], directory)
         if self.confirm is None or self.ended is not None:
             return not reasons
-        settings = conclusions[0].settings
-        seeds = [run.seed for setting in settings for run in setting.runs if run.seed is not None]
+        conclusion = conclusions[0]
+        seeds = [run.seed for setting in conclusion.settings for run in setting.runs if run.seed is not None]
         first_runs = [
             next((run.path for run in setting.runs if run.path in jobs), None)  # None: all are of earlier calls
-            for setting in conclusions[0].best(self.cfg.comparison.overlay)
+            for setting in conclusion.best(self.cfg.comparison.overlay)
         ]
         best = [jobs[path] for path in first_runs if path is not None]
+        if not best:
+            reason = "the best setting is one of an earlier call" if first_runs else conclusion.no_winner
+            log.warning("hydra.sweeper.confirm=%d: nothing to confirm (%s)", self.confirm, reason)
+            return not reasons
         confirmed = self.train_confirmation(directory, best, among=jobs.values(), first_seed=1 + max(seeds, default=0))
         return confirmed and not reasons
+
+
+def _run_directories(directory: Path) -> list[Path]:
+    """Return the runs in the directory of a sweep; none if no job has begun."""
+    from dlhw.views.comparison import run_directories
+
+    try:
+        return run_directories(directory)
+    except UsageError:
+        return []

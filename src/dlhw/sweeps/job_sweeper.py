@@ -168,16 +168,18 @@ class JobSweeper(Sweeper):
             )
 
     def compare(
-        self, directory: Path, jobs: Mapping[Path, PlannedJob], reasons: Mapping[Path, str], *, seconds: float
+        self,
+        directory: Path,
+        jobs: Mapping[Path, PlannedJob],
+        reasons: Mapping[Path, str],
+        *,
+        seconds: float,
+        earlier_runs: Sequence[Path] = (),
     ) -> Conclusion:
-        """Compare the jobs and the runs of earlier calls in a directory, and write tables, figures and summary."""
+        """Compare jobs and the runs of earlier calls, and write tables, figures and summary to a directory."""
         from dlhw.cli.build import build
-        from dlhw.views.comparison import compare_runs, run_directories
+        from dlhw.views.comparison import compare_runs
 
-        try:
-            earlier_runs = [path for path in run_directories(directory) if path not in jobs]
-        except UsageError:  # no job has begun
-            earlier_runs = []
         return compare_runs(
             directory,
             [*jobs, *earlier_runs],
@@ -192,16 +194,14 @@ class JobSweeper(Sweeper):
     ) -> bool:
         """Train the ``best`` of some jobs with ``confirm`` other seeds in ``confirmation/``, and compare them there.
 
-        Return whether all have finished.
+        Runs of earlier calls are not compared: their seeds may have been used to select. Return whether all jobs have
+        finished.
         """
-        if not best:
-            log.info("hydra.sweeper.confirm=%d: nothing to confirm, no setting has only finished runs", self.confirm)
-            return True
         assert self.confirm is not None
         plans = []
         fixed = set.intersection(*(set(job.plan.overrides) for job in among))
         for job in best:
-            lines = [line for line in job.plan.overrides if not line.startswith("seed=")]
+            lines = [line for line in job.plan.overrides if line.lstrip("+").partition("=")[0] != "seed"]
             varied = [line for line in lines if line not in fixed]
             plans += [
                 Plan((*lines, f"seed={seed}"), directory_name([*varied, f"seed={seed}"]))
@@ -211,11 +211,13 @@ class JobSweeper(Sweeper):
         confirmation.mkdir(exist_ok=True)
         planned = [self.planned(plan) for plan in plans]
         jobs = dict(zip(JobDirectories(confirmation).of(planned), planned, strict=True))
-        settings = f"{len(best)} best setting{'' if len(best) == 1 else 's'}"
-        log.info("confirming the %s with %d other seeds, in %s", settings, self.confirm, confirmation)
+        settings, seeds = (
+            f"{n} {word}{'' if n == 1 else 's'}" for n, word in ((len(best), "setting"), (self.confirm, "seed"))
+        )
+        log.info("confirming %s with %s that were not used before, in %s", settings, seeds, confirmation)
 
         def conclude(reasons: Mapping[Path, str], seconds: float) -> str:
-            return str(self.compare(confirmation, jobs, reasons, seconds=seconds))
+            return self.compare(confirmation, jobs, reasons, seconds=seconds).text(with_verdict=False)
 
         with self.concluding(confirmation, jobs, conclude) as reasons:
             self.start([(job, path) for path, job in jobs.items() if not Record(path).finished], confirmation)

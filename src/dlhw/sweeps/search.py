@@ -70,7 +70,7 @@ class Search(JobSweeper):
         space: the space if ``params`` are the values of a grid.
         fail_fast: stop after the first job that fails.
         confirm: the number of other seeds with which the best trial is trained at the end.
-        one_at_a_time: unused, for grids.
+        one_at_a_time: for grids; must be empty.
         options: those of :class:`Options`.
     """
 
@@ -85,6 +85,8 @@ class Search(JobSweeper):
         **options: Any,
     ) -> None:
         super().__init__(params=params, space=space, fail_fast=fail_fast, confirm=confirm)
+        if one_at_a_time:
+            raise UsageError("hydra.sweeper.one_at_a_time: for grids only; expected [] with hydra/sweeper=search")
         self._options = Options(**checked_arguments(Options, options, prefix="hydra.sweeper"))
         self._trials: list[TrialRuns] = []
         self._jobs: dict[Path, PlannedJob] = {}
@@ -185,6 +187,9 @@ class Search(JobSweeper):
             return succeeded
         complete = [runs for runs in self._trials if runs.state(self._plan.epochs) == "complete"]
         best = [self._jobs[runs.paths[0]] for runs in sorted(complete, key=lambda runs: runs.value)[:1]]
+        if not best:
+            log.warning("hydra.sweeper.confirm=%d: nothing to confirm (no trial was trained to its end)", self.confirm)
+            return succeeded
         seeds = [int(str(seed).partition("=")[2]) for seed in self._declared.seeds] or [self.cfg.seed]
         return self.train_confirmation(directory, best, among=self._jobs.values(), first_seed=1 + max(seeds))
 

@@ -16,7 +16,7 @@ from dlhw.models.playground import Features
 from dlhw.training.objective import DataLoss, half_mse, mse
 
 Forward = Callable[[Mapping[str, Tensor], Tensor], Tensor]
-NUMERIC_LOSSES = (half_mse, mse)
+ELEMENTWISE_LOSSES = (half_mse, mse)
 """Losses for numeric targets that act on K models as on one: from outputs (..., B) and targets to losses (...)."""
 ELEMENTWISE = (Features, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Identity)
 
@@ -56,11 +56,11 @@ def forward(model: nn.Module) -> Forward | None:
 def loss(of_one: DataLoss) -> DataLoss | None:
     """Return the loss of K models, from outputs (K, B, ...) and targets (K, B) or (1, B), if it is known.
 
-    ``of_one`` is the loss of one model: one of ``NUMERIC_LOSSES``, or torch's cross entropy with no other option than
-    ``label_smoothing``.
+    ``of_one`` is the loss of one model: one of ``ELEMENTWISE_LOSSES``, or torch's cross entropy with no other option
+    than ``label_smoothing``.
     """
     function, options = getattr(of_one, "func", of_one), getattr(of_one, "keywords", {})
-    if function in NUMERIC_LOSSES:
+    if function in ELEMENTWISE_LOSSES:
         return of_one
     if function is nn.functional.cross_entropy and options.keys() <= {"label_smoothing"}:
         return functools.partial(_cross_entropy, **options)

@@ -18,6 +18,7 @@ NEAR_ZERO = 1e-3
 
 
 Errors = Callable[[Tensor, Tensor], Tensor]
+"""Counts errors, see :func:`errors_of`."""
 
 
 def errors_of(data: Dataset) -> Errors:

@@ -21,7 +21,8 @@ class Duration:
     order: SampleOrder = "shuffled"
     """``shuffled``: a new random order of the samples each epoch; ``fixed``: the order of the dataset."""
     steps_per_epoch: Count | None = None
-    """Batches per epoch, from a new random order of the samples each epoch; None: an epoch uses every sample once."""
+    """Batches per epoch, from a new random order of the samples each epoch; None: an epoch uses every sample once. Not
+    for ``order="fixed"``."""
     patience: Count | None = None
     """Stop after this many epochs without a better ``monitor``; None: never stop early."""
     clip_norm: Positive | None = None

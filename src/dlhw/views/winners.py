@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dlhw.errors import UsageError
 from dlhw.runtime.options import Positive
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, Setting, spread
@@ -39,6 +40,8 @@ class Winners(Comparison):
         winners = dict(sorted(winners.items()))
         if not winners:
             return [*notes, "winners.png: not drawn (no setting has only finished runs)"]
+        if any("test_loss" not in run.best for setting in winners.values() for run in setting.runs):
+            return [*notes, "winners.png: not drawn (the runs have no test part)"]
         rows = {name: self._row(name, setting) for name, setting in winners.items()}
         record.table("winners", list(rows.values()))
         experiment = title.partition(":")[0]
@@ -134,7 +137,10 @@ def draw_cost(
 
 
 def read_network(run: Result) -> tuple[Any, Any]:
-    """Return the model of a run on the playground with its best weights, and what is known about its training."""
+    """Return the model of a run on the playground with its best weights, and what is known about its training.
+
+    Raise UsageError for a run with another dataset or model.
+    """
     import torch
 
     from dlhw.data import playground as points
@@ -146,6 +152,11 @@ def read_network(run: Result) -> tuple[Any, Any]:
     config = stored.read_config(run.path)
     assert config is not None
     dataset, options = ({**config[group]} for group in ("dataset", "model"))
+    if (dataset["_target_"], options["_target_"]) != (
+        "dlhw.data.playground.playground",
+        "dlhw.models.playground.playground",
+    ):
+        raise UsageError("comparison=winners: for dataset=playground and model=playground only")
     data = points.playground(data_dir="", seed=config["seed"], **without_target(dataset))
     model = models.playground(data.shape, data.outputs, **without_target(options))
     model.to(torch.float64).load_state_dict(checkpoint.load(run.path / "best.pt")["model"])

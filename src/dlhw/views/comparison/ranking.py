@@ -82,19 +82,27 @@ class Conclusion:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join(
-            [*self._table(), self.verdict, *self.notes, *(f"{job}: {why}" for job, why in self.failed.items())]
-        )
+        return self.text()
+
+    def text(self, *, with_verdict: bool = True) -> str:
+        """Return the table, the verdict, and a line for each note and failed job."""
+        verdict = [self.verdict] if with_verdict else []
+        failed = (f"{job}: {why}" for job, why in self.failed.items())
+        return "\n".join([*self._table(), *verdict, *self.notes, *failed])
 
     def best(self, key: str | None) -> list[Setting]:
         """Return the best setting for each value of ``key``, if it varies; else the winner, if there is one.
 
-        All runs of these settings have finished.
+        All runs of these settings have finished. A value whose settings have different datasets has no best one.
         """
         varying = [setting for setting in self.settings if setting.complete and key in setting.values]
-        if varying and self.monitor is not None:
-            return best_per_value(varying, key)
-        return [] if self.winner is None else [self.winner]
+        if not varying or self.monitor is None:
+            return [] if self.winner is None else [self.winner]
+        datasets: dict[Any, set[str]] = {}
+        for setting in varying:
+            datasets.setdefault(canonical(setting.values[str(key)]), set()).update(_datasets(setting.runs))
+        best = best_per_value(varying, key)
+        return [setting for setting in best if len(datasets[canonical(setting.values[str(key)])]) == 1]
 
     def _table(self) -> list[str]:
         columns = reported_metrics(self.settings, self.monitor)
