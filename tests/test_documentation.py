@@ -180,7 +180,9 @@ def shortened(command: Command, cfg: DictConfig) -> tuple[Command, tuple[str, ..
         more += SMALL_STUDIES.get(study, "").split()
         reads_data = study in ("samples", "cost")
     else:
-        more += FEW_STEPS
+        fixed_order = cfg.trainer.order == "fixed"  # needs all batches of an epoch
+        more += [line for line in FEW_STEPS if not (fixed_order and "steps_per_epoch" in line)]
+        more += ["dataset.points=40"] if dataset == "playground" else []
         reads_data = True
     if reads_data:
         more += [f"dataset={SUBSTITUTES[dataset]}"] if dataset in SUBSTITUTES else []

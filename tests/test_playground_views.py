@@ -335,7 +335,7 @@ def test_points_have_the_colours_of_their_targets(tmp_path: Path, kind: points.K
 def test_many_points_are_thinned_and_the_legend_says_so(tmp_path: Path) -> None:
     answer = report(tmp_path, make_model(), make_data(count=4000))
     labels = [part["label"] for part in content_of(answer)["points"]]
-    assert labels == ["training points (600 of 2,000)", "test points (600 of 1,000)"]
+    assert labels == ["training (1,000 of 2,000)", "test points"]
 
 
 def test_losses_that_are_zero_or_missing_are_drawn(tmp_path: Path) -> None:

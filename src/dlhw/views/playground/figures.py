@@ -124,7 +124,7 @@ def _add_legends(plane: Axes, training: Training, *, side: float) -> None:
         names,
         loc="upper center",
         bbox_to_anchor=(0.5, -0.53 / side),
-        ncols=1 if any(part.total > len(part.targets) for part in training.points) else 2,
+        ncols=2,
         fontsize=SMALL_POINTS,
         frameon=False,
         handletextpad=0.2,

@@ -20,7 +20,7 @@ from dlhw.views.playground.networks import Network
 LOSSES = {"train": "train_loss", "validation": "val_loss", "test": "test_loss"}
 LARGEST_DRAWN = 1e290
 """The limits of an axis must be finite."""
-MOST_POINTS = 600
+MOST_POINTS = 1000
 """Points of a part that are drawn."""
 MOST_WEIGHTS = 300_000
 """Weights that are read, in all snapshots together: 3 MB of the page."""
@@ -42,7 +42,7 @@ class Points:
     def label(self) -> str:
         """The entry of a legend."""
         shown = len(self.targets)
-        return f"{self.part} points" + (f" ({shown} of {self.total:,})" if shown < self.total else "")
+        return f"{self.part} ({shown:,} of {self.total:,})" if shown < self.total else f"{self.part} points"
 
 
 @dataclass(frozen=True, eq=False)
