@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
     "curves": [],
     "x": "epoch",
     "log_x": False,
-    "overlay": None,
+    "overlay": "dataset.kind",
     "against": [],
     "probes": [],
     "factors": ["optimizer.lr"],
@@ -97,7 +97,7 @@ def test_table_of_a_small_sweep(tmp_path: Path) -> None:
     assert ended.code == 1, ended.err  # the rate 1e300 diverges
     with (tmp_path / "S" / "tables" / "effects.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["factor"], row["value"], row["by"]) for row in rows} == {
+    assert {(row["factor"], row["value"], row["overlay"]) for row in rows} == {
         ("optimizer.lr", value, kind) for value in ("0.1", "0.3", "1.0e+300") for kind in ("gauss", "xor")
     } | {
         *(("depth", value, kind) for value in ("1", "2", "3") for kind in ("gauss", "xor")),
@@ -113,7 +113,7 @@ def test_the_experiment_names_all_factors_that_it_varies() -> None:
 
     config = OmegaConf.load(CONF / "experiment" / "playground_effects.yaml")
     assert config.comparison.factors == config.hydra.sweeper.one_at_a_time
-    assert set(config.comparison.factors) | {config.comparison.by, "seed"} == set(config.hydra.sweeper.params)
+    assert set(config.comparison.factors) | {config.comparison.overlay, "seed"} == set(config.hydra.sweeper.params)
 
 
 def test_base_of_one_factor_is_the_value_in_the_config(tmp_path: Path) -> None:
@@ -128,4 +128,4 @@ def test_base_of_one_factor_is_the_value_in_the_config(tmp_path: Path) -> None:
     settings = group_by_setting(read(run_directories(tmp_path / "S")))
     assert base_values(settings, ["optimizer.lr"]) == {"optimizer.lr": "0.1"}
     with (tmp_path / "S" / "tables" / "effects.csv").open(newline="") as file:
-        assert [(row["value"], row["by"]) for row in csv.DictReader(file)] == [("0.1", ""), ("0.3", ""), ("3", "")]
+        assert [(row["value"], row["overlay"]) for row in csv.DictReader(file)] == [("0.1", ""), ("0.3", ""), ("3", "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from support.composing import compose, error_message
 from support.config_files import EXPERIMENTS, option_names
 
 MODELS, DATASETS = option_names("model"), option_names("dataset")
+RAY = "ray, ray_aws, " if importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") else ""
+"""The launchers of an optional package."""
 INCOMPATIBLE = {
     "loss=mse": "loss=mse: dataset=digits is for classification; expected loss=cross_entropy",
     "dataset=diabetes": (
@@ -123,7 +126,7 @@ INVALID = {
     "model=flooding": "model=flooding: unknown model; did you mean experiment=flooding or regularization=flooding?",
     "hydra/launcher=jobib": (
         "hydra/launcher=jobib: unknown hydra/launcher (did you mean joblib?); "
-        "expected one of automatic, basic, joblib, submitit_local, submitit_slurm, vectorized"
+        f"expected one of automatic, basic, joblib, {RAY}submitit_local, submitit_slurm, vectorized"
     ),
     # keys
     "lr=0.1": "lr: unknown key; did you mean optimizer.lr?",

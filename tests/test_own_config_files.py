@@ -97,7 +97,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "unknown option": (
         "defaults: [override /model: resnet99]\n",
-        ": - override /model: resnet99: unknown model (did you mean resnet18 or resnet34?); --help lists all 14",
+        ": - override /model: resnet99: unknown model (did you mean resnet18 or resnet34?); --help lists all 15",
     ),
     "unknown experiment": (
         "defaults: [mnist_mpl]\n",

@@ -25,20 +25,18 @@ Row = dict[str, object]
 
 @dataclass(frozen=True)
 class Effects(Comparison):
-    """Compares the values of each factor, while all other factors have the values that most runs have, the base.
+    """Compares the values of each factor, while all other factors have the values of the config, the base.
 
-    A run is *solved* when its training loss first falls below ``threshold``. It is *diverged* if it failed or if its
-    loss ends above ``failure``; all others are *stuck*.
+    There is one line for each value of ``overlay``. A run is *solved* when its training loss first falls below
+    ``threshold``. It is *diverged* if it failed or if its loss ends above ``failure``; all others are *stuck*.
 
     Args:
         factors: the keys to compare.
-        by: the key with one line per value, such as ``dataset.kind``.
         threshold: the training loss of a solved problem.
         failure: the largest training loss at the end of a run that has not diverged.
     """
 
     factors: list[str]
-    by: str
     threshold: Positive
     failure: Positive
 
@@ -60,15 +58,15 @@ class Effects(Comparison):
         )
 
     def _effect(self, factor: str, settings: Sequence[Setting], base: Mapping[str, str]) -> list[Row]:
-        """Return a row for each value of the factor and of ``by``, in the order of the values."""
+        """Return a row for each value of the factor and of ``overlay``, in the order of the values."""
         others = {key: value for key, value in base.items() if key != factor}
         rows: list[Row] = []
         for setting in settings:
             ended = [run for run in setting.runs if run.status != "unfinished"]
             if ended and all(setting.values[key] == value for key, value in others.items()):
-                by = setting.values.get(self.by, "")
-                rows.append({"value": setting.values[factor], "by": by, **self.summary(ended)})
-        return sorted(rows, key=lambda row: (_order(str(row["value"])), str(row["by"])))
+                overlay = setting.values.get(self.overlay or "", "")
+                rows.append({"value": setting.values[factor], "overlay": overlay, **self.summary(ended)})
+        return sorted(rows, key=lambda row: (_order(str(row["value"])), str(row["overlay"])))
 
     def summary(self, runs: Sequence[Result]) -> Row:
         """Return counts, and median and quartiles of final test loss and epochs until solved, over all runs.
@@ -137,7 +135,7 @@ def draw_effect(
     from dlhw.views.plots import PALETTE, add_legend, label, new_figure, scale_values
 
     values = list(dict.fromkeys(str(row["value"]) for row in rows))
-    lines = list(dict.fromkeys(str(row["by"]) for row in rows))
+    lines = list(dict.fromkeys(str(row["overlay"]) for row in rows))
     seeds = sorted({int(str(row["n"])) for row in rows})
     name = {"optimizer.lr": "learning rate"}.get(factor, factor.rpartition(".")[2].replace("_", " "))
     fixed = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in base.items() if key != factor)
@@ -152,7 +150,7 @@ def draw_effect(
     ordered = all(_order(value)[0] == 0 for value in values)
     for i, line in enumerate(lines):
         shift = 0.12 * (i - (len(lines) - 1) / 2)
-        own = [row for row in rows if row["by"] == line]
+        own = [row for row in rows if row["overlay"] == line]
         x = [values.index(str(row["value"])) + shift for row in own]
         style = {"color": PALETTE[i % len(PALETTE)], "linestyle": "-" if ordered else "none", "linewidth": 1.2}
         style |= {"markersize": 4, "marker": "osD^v<>P"[i % 8]}
