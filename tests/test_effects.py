@@ -25,7 +25,6 @@ OPTIONS: dict[str, Any] = {
     "against": [],
     "probes": [],
     "factors": ["optimizer.lr"],
-    "by": "dataset.kind",
     "threshold": 0.05,
     "failure": 0.5,
 }
