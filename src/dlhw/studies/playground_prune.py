@@ -320,6 +320,20 @@ def _curve(name: str, results: Sequence[Measured], color: str, marker: str, *, d
     return Curve(name, [result.weights_left for result in results], losses, color, marker, dashed)
 
 
+def require_valid(
+    widths: Sequence[int], smaller: Sequence[int], thresholds: Sequence[float], pruned_percent: Sequence[float]
+) -> None:
+    """Raise UsageError for lists that do not increase, a width in both lists, or percentages without the control."""
+    increasing: dict[str, Sequence[float]] = {"widths": widths, "smaller": smaller, "thresholds": thresholds}
+    for name, values in increasing.items():
+        if values != sorted(set(values)):
+            raise UsageError(f"study.{name}={values}: must be in increasing order without duplicates")
+    if pruned_percent != sorted(set(pruned_percent)) or pruned_percent[:1] != [0]:
+        raise UsageError(f"study.pruned_percent={pruned_percent}: must start with 0, the control, and increase")
+    if both := sorted({*widths} & {*smaller}):
+        raise UsageError(f"study.smaller={smaller}: must not contain {both[0]}, which is in study.widths")
+
+
 def playground_prune(
     *,
     seed: int,
@@ -345,14 +359,7 @@ def playground_prune(
     solved_below: Positive,
 ) -> Answer:
     """Train, prune and retrain playground networks of several widths with each penalty, and train smaller ones."""
-    increasing: dict[str, Sequence[float]] = {"widths": widths, "smaller": smaller, "thresholds": thresholds}
-    for name, values in increasing.items():
-        if values != sorted(set(values)):
-            raise UsageError(f"study.{name}={values}: must be in increasing order without duplicates")
-    if pruned_percent != sorted(set(pruned_percent)) or pruned_percent[:1] != [0]:
-        raise UsageError(f"study.pruned_percent={pruned_percent}: must start with 0, the control, and increase")
-    if both := sorted({*widths} & {*smaller}):
-        raise UsageError(f"study.smaller={smaller}: must not contain {both[0]}, which is in study.widths")
+    require_valid(widths, smaller, thresholds, pruned_percent)
     keys = [key(seed, "playground_prune", i) for i in range(seeds)]
     task = Task(
         *draw(keys, kind=kind, points=points, noise=noise, train_ratio=train_ratio, features=features),
@@ -386,7 +393,6 @@ def playground_prune(
             task, nets, results, width, thresholds=thresholds, factor=factor, solved_below=solved_below
         )
     ]
-    weights = {(summary.dense.width, summary.dense.penalty): summary.weights for summary in summaries}
     return Answer(
         numbers={name: value for summary in summaries for name, value in summary.numbers.items()},
         checks=checks,
@@ -397,7 +403,11 @@ def playground_prune(
         figures={
             "histogram": plot_histograms(
                 {
-                    f"{layers} hidden layers of {width}": {NAMES[name]: weights[width, name] for name in NAMES}
+                    f"{layers} hidden layers of {width}": {
+                        NAMES[summary.dense.penalty]: summary.weights
+                        for summary in summaries
+                        if summary.dense.width == width
+                    }
                     for width in widths
                 },
                 initial=INITIAL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,9 @@ class Column:
     shown: int
     hidden: int
     """Units that are not drawn."""
+
+
+LEGEND: dict[str, Any] = {"fontsize": SMALL_POINTS, "frameon": False, "borderpad": 0}
 
 
 def columns_of(network: Network) -> list[Column]:
@@ -125,11 +129,9 @@ def _add_legends(plane: Axes, training: Training, *, side: float) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, -0.53 / side),
         ncols=2,
-        fontsize=SMALL_POINTS,
-        frameon=False,
         handletextpad=0.2,
         columnspacing=1.2,
-        borderpad=0,
+        **LEGEND,
     )
 
 
@@ -144,12 +146,10 @@ def _mark_epoch(axes: Axes, training: Training) -> None:
         loc="lower center",
         bbox_to_anchor=(0.44, 1.0),
         ncols=3,
-        fontsize=SMALL_POINTS,
-        frameon=False,
         handlelength=1.2,
         handletextpad=0.4,
         columnspacing=1.0,
-        borderpad=0,
+        **LEGEND,
     )
 
 

@@ -107,7 +107,7 @@ def stored_epochs(directory: Path) -> list[int]:
 
 
 def read_networks(directory: Path, network: Network, *, most: int) -> tuple[dict[int, Network], list[str]]:
-    """Return the networks of at most ``most`` stored epochs, and a message for each file that cannot be used.
+    """Read the networks of the stored epochs, thinned to ``most``. Return them, and messages about damaged files.
 
     ``network`` is the trained one. Fewer epochs are read if it is large.
     """
