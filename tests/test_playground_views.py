@@ -1,18 +1,12 @@
-"""The report on a network in the plane: its units, the figures of its training, the page and the animation."""
+"""The report on a network in the plane: its units, the stored snapshots and the figures of its training."""
 
 from __future__ import annotations
 
 import ast
 import copy
-import io
 import itertools
-import json
 import math
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
-from html import unescape
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,15 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor, nn
 
 from dlhw.data import playground as points
 from dlhw.data.tensors import Dataset
 from dlhw.models import dense
-from dlhw.models.playground import FEATURES, playground
-from dlhw.runs import checkpoint
-from dlhw.runs.answer import Answer
 from dlhw.runs.record import Record
 from dlhw.runs.stored import Unreadable
 from dlhw.training import probes
@@ -37,68 +27,18 @@ from dlhw.views import playground as views
 from dlhw.views.playground import networks, snapshots
 from dlhw.views.playground import report as report_module
 from dlhw.views.playground.networks import Network
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
-    None,
+from support.playground import (
+    BEST,
+    OPTIONS,
+    content_of,
+    make_data,
+    make_model,
+    make_record,
+    mlp,
+    random_points,
+    report,
+    vary,
 )
-OPTIONS = {"resolution": 20, "frames": 4, "animation_frames": 5, "page_epochs": 150}
-BEST = 25
-
-
-def make_data(kind: points.Kind = "gauss", *, count: int = 60) -> Dataset:
-    return points.playground(
-        data_dir="", seed=0, kind=kind, points=count, noise=10, train_ratio=50, validation_fraction=0.5
-    )
-
-
-def make_model(hidden: Sequence[int] = (3, 2), **options: Any) -> nn.Sequential:
-    """Return a network with random weights that are not small."""
-    given = {"features": "all", "activation": "Tanh", "output": "Tanh"} | options
-    model = playground((2,), 1, hidden=list(hidden), **given).double()
-    vary(model, seed=0)
-    return model
-
-
-def vary(model: nn.Module, *, seed: int) -> None:
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64))
-
-
-def make_record(path: Path, model: nn.Module, data: Dataset, *, epochs: Sequence[int] = (0, 10, 20, 30)) -> Record:
-    """Return a record whose stored networks have other weights than ``model``, those of its epoch as the seed."""
-    path.mkdir(exist_ok=True)
-    record = Record(path)
-    record.rows = [
-        {"epoch": epoch, "train_loss": 0.5 / epoch, "val_loss": 0.6 / epoch, "test_loss": 0.7 / epoch}
-        for epoch in range(1, 31)
-    ]
-    checkpoint.save(path / "best.pt", {"epoch": BEST})
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for epoch in epochs:
-        vary(model, seed=epoch + 1)
-        record.probe(f"epoch_{epoch:04d}", probes.weights(model, data))
-    model.load_state_dict(weights)
-    return record
-
-
-def report(path: Path, model: nn.Module, data: Dataset, *, epochs: Sequence[int] = (0, 10, 20, 30)) -> Answer:
-    return views.playground(model, data, record=make_record(path, model, data, epochs=epochs), **OPTIONS)
-
-
-def content_of(answer: Answer) -> Any:
-    """Return the JSON of the page."""
-    page = answer.files["playground.html"].decode()
-    found = re.search(r'<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
-
-
-def random_points(count: int = 50) -> Tensor:
-    return 12 * torch.rand(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) - 6
-
 
 # Networks
 
@@ -150,10 +90,6 @@ def test_the_surface_has_y_upwards_and_x_to_the_right() -> None:
 def test_a_map_is_scaled_only_if_it_exceeds_one() -> None:
     assert networks.scaled(torch.tensor([0.1, -0.5])).tolist() == pytest.approx([0.1, -0.5])
     assert networks.scaled(torch.tensor([1.0, -4.0])).tolist() == [0.25, -1.0]
-
-
-def mlp(**options: Any) -> nn.Sequential:
-    return dense.mlp((2,), 1, hidden=[3], activation="ReLU", **{"dropout": 0.0, "batch_norm": False} | options)
 
 
 def test_an_mlp_without_batch_norm_can_be_drawn() -> None:
@@ -382,118 +318,3 @@ def test_importing_the_package_does_not_import_matplotlib() -> None:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = ast.unparse(node).replace(",", " ").replace(".", " ").split()
                 assert drawing.isdisjoint(names), f"{module.__name__}: {ast.unparse(node)}"
-
-
-# The page and the animation
-
-
-def test_the_page_holds_the_weights(tmp_path: Path) -> None:
-    model, data = make_model(), make_data()
-    content = content_of(report(tmp_path, model, data))
-    assert content["epochs"] == [0, 10, 20, BEST, 30]
-    assert content["best"] == BEST
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for epoch, stored in zip(content["epochs"], content["weights"], strict=True):
-        if epoch == BEST:
-            model.load_state_dict(weights)
-        else:
-            vary(model, seed=epoch + 1)
-        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
-        flat = torch.cat([torch.cat([layer.bias[:, None], layer.weight], 1).flatten() for layer in layers])
-        torch.testing.assert_close(torch.tensor(stored).double(), flat.detach(), rtol=1e-6, atol=0)
-    assert content["losses"]["test"] == [None, *(pytest.approx(0.7 / e, rel=1e-4) for e in (10, 20, BEST, 30))]
-
-
-def test_the_page_is_self_contained_and_safe(tmp_path: Path) -> None:
-    name = "</script><script>alert(1)</script><!--RUN--> & \u2028 <b>"
-    answer = report(tmp_path, make_model(), Dataset(**vars(make_data()) | {"name": name}))
-    page = answer.files["playground.html"].decode()
-    assert content_of(answer)["name"] == name
-    assert page.count("<script") == page.count("</script>") == 2
-    assert not re.search(r"https?:|//\w+\.|src=|@import|url\(", page)
-    title = re.search("<title>(.*)</title>", page)
-    assert title
-    assert "<" not in title[1]
-    assert unescape(title[1]) == f"{name}: training"
-    assert len(page) < 100_000
-
-
-def dump(page: Path, fragment: str, profile: Path) -> dict[str, str]:
-    """Open a page in a browser, and return the data attributes of its body."""
-    assert BROWSER is not None
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=2000",
-    ]
-    command = [BROWSER, *options, "--dump-dom", f"{page.as_uri()}{fragment}"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    body = re.search("<body([^>]*)>", ended.stdout)
-    assert body
-    return dict(re.findall(r'data-([\w-]+)="([^"]*)"', body[1]))
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
-def test_the_page_computes_the_outputs_of_pytorch(tmp_path: Path) -> None:
-    names = get_args(dense.ActivationName)
-    random = torch.Generator().manual_seed(0)
-    sizes = [len(FEATURES), *[4] * (len(names) - 1), 1]
-    stored = {}
-    for epoch in (0, 120, 500):  # each activation is used once
-        weights = tuple(
-            torch.randn(units, sources, generator=random, dtype=torch.float64) / sources
-            for sources, units in itertools.pairwise(sizes)
-        )
-        biases = tuple(torch.randn(units, generator=random, dtype=torch.float64) for units in sizes[1:])
-        stored[epoch] = Network(tuple(FEATURES), weights, biases, names)
-    from dlhw.views.playground import animation
-
-    rows = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch} for epoch in range(1, 501)]
-    training = snapshots.Training("plane", (), rows, 120)
-    page = tmp_path / "page.html"
-    page.write_text(animation.page(stored, training, side=20), encoding="utf-8")
-    for fragment, epoch in (("#epoch=0", 0), ("#epoch=460", 500), ("", 120)):  # the nearest one; the best one
-        found = dump(page, fragment, tmp_path / "profile")
-        assert "error" not in found
-        assert found["ready"] == "true"
-        assert found["epoch"] == str(epoch)
-        point = torch.tensor([[float(part) for part in found["point"].split(",")]])
-        assert float(found["output"]) == pytest.approx(float(stored[epoch].units(point)[-1]), abs=1e-5)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
-@pytest.mark.parametrize("hidden", [(), (30,)])
-def test_a_page_opens_without_errors(tmp_path: Path, hidden: tuple[int, ...]) -> None:
-    model, data = make_model(hidden, output="Identity"), make_data("reg_plane")
-    record = make_record(tmp_path, model, data)
-    if hidden:
-        record.rows = []
-        path = tmp_path / "probes" / "epoch_0010.csv"
-        path.write_text(re.sub("(?<=1,2,0,0,).*", "", path.read_text(), count=1))
-    views.playground(model, data, record=record, **OPTIONS).write(record)
-    found = dump(tmp_path / "figures" / "playground.html", "#epoch=10", tmp_path / "profile")
-    assert "error" not in found
-    assert found["ready"] == "true"
-    assert math.isnan(float(found["output"])) == bool(hidden)
-
-
-def test_the_animation_has_a_frame_per_epoch_and_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = make_model(), make_data()
-
-    def durations(epochs: Sequence[int]) -> list[int]:
-        with Image.open(io.BytesIO(report(tmp_path, model, data, epochs=epochs).files["playground.gif"])) as image:
-            times = []
-            for i in range(image.n_frames):  # type: ignore[attr-defined]
-                image.seek(i)
-                times.append(image.info["duration"])
-            assert image.info["loop"] == 0
-            return times
-
-    assert durations((0, 10, 30)) == [400, 400, 400, 2000]
-    assert len(durations(range(0, 100, 10))) == 5
-    from dlhw.views.playground import animation
-
-    monkeypatch.setattr(animation, "GIF_BYTES", 30_000)
-    assert 2 <= len(durations(range(0, 100, 10))) < 5
