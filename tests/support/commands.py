@@ -45,6 +45,7 @@ def start(*overrides: str, at: Path, cold: bool = False, **env: str) -> Process:
 
 def dlhw(*overrides: str, at: Path) -> Ended:
     """Run ``dlhw ...`` in the folder ``at`` in this process, and restore the global state that it changes."""
+    composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
     singletons, root = Singleton.get_state(), logging.getLogger()
     handlers, level = list(root.handlers), root.level
     signal_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
