@@ -223,7 +223,7 @@ def test_generated_command_lines(tmp_path: Path) -> None:
     assert ended.code == 0, ended.out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_some_surroundings(tmp_path: Path) -> None:
     names = ("outputs is a file", "closed stdout", "stdout closed after 1", "files of at most 200")
     options = ["--only", *names, "--programs", "run", "help", "--seconds", "600"]

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from support.drills import drill, run_drill
-from support.marks import slow
+from support.marks import thorough
 
 cases, changes, checkpoints, children = drill("cases"), drill("changes"), drill("checkpoints"), drill("children")
 edits, files, fingerprints, mutations = drill("edits"), drill("files"), drill("fingerprints"), drill("mutations")
@@ -193,7 +193,7 @@ def test_other_results_and_lost_results_are_found(tmp_path: Path) -> None:
     "options",
     [
         ("--scenarios", "own", "--only", "1"),
-        slow((("--count", "25", "--seed", "1"),), name="many"),
+        thorough((("--count", "25", "--seed", "1"),), name="many"),
     ],
 )
 def test_changed_files_have_no_findings(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from support.drills import drill, run_drill
-from support.marks import slow
+from support.marks import thorough
 
 cases, children, fingerprints = drill("cases"), drill("children"), drill("fingerprints")
 kills, launchers, moments, resuming = drill("kills"), drill("launchers"), drill("moments"), drill("resuming")
@@ -145,7 +145,7 @@ def test_case_depends_only_on_its_number_and_the_seed() -> None:
     "options",
     [
         ("--scenarios", "run", "--only", "13", "--kills", "1"),
-        slow((("--count", "12", "--seed", "1"),), name="many"),
+        thorough((("--count", "12", "--seed", "1"),), name="many"),
     ],
 )
 def test_killed_runs_have_no_findings(tmp_path: Path, options: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ def test_killed_runs_have_no_findings(tmp_path: Path, options: tuple[str, ...]) 
     assert "no findings" in ended.out
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["torchrun", "joblib", "submitit"])
 def test_killed_launchers_have_no_findings(tmp_path: Path, launcher: str) -> None:
     if launcher != "torchrun":

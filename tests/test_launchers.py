@@ -14,7 +14,7 @@ from support.processes import wait_for
 from support.sweeps import QUICK, summary_statuses
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "options"),
     [
@@ -74,7 +74,7 @@ def live_processes(session: int) -> list[int]:
     return pids
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_when_the_sweep_ends(tmp_path: Path, sent: signal.Signals) -> None:

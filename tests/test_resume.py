@@ -242,7 +242,7 @@ def test_diverged_run_keeps_its_best_weights(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == best + 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_run_killed_at_random_times_resumes_exactly(tmp_path: Path) -> None:
     """Separate processes are killed four times by SIGKILL, SIGTERM or SIGINT while they start, train or write.
 

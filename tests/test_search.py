@@ -142,7 +142,7 @@ def test_progress_is_logged_while_trials_are_trained(tmp_path: Path, monkeypatch
     assert epochs[-1] == 40
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_other_launchers_train_the_same_search(launcher: str, tmp_path: Path) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
@@ -232,7 +232,7 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path: Path) -> None:
     assert "failed: TrainingFailed: loss nan" in result.lines[-3]
 
 
-@slow
+@pytest.mark.thorough
 def test_killed_search_ends_like_another_one(tmp_path: Path) -> None:
     options = ("hydra.sweeper.method=bohb", "hydra.sweeper.total_epochs=60", "trainer.epochs=9")
     (tmp_path / "whole").mkdir()

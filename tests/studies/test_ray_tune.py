@@ -222,7 +222,7 @@ def test_damaged_trial_is_named_before_the_search_continues(tmp_path: Path) -> N
         runs.earlier()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_interrupted_search_on_ray_continues_with_its_trials(tmp_path: Path) -> None:
     pytest.importorskip("ray.tune")
     run, process = tmp_path / "R", start(*SMALL, "study.trials=12", "hydra.run.dir=R", at=tmp_path, cold=True)

@@ -1,4 +1,4 @@
-"""Mark some parameters of a test as slow; ``-m slow`` runs these."""
+"""Mark some parameters of a test as slow or thorough; ``-m slow`` and ``-m thorough`` run these."""
 
 from __future__ import annotations
 
@@ -9,5 +9,14 @@ import pytest
 
 def slow(value: Any, *, name: str | None = None) -> Any:
     """Return a test parameter that is marked as slow; a tuple has the values of several arguments."""
+    return _marked(pytest.mark.slow, value, name)
+
+
+def thorough(value: Any, *, name: str | None = None) -> Any:
+    """Return a test parameter that is marked as thorough; a tuple has the values of several arguments."""
+    return _marked(pytest.mark.thorough, value, name)
+
+
+def _marked(mark: pytest.MarkDecorator, value: Any, name: str | None) -> Any:
     values = value if isinstance(value, tuple) else (value,)
-    return pytest.param(*values, id=name, marks=pytest.mark.slow)
+    return pytest.param(*values, id=name, marks=mark)
