@@ -11,7 +11,6 @@ from dlhw.views.comparison import Conclusion
 from dlhw.views.comparison.ranking import rank_settings
 from dlhw.views.comparison.results import read
 from support.commands import Ended, dlhw, summary
-from support.marks import slow
 
 GRID = (
     *("-m", "dataset=digits", "model.hidden=[4]", "trainer.epochs=1", "trainer.steps_per_epoch=3"),
@@ -51,7 +50,7 @@ def test_the_winner_is_trained_with_the_next_seeds(confirmed: tuple[Path, Ended]
     assert summary(sweep)["jobs"] == 4, "the comparison of the sweep does not contain the confirmation"
 
 
-@slow
+@pytest.mark.slow
 def test_seeds_that_select_are_not_part_of_the_confirmation(tmp_path: Path) -> None:
     """A later call selects with the seeds that confirmed before."""
     assert dlhw(*GRID, "hydra.sweeper.confirm=2", at=tmp_path).code == 0
@@ -86,7 +85,7 @@ def test_different_data_sets_are_not_ranked_against_each_other(tmp_path: Path) -
     )
 
 
-@slow
+@pytest.mark.slow
 def test_a_later_call_trains_only_what_is_missing(confirmed: tuple[Path, Ended]) -> None:
     sweep, _ = confirmed
     before = {path: path.read_bytes() for path in sweep.rglob("metrics.csv")}

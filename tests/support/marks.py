@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -18,5 +19,7 @@ def thorough(value: Any, *, name: str | None = None) -> Any:
 
 
 def _marked(mark: pytest.MarkDecorator, value: Any, name: str | None) -> Any:
+    if inspect.isfunction(value) and value.__name__.startswith("test"):  # it would never run
+        raise TypeError(f"{value.__name__} is a test, not a parameter; mark it with pytest.mark.{mark.name}")
     values = value if isinstance(value, tuple) else (value,)
     return pytest.param(*values, id=name, marks=mark)
