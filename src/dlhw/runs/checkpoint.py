@@ -23,6 +23,7 @@ import torch
 from dlhw.errors import UsageError
 from dlhw.runs.stored import irregular
 from dlhw.runtime.files import sync_directory, write_atomically, write_temporary
+from dlhw.runtime.paths import printable
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def load(path: Path) -> State:
     except Exception as error:  # an invalid archive or pickle may raise any error
         damage = (str(error).splitlines() or [type(error).__name__])[0]
     if damage:
-        raise CorruptCheckpoint(f"{path}: corrupt checkpoint ({damage})")
+        raise CorruptCheckpoint(f"{path}: corrupt checkpoint ({printable(damage)})")
     return state
 
 
