@@ -24,16 +24,7 @@ from dlhw.models.playground import FEATURES
 from dlhw.views import playground as views
 from dlhw.views.playground import snapshots
 from dlhw.views.playground.networks import Network
-from support.playground import (
-    BEST,
-    OPTIONS,
-    content_of,
-    make_data,
-    make_model,
-    make_record,
-    report,
-    vary,
-)
+from support.playground import BEST, OPTIONS, content_of, make_data, make_model, make_record, report, vary
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),

@@ -320,6 +320,15 @@ def _curve(name: str, results: Sequence[Measured], color: str, marker: str, *, d
     return Curve(name, [result.weights_left for result in results], losses, color, marker, dashed)
 
 
+def sizes_by_panel(summaries: Sequence[Summary], *, layers: int) -> dict[str, dict[str, Tensor]]:
+    """Return the weights of each width and penalty by the titles of the histogram's panels and their labels."""
+    panels: dict[str, dict[str, Tensor]] = {}
+    for summary in summaries:
+        title = f"{layers} hidden layers of {summary.dense.width}"
+        panels.setdefault(title, {})[NAMES[summary.dense.penalty]] = summary.weights
+    return panels
+
+
 def require_valid(
     widths: Sequence[int], smaller: Sequence[int], thresholds: Sequence[float], pruned_percent: Sequence[float]
 ) -> None:
@@ -377,13 +386,10 @@ def playground_prune(
     )
     results = [part for width in smaller for part in from_scratch(task, width, epochs=epochs + retrain_epochs)]
     checks: list[Check] = []
-    trained: dict[int, Ensemble] = {}
-    for width in widths:
-        trained[width] = task.ensemble(task.networks(width))
-        task.fit(trained[width], epochs=epochs)
-        measured, checked = prune(
-            task, trained[width], width, percentages=pruned_percent, retrain_epochs=retrain_epochs
-        )
+    trained = {width: task.ensemble(task.networks(width)) for width in widths}
+    for width, nets in trained.items():
+        task.fit(nets, epochs=epochs)
+        measured, checked = prune(task, nets, width, percentages=pruned_percent, retrain_epochs=retrain_epochs)
         results += measured
         checks += checked
     summaries = [
@@ -402,14 +408,7 @@ def playground_prune(
         },
         figures={
             "histogram": plot_histograms(
-                {
-                    f"{layers} hidden layers of {width}": {
-                        NAMES[summary.dense.penalty]: summary.weights
-                        for summary in summaries
-                        if summary.dense.width == width
-                    }
-                    for width in widths
-                },
+                sizes_by_panel(summaries, layers=layers),
                 initial=INITIAL,
                 title=f"playground_prune: sizes of trained weights ({kind})",
                 subtitle=f"{seeds} networks for each width and penalty, {epochs} epochs; without biases",
