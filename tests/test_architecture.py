@@ -19,7 +19,7 @@ LEVELS = (
     {"studies"},
     {"training", "views"},
     {"data", "models", "search"},
-    {"runs"},
+    {"storage"},
     {"runtime"},
     {"errors", "intervals"},
 )

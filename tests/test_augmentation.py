@@ -19,10 +19,10 @@ from dlhw.data.augmentation import Augmentation
 from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
+from dlhw.storage.record import Record
+from dlhw.storage.stored import read_summary
 from support.comparing import assert_same_run
 from support.composing import compose
 

@@ -17,7 +17,7 @@ import pytest
 from dlhw import load_sweep
 from dlhw.compare import compare, main
 from dlhw.errors import UsageError
-from dlhw.runs import stored
+from dlhw.storage import stored
 from dlhw.views.comparison import compare_runs
 from support.run_directories import NO_CURVES, make_run, make_sweep, read_rows, write_config
 

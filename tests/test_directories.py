@@ -9,7 +9,7 @@ import pytest
 
 from dlhw import load_run, load_sweep
 from dlhw.errors import UsageError
-from dlhw.runs.directories import explanation, is_run_of_dlhw, is_sweep_of_dlhw
+from dlhw.storage.directories import explanation, is_run_of_dlhw, is_sweep_of_dlhw
 from support.composing import error_message
 from support.run_directories import make_run, make_sweep, write_config
 

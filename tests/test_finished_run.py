@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from dlhw.cli import program
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from support.commands import RUN_FILES, SMALL, Ended, dlhw, files, only, start, summary
 
 SHORT = (*SMALL, "trainer.epochs=2", "trainer.checkpoint_seconds=1000")  # one checkpoint, after the last epoch

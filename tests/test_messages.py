@@ -14,7 +14,7 @@ from dlhw import train
 from dlhw.cli import program
 from dlhw.cli.build import build
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from support.composing import compose, error_message
 from support.config_files import EXPERIMENTS, option_names
 

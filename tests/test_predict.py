@@ -21,8 +21,8 @@ from dlhw.data.pictures import Unreadable
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.predict import PictureClassifier, class_names, main, open_classifier, picture_files, predict, prepare
-from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from support.composing import compose
 

@@ -18,7 +18,7 @@ from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.reading import Run
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from support.run_directories import write_config
 

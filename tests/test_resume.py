@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint
-from dlhw.runs.record import Record
 from dlhw.runtime.progress import Progress
+from dlhw.storage import checkpoint
+from dlhw.storage.record import Record
 from dlhw.train import run
 from dlhw.training import loop
 from support.comparing import assert_same_run

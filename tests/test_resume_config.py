@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from dlhw.runs import identity
+from dlhw.storage import identity
 from support.composing import compose_with_hydra, error_message
 
 

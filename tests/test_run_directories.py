@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, claim_directory, directory_name, release_directories
+from dlhw.storage.record import Record, claim_directory, directory_name, release_directories
 
 
 def test_free_name_is_used_unchanged(tmp_path: Path) -> None:

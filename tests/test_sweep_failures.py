@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from dlhw import train
 from dlhw.cli import composition
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps import grid
 from dlhw.views import comparison
 from support.commands import SMALL, dlhw

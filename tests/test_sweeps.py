@@ -8,8 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dlhw.runs import identity
-from dlhw.runs.record import Record
+from dlhw.storage import identity
+from dlhw.storage.record import Record
 from dlhw.sweeps import expansion, jobs
 from support.commands import SMALL, Ended, dlhw
 from support.marks import slow

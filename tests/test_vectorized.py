@@ -17,7 +17,7 @@ from torch import nn
 
 from dlhw.cli import lifecycle
 from dlhw.cli.assembly import Parts, assemble
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps import vectorized
 from dlhw.training.run import TrainingRun
 from dlhw.views import plots
@@ -314,7 +314,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_metrics(
     """Three jobs of four epochs are interrupted between the rows of an epoch, or after the last row of one."""
     grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
     with monkeypatch.context() as patch:
-        patch.setattr("dlhw.runs.record.Record.append", append_and_interrupt(after))
+        patch.setattr("dlhw.storage.record.Record.append", append_and_interrupt(after))
         assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
     assert dlhw("resume=s", at=tmp_path).code == 0
     assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0

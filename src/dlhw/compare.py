@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dlhw.cli import failures
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import has_config, is_run_of_dlhw, is_sweep_of_dlhw
 from dlhw.runtime.paths import printable, read_path, shortened
+from dlhw.storage import stored
+from dlhw.storage.directories import has_config, is_run_of_dlhw, is_sweep_of_dlhw
 
 if TYPE_CHECKING:
     from dlhw.views.comparison import Comparison, Result

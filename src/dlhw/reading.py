@@ -14,10 +14,10 @@ from torch import nn
 from dlhw.cli.build import build
 from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint, directories, stored, verification
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import checkpoint_identity
 from dlhw.runtime.paths import shortened
+from dlhw.storage import checkpoint, directories, stored, verification
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import checkpoint_identity
 
 
 class Run:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dlhw.cli.build import Components
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
     from dlhw.training.loop import AfterEpoch
 
 log = logging.getLogger("dlhw")
@@ -41,7 +41,7 @@ def task(
 ) -> None:
     """Execute one run in ``directory``, by itself or as a job of a sweep."""
     from dlhw.cli import build, failures
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
     record = Record(directory)
     with record.locked(), failures.recorded(cfg, record, in_sweep=in_sweep):

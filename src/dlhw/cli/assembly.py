@@ -16,16 +16,16 @@ from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import checkpoint_identity
-from dlhw.runs.record import Record
-from dlhw.runs.schemas import GROUPS
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import read_path
 from dlhw.runtime.randomness import generator, key
+from dlhw.storage.answer import Answer
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import checkpoint_identity
+from dlhw.storage.record import Record
+from dlhw.storage.schemas import GROUPS
 from dlhw.training import acceleration, features, finetuning, probes
 from dlhw.training.loop import Probe
 from dlhw.training.objective import DataLoss, Regularization

@@ -29,9 +29,9 @@ from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
-from dlhw.runs.schemas import GROUPS
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
+from dlhw.storage.schemas import GROUPS
 
 PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "dataset": {"data_dir", "seed"},

@@ -26,9 +26,9 @@ from dlhw.cli import config_files, hydra_internals, messages, origins, resuming,
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
-from dlhw.runs import directories
 from dlhw.runtime import ray_environment, signals
 from dlhw.runtime.paths import read_path
+from dlhw.storage import directories
 
 CONFIG_NAME = "train"
 MOST_REPEATED = 10_000

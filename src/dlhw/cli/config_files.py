@@ -17,8 +17,8 @@ from dlhw.cli.hints import expected_one_of, nearest
 from dlhw.cli.hydra_internals import Repository, raised_in_library
 from dlhw.cli.origins import content, includes
 from dlhw.errors import UsageError
-from dlhw.runs.stored import INVALID_VALUES
 from dlhw.runtime.paths import printable
+from dlhw.storage.stored import INVALID_VALUES
 
 GLOBAL = "# @package _global_"
 LARGEST = 100_000

@@ -37,7 +37,7 @@ from dlhw.runtime.paths import printable_lines
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
 log = logging.getLogger("dlhw")
 
@@ -87,7 +87,7 @@ def _fail(cfg: DictConfig, record: Record, error: Exception) -> None:
     """Record that the run failed; its directory has a config even if it failed before its first files were written."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from dlhw.runs.identity import to_yaml
+    from dlhw.storage.identity import to_yaml
 
     if not (record.path / "config.yaml").exists():
         with contextlib.suppress(OSError, OmegaConfBaseException):  # a full disk; a value that refers to nothing

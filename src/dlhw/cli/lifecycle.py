@@ -21,14 +21,14 @@ from dlhw.cli.build import choice
 from dlhw.cli.resuming import require_unfinished
 from dlhw.data.tensors import Dataset
 from dlhw.errors import ChecksFailed, UsageError
-from dlhw.runs import checkpoint, verification
-from dlhw.runs.answer import Answer
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import continues_run, to_yaml
-from dlhw.runs.record import Record
-from dlhw.runs.verification import Kind, WrongCheckpoint
 from dlhw.runtime import provenance
 from dlhw.runtime.devices import Precision
+from dlhw.storage import checkpoint, verification
+from dlhw.storage.answer import Answer
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import continues_run, to_yaml
+from dlhw.storage.record import Record
+from dlhw.storage.verification import Kind, WrongCheckpoint
 from dlhw.training.run import Result, TrainingRun, best_row
 
 log = logging.getLogger("dlhw")

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE
-from dlhw.runs.stored import INVALID_VALUES
 from dlhw.runtime.paths import printable
+from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE
+from dlhw.storage.stored import INVALID_VALUES
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

@@ -28,8 +28,8 @@ from dlhw.cli.failures import stop
 from dlhw.cli.messages import first_line
 from dlhw.cli.origins import override_lines
 from dlhw.errors import UsageError
-from dlhw.runs.record import claim_directory, release_directories
 from dlhw.runtime import processes
+from dlhw.storage.record import claim_directory, release_directories
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
-from dlhw.runs import directories, stored
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
-from dlhw.runs.stored import Unreadable
 from dlhw.runtime.paths import printable, read_path, shortened
+from dlhw.storage import directories, stored
+from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
+from dlhw.storage.stored import Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
-from dlhw.runs.identity import without_hydra
 from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
+from dlhw.storage.identity import without_hydra
 
 Selections = Collection[tuple[str, str]]
 CLAIM = "hydra.callbacks.directory._target_"

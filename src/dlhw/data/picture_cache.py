@@ -30,10 +30,10 @@ from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes, map_in_
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import DecodedPicture, Unreadable, decode, without_warnings
 from dlhw.errors import UsageError
-from dlhw.runs.stored import irregular
 from dlhw.runtime.files import locked, sync_directory
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
+from dlhw.storage.stored import irregular
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 
 from dlhw.cli.composition import quoted
 from dlhw.errors import UsageError
-from dlhw.runs.identity import MAY_DIFFER
-from dlhw.runs.record import directory_name
+from dlhw.storage.identity import MAY_DIFFER
+from dlhw.storage.record import directory_name
 
 MOST_JOBS = 100_000
 """The largest number of jobs in a sweep; composing them takes minutes."""

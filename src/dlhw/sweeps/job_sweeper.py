@@ -29,14 +29,14 @@ from dlhw.cli import composition, failures, program, resuming
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import is_sweep_of_dlhw
-from dlhw.runs.identity import without_hydra
-from dlhw.runs.record import Record, directory_name
 from dlhw.runtime import signals
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
+from dlhw.storage import stored
+from dlhw.storage.directories import is_sweep_of_dlhw
+from dlhw.storage.identity import without_hydra
+from dlhw.storage.record import Record, directory_name
 from dlhw.sweeps.expansion import MOST_JOBS, Plan
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob, failure_reason, mark_unfinished, obstacle
 

@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import identity, identity_of_run, without_epochs
-from dlhw.runs.record import Record
-from dlhw.runs.stored import Unreadable, read_summary, read_sweep
 from dlhw.runtime.paths import printable
+from dlhw.storage.identity import identity, identity_of_run, without_epochs
+from dlhw.storage.record import Record
+from dlhw.storage.stored import Unreadable, read_summary, read_sweep
 from dlhw.sweeps.expansion import Plan
 
 

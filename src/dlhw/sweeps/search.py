@@ -23,14 +23,14 @@ from pydantic import Field
 from dlhw.cli.build import checked_arguments
 from dlhw.cli.rules import require_resolvable
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.identity import identity, leaves, without_epochs
-from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
 from dlhw.runtime.progress import clock_time, repeated
 from dlhw.search.methods import STOPPING, Budget, Method, Plan, Request, Step, Trial, drive, search
 from dlhw.search.space import Point
 from dlhw.search.study_file import NAME, StudyFile
+from dlhw.storage import stored
+from dlhw.storage.identity import identity, leaves, without_epochs
+from dlhw.storage.record import directory_name
 from dlhw.sweeps import expansion
 from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob

@@ -33,9 +33,9 @@ from dlhw.cli.assembly import Parts, assemble
 from dlhw.cli.origins import override_lines
 from dlhw.data.tensors import combine
 from dlhw.errors import UsageError
-from dlhw.runs.identity import copied, yaml_text
-from dlhw.runs.record import Record
 from dlhw.runtime import devices
+from dlhw.storage.identity import copied, yaml_text
+from dlhw.storage.record import Record
 from dlhw.training.loop import Training
 from dlhw.training.run import TrainingRun
 from dlhw.training.variants import Ensemble, NotVectorizable

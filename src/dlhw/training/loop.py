@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import TrainingFailed
-from dlhw.runs.checkpoint import CheckpointTimes, CheckpointWriter, State
-from dlhw.runs.record import Row
 from dlhw.runtime import processes, products, signals
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
+from dlhw.storage.checkpoint import CheckpointTimes, CheckpointWriter, State
+from dlhw.storage.record import Row
 from dlhw.training.acceleration import compiled, cuda_graphed
 from dlhw.training.metrics import divergences, errors_of, running_metrics, split_metrics, weight_metrics
 from dlhw.training.objective import DataLoss, Objective, stacked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlhw.data.tensors import Dataset
-from dlhw.runs.record import Row
+from dlhw.storage.record import Row
 from dlhw.training.objective import flooded
 from dlhw.training.settings import Trainer
 

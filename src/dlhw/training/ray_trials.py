@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import runs_in
-from dlhw.runs.record import Record, Row, directory_name
 from dlhw.runtime import signals
 from dlhw.runtime.files import locked
 from dlhw.runtime.threads import usable_cores
 from dlhw.search.space import Interval, Parameter, Point, Space, Values
+from dlhw.storage import stored
+from dlhw.storage.directories import runs_in
+from dlhw.storage.record import Record, Row, directory_name
 from dlhw.training.trainable import Trainable
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dlhw.views.comparison.settings import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
 if TYPE_CHECKING:
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
     from dlhw.views.comparison.options import Comparison
 
 log = logging.getLogger("dlhw")

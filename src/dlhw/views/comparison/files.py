@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
 from dlhw.views.comparison.results import Result, place, read

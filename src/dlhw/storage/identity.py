@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 import dlhw
-from dlhw.runs import stored
-from dlhw.runs.schemas import Invalid
 from dlhw.runtime.paths import shortened
+from dlhw.storage import stored
+from dlhw.storage.schemas import Invalid
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlhw.runs import stored
 from dlhw.runtime.paths import printable
+from dlhw.storage import stored
 
 _MOST_LISTED = 3
 _MISSING = {

@@ -1,4 +1,4 @@
-"""Write the files of a run directory. Checkpoints are in :mod:`dlhw.runs.checkpoint`.
+"""Write the files of a run directory. Checkpoints are in :mod:`dlhw.storage.checkpoint`.
 
 ``metrics.csv`` has one row per finished epoch. It holds no times, so equal runs have equal files; times are in
 ``timing.csv``. During training the rows of both files are buffered for up to 0.2 seconds, longer with many runs at
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
-from dlhw.runs.stored import Unreadable, complete_lines, read_seconds, read_summary
 from dlhw.runtime.files import locked, write_atomically
+from dlhw.storage.stored import Unreadable, complete_lines, read_seconds, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,9 +1,9 @@
 """Read the files of a run or sweep back: its config, overrides, summary, metrics, times and table.
 
 Every reader checks the file before it uses the content: that it is a regular file of a plausible size, UTF-8, not
-nested too deep, and that it has the keys and types in :mod:`dlhw.runs.schemas`. Otherwise it raises
+nested too deep, and that it has the keys and types in :mod:`dlhw.storage.schemas`. Otherwise it raises
 :class:`Unreadable`. What a reader returns for a file that does not exist is in its docstring. Checkpoints are read by
-:mod:`dlhw.runs.checkpoint`.
+:mod:`dlhw.storage.checkpoint`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ from typing import Any
 import yaml
 
 from dlhw.errors import UsageError
-from dlhw.runs.schemas import DEEPEST, Invalid, check_config, check_metrics, check_multirun, check_summary, check_sweep
 from dlhw.runtime.paths import printable, shortened
+from dlhw.storage.schemas import (
+    DEEPEST,
+    Invalid,
+    check_config,
+    check_metrics,
+    check_multirun,
+    check_summary,
+    check_sweep,
+)
 
 LARGEST_CONFIG = 4 * 2**20
 """The largest ``config.yaml`` or ``multirun.yaml`` in bytes."""

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.runs.stored import irregular
 from dlhw.runtime.files import sync_directory, write_atomically, write_temporary
 from dlhw.runtime.paths import printable
+from dlhw.storage.stored import irregular
 
 log = logging.getLogger(__name__)
 
