@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dlhw.cli import own_code
 from dlhw.cli.build import build
 from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
@@ -83,6 +85,7 @@ class Run:
         config = self.config.copy()
         if "weights" in config.model:  # the weights of the run are loaded below
             config.model.weights = None
+        own_code.make_importable(os.getcwd(), *stored.code_folders(self.path))
         model: nn.Module = build(config, "model", shape=tuple(state["shape"]), outputs=state["outputs"])
         model.to(torch.float64 if config.trainer.precision == "fp64" else torch.float32)
         verification.require_fits_model(self.path / f"{weights}.pt", state, model.state_dict())

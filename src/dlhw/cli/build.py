@@ -44,8 +44,8 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "report": {"model", "data", "untrained", "record"},
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""
-CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer")}
-"""The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
+NEEDED: dict[str, set[str]] = {"init": {"model"}, "optimizer": {"params"}}
+"""The arguments that a target of the user's own must take; it gets those of the others that it takes."""
 SETTINGS = {"trainer": "dlhw.training.settings.Trainer", "comparison": "dlhw.views.comparison.Comparison"}
 """The targets of groups that only hold settings, or base classes of them. Their modules do not import torch."""
 OPTIONAL = ("probe", "report", "study")
@@ -79,13 +79,14 @@ class Component:
     def build(self, **arguments: Any) -> Any:
         """Call the target and return its result; None without a target.
 
-        Raise UsageError if the target fails.
+        A target in own code gets only the arguments that it takes. Raise UsageError if the target fails.
         """
         if self.target is None:
             return None
         try:
+            given = own_code.taken(self.target, arguments) if self.own is not None else arguments.keys()
             with allocating(self.name, building=True):
-                return self.target(**arguments, **self.options)
+                return self.target(**{name: arguments[name] for name in given}, **self.options)
         except UsageError:
             raise
         except NotEnoughMemory as error:
@@ -206,7 +207,7 @@ def _component(
         raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
     name = f"{group}={choice(cfg, group)}"
     if own_code.is_own(target):
-        own_code.require_arguments(name, target, CALLED_WITH.get(group, set()))
+        own_code.require_arguments(name, target, NEEDED.get(group, set()))
     try:
         return Component(name, target, _validated(target, options, arguments)), []
     except pydantic.ValidationError as error:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import config_files, hydra_internals, messages, origins, resuming, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
@@ -123,6 +123,7 @@ class Loader(ComposingLoader):
         milliseconds. Raise UsageError, even where :meth:`load_configuration` ends the program.
         """
         prepare()  # this may be a worker process
+        own_code.make_importable(os.getcwd(), self.config_dir())
         lines = [quoted(line) for line in [*origins.override_lines(master_config.hydra, "hydra"), *sweep_overrides]]
         config_name = master_config.hydra.job.config_name
         try:
@@ -226,6 +227,7 @@ class Loader(ComposingLoader):
             self._lines, self._experiment_readers = tuple(lines), {}
             return self.compose(config_name, lines, run_mode, **options)
 
+        own_code.make_importable(os.getcwd(), self.config_dir())
         lines = [quoted(line) for line in overrides]
         try:
             parsed_overrides = OverridesParser.create().parse_overrides(lines)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ LIBRARIES = ("dlhw", "torch", "torchvision")
 def is_own(target: Callable[..., Any]) -> bool:
     """Return whether a target belongs to the user's own code."""
     return str(_function(target).__module__).partition(".")[0] not in LIBRARIES
+
+
+def make_importable(*folders: str | Path | None) -> None:
+    """Let modules in these folders be imported, if nothing else has their name."""
+    for folder in filter(None, folders):
+        path = os.path.abspath(folder)
+        if path not in sys.path:
+            sys.path.append(path)
 
 
 def sources(cfg: DictConfig) -> list[Path]:
@@ -64,18 +73,27 @@ def import_failure(error: Exception) -> str:
         cause = cause.__cause__
     if isinstance(cause, SyntaxError):
         return f"{cause.msg}, {cause.filename}:{cause.lineno}"
+    if isinstance(cause, ModuleNotFoundError) and f"Error loading '{cause.name}." in str(error):
+        return (
+            f"no module {cause.name}; expected {cause.name}.py in the working directory or in the folder of "
+            "--config-dir, or an installed package"
+        )
     origin = _innermost(cause, file=None)
     if origin is None:
         return " ".join(str(error.__cause__ or error).split())
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}, {origin}"
 
 
+def taken(target: Callable[..., Any], arguments: Collection[str]) -> set[str]:
+    """Return those of the keyword arguments that the target takes."""
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name for name in arguments if takes_any or name in parameters}
+
+
 def require_arguments(name: str, target: Callable[..., Any], arguments: set[str]) -> None:
     """Raise UsageError if the target does not take these keyword arguments."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    missing = sorted(arguments - set(parameters))
+    missing = sorted(arguments - taken(target, arguments))
     if missing:
         names = f"argument{'s' * (len(missing) > 1)} {' and '.join(missing)}"
         raise UsageError(f"{described(name, target)}: must take the {names} ({place(target)})")

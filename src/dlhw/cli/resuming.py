@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlhw.cli import own_code
 from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable, read_path, shortened
@@ -51,6 +52,7 @@ def config_of_run(
     content = stored.read_config(directory)
     if content is None:
         raise UsageError(f"resume={directories.explanation(directory, expected='run or sweep')}")
+    own_code.make_importable(*stored.code_folders(directory))
     changes = changes_of_run(overrides)
     composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])
     cfg = resumed_config(composed, OmegaConf.create(content), changes, directory)

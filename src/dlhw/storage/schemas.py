@@ -77,6 +77,18 @@ def check_multirun(content: Any) -> None:
         require(valid, f"hydra.overrides.{name} must be a list of overrides")
     choices = runtime.get("choices") if isinstance(runtime, Mapping) else None
     require(isinstance(choices, Mapping), "hydra.runtime.choices must be a mapping")
+    _check_sources(runtime)
+
+
+def check_hydra(content: Any) -> None:
+    """Check the working directory and the folders of config files in a ``.hydra/hydra.yaml``."""
+    runtime = content.get("hydra", {}).get("runtime", {}) if isinstance(content, Mapping) else None
+    require(isinstance(runtime, Mapping), "hydra.runtime must be a mapping")
+    require(isinstance(runtime.get("cwd", ""), str), "hydra.runtime.cwd must be a path")
+    _check_sources(runtime)
+
+
+def _check_sources(runtime: Any) -> None:
     sources = runtime.get("config_sources", []) if isinstance(runtime, Mapping) else None
     valid = isinstance(sources, list) and all(
         isinstance(source, Mapping) and all(isinstance(source.get(name), str) for name in ("path", "provider"))

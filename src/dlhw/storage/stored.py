@@ -26,6 +26,7 @@ from dlhw.storage.schemas import (
     DEEPEST,
     Invalid,
     check_config,
+    check_hydra,
     check_metrics,
     check_multirun,
     check_summary,
@@ -162,6 +163,22 @@ def read_multirun(directory: Path) -> dict[str, Any] | None:
     path = directory / "multirun.yaml"
     text = read_text(path, remedy=RESTORE, largest=LARGEST_CONFIG)
     return None if text is None else _parsed_yaml(path, text, check_multirun)
+
+
+def code_folders(directory: Path) -> list[str]:
+    """Return the folders with the user's own code when a run was started: --config-dir, then the working directory.
+
+    Return an empty list if ``.hydra/hydra.yaml`` is missing or unreadable.
+    """
+    path = directory / ".hydra" / "hydra.yaml"
+    try:
+        text = read_text(path, remedy=RESTORE, largest=LARGEST_CONFIG)
+        content = {} if text is None else _parsed_yaml(path, text, check_hydra)
+    except Unreadable:
+        return []
+    runtime = content.get("hydra", {}).get("runtime", {})
+    folders = [source["path"] for source in runtime.get("config_sources", []) if source["provider"] == "command-line"]
+    return [*folders, *([runtime["cwd"]] if "cwd" in runtime else [])]
 
 
 def _parsed_yaml(path: Path, text: str, check: Callable[[Any], None]) -> dict[str, Any]:
