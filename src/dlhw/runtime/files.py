@@ -45,6 +45,15 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock on an existing directory or file."""
+    try:
+        with locked(path, wait=False, busy=""):
+            return False
+    except (OSError, UsageError):
+        return True
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, busy: str) -> Iterator[bool]:
     """Hold an exclusive lock on an existing directory or file.
