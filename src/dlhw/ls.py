@@ -69,9 +69,7 @@ def content(entry: Entry) -> dict[str, Any]:
 def row(entry: Entry) -> tuple[str, ...]:
     """Return the cells of a run or sweep in the table."""
     metric, seconds = entry.monitor or "", entry.summary.get("seconds")
-    values = [
-        "" if value is None else metric_value(metric, value) for value in (entry.metric, entry.test_metric)
-    ]
+    values = ["" if value is None else metric_value(metric, value) for value in (entry.metric, entry.test_metric)]
     jobs = entry.summary.get("jobs")
     epochs = f"{jobs} runs" if entry.kind == "sweep" and jobs else str(entry.epochs or "")
     started, time = f"{entry.started:%Y-%m-%d %H:%M}", "" if seconds is None else clock_time(seconds)

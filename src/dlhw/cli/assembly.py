@@ -343,16 +343,22 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
         raise UsageError("torchrun: does not support trainer.compile or trainer.cuda_graphs")
 
 
+def _monitor_mistake(trainer: Trainer, data: Dataset) -> str | None:
+    """Return which monitor is expected if the trainer's does not exist for the dataset; None if it does."""
+    valid, other = ("val_error_percent", "val_mse") if data.classes else ("val_mse", "val_error_percent")
+    return f"expected trainer.monitor={valid} or val_loss" if trainer.monitor == other else None
+
+
 def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
     """Raise UsageError if the loss, monitor or length of an epoch does not fit the dataset."""
     kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
     if cfg.loss["_target_"].rpartition(".")[2] in (CLASS_LOSSES if data.numeric_targets else NUMERIC_LOSSES):
         valid = "half_mse, mse or log_cosh" if data.numeric_targets else "cross_entropy"
         targets = f"{kind} with the targets -1 and +1" if data.classes and data.numeric_targets else kind
-        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}")
-    if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
-        valid = "val_error_percent" if data.classes else "val_mse"
-        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; expected {valid} or val_loss")
+        lines = [f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}"]
+        raise UsageError("; ".join([*lines, *filter(None, [_monitor_mistake(trainer, data)])]))
+    if monitor := _monitor_mistake(trainer, data):
+        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; {monitor}")
     batches = -(-len(data.train) // trainer.batch_size)
     if trainer.steps_per_epoch is not None and trainer.order == "fixed":
         raise UsageError(

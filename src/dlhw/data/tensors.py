@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.normalization import Normalization
+from dlhw.data.preparation import Preparation
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import free_memory
 from dlhw.runtime.randomness import generator
@@ -90,6 +91,7 @@ class Dataset:
         about: further entries for the summary of a run.
         augmentation: random changes of training pictures; None: no changes.
         views: replace ``train`` in turn, one per epoch: the same samples, augmented differently.
+        prepare: turns raw samples into those of the pool; None: they are the same.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
     views: tuple[Split, ...] = ()
+    prepare: Preparation | None = None
 
     @property
     def parts(self) -> dict[str, Split]:
@@ -166,7 +169,8 @@ class Dataset:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
             stays = self.augments_pictures or _is_too_large(split.pool_x, device)
-            pool = split.pool_x if stays else _to_device(device, split.pool_x)
+            samples = dtype if split.pool_x.is_floating_point() else split.pool_x.dtype
+            pool = split.pool_x if stays else _to_device(device, split.pool_x, samples)
             return Split(pool, _to_device(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}

@@ -12,7 +12,6 @@ from typing import Any
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import clock_time
 from dlhw.runtime.wording import metric_text
-from dlhw.storage import stored
 from dlhw.storage.listing import Entry
 from dlhw.views.comparison.settings import overrides_of
 
