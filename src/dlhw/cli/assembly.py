@@ -109,7 +109,7 @@ class Parts:
     def constants(self) -> State:
         """The part of a checkpoint that does not change in training.
 
-        It has the run's config, the shapes, the dataset's hash and the frozen weights.
+        It has the run's config, the shapes, the dataset's hash, how samples become inputs, and the frozen weights.
         """
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
@@ -118,6 +118,8 @@ class Parts:
             **sizes,
             "run": checkpoint_identity(self.components.cfg, self.components.resolved),
             "data": self.data.sha256,
+            "normalize": self.data.normalize.state,
+            "prepare": None if self.data.prepare is None else self.data.prepare.state,
             "model": frozen,
         }
 

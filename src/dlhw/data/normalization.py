@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,16 @@ class Normalization:
     def identity(cls, device: torch.device, dtype: torch.dtype) -> Normalization:
         """Build the normalization that changes only the dtype of inputs."""
         return cls(torch.zeros((), device=device, dtype=dtype), torch.ones((), device=device, dtype=dtype))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`from_state` needs, for a checkpoint."""
+        return {"shift": self.shift.cpu(), "scale": self.scale.cpu(), "size": self.size}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Normalization:
+        """Return the normalization with this state."""
+        return cls(state["shift"], state["scale"], state["size"])
 
     @property
     def device(self) -> torch.device:
