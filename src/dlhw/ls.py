@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from dlhw.cli import failures
 from dlhw.runtime.paths import printable, read_path
@@ -39,31 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.experiment in (None, entry.experiment) and options.status in (None, entry.status)
         ]
         if options.json:
-            print(json.dumps([content(entry) for entry in found], indent=2, ensure_ascii=False))
+            print(json.dumps([entry.content for entry in found], indent=2, ensure_ascii=False))
             return
         shown = found if options.all else found[:SHOWN]
         print(text_table(HEADER, [row(entry) for entry in shown], right=HEADER[3:7]))
         if len(shown) < len(found):
             print(f"{len(found) - len(shown)} older ones are not shown (--all)")
-
-
-def content(entry: Entry) -> dict[str, Any]:
-    """Return a run or sweep as a mapping of plain values."""
-    return {
-        "path": str(entry.path),
-        "kind": entry.kind,
-        "experiment": entry.experiment,
-        "started": entry.started.isoformat(sep=" "),
-        "status": entry.status,
-        "monitor": entry.monitor,
-        "validation": entry.metric,
-        "test": entry.test_metric,
-        "best_epoch": entry.best.get("epoch"),
-        "epochs": entry.epochs,
-        "seconds": entry.summary.get("seconds"),
-        "seed": entry.summary.get("seed"),
-        "parameters": entry.summary.get("parameters"),
-    }
 
 
 def row(entry: Entry) -> tuple[str, ...]:

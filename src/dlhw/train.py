@@ -111,7 +111,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assembly.assemble_parts(components)
         training_run = lifecycle.begin(cfg, record, parts)
-        log.info("%s, in %s", lifecycle.title(cfg, parts), record.path)
+        log.info("%s, in %s", lifecycle.title(cfg, parts.data.name), record.path)
         Training(
             Single(parts.trained, parts.optimizer, parts.schedule),
             [training_run],

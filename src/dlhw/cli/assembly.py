@@ -120,6 +120,7 @@ class Parts:
             "data": self.data.sha256,
             "normalize": self.data.normalize.state,
             "prepare": None if self.data.prepare is None else self.data.prepare.state,
+            "classes": list(self.data.classes),
             "model": frozen,
         }
 

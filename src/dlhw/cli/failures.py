@@ -18,6 +18,7 @@ logs how to resume it; its error goes to the launcher, and the sweep ends with e
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import logging
 import os
@@ -165,12 +166,34 @@ def _require_working_directory() -> None:
 
 
 def stop(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> NoReturn:
-    """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead."""
+    """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead.
+
+    The SystemExit has the error as its cause.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    with contextlib.suppress(OSError):  # the reader of stderr may have ended
-        print(printable_lines(one_line(error, directory)), file=sys.stderr)
-    sys.exit(1)
+    if not _called_from_python.get():
+        with contextlib.suppress(OSError):  # the reader of stderr may have ended
+            print(printable_lines(one_line(error, directory)), file=sys.stderr)
+    raise SystemExit(1) from error
+
+
+_called_from_python = contextvars.ContextVar("called_from_python", default=False)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Raise the errors that would end the program, for callers in Python, without printing them."""
+    token = _called_from_python.set(True)
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__cause__, Exception):
+            raise ended.__cause__ from None
+        if ended.code not in (0, None, 1):
+            raise
+    finally:
+        _called_from_python.reset(token)
 
 
 def one_line(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> str:

@@ -108,14 +108,8 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     from dlhw.views import plots  # imports matplotlib, which takes half a second
 
     result, record = run.result(parts.trainer), run.record
-    picture = plots.curves_png(
-        record.rows,
-        title=title(cfg, parts),
-        best_epoch=int(result.best["epoch"]),
-        flood=parts.regularization.flood,
-        train_label=f"train ({parts.trainer.train_metrics})",
-        loss_label=f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
-    )
+    labels = curve_labels(cfg, parts.data.name)
+    picture = plots.curves_png(record.rows, best_epoch=int(result.best["epoch"]), **labels)
     record.png("curves", picture)
     seconds = record.seconds()
     content = {
@@ -173,9 +167,19 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
     raise error
 
 
-def title(cfg: DictConfig, parts: Parts) -> str:
+def title(cfg: DictConfig, data_name: str) -> str:
     """Return the title of a run: its name, model and dataset."""
-    return f"{cfg.name}: {cfg.model.get('architecture') or choice(cfg, 'model')} on {parts.data.name}"
+    return f"{cfg.name}: {cfg.model.get('architecture') or choice(cfg, 'model')} on {data_name}"
+
+
+def curve_labels(cfg: DictConfig, data_name: str) -> dict[str, Any]:
+    """Return the title, the labels and the flood level of a run's curves."""
+    return {
+        "title": title(cfg, data_name),
+        "flood": cfg.regularization.flood,
+        "train_label": f"train ({cfg.trainer.train_metrics})",
+        "loss_label": f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
+    }
 
 
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def is_own(target: Callable[..., Any]) -> bool:
 
 def make_importable(*folders: str | Path | None) -> None:
     """Let modules in these folders be imported, if nothing else has their name."""
-    for folder in filter(None, folders):
-        path = os.path.abspath(folder)
-        if path not in sys.path:
+    for folder in folders:
+        path = None if folder is None else os.path.abspath(folder)
+        if path is not None and path not in sys.path:
             sys.path.append(path)
 
 

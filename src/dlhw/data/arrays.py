@@ -72,7 +72,9 @@ def from_arrays(
     preparation, normalize = _scaling(rest, standardize=standardize)
     if preparation is not None:
         pools = {id(split.pool_x): preparation(split.pool_x) for split in splits.values()}
-        splits = {part: replace(split, pool_x=pools[id(split.pool_x)]) for part, split in splits.items()}
+        splits = {
+            part: replace(split, pool_x=pools[id(split.pool_x)], raw=split.pool_x) for part, split in splits.items()
+        }
     return Dataset(
         name=name,
         train=splits["train"],

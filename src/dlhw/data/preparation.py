@@ -53,9 +53,10 @@ class Standardization:
         mean, std = values.mean(over, keepdim=True)[0], values.std(over, correction=0, keepdim=True)[0]
         return cls(mean, torch.where(std > 0, std, 1.0))
 
-    def __call__(self, raw: Tensor) -> Tensor:
-        """Return the standardized samples, in the dtype of ``raw``; computed in float64."""
-        return ((raw.double() - self.mean) / self.std).to(raw.dtype)
+    def __call__(self, raw: Any) -> Tensor:
+        """Return the standardized samples of an array or tensor (N, C, ...); computed in float64, in its dtype."""
+        x = torch.as_tensor(raw)
+        return ((x.double() - self.mean) / self.std).to(x.dtype if x.is_floating_point() else torch.float64)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -64,3 +65,13 @@ class Standardization:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         return cls(state["mean"], state["std"])
+
+
+def from_state(state: Mapping[str, Any] | None) -> Preparation | None:
+    """Return the preparation with this state; None for samples that are not prepared."""
+    from dlhw.data.tables import TableEncoder
+
+    if state is None:
+        return None
+    kinds: tuple[type[Preparation], ...] = (Standardization, TableEncoder)
+    return next(kind for kind in kinds if kind.kind == state["kind"]).from_state(state)

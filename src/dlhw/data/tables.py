@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -174,7 +174,8 @@ def table(
         standardize=False,
         about=about,
     )
-    return data.with_parts({}, prepare=encoder)
+    parts = {part: replace(split, raw=features) for part, split in data.parts.items()}
+    return data.with_parts(parts, prepare=encoder)
 
 
 def located(path: str, data_dir: Path) -> Path:

@@ -38,6 +38,8 @@ class Split:
     +1."""
     rows: Tensor | None = None
     """Rows of the pool (n,), or (K, n) for K variants that are trained together; None: the whole pool."""
+    raw: Any = None
+    """What the samples were before :attr:`Dataset.prepare`: an array or DataFrame with P rows; None: the same."""
 
     def __len__(self) -> int:
         return len(self.pool_y) if self.rows is None else self.rows.shape[-1]
@@ -51,6 +53,14 @@ class Split:
     def x(self) -> Tensor:
         """All samples (n, *shape), copied from the pool."""
         return self.pool_x if self.rows is None else self.pool_x.index_select(0, self.rows)
+
+    @property
+    def raw_x(self) -> Any:
+        """All samples as they were before :attr:`Dataset.prepare`: an array or DataFrame with n rows."""
+        if self.raw is None:
+            return self.x
+        rows = self.all_rows()[0].numpy()
+        return self.raw.iloc[rows] if hasattr(self.raw, "iloc") else self.raw[rows]
 
     @property
     def y(self) -> Tensor:
@@ -243,7 +253,7 @@ def split_off(
 
 def split_at(split: Split, index: Tensor) -> Split:
     """Return the samples at the positions ``index`` (n,) of ``split``; they share its pool."""
-    return Split(split.pool_x, split.pool_y, index if split.rows is None else split.rows[index])
+    return replace(split, rows=index if split.rows is None else split.rows[index])
 
 
 def combine(parts: Sequence[Split]) -> Split:

@@ -77,6 +77,25 @@ class Entry:
         value: float | None = ((self.summary.get("winner") or {}).get(monitor) or {}).get("mean")
         return value
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """The run or sweep as a mapping of plain values."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "experiment": self.experiment,
+            "started": self.started.isoformat(sep=" "),
+            "status": self.status,
+            "monitor": self.monitor,
+            "validation": self.metric,
+            "test": self.test_metric,
+            "best_epoch": self.best.get("epoch"),
+            "epochs": self.epochs,
+            "seconds": self.summary.get("seconds"),
+            "seed": self.summary.get("seed"),
+            "parameters": self.summary.get("parameters"),
+        }
+
 
 def entries(folder: Path, *, jobs: bool = False) -> list[Entry]:
     """Return the runs and sweeps in a folder and its subfolders, those that started last first.

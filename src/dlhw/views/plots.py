@@ -136,6 +136,24 @@ def curves_png(
     )
 
 
+def curves_figure(
+    rows: Sequence[Mapping[str, float]],
+    *,
+    title: str,
+    best_epoch: int | None,
+    flood: float = 0.0,
+    train_label: str = "train",
+    loss_label: str = "loss",
+) -> Figure:
+    """Return the picture of :func:`curves_png` as a figure of matplotlib, which takes longer and can be changed."""
+    quantities = _quantities(rows, loss_label)
+    notes = "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
+    figure, all_axes = new_figure(len(quantities), title=title, subtitle=notes, foot_inches=0.24)
+    lines = _draw_curves(all_axes, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
+    add_legend(figure, list(lines.values()), list(lines), loc="outside lower center", columns=len(lines))
+    return figure
+
+
 def _quantities(rows: Sequence[Mapping[str, float]], loss_label: str) -> list[tuple[str, str]]:
     """Return the quantity of each panel of learning curves with its label."""
     assert rows, "no epochs to draw"

@@ -92,6 +92,12 @@ def write_comparison(
     return Conclusion(**{**vars(conclusion), "notes": (*conclusion.notes, *notes)})
 
 
+def conclusion_of(runs: Sequence[Path]) -> Conclusion:
+    """Rank the results of runs without writing anything."""
+    results = read(runs)
+    return rank_settings(results, _job_names(results))
+
+
 def _job_names(results: Sequence[Result]) -> list[str]:
     """Return the paths of the runs below the folder that contains them all: in a sweep, the names of their directories.
 
