@@ -106,13 +106,13 @@ def test_jobs_have_valid_different_names_wherever_their_runs_are(
     monkeypatch.chdir(tmp_path / "here")
     for _ in range(2):  # the second time into the earlier comparison
         compare([text.format(tmp_path) for text in arguments], output="out")
-        assert list(load_sweep("out").index) == jobs
+        assert list(load_sweep("out").jobs.index) == jobs
 
 
 def test_run_in_the_working_directory_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_run(tmp_path / "b=0" / "run").parent / "run")
     compare(".", output=tmp_path / "out")
-    assert list(load_sweep(tmp_path / "out").index) == ["run"]
+    assert list(load_sweep(tmp_path / "out").jobs.index) == ["run"]
 
 
 @pytest.mark.parametrize("given", [str, Path, lambda path: [str(path)], lambda path: (one for one in [path])])
