@@ -13,10 +13,11 @@ import dlhw
 SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
-    {"sweeps", "compare", "predict"},
+    {"__main__"},
+    {"sweeps", "compare", "predict", "evaluate", "ls", "show", "inprocess"},
     {"train", "reading"},
     {"cli"},
-    {"studies"},
+    {"studies", "applying"},
     {"training", "views"},
     {"data", "models", "search"},
     {"storage"},

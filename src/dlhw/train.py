@@ -7,12 +7,13 @@ runs its study.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhw.errors import UsageError
-from dlhw.runtime import signals
+from dlhw.runtime import processes, signals
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,6 +52,8 @@ def task(
         if in_sweep:
             lifecycle.resume_same_run(cfg, record)
         run(cfg, record, overrides, after_epoch)
+        if not in_sweep and not processes.rank():
+            log.info("next: dlhw show %s", shlex.quote(str(record.path)))
 
 
 def train_trial(cfg: DictConfig, directory: Path, after_epoch: AfterEpoch) -> None:
@@ -94,7 +97,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
     ``after_epoch`` is called with the row of each epoch.
     """
     from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
-    from dlhw.runtime import devices, processes
+    from dlhw.runtime import devices
     from dlhw.training.loop import Training
     from dlhw.training.trainable import Trainable
     from dlhw.training.variants import Single
@@ -111,8 +114,9 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assembly.assemble_parts(components)
         training_run = lifecycle.begin(cfg, record, parts)
-        log.info("%s, in %s", lifecycle.title(cfg, parts.data.name), record.path)
-        Training(
+        for line in lifecycle.header(cfg, parts, record):
+            log.info("%s", line)
+        training = Training(
             Single(parts.trained, parts.optimizer, parts.schedule),
             [training_run],
             parts.trained_on,
@@ -121,7 +125,9 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
             precision=parts.precision,
             probe=parts.probe,
             after_epoch=after_epoch,
-        ).fit()
+        )
+        with lifecycle.drawn_if_interrupted(cfg, parts, training_run):
+            training.fit()
     if processes.rank() == 0:
         log.info("%s", lifecycle.finish(cfg, parts, training_run))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from dlhw.cli.build import choice
 from dlhw.cli.resuming import require_unfinished
 from dlhw.data.tensors import Dataset
 from dlhw.errors import ChecksFailed, UsageError
-from dlhw.runtime import provenance
+from dlhw.runtime import processes, provenance, signals
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.wording import metric_name
 from dlhw.storage import checkpoint, verification
 from dlhw.storage.answer import Answer
 from dlhw.storage.checkpoint import State
@@ -105,12 +108,8 @@ def require_checkpoint(path: Path, state: State, kind: Kind, parts: Parts, const
 
 def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed."""
-    from dlhw.views import plots  # imports matplotlib, which takes half a second
-
     result, record = run.result(parts.trainer), run.record
-    labels = curve_labels(cfg, parts.data.name)
-    picture = plots.curves_png(record.rows, best_epoch=int(result.best["epoch"]), **labels)
-    record.png("curves", picture)
+    draw_curves(cfg, parts, run)
     seconds = record.seconds()
     content = {
         **asdict(result),
@@ -122,6 +121,39 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     }
     record.summary({"status": "finished", **content})
     return result
+
+
+def draw_curves(cfg: DictConfig, parts: Parts, run: TrainingRun) -> None:
+    """Write ``curves.png`` with the epochs so far, of which there is at least one."""
+    from dlhw.views import plots  # imports matplotlib, which takes half a second
+
+    best = int(run.best(parts.trainer)["epoch"])
+    picture = plots.curves_png(run.record.rows, best_epoch=best, **curve_labels(cfg, parts.data.name))
+    run.record.png("curves", picture)
+
+
+@contextlib.contextmanager
+def drawn_if_interrupted(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Iterator[None]:
+    """Draw the curves of a run that is interrupted in this context, by the first process."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.record.rows and not processes.rank():
+            with signals.stoppable(False), contextlib.suppress(OSError):
+                draw_curves(cfg, parts, run)
+        raise
+
+
+def header(cfg: DictConfig, parts: Parts, record: Record) -> list[str]:
+    """Return what a run trains, on what, and by which metric its best epoch is chosen."""
+    parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+    names = {"train": "training", "val": "validation", "test": "test"}
+    sizes = ", ".join(f"{len(part):,} {names[name]}" for name, part in parts.data.parts.items())
+    return [
+        f"{title(cfg, parts.data.name)}, in {record.path}",
+        f"{parameters:,} parameters, {sizes} samples, {parts.precision.device.type}, "
+        f"best by {metric_name(parts.trainer.monitor)}",
+    ]
 
 
 def report(parts: Parts, record: Record) -> dict[str, Any]:
