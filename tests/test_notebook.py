@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import types
+import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +74,18 @@ def test_epochs_are_in_the_table_and_other_lines_are_printed(
         logger.info("something else")
     assert "3 of 3 epochs" in handle.shown[-1]
     assert capsys.readouterr().out == "something else\n"
+
+
+@pytest.mark.slow
+def test_notebook_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    content = nbformat.read(Path(__file__).parents[1] / "docs" / "tour.ipynb", as_version=4)
+    with warnings.catch_warnings(action="ignore"):  # of the client's own event loop
+        nbclient.NotebookClient(content, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in content.cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [str(output.get("data", output.get("text"))) for output in outputs]
+    assert any("30 of 30 epochs" in text for text in texts)
+    assert any("95 % interval" in text for text in texts)
+    assert sum("image/png" in text for text in texts) == 2
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]

@@ -6,6 +6,7 @@ The caller saves them. Learning curves are drawn by :mod:`.rendering`, because e
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -46,6 +47,15 @@ _GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
 _LARGEST_DRAWN = 1e290  # the limits of an axis, and the reciprocal of its length, must be finite
 
 
+class ShownFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png")
+        return image.getvalue()
+
+
 def new_figure(
     panels: int,
     *,
@@ -64,7 +74,7 @@ def new_figure(
     rows = math.ceil(panels / columns)
     heading, heading_inches = _heading(title, subtitle)
     height = rows * panel_inches + heading_inches + foot_inches
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
+    figure = ShownFigure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
     top = 1 - heading_inches / height
     pads = {"w_pad": _GAP_INCHES, "h_pad": _GAP_INCHES, "wspace": 0.06}
     figure.set_layout_engine("constrained", rect=(0, 0, 1, top), **pads)
