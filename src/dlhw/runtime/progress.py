@@ -37,6 +37,7 @@ T = TypeVar("T")
 _log = logging.getLogger("dlhw")
 _OF_AN_EPOCH = {"epoch": True}
 """Marks the log lines about epochs."""
+QUIET_SECONDS = 60.0
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
@@ -53,6 +54,8 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
+        if _hidden(record):
+            return
         try:
             text = printable_lines(self.format(record))
             if in_notebook():
@@ -71,6 +74,32 @@ class ConsoleHandler(logging.Handler):
             raise
         except Exception:
             self.handleError(record)
+
+
+class _Quiet:
+    """Whether only some records are shown in this process, and when one was shown last."""
+
+    active = False
+    shown = 0.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Show only warnings and, once a minute, the results of an epoch; ``run.log`` has all lines."""
+    before, _Quiet.active, _Quiet.shown = _Quiet.active, True, time.monotonic()
+    try:
+        yield
+    finally:
+        _Quiet.active = before
+
+
+def _hidden(record: logging.LogRecord) -> bool:
+    if not _Quiet.active or record.levelno >= logging.WARNING:
+        return False
+    if not getattr(record, "epoch", False) or time.monotonic() - _Quiet.shown < QUIET_SECONDS:
+        return True
+    _Quiet.shown = time.monotonic()
+    return False
 
 
 class RunLog(logging.FileHandler):

@@ -29,7 +29,7 @@ from dlhw.cli import composition, failures, program, resuming
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
-from dlhw.runtime import signals
+from dlhw.runtime import progress, signals
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
@@ -38,6 +38,7 @@ from dlhw.storage.directories import is_sweep_of_dlhw
 from dlhw.storage.identity import without_hydra
 from dlhw.storage.record import Record, directory_name
 from dlhw.sweeps.expansion import MOST_JOBS, Plan
+from dlhw.sweeps.job_lines import JobLines
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob, failure_reason, mark_unfinished, obstacle
 
 if TYPE_CHECKING:
@@ -294,7 +295,8 @@ class JobSweeper(Sweeper):
 
     def launcher_for(self, jobs: int) -> Launcher:
         """Return the launcher that the config names, for this number of jobs. Raise UsageError if it is invalid."""
-        worker = Worker(self.program, jobs, platform.node(), os.getpid())
+        lines = JobLines(Path(self.cfg.hydra.sweep.dir), jobs, time.time())
+        worker = Worker(self.program, lines, platform.node(), os.getpid())
         try:
             return Plugins.instance().instantiate_launcher(self.context, worker, self.cfg)
         except Exception as error:
@@ -310,7 +312,7 @@ class Worker:
     """The function that a launcher calls for each job, in any process. A local process ends when the sweeper's ends."""
 
     program: Program
-    jobs: int
+    lines: JobLines
     host: str
     sweeper: int
     """The id of the sweeper's process."""
@@ -321,8 +323,9 @@ class Worker:
         if platform.node() == self.host and os.getpid() != self.sweeper:
             _end_with(self.sweeper)
         settings = HydraConfig.get()
-        log.info("job %d of %d: %s", settings.job.num + 1, self.jobs, settings.sweep.subdir)
-        error = failures.failure_of(lambda: self.program(cfg))
+        with progress.quiet():
+            error = failures.failure_of(lambda: self.program(cfg))
+        log.info("%s", self.lines.line(settings.job.num + 1, settings.sweep.subdir))
         return None if error is None else f"{type(error).__name__}: {error}"
 
 
