@@ -25,7 +25,10 @@ REQUIRED = {
     "study/ray_tune.yaml": ["+study.space={optimizer.lr:[0.1,0.2]}"],
     "optimizer/torch.yaml": ["optimizer.name=NAdam"],
     "init/from_run.yaml": ["init.run=there"],
+    "dataset/idx.yaml": ["dataset.root=there"],
     "dataset/image_folder.yaml": ["dataset.root=there"],
+    "dataset/npz.yaml": ["dataset.path=there"],
+    "dataset/table.yaml": ["dataset.path=there", "dataset.target=y"],
     "model/torchvision.yaml": ["model.architecture=resnet18"],
 }
 """Overrides of the options that have no default, by config file."""

@@ -14,8 +14,8 @@ from torch import nn
 
 from dlhw.cli import own_code
 from dlhw.cli.build import build
-from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
+from dlhw.runtime.hints import expected_one_of
 from dlhw.runtime.paths import shortened
 from dlhw.storage import checkpoint, directories, stored, verification
 from dlhw.storage.checkpoint import State

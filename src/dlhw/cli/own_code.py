@@ -33,8 +33,7 @@ def is_own(target: Callable[..., Any]) -> bool:
 
 def make_importable(*folders: str | Path | None) -> None:
     """Let modules in these folders be imported, if nothing else has their name."""
-    for folder in filter(None, folders):
-        path = os.path.abspath(folder)
+    for path in (os.path.abspath(folder) for folder in folders if folder):
         if path not in sys.path:
             sys.path.append(path)
 
@@ -62,7 +61,8 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
     reason = " ".join(str(error).split())
     if not is_own(target):
         return UsageError(f"{name}: {reason}")
-    text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    kind = type(error).__name__
+    text = reason if isinstance(error, UsageError) else f"{kind}: {reason}" if reason else kind
     return UsageError(f"{described(name, target)}: {doing}{text} ({place(target, error)})")
 
 

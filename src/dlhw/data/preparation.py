@@ -7,12 +7,18 @@ of a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
+
+NEGLIGIBLE = 1e-12
+"""A standard deviation that is a smaller share of the mean is a rounding error: the values are constant."""
+VALUES_AT_ONCE = 2**22
+"""Values that are converted to float64 at once, so that large arrays of bytes are not copied as a whole."""
 
 
 class Preparation(Protocol):
@@ -46,16 +52,24 @@ class Standardization:
     kind: ClassVar[str] = "standardization"
 
     @classmethod
-    def of(cls, x: Tensor) -> Standardization:
-        """Compute mean and standard deviation of samples (N, C, ...), with the denominator N."""
+    def of(cls, x: Tensor, rows: Tensor) -> Standardization:
+        """Compute mean and standard deviation of the samples at ``rows`` of ``x`` (N, C, ...), in float64.
+
+        The denominator of the variance is the number of values.
+        """
         over = [0, *range(2, x.ndim)]
-        values = x.double()
-        mean, std = values.mean(over, keepdim=True)[0], values.std(over, correction=0, keepdim=True)[0]
-        return cls(mean, torch.where(std > 0, std, 1.0))
+        count = len(rows) * math.prod(x.shape[2:])
+        mean = _total(values.sum(over, keepdim=True) for values in _at_once(x, rows)) / count
+        squares = _total((values - mean).square().sum(over, keepdim=True) for values in _at_once(x, rows))
+        std = (squares / count).sqrt()
+        return cls(mean[0], torch.where(std > NEGLIGIBLE * mean.abs(), std, 1.0)[0])
 
     def __call__(self, raw: Tensor) -> Tensor:
         """Return the standardized samples, in the dtype of ``raw``; computed in float64."""
-        return ((raw.double() - self.mean) / self.std).to(raw.dtype)
+        result = torch.empty_like(raw)
+        for rows in _slices(raw):
+            result[rows] = (raw[rows].double() - self.mean) / self.std
+        return result
 
     @property
     def state(self) -> dict[str, Any]:
@@ -64,3 +78,19 @@ class Standardization:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         return cls(state["mean"], state["std"])
+
+
+def _at_once(x: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    for part in _slices(x, len(rows)):
+        yield x[rows[part]].double()
+
+
+def _slices(x: Tensor, count: int | None = None) -> Iterator[slice]:
+    """Yield slices of ``count`` samples such as those of ``x``; by default, all of ``x``."""
+    step = max(1, VALUES_AT_ONCE // math.prod(x.shape[1:]))
+    total = len(x) if count is None else count
+    return (slice(start, start + step) for start in range(0, total, step))
+
+
+def _total(tensors: Iterator[Tensor]) -> Tensor:
+    return sum(tensors, start=torch.zeros((), dtype=torch.float64))

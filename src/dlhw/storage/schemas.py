@@ -83,7 +83,8 @@ def check_multirun(content: Any) -> None:
 def check_hydra(content: Any) -> None:
     """Check the working directory and the folders of config files in a ``.hydra/hydra.yaml``."""
     runtime = content.get("hydra", {}).get("runtime", {}) if isinstance(content, Mapping) else None
-    require(isinstance(runtime, Mapping), "hydra.runtime must be a mapping")
+    if not isinstance(runtime, Mapping):
+        raise Invalid("hydra.runtime must be a mapping")
     require(isinstance(runtime.get("cwd", ""), str), "hydra.runtime.cwd must be a path")
     _check_sources(runtime)
 
