@@ -13,7 +13,8 @@ import dlhw
 SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
-    {"sweeps", "compare", "predict"},
+    {"__main__"},
+    {"sweeps", "compare", "predict", "new", "show", "ls", "templates"},
     {"train", "reading"},
     {"cli"},
     {"studies"},

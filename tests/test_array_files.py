@@ -149,7 +149,7 @@ def test_idx_files_of_every_type_and_shape_are_read(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "invalid header "),
+        (b"", "invalid header"),
         (b"\0\0\x08", "invalid header 000008"),
         (b"\0\1\x08\1", "invalid header 00010801"),
         (b"\0\0\x07\1", "invalid header 00000701"),

@@ -126,9 +126,8 @@ def test_whole_numbers_in_a_column_of_texts_stay_the_same_category(tmp_path: Pat
         ([1, None] * 10, ["c", "c is missing"]),
         ([2**63, 2**64 - 1] * 10, ["c"]),
         ([0.1] * 20, ["c"]),
-        ([0] * 19 + [1e300], ["c"]),
     ],
-    ids=["booleans", "missing booleans", "dates", "mixed", "missing", "large", "constant", "huge"],
+    ids=["booleans", "missing booleans", "dates", "mixed", "missing", "large", "constant"],
 )
 def test_types_of_columns(tmp_path: Path, values: list[Any], inputs: list[str]) -> None:
     data = table(saved(tmp_path, {"c": values}))
@@ -217,7 +216,7 @@ def test_what_was_read_is_logged_and_described(tmp_path: Path, caplog: pytest.Lo
         data = table(path, exclude=["id", "note*", "[k]"])
     assert caplog.messages[-1] == (
         f"{path}: 20 rows; left out 5 rows without y; left out id, note 1, [k] (excluded); left out empty (without "
-        "values); numbers, standardized by the training part: a; categories: c (1); missing values: c (5); 3 inputs; "
+        "values); numbers, standardized by the training part: a; categories: c (1); missing values: c (10); 3 inputs; "
         "target y: 2 classes: p, q; train 10, val 2, test 3"
     )
     assert data.description["rows_without_target"] == 5
@@ -259,7 +258,7 @@ INVALID: dict[str, tuple[str, dict[str, Any], str]] = {
     "no header for a column": ("a,y\n" + "1,0,5\n2,1,6\n" * 9, {}, "FILE: cannot be read as a table (*)"),
     "decimal commas": ("a;y\n" + "1,5;0\n2,5;1\n" * 9, {}, "FILE: column a has numbers with a comma, such as 1,5; "
                        "expected a decimal point and no separator of thousands"),
-    "infinite": (f"a,y\n{ROWS}inf,1\n", {}, "FILE: column a has an infinite value; expected finite numbers"),
+    "infinite": (f"a,y\n{ROWS}-inf,1\n", {}, "FILE: column a has the value -inf; expected at most 1e+100"),
     "texts": (f"a,y\n{DIFFERENT}", {}, "FILE: column a has 300 different texts, such as day 0; expected numbers or at "
               "most 200 categories; leave it out with dataset.exclude=[a]"),
     "one class": ("a,y\n" + "1,0\n" * 9, {}, "FILE: column y: all labels are 0; expected at least two classes"),

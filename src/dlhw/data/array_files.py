@@ -60,6 +60,8 @@ def npz(
         with np.load(file, allow_pickle=False) as archive:
             names = _names_of_parts(archive.files, file, x=x, y=y)
             parts = {part: (archive[samples], archive[labels]) for part, (samples, labels) in names.items()}
+    except UsageError:
+        raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(f"{printable(file)}: cannot be read as .npz ({_reason(error)})") from error
     return _dataset(

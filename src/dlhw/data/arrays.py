@@ -135,7 +135,7 @@ def split_parts(
         unseen = [shortened(name) for name, count in zip(classes, counts, strict=True) if not count]
         if unseen:
             log.warning("no training samples of the class%s %s", "es" * (len(unseen) > 1), ", ".join(unseen))
-    return parts
+    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
 
 
 def _samples(values: Array, part: str) -> Tensor:

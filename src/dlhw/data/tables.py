@@ -38,6 +38,8 @@ MOST_CLASSES = 20
 """Whole numbers with at most so many different values are classes, unless the task is given."""
 MOST_CATEGORIES = 200
 """A column of texts with more different values, such as names or dates, is an error."""
+LARGEST_NUMBER = 1e100
+"""The largest absolute value of a feature: the squares of larger ones are infinite."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 
 
@@ -144,12 +146,12 @@ def _first_text(values: pd.Series[Any]) -> str:
 
 
 def _require_usable(values: pd.Series[Any], file: Path) -> None:
-    """Raise UsageError if a feature has an infinite number, decimal commas or too many categories."""
+    """Raise UsageError if a feature has a number that is too large, decimal commas or too many categories."""
     where, name = printable(file), shortened(values.name)
     known = values.dropna()
     if is_number(values):
-        if not np.isfinite(known.to_numpy(float)).all():
-            raise UsageError(f"{where}: column {name} has an infinite value; expected finite numbers")
+        if not (large := known[known.abs() > LARGEST_NUMBER]).empty:
+            raise UsageError(f"{where}: column {name} has the value {large.iloc[0]}; expected at most {LARGEST_NUMBER:g}")
         return
     different = set(texts(known))
     if all(DECIMAL_COMMA.fullmatch(text) for text in different):
