@@ -68,12 +68,13 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
 
 def import_failure(error: Exception) -> str:
     """Return why a target cannot be imported, from Hydra's error, with the file and line that raised it in own code."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    cause = chain[-1]
     if isinstance(cause, SyntaxError):
         return f"{cause.msg}, {cause.filename}:{cause.lineno}"
-    if isinstance(cause, ModuleNotFoundError) and f"Error loading '{cause.name}." in str(error):
+    if isinstance(cause, ModuleNotFoundError) and any(f"Error loading '{cause.name}." in str(link) for link in chain):
         return (
             f"no module {cause.name}; expected {cause.name}.py in the working directory or in the folder of "
             "--config-dir, or an installed package"

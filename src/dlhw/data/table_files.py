@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import logging
 import warnings
 import zlib
@@ -73,9 +74,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _delimiter(path: Path) -> str:
-    """Return what separates the cells of the first line: a comma, semicolon, tab or bar."""
+    """Return what separates the cells: a comma, semicolon, tab or bar.
+
+    It gives the first line several cells, the second line as many if possible, and otherwise the most cells.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         lines = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
-        first = next((line for line in lines if line.strip()), "")
-    counts = {delimiter: len(next(csv.reader([first], delimiter=delimiter))) for delimiter in DELIMITERS}
-    return max(counts, key=lambda delimiter: counts[delimiter])
+        first = list(itertools.islice(filter(str.strip, lines), 2)) or [""]
+
+    def fit(delimiter: str) -> tuple[bool, bool, int]:
+        counts = [len(next(csv.reader([line], delimiter=delimiter))) for line in first]
+        return counts[0] > 1, counts[0] == counts[-1], counts[0]
+
+    return max(DELIMITERS, key=fit)

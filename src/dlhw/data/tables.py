@@ -151,7 +151,9 @@ def _require_usable(values: pd.Series[Any], file: Path) -> None:
     known = values.dropna()
     if is_number(values):
         if not (large := known[known.abs() > LARGEST_NUMBER]).empty:
-            raise UsageError(f"{where}: column {name} has the value {large.iloc[0]}; expected at most {LARGEST_NUMBER:g}")
+            raise UsageError(
+                f"{where}: column {name} has the value {large.iloc[0]}; expected at most {LARGEST_NUMBER:g}"
+            )
         return
     different = set(texts(known))
     if all(DECIMAL_COMMA.fullmatch(text) for text in different):
