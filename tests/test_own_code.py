@@ -189,7 +189,7 @@ def test_mistakes_in_a_dataset_or_loss_are_one_line(group: str, target: str, mes
         ("own_syntax.Network", r"invalid syntax, .*own_syntax\.py:2"),
         (
             "own_nowhere.Network",
-            r"no module own_nowhere; expected own_nowhere\.py in the working directory or in the folder",
+            r"no module own_nowhere; expected own_nowhere\.py in the working directory",
         ),
         ("builtins.dict", "no signature found for builtin type <class 'dict'>"),
     ],

@@ -243,8 +243,8 @@ def test_a_relative_path_is_searched_in_the_data_directory(tmp_path: Path) -> No
 ROWS = "".join(f"{number},{number % 2}\n" for number in range(20))
 DIFFERENT = "".join(f"day {number},{number % 2}\n" for number in range(300))
 INVALID: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no such column": (f"size,kind\n{ROWS}", {"target": "knid"}, "dataset.target=knid: FILE has no such column (did you "
-                       "mean kind?); expected one of size, kind"),
+    "no such column": (f"size,kind\n{ROWS}", {"target": "knid"}, "dataset.target=knid: FILE has no such column (did "
+                       "you mean kind?); expected one of size, kind"),
     "nothing excluded": (f"size,y\n{ROWS}", {"exclude": ["sizes"]}, "dataset.exclude=[sizes]: FILE has no such column "
                          "besides the target (did you mean size?); expected one of size"),
     "empty": ("", {}, "FILE: is empty; expected a line with the names of the columns"),
@@ -262,11 +262,11 @@ INVALID: dict[str, tuple[str, dict[str, Any], str]] = {
     "texts": (f"a,y\n{DIFFERENT}", {}, "FILE: column a has 300 different texts, such as day 0; expected numbers or at "
               "most 200 categories; leave it out with dataset.exclude=[a]"),
     "one class": ("a,y\n" + "1,0\n" * 9, {}, "FILE: column y: all labels are 0; expected at least two classes"),
-    "infinite target": (f"a,y\n{ROWS}1,inf\n", {}, "FILE: column y: all rows: label 20, counted from 0, has a value that "
-                        "is missing or not finite"),
-    "texts to predict": ("a,y\n1,2\n" + "1,b\n" * 9, {"task": "regression"}, "dataset.task=regression: the column y has "
-                         "the value b; expected numbers"),
-    "fractions as classes": ("a,y\n" + "1,0.5\n1,1\n" * 9, {"task": "classification"}, "FILE: column y: all rows: the "
+    "infinite target": (f"a,y\n{ROWS}1,inf\n", {}, "FILE: column y: label 20, counted from 0, has a value that is "
+                        "missing or not finite"),
+    "texts to predict": ("a,y\n1,2\n" + "1,b\n" * 9, {"task": "regression"}, "dataset.task=regression: the column y "
+                         "has the value b; expected numbers"),
+    "fractions as classes": ("a,y\n" + "1,0.5\n1,1\n" * 9, {"task": "classification"}, "FILE: column y: the "
                              "label 0.5 is not whole; expected classes"),
     "few rows": ("a,y\n1,0\n2,1\n", {}, "dataset.test_fraction=0.2: leaves none of the 2 samples for training or test"),
 }  # fmt: skip

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from dlhw.data.arrays import Task, split_parts, targets_of
+from dlhw.data.arrays import Array, Task, split_parts, targets_of
 from dlhw.data.normalization import Normalization
 from dlhw.data.table_encoding import TableEncoder, is_number, texts
 from dlhw.data.table_files import read_table
@@ -66,11 +67,8 @@ def table(
     if rows.empty:
         raise UsageError(f"{printable(file)}: has no rows with a value in the column {shortened(target)}")
     labels, classifies = _labels(rows[target], task)
-    try:
-        classes, targets = targets_of({"all rows": labels}, task="classification" if classifies else "regression")
-    except UsageError as error:
-        raise UsageError(f"{printable(file)}: column {shortened(target)}: {error}") from error
-    whole = Split(torch.arange(len(rows)), targets["all rows"])
+    classes, targets = _targets(labels, target, file, classifies=classifies)
+    whole = Split(torch.arange(len(rows)), targets)
     parts = split_parts(
         {"train": whole}, classes, seed=seed, validation_fraction=validation_fraction, test_fraction=test_fraction
     )
@@ -120,7 +118,7 @@ def _excluded(names: list[str], target: str, patterns: Sequence[str], file: Path
     return [name for name in columns if name in excluded]
 
 
-def _labels(target: pd.Series[Any], task: Task) -> tuple[np.ndarray[Any, Any], bool]:
+def _labels(target: pd.Series[Any], task: Task) -> tuple[Array, bool]:
     """Return the labels of the rows, and whether they are classes. Raise UsageError if they do not fit the task."""
     if not is_number(target):
         if task == "regression":
@@ -134,6 +132,16 @@ def _labels(target: pd.Series[Any], task: Task) -> tuple[np.ndarray[Any, Any], b
     if task == "auto":
         return values, whole and len(np.unique(values)) <= MOST_CLASSES
     return values, task == "classification"
+
+
+def _targets(labels: Array, target: str, file: Path, *, classifies: bool) -> tuple[tuple[str, ...], Tensor]:
+    """Return the names of the classes, empty for regression, and the targets of all rows. Raise UsageError."""
+    try:
+        classes, targets = targets_of({"rows": labels}, task="classification" if classifies else "regression")
+    except UsageError as error:
+        reason = str(error).removeprefix("rows: ")
+        raise UsageError(f"{printable(file)}: column {shortened(target)}: {reason}") from error
+    return classes, targets["rows"]
 
 
 def _first_text(values: pd.Series[Any]) -> str:
