@@ -76,11 +76,10 @@ def _renamed(text: str, name: str) -> str:
 
 def _copied(source: str, name: str) -> str:
     """Return the file of a shipped experiment with another name. Raise UsageError if there is no such experiment."""
-    path = _shipped("experiment", source)
-    if not re.fullmatch(r"\w+", source) or not path.is_file():
-        valid = [file.stem for file in sorted(path.parent.glob("*.yaml"))]
+    valid = [file.stem for file in sorted((conf_dir() / "experiment").glob("*.yaml"))]
+    if source not in valid:
         raise UsageError(f"--from {shortened(source)}: no such experiment{expected_one_of(source, valid)}")
-    package, *lines = path.read_text(encoding="utf-8").splitlines()
+    package, *lines = _shipped("experiment", source).read_text(encoding="utf-8").splitlines()
     text = "\n".join([package, f"# Copied from experiment={source}, whose comments follow.", *lines, ""])
     text = re.sub(
         rf"python -m dlhw\.train (.*)\bexperiment={source}\b", rf"dlhw --config-dir {name} \1experiment={name}", text
