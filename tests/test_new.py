@@ -17,6 +17,7 @@ from dlhw.errors import UsageError
 from dlhw.storage.identity import without_hydra
 from support.commands import dlhw, summary
 from support.config_files import CONF, EXPERIMENTS, option_names
+from support.marks import slow
 from support.processes import Process, environment
 
 FILES = {
@@ -77,7 +78,10 @@ def _composed(override: str, *, folder: Path | None = None) -> DictConfig:
     return composition.Loader(search_path).load_configuration("train", [override], RunMode.RUN)
 
 
-@pytest.mark.parametrize("source", [name for name in EXPERIMENTS if name not in UNTRAINED])
+TRAINED = [name for name in EXPERIMENTS if name not in UNTRAINED]
+
+
+@pytest.mark.parametrize("source", [name if name == "flooding" else slow(name) for name in TRAINED])
 def test_the_copy_of_an_experiment_composes(tmp_path: Path, source: str) -> None:
     new.main(["copied", "--from", source])
     assert files(tmp_path / "copied") == {"experiment/copied.yaml"}
