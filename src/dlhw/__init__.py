@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch.nn import Module
 
-    from dlhw.data.tensors import Dataset
+    from dlhw.data.arrays import from_arrays
     from dlhw.reading import Run, Sweep
 
 __version__ = "0.1.0"
@@ -70,13 +70,6 @@ def model(*overrides: str, shape: Sequence[int] | None = None, outputs: int | No
     return inprocess.make_model(overrides, values, shape=None if shape is None else tuple(shape), outputs=outputs)
 
 
-def from_arrays(x: Any, y: Any, *, seed: int, **options: Any) -> Dataset:
-    """Return the dataset of these samples and labels; see :func:`dlhw.data.arrays.from_arrays`."""
-    from dlhw.data import arrays
-
-    return arrays.from_arrays(x, y, seed=seed, **options)
-
-
 def load_run(path: str | Path = "last") -> Run:
     """Open a run, to read its results and to apply its network; see :class:`dlhw.reading.Run`.
 
@@ -112,3 +105,12 @@ def runs(folder: str | Path = "outputs", *, jobs: bool = False) -> DataFrame:
     from dlhw.storage.listing import entries
 
     return pd.DataFrame([entry.content for entry in entries(read_path(folder), jobs=jobs)])
+
+
+def __getattr__(name: str) -> Any:
+    """Import :func:`dlhw.data.arrays.from_arrays` when it is first used, because torch takes seconds."""
+    if name == "from_arrays":
+        from dlhw.data.arrays import from_arrays
+
+        return from_arrays
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -172,7 +172,7 @@ def _validated(options: Mapping[str, Any]) -> Comparison:
 
 def _require_known(options: Collection[str], declaration: Comparison, results: Sequence[Result]) -> None:
     """Raise UsageError if one of these options names a column or key that no run has."""
-    from dlhw.cli.hints import expected_one_of
+    from dlhw.runtime.hints import expected_one_of
 
     if not options:
         return

@@ -93,7 +93,7 @@ def predict(
     Each result has the ``picture``, or the ``table`` and the ``row`` counted from 1, and the ``predictions``, the most
     probable class first, the predicted ``number``, or an ``error``. Raise UsageError.
     """
-    from dlhw.data.tables import TableEncoder
+    from dlhw.data.table_encoding import TableEncoder
     from dlhw.runtime.devices import use_threads
 
     if run.config.study.get("_target_") is not None:
@@ -110,7 +110,7 @@ def predict(
 
 
 def _predict_table(network: Network, file: Path, *, top: int) -> Iterator[Prediction]:
-    from dlhw.data.tables import read_table
+    from dlhw.data.table_files import read_table
 
     outputs = network.outputs(read_table(file))
     for number, result in enumerate(_results(network, outputs, top), 1):

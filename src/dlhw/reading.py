@@ -16,10 +16,10 @@ from torch import nn
 from dlhw.applying import Evaluation, Network
 from dlhw.cli import own_code
 from dlhw.cli.build import build, choice
-from dlhw.cli.hints import expected_one_of
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import Precision, pick_device
+from dlhw.runtime.hints import expected_one_of
 from dlhw.runtime.options import DeviceName
 from dlhw.runtime.paths import shortened
 from dlhw.storage import checkpoint, directories, stored, verification

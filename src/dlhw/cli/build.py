@@ -24,11 +24,11 @@ from pydantic_core import PydanticCustomError
 
 from dlhw.cli import own_code
 from dlhw.cli.composition import conf_dir
-from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
+from dlhw.runtime.hints import expected_one_of
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
 from dlhw.storage.schemas import GROUPS
@@ -87,8 +87,10 @@ class Component:
             given = own_code.taken(self.target, arguments) if self.own is not None else arguments.keys()
             with allocating(self.name, building=True):
                 return self.target(**{name: arguments[name] for name in given}, **self.options)
-        except UsageError:
-            raise
+        except UsageError as error:
+            if self.own is None:
+                raise
+            raise own_code.mistake(self.name, self.target, error) from error
         except NotEnoughMemory as error:
             raise UsageError(str(error)) from error
         except (ValueError, TypeError, RuntimeError) as error:  # torch checks some values itself

@@ -13,10 +13,10 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hints import expected_one_of, nearest
 from dlhw.cli.hydra_internals import Repository, raised_in_library
 from dlhw.cli.origins import content, includes
 from dlhw.errors import UsageError
+from dlhw.runtime.hints import expected_one_of, nearest
 from dlhw.runtime.paths import printable
 from dlhw.storage.stored import INVALID_VALUES
 

@@ -158,7 +158,7 @@ class ComposingLoader(ConfigLoaderImpl):
     def config_dir(self) -> str | None:
         """Return the folder of ``--config-dir``; None without one."""
         folders = [item.path for item in self.config_search_path.get_path() if item.provider == COMMAND_LINE]
-        return folders[0] if folders else None
+        return folders[0].removeprefix("file://") if folders else None
 
     def use_config_dir(self, folder: str) -> None:
         """Read config files from this folder, too, as with ``--config-dir``."""

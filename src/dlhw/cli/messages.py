@@ -12,9 +12,9 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
 from dlhw.cli.hydra_internals import ComposingLoader, references
 from dlhw.cli.origins import FAST_LOADER, content, includes
+from dlhw.runtime.hints import Key, either, expected_one_of, nearest, nearest_keys
 from dlhw.runtime.paths import printable
 
 Compose = Callable[[list[str]], DictConfig]

@@ -33,9 +33,8 @@ def is_own(target: Callable[..., Any]) -> bool:
 
 def make_importable(*folders: str | Path | None) -> None:
     """Let modules in these folders be imported, if nothing else has their name."""
-    for folder in folders:
-        path = None if folder is None else os.path.abspath(folder)
-        if path is not None and path not in sys.path:
+    for path in (os.path.abspath(folder) for folder in folders if folder):
+        if path not in sys.path:
             sys.path.append(path)
 
 
@@ -62,18 +61,20 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
     reason = " ".join(str(error).split())
     if not is_own(target):
         return UsageError(f"{name}: {reason}")
-    text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    kind = type(error).__name__
+    text = reason if isinstance(error, UsageError) else f"{kind}: {reason}" if reason else kind
     return UsageError(f"{described(name, target)}: {doing}{text} ({place(target, error)})")
 
 
 def import_failure(error: Exception) -> str:
     """Return why a target cannot be imported, from Hydra's error, with the file and line that raised it in own code."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    cause = chain[-1]
     if isinstance(cause, SyntaxError):
         return f"{cause.msg}, {cause.filename}:{cause.lineno}"
-    if isinstance(cause, ModuleNotFoundError) and f"Error loading '{cause.name}." in str(error):
+    if isinstance(cause, ModuleNotFoundError) and any(f"Error loading '{cause.name}." in str(link) for link in chain):
         return (
             f"no module {cause.name}; expected {cause.name}.py in the working directory or in the folder of "
             "--config-dir, or an installed package"

@@ -22,10 +22,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runtime.bounds import LARGEST_SEED
+from dlhw.runtime.hints import expected_one_of
 from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
 from dlhw.storage.identity import without_hydra
 

@@ -281,11 +281,16 @@ def _rows_of(part: Split, variant: int) -> Split:
     return Split(part.pool_x, part.pool_y, part.rows[variant])
 
 
-@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same data
+@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same parts
 def fingerprint(*splits: Split) -> str:
+    """Return :func:`digest` of parts that stay in memory; it is computed once."""
+    return digest(*splits)
+
+
+def digest(*splits: Split) -> str:
     """Return the SHA-256 of the samples and targets of these parts, as raw bytes."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for split in splits:
         for tensor in (split.x, split.y):
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+            sha256.update(tensor.contiguous().numpy().data)
+    return sha256.hexdigest()

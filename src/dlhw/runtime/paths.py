@@ -51,6 +51,18 @@ def places_of(path: Path, folder: Path) -> list[Path]:
     return [path] if path.is_absolute() else [path, folder / path]
 
 
+def existing_file(path: str, folder: Path, *, key: str) -> Path:
+    """Return the file that exists among :func:`places_of`. Raise UsageError if there is none.
+
+    The message starts with ``key=path``.
+    """
+    places = places_of(Path(path), folder)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UsageError(f"{key}={printable(path)}: no such file; looked for {' and '.join(map(printable, places))}")
+    return found
+
+
 def is_listed_in(path: Path, folder: Path) -> bool:
     """Return whether a path is a folder, or is inside of it but not in one of its hidden folders.
 
