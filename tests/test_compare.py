@@ -163,7 +163,7 @@ def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"curves": "val_loss"}, "comparison.curves=val_loss: must be a list"),
         ({"overlay": ["b"]}, "comparison.overlay=['b']: must be a string"),
         ({"against": [object()]}, "comparison.against[0]: Value 'object' is not a supported primitive type"),
-        ({"curves": ["${b}"]}, "comparison.curves[0]: Interpolation key 'b' not found"),
+        ({"curves": ["${b}"]}, "comparison.curves[0]: refers to b, which the config does not have"),
         (
             {"curve": ["val_loss"]},
             "comparison.curve: unknown option of comparison=default (did you mean curves?); expected one of curves, x, "

@@ -56,7 +56,7 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"name": "../x"}, "name=../x: must be a directory name of at most 100 letters, digits and . _ + -"),
         ({"output_dir": ""}, "output_dir=: must be a path"),
         ({"output_dir": "${oc.env:NOT_SET}"}, "output_dir: Environment variable 'NOT_SET' not found"),
-        ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: Interpolation key 'x' not found"),
+        ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: refers to x, which the config does not have"),
         (
             {"hydra": {"job": {"chdir": True}}},
             "hydra.job.chdir=true: must be null or false, because paths are relative to the working directory",
@@ -64,7 +64,7 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
         (
             {"hydra": {"callbacks": {"directory": "${..nope}"}}},
-            "hydra.callbacks.directory: Interpolation key 'nope' not found",
+            "hydra.callbacks.directory: refers to nope, which the config does not have",
         ),
         (
             {"hydra": {"callbacks": {"directory": None}}},

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from dlhw.cli import own_code
 from dlhw.cli.composition import conf_dir
-from dlhw.cli.hints import expected_one_of
+from dlhw.cli.hints import expected_one_of, nearest
 from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
@@ -147,6 +147,9 @@ def check_settings(cfg: DictConfig) -> None:
     with located(cfg):
         resolved = require_resolvable(cfg)
         mistakes = _missing_values(resolved)
+        for group in PROGRAM_ARGUMENTS:
+            if isinstance(cfg.get(group), DictConfig) and cfg[group].get("_target_") is None:
+                mistakes += _missing_target(cfg, group)
         mistakes += [
             line for group in groups if not mistakes for line in _component(cfg, group, set(), resolved[group])[1]
         ]
@@ -196,12 +199,12 @@ def _component(
     """
     path = options.pop("_target_", None)
     if path is None:
-        return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
+        return Component(group, None, options), _missing_target(cfg, group)
     setting = f"{group}._target_={shortened(path)}"
     try:
         target = _located(path)
     except Exception as error:
-        line = f"{setting}: cannot be used ({own_code.import_failure(error)})"
+        line = f"{setting}: cannot be used ({own_code.import_failure(path, error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
     if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):
         raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
@@ -215,6 +218,9 @@ def _component(
         by_option: dict[str, list[Any]] = {}
         for detail in error.errors():
             by_option.setdefault(str(detail["loc"][0]), []).append(detail)
+        misspelt = [name for name, details in by_option.items() if details[0]["type"] == "extra_forbidden"]
+        for name in [near for word in misspelt for near in nearest(word, valid)[:1] if near not in options]:
+            by_option.pop(name, None)  # the line for the misspelt option names it
         lines = [_line(cfg, group, details, valid) for details in by_option.values()]
         return Component(name, target, options), lines
 
@@ -225,6 +231,15 @@ def _located(path: str) -> Callable[..., Any]:
     target = functools.partial(located.func, *located.args) if located.args else located.func
     inspect.signature(target)  # fails for some classes of Python itself, such as dict
     return target
+
+
+def _missing_target(cfg: DictConfig, group: str) -> list[str]:
+    """Return a line for a group without target, unless it may have none."""
+    if group in OPTIONAL and not any(name for name in cfg[group] if name != "_target_"):
+        return []
+    similar = nearest("_target_", map(str, cfg[group])) or nearest("target", map(str, cfg[group]))
+    hint = f" instead of {similar[0]}" if similar else ""
+    return [f"{group}._target_: missing; expected the path of a class or function, _target_: MODULE.NAME{hint}"]
 
 
 def _is_subclass(target: object, settings: object) -> bool:

@@ -43,6 +43,7 @@ from omegaconf.grammar_parser import parse
 from omegaconf.grammar_visitor import OmegaConfGrammarParser as Grammar  # type: ignore[attr-defined]
 
 from dlhw.errors import UsageError
+from dlhw.runtime.paths import printable
 
 LIBRARIES = ("hydra", "omegaconf", "yaml", "antlr4")
 """The packages that read command lines and config files."""
@@ -71,6 +72,8 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
     for flag, value in (("--config-path", args.config_path), ("--config-name", args.config_name)):
         if value is not None:
             raise UsageError(f"{flag}: invalid; put own config files into a folder and add --config-dir FOLDER")
+    if args.config_dir is not None:
+        _require_config_files(Path(args.config_dir))
     logging.raiseExceptions = not args.info  # Hydra logs the information to stdout, whose reader may have ended
     hydra._internal.utils._run_hydra(
         args=args,
@@ -79,6 +82,20 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
         config_path=str(config_dir),
         config_name=config_name,
     )
+
+
+def _require_config_files(folder: Path) -> None:
+    """Raise UsageError if the folder of ``--config-dir`` does not exist, or has neither config files nor modules."""
+    if not folder.is_dir():
+        reason = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(
+            f"--config-dir {printable(folder)}: {reason}; expected one with files like experiment/mine.yaml"
+        )
+    patterns = ("*.yaml", "*.py", "*/*.yaml", "*/*.yml", "*/*/*.yaml")
+    if not any(next(folder.glob(pattern), None) for pattern in patterns):
+        raise UsageError(
+            f"--config-dir {printable(folder)}: has no config files; expected files like experiment/mine.yaml"
+        )
 
 
 def _raise_usage_error(message: str) -> NoReturn:
@@ -158,7 +175,7 @@ class ComposingLoader(ConfigLoaderImpl):
     def config_dir(self) -> str | None:
         """Return the folder of ``--config-dir``; None without one."""
         folders = [item.path for item in self.config_search_path.get_path() if item.provider == COMMAND_LINE]
-        return folders[0] if folders else None
+        return folders[0].removeprefix("file://") if folders else None
 
     def use_config_dir(self, folder: str) -> None:
         """Read config files from this folder, too, as with ``--config-dir``."""

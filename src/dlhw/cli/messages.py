@@ -12,6 +12,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dlhw.cli import config_files
 from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
 from dlhw.cli.hydra_internals import ComposingLoader, references
 from dlhw.cli.origins import FAST_LOADER, content, includes
@@ -72,8 +73,17 @@ def _wrong_choice(override: Override, loader: ComposingLoader) -> str | None:
     for value in chosen if isinstance(chosen, list) else [chosen]:
         option = "" if value is None else str(value)
         if option.removesuffix(".yaml") not in options:
-            return f"{override.input_line}: unknown {group}{_expected_option(option, group, options, loader)}"
+            hint = _misplaced(option, group, loader) or _expected_option(option, group, options, loader)
+            return f"{override.input_line}: unknown {group}{hint}"
     return None
+
+
+def _misplaced(option: str, group: str, loader: ComposingLoader) -> str:
+    """Return the end of the error for an option that is the path of a file, or whose file is in the wrong place."""
+    name = option.rpartition("/")[2].removesuffix(".yaml")
+    if name != option and name in loader.repository.get_group_options(group):
+        return f"; did you mean {group}={name}?"
+    return config_files.misplaced(group, name, loader.config_dir()) if re.fullmatch(r"[\w.+-]{1,99}", name) else ""
 
 
 def _expected_option(option: str, group: str, options: Sequence[str], loader: ComposingLoader) -> str:
