@@ -20,16 +20,24 @@ threads.limit_spinning()  # before torch is imported; dlhw's commands import thi
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory, to read its config, metrics, summary and model; see :class:`dlhw.reading.Run`."""
+    """Open a run directory, to read its config, metrics, summary and model; see :class:`dlhw.reading.Run`.
+
+    A folder of runs means the newest of them, and ``last`` the newest in ``outputs``.
+    """
     from dlhw.reading import Run  # imports pandas and torch, which takes seconds
     from dlhw.runtime.paths import read_path
+    from dlhw.storage.listing import chosen
 
-    return Run(read_path(path))
+    return Run(chosen(read_path(path), "run"))
 
 
 def load_sweep(path: str | Path) -> DataFrame:
-    """Read the table of a sweep, indexed by job; columns of numbers are numeric."""
+    """Read the table of a sweep, indexed by job; columns of numbers are numeric.
+
+    A folder of sweeps means the newest of them, and ``last`` the newest in ``outputs``.
+    """
     from dlhw.reading import read_sweep
     from dlhw.runtime.paths import read_path
+    from dlhw.storage.listing import chosen
 
-    return read_sweep(read_path(path))
+    return read_sweep(chosen(read_path(path), "sweep"))

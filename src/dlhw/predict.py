@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Classify pictures with the network of a finished run, and print the most probable classes. "
         "Pictures are prepared as in training.",
     )
-    parser.add_argument("run", metavar="RUN", help="the directory of a run that classifies pictures")
+    parser.add_argument("run", metavar="RUN", help="a run that classifies pictures, a folder of runs, or 'last'")
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE", help="a file, or a folder with pictures")
     parser.add_argument("--top", type=_count, default=5, metavar="K", help="number of classes per picture (default: 5)")
     parser.add_argument(

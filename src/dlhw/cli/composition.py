@@ -296,6 +296,17 @@ class Loader(ComposingLoader):
         return self._known_choices[lines]
 
 
+def flag_hint(flag: str, following: Sequence[str]) -> str:
+    """Return the end of the error for an unknown flag, which is followed by these arguments: what to write instead."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir()))
+
+    def compose(lines: Sequence[str]) -> DictConfig:
+        return loader.load_configuration(CONFIG_NAME, list(lines), RunMode.RUN)
+
+    return messages.flag_hint(flag, following, loader, compose)
+
+
 @functools.lru_cache(maxsize=4096)
 def parsed(line: str) -> Override:
     """Parse an override with Hydra's grammar."""

@@ -29,6 +29,25 @@ LARGEST = 100_000
 
 _NO_SPACE = re.compile(r"\s*\w+:[^\s:/]")
 """The beginning of a line such as ``epochs:3``, which YAML reads as text."""
+_SYNTAX = (
+    (r"'\\t'", False, "contains a tab; indent with spaces"),
+    ("quoted scalar", True, "the quote that begins in this place is not closed"),
+    ("flow sequence", True, "[ has no ], or a comma between two values is missing"),
+    ("flow mapping", True, "{ has no }, or a comma between two values is missing"),
+    ("could not find expected ':'", True, "expected KEY: VALUE, with a colon and a space"),
+    (
+        "mapping values are not allowed here",
+        False,
+        "unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally",
+    ),
+    (
+        "expected <block end>(?!.*<scalar>)",
+        False,
+        "the indentation differs from that of the lines above; indent keys of the same level equally",
+    ),
+    ("cannot start any token", False, "a value with this first character must be in quotes"),
+)
+"""For patterns of the messages of YAML: whether the place is where the construct begins, and what to change."""
 
 Result = TypeVar("Result")
 
@@ -104,30 +123,17 @@ def _parsed(load: Callable[[], Result], where: str, text: str) -> Result:
 
 
 def _yaml_mistake(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> tuple[yaml.Mark | None, str]:
-    """Return where a syntax error is, and what to change. YAML reports most of them where it can no longer go on."""
-    problem, context = str(error.problem or error.context or "invalid YAML"), str(error.context)
-    mark, start = error.problem_mark or error.context_mark, error.context_mark
-    if "'\\t'" in problem:
-        return mark, "contains a tab; indent with spaces"
+    """Return where a syntax error is, and what to change."""
+    mark, problem = error.problem_mark or error.context_mark, str(error.problem or error.context or "invalid YAML")
     if problem.startswith("found duplicate key"):
         return mark, f"{problem.removeprefix('found ')}; remove one of the two"
-    if "quoted scalar" in context:
-        return start, "the quote that begins in this place is not closed"
-    if "flow sequence" in context or "flow mapping" in context:
-        brackets = "[ has no ]" if "sequence" in context else "{ has no }"
-        return start, f"{brackets}, or a comma between two values is missing"
-    if problem == "could not find expected ':'":
-        return start, "expected KEY: VALUE, with a colon and a space"
-    if problem == "mapping values are not allowed here":
-        assert mark is not None
-        above = next((number for number in range(mark.line, -1, -1) if _NO_SPACE.match(lines[number])), None)
-        if above is not None and above >= mark.line - 1:
-            return mark, f"unexpected colon; line {above + 1} has no space after its first colon"
-        return mark, "unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally"
-    if problem.startswith("expected <block end>") and "<scalar>" not in problem:
-        return mark, "the indentation differs from that of the lines above; indent keys of the same level equally"
-    if problem.endswith("that cannot start any token"):
-        return mark, "a value with this first character must be in quotes"
+    if mark is not None and problem == "mapping values are not allowed here":
+        for number in (mark.line, mark.line - 1):
+            if _NO_SPACE.match(lines[number]):
+                return mark, f"unexpected colon; line {number + 1} has no space after its first colon"
+    for pattern, at_start, remedy in _SYNTAX:
+        if re.search(pattern, f"{error.context}: {problem}"):
+            return error.context_mark if at_start else mark, remedy
     return mark, f"invalid YAML ({problem}); check the indentation and the quotes"
 
 
