@@ -296,6 +296,13 @@ class Loader(ComposingLoader):
         return self._known_choices[lines]
 
 
+def completed_overrides(words: Sequence[str], last: str) -> list[str]:
+    """Return the overrides that begin with ``last`` after the flags and overrides ``words``. Raise UsageError."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir(), words))
+    return hydra_internals.completions(loader, CONFIG_NAME, words, last)
+
+
 def flag_hint(flag: str, following: Sequence[str]) -> str:
     """Return the end of the error for an unknown flag, which is followed by these arguments: what to write instead."""
     prepare()

@@ -36,6 +36,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from hydra.utils import get_class
@@ -78,10 +79,20 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
     )
 
 
-def search_path(config_dir: Path) -> ConfigSearchPath:
-    """Return the search path of a command line with the config files in this folder."""
-    path: ConfigSearchPath = hydra._internal.utils.create_config_search_path(str(config_dir))
+def search_path(shipped: Path, arguments: Sequence[str] = ()) -> ConfigSearchPath:
+    """Return the search path of a command line with these arguments: the shipped folder and that of ``--config-dir``."""
+    path: ConfigSearchPath = hydra._internal.utils.create_config_search_path(str(shipped))
+    folder = hydra._internal.utils.get_args(list(arguments)).config_dir
+    if folder is not None:
+        anchor = SearchPathQuery(provider="schema")
+        path.prepend(COMMAND_LINE, f"file://{Path(folder).expanduser().absolute()}", anchor=anchor)
     return path
+
+
+def completions(loader: ConfigLoader, config_name: str, words: Sequence[str], last: str) -> list[str]:
+    """Return Hydra's completions of the word ``last`` after the flags and overrides ``words``."""
+    result: list[str] = DefaultCompletionPlugin(loader)._query(config_name, " ".join([*words, last]))
+    return result
 
 
 def flags() -> list[str]:
