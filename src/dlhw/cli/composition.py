@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules, verbs
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
@@ -69,6 +69,7 @@ def prepare(*, ends_program: bool = False) -> None:
     hydra_internals.install_loader(functools.partial(Loader, ends_program=ends_program))
     hydra_internals.install_plugins(PLUGINS)
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
+    OmegaConf.register_new_resolver("dlhw.verbs", verbs.listed, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
 
 
