@@ -80,7 +80,7 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
 
 
 def search_path(shipped: Path, arguments: Sequence[str] = ()) -> ConfigSearchPath:
-    """Return the search path of a command line with these arguments: the shipped folder and that of ``--config-dir``."""
+    """Return the search path of a command line with these arguments: the folders of config files."""
     path: ConfigSearchPath = hydra._internal.utils.create_config_search_path(str(shipped))
     folder = hydra._internal.utils.get_args(list(arguments)).config_dir
     if folder is not None:
