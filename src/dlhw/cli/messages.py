@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dlhw.cli import config_files
-from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
+from dlhw.cli.hints import Key, distance, either, expected_one_of, nearest, nearest_keys
 from dlhw.cli.hydra_internals import ComposingLoader, flags, references
 from dlhw.cli.origins import FAST_LOADER, content, includes
 from dlhw.cli.verbs import VERBS
@@ -227,7 +227,7 @@ def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
         return "; did you mean --help?"
     if word in VERBS:
         return f"; {word} must be the first word after dlhw"
-    if not exact and (verbs := nearest(word, VERBS)):
+    if not exact and (verbs := [verb for verb in nearest(word, VERBS) if distance(word, verb) <= 2]):
         return f"; did you mean {either([f'dlhw {verb}' for verb in verbs])}?"
     similar = set(nearest(word, options.values()))
     lines = exact or [line for line, name in options.items() if name in similar]
