@@ -14,7 +14,7 @@ SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
     {"__main__"},
-    {"sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "inprocess", "templates"},
+    {"sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "completion", "inprocess", "templates"},
     {"train", "reading"},
     {"cli"},
     {"studies", "applying"},

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dlhw.cli import composition, program
+from dlhw.cli.verbs import VERBS
 from support.commands import RUN_FILES, SMALL, Ended, dlhw, files, only, start, summary
 from support.processes import Process, environment
 
@@ -94,7 +95,8 @@ def test_help_and_config_are_printed_without_importing_torch(
         questions = {file.stem: file.read_text().splitlines()[1].removeprefix("# ") for file in shipped}
         listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.out, re.MULTILINE)
         assert dict(listed) == questions
-        assert 'eval "$(dlhw -sc install=bash)"' in ended.out
+        assert 'eval "$(dlhw completion)"' in ended.out
+        assert re.findall(r"^  dlhw ([\w-]+)  +\S", ended.out, re.MULTILINE) == list(VERBS)
     else:
         assert yaml.safe_load(ended.out) == program.compose()
         assert "${" not in ended.out

@@ -184,13 +184,12 @@ def test_mistakes_in_a_dataset_or_loss_are_one_line(group: str, target: str, mes
     ("target", "message"),
     [
         ("own_networks.NUMBER", "Expected a callable target, got '3'"),
-        ("own_networks.nothing", "No module named 'own_networks.nothing'"),
+        ("own_networks.nothing", "own_networks has no nothing; expected one of "),
+        ("own_networks.NoParameter", "own_networks has no NoParameter .did you mean NoParameters"),
+        ("dlhw.models.dens.mlp", r"dlhw\.models has no dens \(did you mean dense\?\); expected one of "),
         ("own_failing.Network", r"KeyError: 'no such thing', .*own_failing\.py:2"),
         ("own_syntax.Network", r"invalid syntax, .*own_syntax\.py:2"),
-        (
-            "own_nowhere.Network",
-            r"no module own_nowhere; expected own_nowhere\.py in the working directory",
-        ),
+        ("own_nowhere.Network", r"no module own_nowhere; expected MODULE\.NAME, with own_nowhere\.py in the "),
         ("builtins.dict", "no signature found for builtin type <class 'dict'>"),
     ],
 )

@@ -77,9 +77,9 @@ def load_run(path: str | Path = "last") -> Run:
     """
     from dlhw.reading import Run
     from dlhw.runtime.paths import read_path
-    from dlhw.storage.listing import locate
+    from dlhw.storage.listing import chosen
 
-    return Run(locate(read_path(path)))
+    return Run(chosen(read_path(path), "run"))
 
 
 def load_sweep(path: str | Path = "last") -> Sweep:
@@ -89,9 +89,9 @@ def load_sweep(path: str | Path = "last") -> Sweep:
     """
     from dlhw.reading import Sweep
     from dlhw.runtime.paths import read_path
-    from dlhw.storage.listing import locate
+    from dlhw.storage.listing import chosen
 
-    return Sweep(locate(read_path(path), "sweep"))
+    return Sweep(chosen(read_path(path), "sweep"))
 
 
 def runs(folder: str | Path = "outputs", *, jobs: bool = False) -> DataFrame:

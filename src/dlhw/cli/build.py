@@ -28,7 +28,7 @@ from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
-from dlhw.runtime.hints import expected_one_of
+from dlhw.runtime.hints import expected_one_of, nearest
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
 from dlhw.storage.schemas import GROUPS
@@ -149,6 +149,9 @@ def check_settings(cfg: DictConfig) -> None:
     with located(cfg):
         resolved = require_resolvable(cfg)
         mistakes = _missing_values(resolved)
+        for group in PROGRAM_ARGUMENTS:
+            if isinstance(cfg.get(group), DictConfig) and cfg[group].get("_target_") is None:
+                mistakes += _missing_target(cfg, group)
         mistakes += [
             line for group in groups if not mistakes for line in _component(cfg, group, set(), resolved[group])[1]
         ]
@@ -198,12 +201,12 @@ def _component(
     """
     path = options.pop("_target_", None)
     if path is None:
-        return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
+        return Component(group, None, options), _missing_target(cfg, group)
     setting = f"{group}._target_={shortened(path)}"
     try:
         target = _located(path)
     except Exception as error:
-        line = f"{setting}: cannot be used ({own_code.import_failure(error)})"
+        line = f"{setting}: cannot be used ({own_code.import_failure(path, error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
     if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):
         raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
@@ -217,6 +220,9 @@ def _component(
         by_option: dict[str, list[Any]] = {}
         for detail in error.errors():
             by_option.setdefault(str(detail["loc"][0]), []).append(detail)
+        misspelt = [name for name, details in by_option.items() if details[0]["type"] == "extra_forbidden"]
+        for name in [near for word in misspelt for near in nearest(word, valid)[:1] if near not in options]:
+            by_option.pop(name, None)  # the line for the misspelt option names it
         lines = [_line(cfg, group, details, valid) for details in by_option.values()]
         return Component(name, target, options), lines
 
@@ -227,6 +233,15 @@ def _located(path: str) -> Callable[..., Any]:
     target = functools.partial(located.func, *located.args) if located.args else located.func
     inspect.signature(target)  # fails for some classes of Python itself, such as dict
     return target
+
+
+def _missing_target(cfg: DictConfig, group: str) -> list[str]:
+    """Return a line for a group without target, unless it may have none."""
+    if group in OPTIONAL and not any(name for name in cfg[group] if name != "_target_"):
+        return []
+    similar = nearest("_target_", map(str, cfg[group])) or nearest("target", map(str, cfg[group]))
+    hint = f" instead of {similar[0]}" if similar else ""
+    return [f"{group}._target_: missing; expected the path of a class or function, _target_: MODULE.NAME{hint}"]
 
 
 def _is_subclass(target: object, settings: object) -> bool:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules, verbs
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
@@ -69,6 +69,7 @@ def prepare(*, ends_program: bool = False) -> None:
     hydra_internals.install_loader(functools.partial(Loader, ends_program=ends_program))
     hydra_internals.install_plugins(PLUGINS)
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
+    OmegaConf.register_new_resolver("dlhw.verbs", verbs.listed, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
 
 
@@ -294,6 +295,24 @@ class Loader(ComposingLoader):
                 choices = {}  # composing raises the error
             self._known_choices[lines] = {group: name for group, name in choices.items() if group != "experiment"}
         return self._known_choices[lines]
+
+
+def completed_overrides(words: Sequence[str], last: str) -> list[str]:
+    """Return the overrides that begin with ``last`` after the flags and overrides ``words``. Raise UsageError."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir(), words))
+    return hydra_internals.completions(loader, CONFIG_NAME, words, last)
+
+
+def flag_hint(flag: str, following: Sequence[str]) -> str:
+    """Return the end of the error for an unknown flag, which is followed by these arguments: what to write instead."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir()))
+
+    def compose(lines: Sequence[str]) -> DictConfig:
+        return loader.load_configuration(CONFIG_NAME, list(lines), RunMode.RUN)
+
+    return messages.flag_hint(flag, following, loader, compose)
 
 
 @functools.lru_cache(maxsize=4096)

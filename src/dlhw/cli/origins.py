@@ -79,7 +79,8 @@ def located(cfg: DictConfig) -> Iterator[None]:
 def location(cfg: DictConfig, message: str) -> str:
     """Return ``FILE:LINE: `` of the person's file that sets the key at the beginning of a message.
 
-    For a resumed run this is its ``config.yaml``. It is empty if the command line or a shipped file sets the key.
+    For a resumed run this is its ``config.yaml``. For a missing option it is the file without a line. It is empty if
+    the command line or a shipped file sets the key.
     """
     match = re.match(r"\w+(\.\w+)*", message)
     key = match[0] if match else ""
@@ -105,7 +106,8 @@ def location(cfg: DictConfig, message: str) -> str:
             number = _line_of(key.removeprefix(prefix).split("."), path)
             if number is not None:
                 return f"{printable(path)}:{number}: "
-    return ""
+    own = next(_files(f"{key.partition('.')[0]}/{choices.get(key.partition('.')[0])}", folders), None)
+    return f"{printable(own)}: " if own is not None and "." in key else ""
 
 
 def _hydra(cfg: DictConfig) -> Any:

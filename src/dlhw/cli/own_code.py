@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import pkgutil
 import sys
 import sysconfig
 import traceback
@@ -21,6 +22,7 @@ from omegaconf import DictConfig
 
 import dlhw
 from dlhw.errors import UsageError
+from dlhw.runtime.hints import expected_one_of
 
 LIBRARIES = ("dlhw", "torch", "torchvision")
 """Packages whose targets are not the user's own."""
@@ -66,23 +68,36 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
     return UsageError(f"{described(name, target)}: {doing}{text} ({place(target, error)})")
 
 
-def import_failure(error: Exception) -> str:
-    """Return why a target cannot be imported, from Hydra's error, with the file and line that raised it in own code."""
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    cause = chain[-1]
+def import_failure(path: object, error: Exception) -> str:
+    """Return why the target at a dotted path cannot be imported, from Hydra's error.
+
+    It contains the file and line that raised the error in own code, or names that are similar.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
     if isinstance(cause, SyntaxError):
         return f"{cause.msg}, {cause.filename}:{cause.lineno}"
-    if isinstance(cause, ModuleNotFoundError) and any(f"Error loading '{cause.name}." in str(link) for link in chain):
-        return (
-            f"no module {cause.name}; expected {cause.name}.py in the working directory or in the folder of "
-            "--config-dir, or an installed package"
-        )
+    if isinstance(cause, ModuleNotFoundError) and f"{path}.".startswith(f"{cause.name}."):
+        return _missing_part(str(cause.name))
     origin = _innermost(cause, file=None)
     if origin is None:
         return " ".join(str(error.__cause__ or error).split())
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}, {origin}"
+
+
+def _missing_part(path: str) -> str:
+    """Return why a dotted path does not exist: an unknown module, or an unknown name in a module."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        return (
+            f"no module {name}; expected MODULE.NAME, with {name}.py in the working directory or in the folder of "
+            "--config-dir, or an installed package"
+        )
+    parent = sys.modules[module]
+    modules = [info.name for info in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
+    names = [other for other, value in vars(parent).items() if getattr(value, "__module__", None) == module]
+    return f"{module} has no {name}{expected_one_of(name, [*modules, *names])}"
 
 
 def taken(target: Callable[..., Any], arguments: Collection[str]) -> set[str]:

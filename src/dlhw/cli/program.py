@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 import dlhw
 from dlhw.cli import failures, hydra_internals
-from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, prepare, quoted
+from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, flag_hint, prepare, quoted
 from dlhw.cli.failures import stop
 from dlhw.cli.messages import first_line
 from dlhw.cli.origins import override_lines
@@ -62,9 +62,12 @@ def command_line(program: Program) -> None:
     """
     with failures.end_program():
         arguments = sys.argv[1:]
-        if arguments == ["--version"]:
+        if "--version" in arguments:
             print(f"dlhw {dlhw.__version__}")
             return
+        if (unknown := hydra_internals.unknown_flag(arguments)) is not None:
+            following = arguments[arguments.index(unknown) + 1 :]
+            raise UsageError(f"{unknown}: unknown flag{flag_hint(unknown, following)}")
         execute(program, arguments, ends_program=True)
 
 

@@ -21,7 +21,7 @@ from dlhw.cli import own_code
 from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable, read_path, shortened
-from dlhw.storage import directories, stored
+from dlhw.storage import directories, listing, stored
 from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
 from dlhw.storage.stored import Unreadable
 
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
-    """Return the absolute path of the override ``resume=DIR``; None without one. Raise UsageError."""
+    """Return the absolute path of the run or sweep that the override ``resume=DIR`` means; None without one.
+
+    A folder of runs means the newest of them, and ``last`` the newest in ``outputs``. Raise UsageError.
+    """
     given = [override for override in overrides if override.key_or_group == "resume"]
     for other in given[1:]:
         raise UsageError(f"{other.input_line}: resume is given twice; expected one run or sweep")
@@ -42,7 +45,8 @@ def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
             raise UsageError(f"{override.input_line}: invalid with resume, which continues in its directory")
     value = resume.value()
-    return Path(os.path.abspath(read_path(value if isinstance(value, list | dict) else str(value), key="resume")))
+    path = read_path(value if isinstance(value, list | dict) else str(value), key="resume")
+    return Path(os.path.abspath(listing.locate(path, "run or sweep")))
 
 
 def config_of_run(

@@ -20,12 +20,12 @@ from typing import Any
 
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runtime.bounds import LARGEST_SEED
-from dlhw.runtime.hints import expected_one_of
+from dlhw.runtime.hints import either, expected_one_of, nearest
 from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
 from dlhw.storage.identity import without_hydra
 
@@ -287,8 +287,12 @@ def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, 
         for name in names
         if isinstance(name, str) and name in values and not references(str(values[name]))
     ]
-    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
     setting = f"{', '.join(keys)} ({error.full_key})" if keys else error.full_key or key
+    if isinstance(error, InterpolationKeyError) and (missing := re.search(r"key '([^']+)' not found", str(error))):
+        near = nearest(missing[1], map(str, values)) if "." not in missing[1] else []
+        hint = f"; did you mean {either([f'${{{name}}}' for name in near])}?" if near else ""
+        return f"{setting}: refers to {missing[1]}, which the config does not have{hint}"
+    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
     return f"{setting}: {(reason[2] or reason[0]).strip(chr(34))}"
 
 

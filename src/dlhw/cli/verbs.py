@@ -21,3 +21,9 @@ VERBS = {
 def module_of(verb: str) -> str:
     """Return the module of a verb, which has a function ``main``."""
     return "dlhw.search.__main__" if verb == "search" else f"dlhw.{verb.replace('-', '_')}"
+
+
+def listed() -> str:
+    """Return a line per verb for ``--help``."""
+    width = max(map(len, VERBS))
+    return "\n".join(f"  dlhw {verb:<{width}}  {text}" for verb, text in VERBS.items())

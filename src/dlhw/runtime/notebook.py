@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,11 @@ class EpochTable:
     """Shows the rows of epochs, at most every 0.3 seconds; :meth:`close` shows the latest."""
 
     def __init__(self, epochs: int, *, label: str = "") -> None:
-        from IPython.display import HTML, display
-
-        self._html, self._epochs, self._label = HTML, epochs, label
+        display: Any = importlib.import_module("IPython.display")
+        self._html, self._epochs, self._label = display.HTML, epochs, label
         self._rows: list[Mapping[str, float]] = []
         self._shown = time.monotonic()
-        self._handle: Any = display(HTML(""), display_id=True)
+        self._handle: Any = display.display(self._html(""), display_id=True)
 
     def add(self, row: Mapping[str, float], *, left: str) -> None:
         """Add the row of a finished epoch; ``left`` is the time that the rest will take."""

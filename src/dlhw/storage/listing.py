@@ -5,6 +5,7 @@ Listing reads only ``summary.json`` and names of files, so that a thousand runs 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,9 @@ from dlhw.errors import UsageError
 from dlhw.runtime.files import is_locked
 from dlhw.runtime.paths import printable
 from dlhw.storage import stored
-from dlhw.storage.directories import explanation
+from dlhw.storage.directories import explanation, is_output
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["run", "sweep"]
 Wanted = Literal["run", "sweep", "run or sweep"]
@@ -119,7 +122,8 @@ def entry_of(path: Path) -> Entry:
 def newest(folder: Path, wanted: Wanted) -> Path | None:
     """Return the run or sweep in a folder and its subfolders that was written last; None if there is none."""
     paths = [path for path, kind in _walk(folder, jobs=False, deepest=DEEPEST) if kind in wanted]
-    return max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+    last_first = sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return next(filter(is_output, last_first), None)
 
 
 def locate(path: Path, wanted: Wanted = "run", *, output_dir: Path = Path("outputs")) -> Path:
@@ -130,8 +134,16 @@ def locate(path: Path, wanted: Wanted = "run", *, output_dir: Path = Path("outpu
     """
     folder = output_dir if str(path) == "last" and not os.path.lexists(path) else path
     if not folder.is_dir() or _kind_of(folder) is not None:
-        return path
+        return folder
     return newest(folder, wanted) or folder
+
+
+def chosen(path: Path, wanted: Wanted) -> Path:
+    """Return what :func:`locate` returns. If that is another directory than ``path``, log which one."""
+    directory = locate(path, wanted)
+    if directory != path and _kind_of(directory) is not None:
+        log.warning("%s: the newest %s is %s", printable(path), wanted, printable(directory))
+    return directory
 
 
 def _walk(folder: Path, *, jobs: bool, deepest: int) -> Iterator[tuple[Path, Kind]]:

@@ -60,7 +60,7 @@ def _summaries(directory: Path) -> Iterator[tuple[str, tuple[float, Mapping[str,
 
 
 def _result(summary: Mapping[str, Any]) -> str:
-    monitor, best = summary.get("monitor"), summary.get("best") or {}
+    monitor, best = str(summary.get("monitor")), summary.get("best") or {}
     if summary.get("status") == "finished" and monitor in best:
         return metric_text(monitor, best[monitor])
     return str(summary.get("status", "unfinished"))
