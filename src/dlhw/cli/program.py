@@ -29,6 +29,7 @@ from dlhw.cli.messages import first_line
 from dlhw.cli.origins import override_lines
 from dlhw.errors import UsageError
 from dlhw.runtime import processes
+from dlhw.runtime.progress import close_run_logs
 from dlhw.storage.record import claim_directory, release_directories
 
 
@@ -75,6 +76,7 @@ def command_line(program: Program) -> None:
                 raise UsageError(first_line(error)) from error
             raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
         finally:
+            close_run_logs()
             for directories in _created:
                 release_directories(directories)
 

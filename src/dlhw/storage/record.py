@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import locked, write_atomically
+from dlhw.runtime.files import LOCK_FILE, locked, write_atomically
 from dlhw.storage.stored import Unreadable, complete_lines, read_seconds, read_summary
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float]
-_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial"}
+_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial", LOCK_FILE}
 """The entries that a run directory may have before its run begins."""
 _TIMING_HEADER = "epoch,seconds\n"
 
@@ -68,27 +68,34 @@ def _require_nothing_of_a_run(path: Path) -> None:
     """Raise UsageError unless a directory is empty or holds only what Hydra writes before a run begins."""
     if not path.is_dir():
         raise UsageError(f"{path}: a file; expected a directory for a run")
-    names = {entry.name for entry in path.iterdir()}
-    if names & {"config.yaml", "multirun.yaml"}:
+    if any((path / name).exists() for name in ("config.yaml", "multirun.yaml")):
         raise UsageError(
             f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
         )
-    if not names <= _BEFORE_THE_RUN:
+    if not _has_nothing_of_a_run(path):
         raise UsageError(f"{path}: is not empty, and runs are never written into other files; choose another directory")
-    with locked(path, wait=False, busy=f"{path}: another process is training this run"):
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise UsageError(f"{path}: not writable; choose another directory")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: not writable; choose another directory")
+    with Record(path).locked():
+        pass
 
 
 def release_directories(paths: Sequence[Path]) -> None:
     """Remove directories in which no run has begun, in this order; one with other content or a lock is kept."""
     for path in paths:
-        with contextlib.suppress(OSError, UsageError), locked(path, wait=False, busy=""):
-            if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
-                shutil.rmtree(path / ".hydra", ignore_errors=True)
-                for name in _BEFORE_THE_RUN - {".hydra"}:
-                    (path / name).unlink(missing_ok=True)
-                path.rmdir()
+        with contextlib.suppress(OSError, UsageError):
+            if not _has_nothing_of_a_run(path):
+                continue
+            with Record(path).locked():
+                if _has_nothing_of_a_run(path):
+                    shutil.rmtree(path / ".hydra", ignore_errors=True)
+                    for name in _BEFORE_THE_RUN - {".hydra", LOCK_FILE}:
+                        (path / name).unlink(missing_ok=True)
+            path.rmdir()  # fails if it has other content, or if another process has locked it by now
+
+
+def _has_nothing_of_a_run(path: Path) -> bool:
+    return {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN
 
 
 class Record:
@@ -108,7 +115,7 @@ class Record:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the directory until the block or the process ends. Raise UsageError if another process holds it."""
-        with locked(self.path, wait=False, busy=f"{self.path}: another process is training this run"):
+        with locked(self.path / LOCK_FILE, wait=False, busy=f"{self.path}: another process is training this run"):
             yield
 
     def write_config(self, text: str, *, new: bool) -> None:
