@@ -1,19 +1,21 @@
-"""Locks and downloads."""
+"""Locks, files that another program has opened, and downloads."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 from pathlib import Path
 
 import pytest
 
+from dlhw.cli.failures import one_line
 from dlhw.errors import UsageError
+from dlhw.runtime import files
 from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
-from dlhw.runtime.files import is_locked, locked
+from dlhw.runtime.files import is_locked, locked, write_atomically
 from support.processes import Process
-
 
 HOLDER = """
 import sys, time
@@ -80,6 +82,53 @@ def test_lock_that_cannot_be_created_is_an_error_with_its_path(name: str, tmp_pa
         pytest.fail("locked")
     assert Path(error.value.filename) == (tmp_path / name if name == "folder" else tmp_path / "missing")
     assert (tmp_path / "folder").is_dir()
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The system is Windows, which refuses to rename a file once for each path in this list."""
+    rename, refused = Path.replace, list[str]()
+
+    def replace(source: Path, target: Path) -> Path:
+        if str(target) in refused:
+            refused.remove(str(target))
+            raise PermissionError(errno.EACCES, "Access is denied", str(source), None, str(target))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files, "_ON_WINDOWS", True)
+    return refused
+
+
+def test_file_that_another_program_has_opened_for_a_moment_is_replaced(refusals: list[str], tmp_path: Path) -> None:
+    refusals += [str(tmp_path / "x")] * 3
+    write_atomically(tmp_path / "x", b"new")
+    assert refusals == []
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_file_that_stays_open_in_another_program_is_an_error(
+    refusals: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(b"old")
+    refusals += [str(tmp_path / "x")] * 3
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(PermissionError) as error:
+        write_atomically(tmp_path / "x", b"new")
+    assert one_line(error.value) == (
+        f"{tmp_path / 'x'}: cannot be changed, because it is read-only or open in another program; close it there"
+    )
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_refused_change_is_not_repeated_on_other_systems(
+    refusals: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_ON_WINDOWS", False)
+    refusals += [str(tmp_path / "x")] * 2
+    with pytest.raises(PermissionError, match="Access is denied"):
+        write_atomically(tmp_path / "x", b"new")
+    assert len(refusals) == 1
 
 
 @pytest.mark.parametrize("error", [OSError("no\nroute"), RuntimeError("no route"), TimeoutError()], ids=repr)

@@ -30,7 +30,7 @@ from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes, map_in_
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import DecodedPicture, Unreadable, decode, without_warnings
 from dlhw.errors import UsageError
-from dlhw.runtime.files import LOCK_FILE, locked, sync_directory
+from dlhw.runtime.files import LOCK_FILE, locked, replace, sync_directory
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
 from dlhw.storage.stored import irregular
@@ -212,7 +212,7 @@ def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *
             out.write(hashlib.sha256(index.getbuffer()).digest())
             out.flush()
             os.fsync(out.fileno())
-        partial.replace(path)
+        replace(partial, path)
         sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,16 +1,24 @@
-"""Files: atomic writes, locks between processes."""
+"""Files: atomic writes, locks between processes, and files that another program has opened."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from dlhw.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_ON_WINDOWS = os.name == "nt"
+PATIENCE_SECONDS = 5.0
+"""How long Windows may refuse to change a file."""
 
 LOCK_FILE = ".lock"
 """The name of the lock file in a directory that one process writes at a time."""
@@ -18,7 +26,7 @@ LOCK_FILE = ".lock"
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a crash or power cut leaves the old content or the new one, never a part."""
-    write_temporary(path, content).replace(path)
+    replace(write_temporary(path, content), path)
     sync_directory(path.parent)
 
 
@@ -37,9 +45,33 @@ def write_temporary(path: Path, content: bytes | memoryview) -> Path:
     return partial
 
 
+def replace(source: Path, target: Path) -> None:
+    """Rename a file, also if ``target`` exists."""
+    when_closed(lambda: source.replace(target), target)
+
+
+def when_closed(change: Callable[[], T], path: Path) -> T:
+    """Change a file and return the result.
+
+    Windows refuses to write, rename or remove a file that another program has opened. A virus scanner closes it soon,
+    so the change is repeated for some seconds. Then PermissionError is raised.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return change()
+        except PermissionError as error:
+            if not _ON_WINDOWS:
+                raise
+            if time.monotonic() > deadline:
+                reason = "cannot be changed, because it is read-only or open in another program; close it there"
+                raise PermissionError(errno.EACCES, reason, str(path)) from error
+            time.sleep(0.05)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in the directory survive a power cut."""
-    if os.name == "nt":
+    if _ON_WINDOWS:
         return  # Windows cannot open directories; its renames are journaled
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import LOCK_FILE, locked, write_atomically
+from dlhw.runtime.files import LOCK_FILE, locked, when_closed, write_atomically
+from dlhw.runtime.paths import is_reserved
 from dlhw.storage.stored import Unreadable, complete_lines, read_seconds, read_summary
 
 if TYPE_CHECKING:
@@ -179,7 +181,8 @@ class Record:
         """Write the rows that are buffered."""
         while self._pending:
             name, lines = self._pending.popitem()
-            with (self.path / name).open("a", newline="") as file:
+            path = self.path / name
+            with when_closed(functools.partial(path.open, "a", newline="", encoding="utf-8"), path) as file:
                 if not file.tell():
                     file.write(_TIMING_HEADER if name == "timing.csv" else _line(self.rows[0]))
                 file.write("".join(lines))
@@ -251,7 +254,8 @@ class Record:
 
     def reopen(self) -> None:
         """Remove ``summary.json`` before training continues."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        summary = self.path / "summary.json"
+        when_closed(lambda: summary.unlink(missing_ok=True), summary)
 
     def discard(self) -> None:
         """Remove the directory if the run never started, so that it has no metrics, checkpoint, trials or summary."""
@@ -298,8 +302,8 @@ def _timing(epoch: float, seconds: float) -> str:
 def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
     """Return a directory name for a sweep's job, made from its overrides.
 
-    The name is valid on every file system, differs between jobs with different overrides, and has at most ``longest``
-    bytes.
+    The name is valid on every file system, differs between jobs with different overrides (where the file system
+    distinguishes upper and lower case), and has at most ``longest`` bytes.
     """
 
     def size(text: str) -> int:
@@ -312,4 +316,4 @@ def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
         name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
     if name != ",".join(plain):
         name = f"{name}-{hashlib.sha256(','.join(plain).encode()).hexdigest()[:8]}".lstrip("-")
-    return name or "defaults"
+    return f"_{name}" if is_reserved(name) else name or "defaults"
