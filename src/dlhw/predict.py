@@ -173,7 +173,9 @@ def open_classifier(path: Path, weights: Literal["best", "last"], device: torch.
     options: Any = OmegaConf.to_container(run.config.dataset, resolve=True)
     trained = run.config.trainer.precision
     precision = Precision("fp32" if trained == "tf32" and device.type != "cuda" else trained, device)
-    return PictureClassifier(model.to(device), shape, options, class_names(run, state["outputs"]), precision)
+    return PictureClassifier(
+        model.to(device, precision.dtype), shape, options, class_names(run, state["outputs"]), precision
+    )
 
 
 def class_names(run: Run, outputs: int) -> tuple[str, ...]:
