@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dlhw.runtime.downloads import TIMEOUT_SECONDS, DownloadFailed, downloading
 from dlhw.runtime.files import is_locked, locked, write_atomically
 from support.processes import Process
 
+starts_processes = pytest.mark.skipif(sys.platform == "win32", reason="kills processes with signals of POSIX")
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -42,6 +44,7 @@ def test_lock_is_exclusive_and_ends_with_the_block(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@starts_processes
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     process = Process("-c", HOLDER, path, at=tmp_path)
@@ -55,6 +58,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@starts_processes
 def test_waiting_for_a_lock_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "lock"
     caplog.set_level(logging.INFO)
