@@ -29,6 +29,8 @@ VALID = {
     },
 }
 
+NAME = "must be a directory name of at most 100 letters, digits and . _ + -, but not of a device, as aux is"
+
 
 def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
     cfg = OmegaConf.merge(VALID, changes)
@@ -53,7 +55,8 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"seed": "deleted"}, "seed: must not be deleted"),
         ({"seed": "${seed}"}, "seed: Recursive interpolation detected"),
         ({"name": "${nope:1}"}, "name: Unsupported interpolation type nope"),
-        ({"name": "../x"}, "name=../x: must be a directory name of at most 100 letters, digits and . _ + -"),
+        ({"name": "../x"}, f"name=../x: {NAME}"),
+        ({"name": "aux.b"}, f"name=aux.b: {NAME}"),
         ({"output_dir": ""}, "output_dir=: must be a path"),
         ({"output_dir": "${oc.env:NOT_SET}"}, "output_dir: Environment variable 'NOT_SET' not found"),
         ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: refers to x, which the config does not have"),

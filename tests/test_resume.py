@@ -192,7 +192,8 @@ def test_second_process_cannot_lock_a_run(tmp_path: Path) -> None:
     ):
         raise AssertionError
     with Record(tmp_path).locked():
-        assert list(tmp_path.iterdir()) == []
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resume_without_the_best_weights_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,15 @@ def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
     assert renamed.name == "a"
 
 
+def test_new_directories_of_jobs_never_differ_only_in_case(tmp_path: Path) -> None:
+    plans = [expansion.Plan((), name) for name in ("model=A", "model=a", "model=\u00df", "model=SS")]
+    (tmp_path / "MODEL=a-2").mkdir()
+    (tmp_path / "MODEL=a-2" / "config.yaml").write_text(identity.to_yaml(OmegaConf.create({"seed": 9, **CONFIG})))
+    planned = [jobs.PlannedJob(plan, OmegaConf.create({"seed": seed, **CONFIG})) for seed, plan in enumerate(plans)]
+    names = [path.name for path in jobs.JobDirectories(tmp_path).of(planned)]
+    assert names == ["model=A", "model=a-3", "model=\u00df", "model=SS-2"]
+
+
 def test_experiment_file_defines_its_sweep(tmp_path: Path, comparisons: list[Comparison]) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "search.yaml").write_text(

@@ -148,9 +148,8 @@ def _declaration(run: Path, options: Mapping[str, Any]) -> Comparison:
     from dlhw.cli import composition
     from dlhw.views.comparison import declared_options
 
-    files = [
-        yaml.safe_load(path.read_text()) for path in sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
-    ]
+    paths = sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
     shipped = {defaults["_target_"]: defaults for defaults in files}
     declared = declared_options(run)
     defaults = shipped.get(declared.pop("_target_", None), shipped["dlhw.views.comparison.Comparison"])

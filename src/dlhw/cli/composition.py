@@ -378,7 +378,8 @@ def _list_experiments() -> str:
     """Return the shipped experiments for ``--help``, each with the question in its first comment."""
     files = sorted((conf_dir() / "experiment").glob("*.yaml"))
     width = max(len(file.stem) for file in files)
-    questions = [file.read_text().splitlines()[1].removeprefix("#").strip() for file in files]  # after @package
+    lines = [file.read_text(encoding="utf-8").splitlines()[1] for file in files]  # after @package
+    questions = [line.removeprefix("#").strip() for line in lines]
     return "\n".join(f"  {file.stem:<{width}}  {text}" for file, text in zip(files, questions, strict=True))
 
 

@@ -22,7 +22,6 @@ import contextvars
 import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dlhw.errors import ChecksFailed, NotEnoughMemory, TrainingFailed, UsageError
 from dlhw.runtime import signals
 from dlhw.runtime.memory import allocating
-from dlhw.runtime.paths import printable_lines
+from dlhw.runtime.paths import printable_lines, shell_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,7 +56,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
             log.warning("interrupted before the run began")
             record.discard()
         elif not in_sweep:
-            log.warning("interrupted; resume with %s", shlex.quote(f"resume={record.path}"))
+            log.warning("interrupted; resume with %s", shell_line([f"resume={record.path}"]))
         raise
     except UsageError as error:
         if in_sweep and not record.finished:

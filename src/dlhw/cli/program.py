@@ -29,6 +29,7 @@ from dlhw.cli.messages import first_line
 from dlhw.cli.origins import override_lines
 from dlhw.errors import UsageError
 from dlhw.runtime import processes
+from dlhw.runtime.progress import close_run_logs
 from dlhw.storage.record import claim_directory, release_directories
 
 
@@ -89,6 +90,7 @@ def execute(program: Program, arguments: Sequence[str], *, ends_program: bool = 
             raise UsageError(first_line(error)) from error
         raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
     finally:
+        close_run_logs()
         for directories in _created:
             release_directories(directories)
     return _created[0][0] if _created else None

@@ -26,7 +26,7 @@ from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.hints import either, expected_one_of, nearest
-from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
+from dlhw.runtime.paths import is_listed_in, is_reserved, places_of, printable, read_path, shortened
 from dlhw.storage.identity import without_hydra
 
 Selections = Collection[tuple[str, str]]
@@ -228,8 +228,8 @@ def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
 def _unmet_requirement(key: str, value: Any) -> str | None:
     """Return the requirement that the value of a key of the program does not meet; None if it is valid."""
     text = value if isinstance(value, str) else ""
-    if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
-        return "must be a directory name of at most 100 letters, digits and . _ + -"
+    if key == "name" and (is_reserved(text) or not re.fullmatch(r"[\w.+-]{0,99}\w", text)):
+        return "must be a directory name of at most 100 letters, digits and . _ + -, but not of a device, as aux is"
     if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED):
         return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):

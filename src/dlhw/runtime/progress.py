@@ -134,6 +134,14 @@ class RunLog(logging.FileHandler):
         return super()._open()
 
 
+def close_run_logs() -> None:
+    """Remove the handlers of all run logs. Windows does not remove a directory that contains an open file."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
 class Progress:
     """A progress bar for the epochs of a run, and a log line for the first, the last and some other epochs.
 

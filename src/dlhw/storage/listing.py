@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import is_locked
+from dlhw.runtime.files import LOCK_FILE, is_locked
 from dlhw.runtime.paths import printable
 from dlhw.storage import stored
 from dlhw.storage.directories import explanation, is_output
@@ -167,7 +167,7 @@ def _kind_of(folder: Path) -> Kind | None:
 def _entry(path: Path, kind: Kind) -> Entry:
     try:
         summary = stored.read_summary(path)
-        status = summary.get("status") or ("running" if is_locked(path) else "unfinished")
+        status = summary.get("status") or ("running" if is_locked(path / LOCK_FILE) else "unfinished")
     except stored.Unreadable:
         summary, status = {}, "unreadable"
     config = path / ("config.yaml" if kind == "run" else "multirun.yaml")

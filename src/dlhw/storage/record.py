@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.errors import UsageError
-from dlhw.runtime.files import locked, write_atomically
+from dlhw.runtime.files import LOCK_FILE, locked, when_closed, write_atomically
+from dlhw.runtime.paths import is_reserved
 from dlhw.storage.stored import Unreadable, complete_lines, read_seconds, read_summary
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float]
-_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial"}
+_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial", LOCK_FILE}
 """The entries that a run directory may have before its run begins."""
 _TIMING_HEADER = "epoch,seconds\n"
 
@@ -68,27 +70,34 @@ def _require_nothing_of_a_run(path: Path) -> None:
     """Raise UsageError unless a directory is empty or holds only what Hydra writes before a run begins."""
     if not path.is_dir():
         raise UsageError(f"{path}: a file; expected a directory for a run")
-    names = {entry.name for entry in path.iterdir()}
-    if names & {"config.yaml", "multirun.yaml"}:
+    if any((path / name).exists() for name in ("config.yaml", "multirun.yaml")):
         raise UsageError(
             f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
         )
-    if not names <= _BEFORE_THE_RUN:
+    if not _has_nothing_of_a_run(path):
         raise UsageError(f"{path}: is not empty, and runs are never written into other files; choose another directory")
-    with locked(path, wait=False, busy=f"{path}: another process is training this run"):
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise UsageError(f"{path}: not writable; choose another directory")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: not writable; choose another directory")
+    with Record(path).locked():
+        pass
 
 
 def release_directories(paths: Sequence[Path]) -> None:
     """Remove directories in which no run has begun, in this order; one with other content or a lock is kept."""
     for path in paths:
-        with contextlib.suppress(OSError, UsageError), locked(path, wait=False, busy=""):
-            if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
-                shutil.rmtree(path / ".hydra", ignore_errors=True)
-                for name in _BEFORE_THE_RUN - {".hydra"}:
-                    (path / name).unlink(missing_ok=True)
-                path.rmdir()
+        with contextlib.suppress(OSError, UsageError):
+            if not _has_nothing_of_a_run(path):
+                continue
+            with Record(path).locked():
+                if _has_nothing_of_a_run(path):
+                    shutil.rmtree(path / ".hydra", ignore_errors=True)
+                    for name in _BEFORE_THE_RUN - {".hydra", LOCK_FILE}:
+                        (path / name).unlink(missing_ok=True)
+            path.rmdir()  # fails if it has other content, or if another process has locked it by now
+
+
+def _has_nothing_of_a_run(path: Path) -> bool:
+    return {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN
 
 
 class Record:
@@ -108,7 +117,7 @@ class Record:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the directory until the block or the process ends. Raise UsageError if another process holds it."""
-        with locked(self.path, wait=False, busy=f"{self.path}: another process is training this run"):
+        with locked(self.path / LOCK_FILE, wait=False, busy=f"{self.path}: another process is training this run"):
             yield
 
     def write_config(self, text: str, *, new: bool) -> None:
@@ -172,7 +181,8 @@ class Record:
         """Write the rows that are buffered."""
         while self._pending:
             name, lines = self._pending.popitem()
-            with (self.path / name).open("a", newline="") as file:
+            path = self.path / name
+            with when_closed(functools.partial(path.open, "a", newline="", encoding="utf-8"), path) as file:
                 if not file.tell():
                     file.write(_TIMING_HEADER if name == "timing.csv" else _line(self.rows[0]))
                 file.write("".join(lines))
@@ -244,7 +254,8 @@ class Record:
 
     def reopen(self) -> None:
         """Remove ``summary.json`` before training continues."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        summary = self.path / "summary.json"
+        when_closed(lambda: summary.unlink(missing_ok=True), summary)
 
     def discard(self) -> None:
         """Remove the directory if the run never started, so that it has no metrics, checkpoint, trials or summary."""
@@ -291,8 +302,8 @@ def _timing(epoch: float, seconds: float) -> str:
 def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
     """Return a directory name for a sweep's job, made from its overrides.
 
-    The name is valid on every file system, differs between jobs with different overrides, and has at most ``longest``
-    bytes.
+    The name is valid on every file system, differs between jobs with different overrides (where the file system
+    distinguishes upper and lower case), and has at most ``longest`` bytes.
     """
 
     def size(text: str) -> int:
@@ -305,4 +316,4 @@ def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
         name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
     if name != ",".join(plain):
         name = f"{name}-{hashlib.sha256(','.join(plain).encode()).hexdigest()[:8]}".lstrip("-")
-    return name or "defaults"
+    return f"_{name}" if is_reserved(name) else name or "defaults"

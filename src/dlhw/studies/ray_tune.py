@@ -165,7 +165,7 @@ def _answer(runs: TrialRuns, record: Record, result: Tuned, rungs: Sequence[int]
             "failed_trials": grid.num_errors,
             "epochs": search.steps[-1].total_epochs,
             "epochs_without_stopping": len(grid) * runs.trainable.epochs,
-            "best_run": str(best.runs[0].relative_to(record.path.absolute())),
+            "best_run": best.runs[0].relative_to(record.path.absolute()).as_posix(),
             "best_epoch": int(row["epoch"]),
             **{f"best_{name}": value for name, value in row.items() if name.startswith(("val_", "test_"))},
         },

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import platform
-import shlex
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -31,7 +31,7 @@ from dlhw.cli.program import Program
 from dlhw.errors import UsageError
 from dlhw.runtime import progress, signals
 from dlhw.runtime.files import write_atomically
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import printable, shell_line
 from dlhw.runtime.progress import tracked
 from dlhw.storage import stored
 from dlhw.storage.directories import is_sweep_of_dlhw
@@ -247,7 +247,7 @@ class JobSweeper(Sweeper):
                 log.debug("the comparison failed", exc_info=True)
                 log.error("%s", failures.one_line(error, directory))
             if self.ended == "":
-                log.warning("stopped early; resume with %s", shlex.quote(f"resume={self.cfg.hydra.sweep.dir}"))
+                log.warning("stopped early; resume with %s", shell_line([f"resume={self.cfg.hydra.sweep.dir}"]))
         if not concluded:
             sys.exit(1)
 
@@ -276,7 +276,7 @@ class JobSweeper(Sweeper):
             for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, as Worker does
                 logging.getLogger(name).setLevel(logging.WARNING)
         lines = [
-            [*job.plan.overrides, f"hydra.sweep.subdir='{path.relative_to(self.cfg.hydra.sweep.dir)}'"]
+            [*job.plan.overrides, f"hydra.sweep.subdir='{path.relative_to(self.cfg.hydra.sweep.dir).as_posix()}'"]
             for job, path in jobs
         ]
         try:
@@ -335,14 +335,9 @@ def _end_with(process: int) -> None:
     is_child = os.getppid() == process
 
     def watch() -> None:
-        """Check twice a second whether the other process exists."""
-        while True:
+        """Check twice a second whether the other process exists; a child is given to another parent before that."""
+        while psutil.pid_exists(process) and (not is_child or os.getppid() == process):
             time.sleep(0.5)
-            try:
-                os.kill(process, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            if is_child and os.getppid() != process:  # a zombie, which os.kill still finds
-                os._exit(1)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -355,7 +355,8 @@ def _log_into(jobs: Sequence[GroupedJob], logger: logging.Logger | None = None) 
         def emit(self, record: logging.LogRecord) -> None:
             for job in jobs:
                 if job.run is not None:
-                    with contextlib.suppress(OSError), (job.run.record.path / "run.log").open("a") as file:
+                    path = job.run.record.path / "run.log"
+                    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
                         file.write(self.format(record) + "\n")
 
     handler = RunLogs(logging.INFO)

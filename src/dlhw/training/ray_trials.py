@@ -131,9 +131,9 @@ class TrialRuns:
                 tune.report({"epoch": reported, VALUE: value, LOWEST: lowest})
 
         path.mkdir(parents=True, exist_ok=True)
-        (path / ".lock").touch()
+        busy = f"{path}: waiting for another trial with the same values"
         try:
-            with locked(path / ".lock", wait=True, busy=f"{path}: waiting for another trial with the same values"):
+            with locked(path.with_name(f".{path.name}.lock"), wait=True, busy=busy):
                 if not Record(path).finished:
                     for row in stored.read_metrics(path) or []:
                         report(row)

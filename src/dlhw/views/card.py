@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import printable, shell_line
 from dlhw.runtime.progress import clock_time
 from dlhw.runtime.wording import metric_text
 from dlhw.storage.listing import Entry
@@ -96,7 +95,7 @@ def _sweep_lines(entry: Entry) -> Iterator[tuple[str, str]]:
     if (seconds := summary.get("seconds")) is not None:
         yield "time", clock_time(seconds)
     yield from _files(entry.path)
-    directory = shlex.quote(str(entry.path))
+    directory = shell_line([str(entry.path)])
     resume = f"dlhw resume={directory}; " if entry.status != "finished" else ""
     yield "next", f"{resume}dlhw compare {directory}"
 
@@ -139,9 +138,9 @@ def _files(directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def _next_of_run(entry: Entry) -> str:
-    directory = shlex.quote(str(entry.path))
+    directory = shell_line([str(entry.path)])
     if entry.status != "finished":
         return f"dlhw resume={directory}"
     if (entry.path / "best.pt").exists():
         return f"dlhw evaluate {directory} dataset.root=FOLDER; dlhw predict {directory} FILE"
-    return f"dlhw ls {shlex.quote(str(entry.path.parent))}"
+    return f"dlhw ls {shell_line([str(entry.path.parent)])}"
