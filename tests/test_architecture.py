@@ -13,7 +13,7 @@ import dlhw
 SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
-    {"sweeps", "compare", "predict"},
+    {"sweeps", "compare", "predict", "find_lr"},
     {"train", "reading"},
     {"cli"},
     {"studies"},

@@ -6,6 +6,7 @@ runs its study.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
 
     ``after_epoch`` is called with the row of each epoch.
     """
-    from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
+    from dlhw.cli import assembly, ensembles, lifecycle  # torch is imported here: help and completion do not need it
     from dlhw.runtime import devices, processes
     from dlhw.training.loop import Training
     from dlhw.training.trainable import Trainable
@@ -105,7 +106,10 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
         if processes.world_size() > 1:
             raise UsageError("torchrun: invalid for a study, which runs in a single process; start it without torchrun")
         trainable = Trainable(cfg, train_trial, check_trial)
-        question = assembly.assemble_question(components, arguments, record=record, trainable=trainable)
+        trainings = functools.partial(ensembles.trainings, cfg)
+        question = assembly.assemble_question(
+            components, arguments, record=record, trainable=trainable, trainings=trainings
+        )
         lifecycle.answer(cfg, record, question)
         return
     with processes.process_group(devices.pick_device(cfg.trainer.device)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,7 @@ from dlhw.storage.identity import checkpoint_identity
 from dlhw.storage.record import Record
 from dlhw.storage.schemas import GROUPS
 from dlhw.training import acceleration, features, finetuning, probes
-from dlhw.training.loop import Probe
+from dlhw.training.loop import Probe, Training
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
 from dlhw.training.settings import Trainer
@@ -42,6 +42,7 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "trainable": ("seed", *(group for group in GROUPS if group != "study")),
+    "trainings": ("seed", *(group for group in GROUPS if group != "study")),
     "record": (),
 }
 """The groups and keys that are read to make each argument of a study."""
@@ -182,7 +183,12 @@ class Question:
 
 
 def assemble_question(
-    components: Components, arguments: frozenset[str], *, record: Record, trainable: Trainable
+    components: Components,
+    arguments: frozenset[str],
+    *,
+    record: Record,
+    trainable: Trainable,
+    trainings: Callable[[int], Iterator[Training]],
 ) -> Question:
     """Build the config's study, which takes these arguments. Raise UsageError."""
     trainer, precision = set_up_process(components)
@@ -195,6 +201,7 @@ def assemble_question(
         "data": data,
         model_argument: model,
         "trainable": trainable,
+        "trainings": trainings,
         "record": record,
     }
     compute = components["study"].partial(**{name: value for name, value in values.items() if name in arguments})

@@ -283,7 +283,9 @@ class Loader(ComposingLoader):
             return config
         for key, values in rules.readers(config).items():
             self._experiment_readers.setdefault(key, []).extend(values)
-        return rules.without_replaced_groups(config, self._choices_with((f"experiment={name}",)), choices)
+        own_choices = self._choices_with((f"experiment={name}",))
+        rules.require_training(name, own_choices.get("study", "none"), choices.get("study"))
+        return rules.without_replaced_groups(config, own_choices, choices)
 
     def _choices_with(self, lines: tuple[str, ...]) -> dict[str, str | None]:
         """Return the option of every group with these overrides; empty if one of them is invalid."""

@@ -4,6 +4,7 @@
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A study rejects overrides of groups and keys that it does not read.
+- A study of training rejects an experiment that is a study itself.
 - The seed, the name and the directories are valid before anything is created.
 
 Only :func:`check_program_keys` edits the config that it is given: it replaces ``~`` in paths.
@@ -33,6 +34,8 @@ Selections = Collection[tuple[str, str]]
 CLAIM = "hydra.callbacks.directory._target_"
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir", CLAIM)
 """Keys of Hydra, besides its directories, that a run depends on."""
+STUDIES_OF_TRAINING = ("find_lr",)
+"""Studies that make sense only for a config that trains."""
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
@@ -137,6 +140,21 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
         valid, selected = list(map(str, cfg.get(entries) or ())), str(cfg.get(name))
         if name in cfg and selected not in valid:
             raise UsageError(f"{name}={selected}: unknown {name}{expected_one_of(selected, valid)}")
+
+
+def require_training(experiment: str, own: str | None, chosen: str | None) -> None:
+    """Raise UsageError if a study of training is chosen for an experiment that does not train.
+
+    Args:
+        experiment: the name of the experiment.
+        own: the study of the experiment; ``none`` if it trains.
+        chosen: the study with the overrides of the command line.
+    """
+    if chosen in STUDIES_OF_TRAINING and own not in ("none", chosen):
+        raise UsageError(
+            f"study={chosen}: experiment={experiment} does not train, because it is study={own}; expected an "
+            "experiment that trains"
+        )
 
 
 def require_read_by_study(
