@@ -96,6 +96,7 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
     """
     from dlhw.cli import assembly, ensembles, lifecycle  # torch is imported here: help and completion do not need it
     from dlhw.runtime import devices, processes
+    from dlhw.training import debugging
     from dlhw.training.loop import Training
     from dlhw.training.trainable import Trainable
     from dlhw.training.variants import Single
@@ -126,6 +127,8 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
             probe=parts.probe,
             after_epoch=after_epoch,
         ).fit()
+        if cfg.get("debug"):
+            debugging.check_gradients(parts.trained)
     if processes.rank() == 0:
         log.info("%s", lifecycle.finish(cfg, parts, training_run))
 

@@ -26,7 +26,7 @@ from dlhw.storage.checkpoint import State
 from dlhw.storage.identity import checkpoint_identity
 from dlhw.storage.record import Record
 from dlhw.storage.schemas import GROUPS
-from dlhw.training import acceleration, features, finetuning, probes
+from dlhw.training import acceleration, debugging, features, finetuning, probes
 from dlhw.training.loop import Probe, Training
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
@@ -63,6 +63,8 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
     """Raise UsageError for overrides without effect: empty mappings, and what the config's study does not read."""
     _require_no_empty_mappings(components.cfg, overrides)
     arguments = study_arguments(components)
+    if arguments is not None and components.cfg.get("debug"):
+        raise UsageError("debug=true: invalid for a study, whose own options set its size; expected debug=false")
     if arguments is not None:
         rules.require_read_by_study(
             components.cfg.study["_target_"].rpartition(".")[2],
@@ -151,6 +153,8 @@ def assemble_parts(components: Components) -> Parts:
     if regularization.l1_truncated and trainer.rates:
         raise UsageError("trainer.rates: does not support regularization.l1_truncated, which needs one learning rate")
     require_valid_batches(model, data, trainer)
+    if cfg.get("debug"):
+        trainer, data = debugging.shortened(trainer, data)
     trained, trained_on = with_computed_features(cfg, trainer, precision, data, model)
     groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
     return Parts(

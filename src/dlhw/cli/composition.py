@@ -70,6 +70,7 @@ def prepare(*, ends_program: bool = False) -> None:
     hydra_internals.install_plugins(PLUGINS)
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("dlhw.folder", _folder, replace=True)
 
 
 class Loader(ComposingLoader):
@@ -370,6 +371,11 @@ def _repeat(value: Any, times: int) -> list[Any]:
     if not isinstance(times, int) or isinstance(times, bool) or not 0 <= times <= MOST_REPEATED:
         raise ValueError(f"{times} must be a whole number from 0 to {MOST_REPEATED}")
     return [value] * times
+
+
+def _folder(name: Any, debug: Any) -> str:
+    """Return the folder of the runs with this name in the output directory."""
+    return f"{directories.DEBUG_FOLDER}/{name}" if debug is True else str(name)
 
 
 def _forget_plugin_types(cfg: DictConfig) -> None:

@@ -28,6 +28,7 @@ from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
 from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
+from dlhw.storage.directories import DEBUG_FOLDER
 from dlhw.storage.identity import without_hydra
 
 Selections = Collection[tuple[str, str]]
@@ -183,7 +184,15 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
     """
     mistakes: list[str] = []
     kind = "run" if mode == RunMode.RUN else "sweep"
-    for key in ("name", "seed", "data_dir", "output_dir", *HYDRA_KEYS, f"hydra.{kind}.dir"):
+    for key in (
+        "name",
+        "seed",
+        *(["debug"] if "debug" in cfg else []),
+        "data_dir",
+        "output_dir",
+        *HYDRA_KEYS,
+        f"hydra.{kind}.dir",
+    ):
         if mistakes and key.startswith("hydra."):
             break  # these values contain the others
         try:
@@ -248,6 +257,10 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
     text = value if isinstance(value, str) else ""
     if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
         return "must be a directory name of at most 100 letters, digits and . _ + -"
+    if key == "name" and text == DEBUG_FOLDER:
+        return "must be another name, because this is the folder of runs with debug=true"
+    if key == "debug" and not isinstance(value, bool):
+        return "must be true or false"
     if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED):
         return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):

@@ -124,6 +124,8 @@ class Vectorized(Launcher):
         """Train a group at once. Raise NotVectorizable if that is not possible."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
             raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
+        if group[0].cfg.get("debug"):
+            raise NotVectorizable("with debug=true, each job is checked by itself")
         if group[0].cfg.study.get("_target_") is not None:
             raise NotVectorizable("a study does not train")
         first_two = list(itertools.islice(valid_parts(job.cfg for job in group), 2))
