@@ -128,7 +128,7 @@ def test_identity_has_debug_only_if_it_is_true() -> None:
     ("overrides", "message"),
     [
         (["debug=3"], "debug=3: must be true or false"),
-        (["name=debug"], "name=debug: must be another name, because this is the folder of runs with debug=true"),
+        (["name=debug"], "name=debug: the folder of runs with debug=true; expected another name"),
         (
             ["debug=true", "study=cost"],
             "debug=true: invalid for a study, whose own options set its size; expected debug=false",

@@ -182,17 +182,9 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
 
     Raise UsageError with one line per mistake.
     """
-    mistakes: list[str] = []
+    mistakes = _debug_mistakes(cfg)
     kind = "run" if mode == RunMode.RUN else "sweep"
-    for key in (
-        "name",
-        "seed",
-        *(["debug"] if "debug" in cfg else []),
-        "data_dir",
-        "output_dir",
-        *HYDRA_KEYS,
-        f"hydra.{kind}.dir",
-    ):
+    for key in ("name", "seed", "data_dir", "output_dir", *HYDRA_KEYS, f"hydra.{kind}.dir"):
         if mistakes and key.startswith("hydra."):
             break  # these values contain the others
         try:
@@ -210,6 +202,17 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     _require_outside_pictures(cfg, kind)
+
+
+def _debug_mistakes(cfg: DictConfig) -> list[str]:
+    """Return a line for an invalid ``debug``, and for a run with the name of the folder of runs with debug=true."""
+    literal = {key: cfg.get(key) for key in ("debug", "name") if not OmegaConf.is_interpolation(cfg, key)}
+    lines = []
+    if not isinstance(literal.get("debug") or False, bool):  # runs of earlier versions have no such key
+        lines.append(f"debug={as_written(cfg.debug)}: must be true or false")
+    if literal.get("name") == DEBUG_FOLDER:
+        lines.append(f"name={DEBUG_FOLDER}: the folder of runs with debug=true; expected another name")
+    return lines
 
 
 def _setting(cfg: DictConfig, key: str) -> str:
@@ -257,10 +260,6 @@ def _unmet_requirement(key: str, value: Any) -> str | None:
     text = value if isinstance(value, str) else ""
     if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
         return "must be a directory name of at most 100 letters, digits and . _ + -"
-    if key == "name" and text == DEBUG_FOLDER:
-        return "must be another name, because this is the folder of runs with debug=true"
-    if key == "debug" and not isinstance(value, bool):
-        return "must be true or false"
     if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED):
         return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):

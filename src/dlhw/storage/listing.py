@@ -81,7 +81,8 @@ class Entry:
 def entries(folder: Path, *, jobs: bool = False) -> list[Entry]:
     """Return the runs and sweeps in a folder and its subfolders, those that started last first.
 
-    Those in subfolders called ``debug`` are not results, and are left out. With ``jobs``, the runs of sweeps instead of the sweeps. Raise UsageError if the folder does not exist.
+    Those in subfolders called ``debug`` are no results, and are left out. With ``jobs``, return the runs of sweeps
+    instead of the sweeps. Raise UsageError if the folder does not exist.
     """
     if not folder.is_dir():
         raise UsageError(explanation(folder, expected="run or sweep"))
