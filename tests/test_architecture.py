@@ -14,7 +14,10 @@ SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
     {"__main__"},
-    {"sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "completion", "inprocess", "templates"},
+    {
+        *("sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "completion", "find_lr"),
+        *("inprocess", "templates"),
+    },
     {"train", "reading"},
     {"cli"},
     {"studies", "applying"},

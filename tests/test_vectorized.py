@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlhw.cli import lifecycle
+from dlhw.cli import ensembles, lifecycle
 from dlhw.cli.assembly import Parts, assemble
 from dlhw.storage.record import Record
 from dlhw.sweeps import vectorized
@@ -284,7 +284,7 @@ def test_a_group_that_runs_out_of_memory_is_split(tmp_path: Path, monkeypatch: p
 def test_largest_group_is_proportional_to_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def largest(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)
-        return vectorized.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
+        return ensembles.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
 
     assert largest(0) == 1
     smaller, larger = largest(10**8), largest(2 * 10**8)

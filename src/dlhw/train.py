@@ -6,14 +6,15 @@ runs its study.
 
 from __future__ import annotations
 
+import functools
 import logging
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhw.errors import UsageError
 from dlhw.runtime import processes, signals
+from dlhw.runtime.paths import shell_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -53,7 +54,7 @@ def task(
             lifecycle.resume_same_run(cfg, record)
         run(cfg, record, overrides, after_epoch)
         if not in_sweep and not processes.rank():
-            log.info("next: dlhw show %s", shlex.quote(str(record.path)))
+            log.info("next: dlhw show %s", shell_line([str(record.path)]))
 
 
 def train_trial(cfg: DictConfig, directory: Path, after_epoch: AfterEpoch) -> None:
@@ -96,8 +97,9 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
 
     ``after_epoch`` is called with the row of each epoch.
     """
-    from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
+    from dlhw.cli import assembly, ensembles, lifecycle  # torch is imported here: help and completion do not need it
     from dlhw.runtime import devices
+    from dlhw.training import debugging
     from dlhw.training.loop import Training
     from dlhw.training.trainable import Trainable
     from dlhw.training.variants import Single
@@ -108,7 +110,10 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
         if processes.world_size() > 1:
             raise UsageError("torchrun: invalid for a study, which runs in a single process; start it without torchrun")
         trainable = Trainable(cfg, train_trial, check_trial)
-        question = assembly.assemble_question(components, arguments, record=record, trainable=trainable)
+        trainings = functools.partial(ensembles.trainings, cfg)
+        question = assembly.assemble_question(
+            components, arguments, record=record, trainable=trainable, trainings=trainings
+        )
         lifecycle.answer(cfg, record, question)
         return
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
@@ -128,6 +133,8 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
         )
         with lifecycle.drawn_if_interrupted(cfg, parts, training_run):
             training.fit()
+        if cfg.get("debug"):
+            debugging.check_gradients(parts.trained)
     if processes.rank() == 0:
         log.info("%s", lifecycle.finish(cfg, parts, training_run))
 

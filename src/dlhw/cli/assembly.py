@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +26,8 @@ from dlhw.storage.checkpoint import State
 from dlhw.storage.identity import checkpoint_identity
 from dlhw.storage.record import Record
 from dlhw.storage.schemas import GROUPS
-from dlhw.training import acceleration, features, finetuning, probes
-from dlhw.training.loop import Probe
+from dlhw.training import acceleration, debugging, features, finetuning, probes
+from dlhw.training.loop import Probe, Training
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
 from dlhw.training.settings import Trainer
@@ -42,6 +42,7 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "trainable": ("seed", *(group for group in GROUPS if group != "study")),
+    "trainings": ("seed", *(group for group in GROUPS if group != "study")),
     "record": (),
 }
 """The groups and keys that are read to make each argument of a study."""
@@ -62,6 +63,8 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
     """Raise UsageError for overrides without effect: empty mappings, and what the config's study does not read."""
     _require_no_empty_mappings(components.cfg, overrides)
     arguments = study_arguments(components)
+    if arguments is not None and components.cfg.get("debug"):
+        raise UsageError("debug=true: invalid for a study, whose own options set its size; expected debug=false")
     if arguments is not None:
         rules.require_read_by_study(
             components.cfg.study["_target_"].rpartition(".")[2],
@@ -151,6 +154,8 @@ def assemble_parts(components: Components) -> Parts:
     if regularization.l1_truncated and trainer.rates:
         raise UsageError("trainer.rates: does not support regularization.l1_truncated, which needs one learning rate")
     require_valid_batches(model, data, trainer)
+    if cfg.get("debug"):
+        trainer, data = debugging.shortened(trainer, data)
     trained, trained_on = with_computed_features(cfg, trainer, precision, data, model)
     groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
     return Parts(
@@ -183,7 +188,12 @@ class Question:
 
 
 def assemble_question(
-    components: Components, arguments: frozenset[str], *, record: Record, trainable: Trainable
+    components: Components,
+    arguments: frozenset[str],
+    *,
+    record: Record,
+    trainable: Trainable,
+    trainings: Callable[[int], Iterator[Training]],
 ) -> Question:
     """Build the config's study, which takes these arguments. Raise UsageError."""
     trainer, precision = set_up_process(components)
@@ -196,6 +206,7 @@ def assemble_question(
         "data": data,
         model_argument: model,
         "trainable": trainable,
+        "trainings": trainings,
         "record": record,
     }
     compute = components["study"].partial(**{name: value for name, value in values.items() if name in arguments})

@@ -40,7 +40,7 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
     "optimizer": {"params"},
     "probe": {"model", "data"},
-    "study": {"seed", "device", "data", "model", "network", "trainable", "record"},
+    "study": {"seed", "device", "data", "model", "network", "trainable", "trainings", "record"},
     "report": {"model", "data", "untrained", "record"},
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""

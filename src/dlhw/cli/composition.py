@@ -71,6 +71,7 @@ def prepare(*, ends_program: bool = False) -> None:
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
     OmegaConf.register_new_resolver("dlhw.verbs", verbs.listed, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("dlhw.folder", _folder, replace=True)
 
 
 class Loader(ComposingLoader):
@@ -284,7 +285,9 @@ class Loader(ComposingLoader):
             return config
         for key, values in rules.readers(config).items():
             self._experiment_readers.setdefault(key, []).extend(values)
-        return rules.without_replaced_groups(config, self._choices_with((f"experiment={name}",)), choices)
+        own_choices = self._choices_with((f"experiment={name}",))
+        rules.require_training(name, own_choices.get("study", "none"), choices.get("study"))
+        return rules.without_replaced_groups(config, own_choices, choices)
 
     def _choices_with(self, lines: tuple[str, ...]) -> dict[str, str | None]:
         """Return the option of every group with these overrides; empty if one of them is invalid."""
@@ -388,6 +391,11 @@ def _repeat(value: Any, times: int) -> list[Any]:
     if not isinstance(times, int) or isinstance(times, bool) or not 0 <= times <= MOST_REPEATED:
         raise ValueError(f"{times} must be a whole number from 0 to {MOST_REPEATED}")
     return [value] * times
+
+
+def _folder(name: Any, debug: Any) -> str:
+    """Return the folder of the runs with this name in the output directory."""
+    return f"{directories.DEBUG_FOLDER}/{name}" if debug is True else str(name)
 
 
 def _forget_plugin_types(cfg: DictConfig) -> None:

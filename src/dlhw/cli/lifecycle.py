@@ -217,6 +217,8 @@ def curve_labels(cfg: DictConfig, data_name: str) -> dict[str, Any]:
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:
     """Return the part of a summary that describes the run rather than its results."""
     content: dict[str, Any] = {"experiment": cfg.name, "seed": cfg.seed}
+    if cfg.get("debug"):
+        content["debug"] = True
     if model is not None:
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if data is not None:

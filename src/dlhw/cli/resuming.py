@@ -56,6 +56,8 @@ def config_of_run(
     content = stored.read_config(directory)
     if content is None:
         raise UsageError(f"resume={directories.explanation(directory, expected='run or sweep')}")
+    if content.get("debug"):
+        raise UsageError(f"resume={printable(directory)}: a run with debug=true is not resumed; start it again")
     own_code.make_importable(*stored.code_folders(directory))
     changes = changes_of_run(overrides)
     composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])

@@ -4,6 +4,7 @@
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A study rejects overrides of groups and keys that it does not read.
+- A study of training rejects an experiment that is a study itself.
 - The seed, the name and the directories are valid before anything is created.
 
 Only :func:`check_program_keys` edits the config that it is given: it replaces ``~`` in paths.
@@ -27,12 +28,15 @@ from dlhw.errors import UsageError
 from dlhw.runtime.bounds import LARGEST_SEED
 from dlhw.runtime.hints import either, expected_one_of, nearest
 from dlhw.runtime.paths import is_listed_in, is_reserved, places_of, printable, read_path, shortened
+from dlhw.storage.directories import DEBUG_FOLDER
 from dlhw.storage.identity import without_hydra
 
 Selections = Collection[tuple[str, str]]
 CLAIM = "hydra.callbacks.directory._target_"
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir", CLAIM)
 """Keys of Hydra, besides its directories, that a run depends on."""
+STUDIES_OF_TRAINING = ("find_lr",)
+"""Studies that make sense only for a config that trains."""
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
@@ -139,6 +143,21 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
             raise UsageError(f"{name}={selected}: unknown {name}{expected_one_of(selected, valid)}")
 
 
+def require_training(experiment: str, own: str | None, chosen: str | None) -> None:
+    """Raise UsageError if a study of training is chosen for an experiment that does not train.
+
+    Args:
+        experiment: the name of the experiment.
+        own: the study of the experiment; ``none`` if it trains.
+        chosen: the study with the overrides of the command line.
+    """
+    if chosen in STUDIES_OF_TRAINING and own not in ("none", chosen):
+        raise UsageError(
+            f"study={chosen}: experiment={experiment} does not train, because it is study={own}; expected an "
+            "experiment that trains"
+        )
+
+
 def require_read_by_study(
     study: str, overridden: Sequence[str], *, groups: Collection[str], options: Sequence[str], read: Collection[str]
 ) -> None:
@@ -163,7 +182,7 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
 
     Raise UsageError with one line per mistake.
     """
-    mistakes: list[str] = []
+    mistakes = _debug_mistakes(cfg)
     kind = "run" if mode == RunMode.RUN else "sweep"
     for key in ("name", "seed", "data_dir", "output_dir", *HYDRA_KEYS, f"hydra.{kind}.dir"):
         if mistakes and key.startswith("hydra."):
@@ -183,6 +202,17 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     _require_outside_pictures(cfg, kind)
+
+
+def _debug_mistakes(cfg: DictConfig) -> list[str]:
+    """Return a line for an invalid ``debug``, and for a run with the name of the folder of runs with debug=true."""
+    literal = {key: cfg.get(key) for key in ("debug", "name") if not OmegaConf.is_interpolation(cfg, key)}
+    lines = []
+    if not isinstance(literal.get("debug") or False, bool):  # runs of earlier versions have no such key
+        lines.append(f"debug={as_written(cfg.debug)}: must be true or false")
+    if literal.get("name") == DEBUG_FOLDER:
+        lines.append(f"name={DEBUG_FOLDER}: the folder of runs with debug=true; expected another name")
+    return lines
 
 
 def _setting(cfg: DictConfig, key: str) -> str:

@@ -10,6 +10,8 @@ from dlhw.runtime.files import LOCK_FILE
 from dlhw.runtime.paths import printable
 from dlhw.storage import stored
 
+DEBUG_FOLDER = "debug"
+"""The folder of the output directory with the runs that have debug=true; they are not results."""
 _MOST_LISTED = 3
 _MISSING = {
     "run": "not a run directory (it has no config.yaml)",

@@ -162,7 +162,9 @@ def identity_of_run(directory: Path) -> dict[str, Any] | None:
 
 
 def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in MAY_DIFFER}
+    return {
+        name: value for name, value in content.items() if name not in MAY_DIFFER and (name, value) != ("debug", False)
+    }
 
 
 def checkpoint_identity(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:

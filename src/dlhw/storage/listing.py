@@ -18,7 +18,7 @@ from dlhw.errors import UsageError
 from dlhw.runtime.files import LOCK_FILE, is_locked
 from dlhw.runtime.paths import printable
 from dlhw.storage import stored
-from dlhw.storage.directories import explanation, is_output
+from dlhw.storage.directories import DEBUG_FOLDER, explanation, is_output
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ class Entry:
 def entries(folder: Path, *, jobs: bool = False) -> list[Entry]:
     """Return the runs and sweeps in a folder and its subfolders, those that started last first.
 
-    With ``jobs``, the runs of sweeps instead of the sweeps. Raise UsageError if the folder does not exist.
+    Those in subfolders called ``debug`` are no results, and are left out. With ``jobs``, return the runs of sweeps
+    instead of the sweeps. Raise UsageError if the folder does not exist.
     """
     if not folder.is_dir():
         raise UsageError(explanation(folder, expected="run or sweep"))
@@ -153,6 +154,7 @@ def _walk(folder: Path, *, jobs: bool, deepest: int) -> Iterator[tuple[Path, Kin
     if (kind is None or (jobs and kind == "sweep")) and deepest:
         with os.scandir(folder) as children:
             names = [child.name for child in children if child.is_dir() and not child.name.startswith(".")]
+            names = [name for name in names if name != DEBUG_FOLDER]
         for name in sorted(names):
             yield from _walk(folder / name, jobs=jobs, deepest=deepest - 1)
 

@@ -92,7 +92,7 @@ class JobSweeper(Sweeper):
             succeeded = self.run(directory)
         if not succeeded:
             sys.exit(1)
-        log.info("next: dlhw show %s", shlex.quote(str(directory)))
+        log.info("next: dlhw show %s", shell_line([str(directory)]))
 
     @abstractmethod
     def prepare(self, arguments: list[str]) -> None:

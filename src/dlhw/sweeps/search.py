@@ -104,6 +104,8 @@ class Search(JobSweeper):
                 raise UsageError(f"{parameter.key}: invalid in the space of a search, {reason}")
         jobs = self.compose([self._job(point, None) for point in self._declared.space.examples()])
         cfg = next(job.config for job in jobs if job.config is not None)
+        if cfg.get("debug"):
+            raise UsageError("debug=true: invalid with hydra/sweeper=search; expected one run, or a grid")
         if cfg.study.get("_target_") is not None:
             raise UsageError(f"hydra/sweeper=search: {cfg.name} is a study, which has no validation metric")
         self._seeds: Sequence[str | None] = self._declared.seeds or (None,)
