@@ -18,7 +18,7 @@ LEVELS = (
     {"cli"},
     {"studies"},
     {"training", "views"},
-    {"data", "models", "search"},
+    {"data", "models", "search", "loggers"},
     {"storage"},
     {"runtime"},
     {"errors", "intervals"},
