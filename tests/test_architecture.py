@@ -13,7 +13,7 @@ import dlhw
 SOURCE = Path(dlhw.__file__).parent
 
 LEVELS = (
-    {"sweeps", "compare", "predict"},
+    {"sweeps", "compare", "predict", "export"},
     {"train", "reading"},
     {"cli"},
     {"studies"},

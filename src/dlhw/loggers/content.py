@@ -120,6 +120,10 @@ class Started(NamedTuple):
 class Logger(Protocol):
     """A destination of one run. The methods are called in this order, by a single thread; any of them may fail."""
 
+    @property
+    def place(self) -> str:
+        """What it sends to, such as a server or a project. A run has an identifier for each place."""
+
     def start(self, run: LoggedRun, identifier: str | None) -> Started:
         """Begin the run, or continue the one with this identifier."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,13 @@ class MLflow:
     def __init__(self, *, uri: str, experiment: str) -> None:
         self.uri = uri
         self.experiment = experiment
-        self.id: str | None = None
+        self.id = ""
         self.status = "KILLED"
+
+    @property
+    def place(self) -> str:
+        """The URI without a password."""
+        return re.sub(r"//[^/@]*@", "//", self.uri)
 
     def start(self, run: LoggedRun, identifier: str | None) -> Started:
         """Create a run of MLflow or continue the one with this id, and send the hyperparameters that it lacks."""
@@ -119,7 +125,7 @@ class MLflow:
 
     def close(self) -> None:
         """Set the status of MLflow's run, ``KILLED`` for an interrupted run."""
-        if self.id is not None:
+        if self.id:
             self.client.set_terminated(self.id, self.status)
 
 

@@ -34,14 +34,15 @@ class Log:
         self.logger = logger
         self.directory = directory
         self.epochs = 0
+        self._key = f"{name} {logger.place}".strip()
 
     def start(self) -> None:
         """Begin or continue the log."""
-        known = read_identifiers(self.directory).get(self.name)
+        known = read_identifiers(self.directory).get(self._key)
         identifier, self.epochs = self.logger.start(LoggedRun(self.directory), known)
         if identifier not in (None, known):
             with _file:
-                content = read_identifiers(self.directory) | {self.name: identifier}
+                content = read_identifiers(self.directory) | {self._key: identifier}
                 write_atomically(self.directory / IDENTIFIERS, f"{json.dumps(content, indent=2)}\n".encode())
 
     def rows(self, rows: Sequence[Row]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
 from dlhw.storage.record import Row
@@ -23,6 +25,7 @@ class TensorBoard:
     """
 
     package = "tensorboard"
+    place = ""
 
     def start(self, run: LoggedRun, identifier: str | None) -> Started:
         """Begin new event files with the hyperparameters and the config."""
@@ -33,13 +36,13 @@ class TensorBoard:
         self.run, self.epoch = run, 0
         folder = run.directory / FOLDER
         earlier = list(folder.glob("events.out.tfevents.*"))
-        self.writer = SummaryWriter(str(folder), purge_step=0)
+        self.writer = typing.cast(Any, SummaryWriter(str(folder), purge_step=0))
         for path in earlier:
             path.unlink()
         shown = result_tag(f"best_{run.config['trainer'].get('monitor')}")
         experiment, session_start, self.session_end = hparams(run.settings | run.tags, {shown: None})
-        self.writer.file_writer.add_summary(experiment)
-        self.writer.file_writer.add_summary(session_start)
+        for summary in (experiment, session_start):
+            self.writer.file_writer.add_summary(summary)
         self.writer.add_text("config", _as_code(OmegaConf.to_yaml(OmegaConf.create(run.config))))
         return Started(None, 0)
 

@@ -22,7 +22,7 @@ class Trackio:
     package = "trackio"
 
     def __init__(self, *, project: str) -> None:
-        self.project = project
+        self.project = self.place = project
         self.run: Any = None
         self.epoch = 0
 

@@ -39,6 +39,11 @@ class WandB:
         self.epoch = 0
         self.exit_code = 1
 
+    @property
+    def place(self) -> str:
+        """The project with its owner."""
+        return "/".join(filter(None, [self.entity, self.project]))
+
     def start(self, run: LoggedRun, identifier: str | None) -> Started:
         """Create a run of wandb, or continue the one with this id."""
         import wandb
