@@ -88,7 +88,7 @@ def test_resumed_sweep_keeps_its_overrides_except_launcher_and_data_dir(tmp_path
     launcher = "hydra/launcher=vectorized"
     assert resumed_sweep(tmp_path, launcher) == [*options, "seed=0,1", launcher, same]
     assert resumed_sweep(tmp_path, "hydra/launcher=basic") == ["seed=0,1", "hydra/launcher=basic", same]
-    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .*; expected only data_dir$"):
+    with pytest.raises(UsageError, match=r"^seed=3: invalid with resume, .*; expected only data_dir or logger$"):
         resumed_sweep(tmp_path, "seed=3")
 
 

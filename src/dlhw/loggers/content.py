@@ -17,6 +17,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".gif")
 """The formats of figures that loggers can show."""
 _NOT_LOGGED = ("resume", "logger")
 """Keys of the config that say nothing about the run."""
+_NOT_NUMBERS = ("seed", "threads")
 _TEXTS = ("status", "reason", "monitor", "stopped", "git_revision", "own_git_revision")
 
 
@@ -79,7 +80,7 @@ class Conclusion:
 
     status: str
     numbers: Mapping[str, float]
-    """The best row of metrics with the prefix ``best_``, the numbers of a study or report, seconds, parameters."""
+    """Losses and errors at the best epoch with the prefix ``best_``, numbers of a study or report, seconds."""
     texts: Mapping[str, str]
     """Status, monitored metric, reason of a failure, git revision."""
     figures: Mapping[str, Path]
@@ -93,11 +94,15 @@ def conclusion(directory: Path) -> Conclusion | None:
     summary = stored.read_summary(directory)
     if not summary:
         return None
-    best = {f"best_{name}": value for name, value in summary.get("best", {}).items()}
+    best = {
+        f"best_{name}": value
+        for name, value in summary.get("best", {}).items()
+        if name.startswith(("epoch", "train_", "val_", "test_"))
+    }
     numbers = {
         name: float(value)
         for name, value in (summary | best).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != "seed"
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in _NOT_NUMBERS
     }
     texts = {name: str(summary[name]) for name in _TEXTS if summary.get(name) is not None}
     paths = [directory / "curves.png", *sorted((directory / "figures").glob("*"))]
