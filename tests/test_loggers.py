@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dlhw import train
 from dlhw.loggers.content import LoggedRun, conclusion
 from dlhw.loggers.run_loggers import IDENTIFIERS, read_identifiers
-from dlhw.loggers.tensorboard import metric_tag, result_tag
+from dlhw.loggers.tensorboard import metric_tag
 from dlhw.loggers.trackio import Trackio
 from dlhw.loggers.wandb import WandB
 from dlhw.runtime.progress import Progress
@@ -72,9 +72,9 @@ def test_tensorboard_has_the_rows_of_metrics_csv(logged: Path) -> None:
 
 def test_tensorboard_has_the_result(logged: Path) -> None:
     best, points = stored.read_summary(logged)["best"], scalars(logged)
-    assert points["best/epoch"] == [(3, best["epoch"])]
-    assert points["best/validation/error_percent"] == [(3, single(best["val_error_percent"]))]
-    assert points["best/test/error_percent"] == [(3, single(best["test_error_percent"]))]
+    assert points["result/best_epoch"] == [(3, best["epoch"])]
+    assert points["result/best_val_error_percent"] == [(3, single(best["val_error_percent"]))]
+    assert points["result/best_test_error_percent"] == [(3, single(best["test_error_percent"]))]
     assert b"status: finished" in events(logged).Tensors("result/text_summary")[0].tensor_proto.string_val[0]
 
 
@@ -168,7 +168,7 @@ def test_every_run_of_a_vectorized_sweep_is_logged(tmp_path: Path) -> None:
 
 
 def test_the_figures_and_numbers_of_a_study_are_logged(tmp_path: Path) -> None:
-    ended = dlhw("experiment=least_squares_gd", "study.draws=3", "study.iterations=20", "study.rates=5",
+    ended = dlhw("experiment=least_squares_gd", "study.draws=8", "study.iterations=60", "study.rates=12",
                  "logger=tensorboard", "hydra.run.dir=study", at=tmp_path)  # fmt: skip
     directory = tmp_path / "study"
     result = conclusion(directory)
@@ -178,7 +178,7 @@ def test_the_figures_and_numbers_of_a_study_are_logged(tmp_path: Path) -> None:
     for name, path in result.figures.items():
         assert events(directory).Images(f"figures/{name}")[0].encoded_image_string == path.read_bytes()
     points = scalars(directory)
-    assert points == {result_tag(name): [(0, single(value))] for name, value in result.numbers.items()}
+    assert points == {f"result/{name}": [(0, single(value))] for name, value in result.numbers.items()}
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,12 @@ def test_the_figures_and_numbers_of_a_study_are_logged(tmp_path: Path) -> None:
         ("val_loss", "validation/loss"),
         ("train_error_percent", "train/error_percent"),
         ("test_loss", "test/loss"),
-        ("lr", "training/lr"),
-        ("weight_norm", "training/weight_norm"),
+        ("lr", "optimizer/lr"),
+        ("weight_norm", "model/weight_norm"),
     ],
 )
 def test_tags_are_grouped_by_part(column: str, tag: str) -> None:
     assert metric_tag(column) == tag
-    assert result_tag(f"best_{column}") == f"best/{tag.removeprefix('training/')}"
-    assert result_tag(column) == f"result/{column}"
 
 
 def test_names_and_groups_of_runs_in_sweeps(tmp_path: Path) -> None:
@@ -320,15 +318,18 @@ def test_trackio_gets_the_run_and_replaces_the_earlier_one(tmp_path: Path, monke
     directory = make_run(tmp_path / "run")
     (directory / "figures").mkdir()
     (directory / "figures" / "a.png").write_bytes(b"")
-    runs = [FakeRun("tiny/run"), FakeRun("other")]
-    for run in runs:
-        run.delete = lambda run=run: deleted.append(run.name)  # type: ignore[attr-defined]
     deleted: list[str] = []
+
+    class Stored(FakeRun):
+        def delete(self) -> None:
+            deleted.append(self.name)
+
+    runs = [Stored("tiny/run"), Stored("other")]
     arguments: dict[str, Any] = {}
 
     def init(project: str, *, name: str, **given: Any) -> FakeRun:
         arguments.update(given, project=project)
-        runs.append(FakeRun(name))
+        runs.append(Stored(name))
         return runs[-1]
 
     module = SimpleNamespace(

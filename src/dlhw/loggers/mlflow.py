@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
@@ -52,7 +53,7 @@ class MLflow:
 
         for name in ("mlflow", "alembic"):  # which report each step of creating a database
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.client: MlflowClient = MlflowClient(self.uri)
+        self.client: MlflowClient = MlflowClient(_absolute(self.uri))
         stored = self._run(identifier)
         if stored is None:
             tags = run.tags | {"mlflow.source.name": "dlhw", "directory": str(run.directory)}
@@ -127,6 +128,12 @@ class MLflow:
         """Set the status of MLflow's run, ``KILLED`` for an interrupted run."""
         if self.id:
             self.client.set_terminated(self.id, self.status)
+
+
+def _absolute(uri: str) -> str:
+    """Return the URI of a database with an absolute path, because MLflow keeps one connection for each URI."""
+    prefix = "sqlite:///"
+    return f"{prefix}{Path(uri.removeprefix(prefix)).absolute()}" if uri.startswith(prefix) else uri
 
 
 def _batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:

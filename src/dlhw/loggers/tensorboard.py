@@ -14,6 +14,7 @@ from dlhw.storage.record import Row
 from dlhw.storage.stored import read_seconds
 
 FOLDER = "tensorboard"
+_OF_THE_OPTIMIZER = ("lr", "step")
 _PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -39,7 +40,7 @@ class TensorBoard:
         self.writer = typing.cast(Any, SummaryWriter(str(folder), purge_step=0))
         for path in earlier:
             path.unlink()
-        shown = result_tag(f"best_{run.config['trainer'].get('monitor')}")
+        shown = f"result/best_{run.config['trainer'].get('monitor')}"
         experiment, session_start, self.session_end = hparams(run.settings | run.tags, {shown: None})
         for summary in (experiment, session_start):
             self.writer.file_writer.add_summary(summary)
@@ -61,7 +62,7 @@ class TensorBoard:
     def end(self, conclusion: Conclusion) -> None:
         """Add the result and the figures at the last epoch."""
         for name, value in conclusion.numbers.items():
-            self.writer.add_scalar(result_tag(name), value, self.epoch)
+            self.writer.add_scalar(f"result/{name}", value, self.epoch)
         lines = "\n".join(f"{name}: {text}" for name, text in conclusion.texts.items())
         self.writer.add_text("result", _as_code(lines), self.epoch)
         for name, path in conclusion.figures.items():
@@ -88,16 +89,12 @@ class TensorBoard:
 def metric_tag(column: str) -> str:
     """Return the tag of a column of metrics.csv; TensorBoard groups by its first part.
 
-    ``val_loss`` becomes ``validation/loss``, and ``lr`` becomes ``training/lr``.
+    ``val_loss`` becomes ``validation/loss``, ``lr`` becomes ``optimizer/lr``, and ``weight_norm`` ``model/weight_norm``.
     """
     part, _, metric = column.partition("_")
-    return f"{_PARTS[part]}/{metric}" if part in _PARTS else f"training/{column}"
-
-
-def result_tag(name: str) -> str:
-    """Return the tag of a number of the result: ``best_val_loss`` becomes ``best/validation/loss``."""
-    column = name.removeprefix("best_")
-    return f"result/{name}" if column == name else f"best/{metric_tag(column).removeprefix('training/')}"
+    if part in _PARTS:
+        return f"{_PARTS[part]}/{metric}"
+    return f"optimizer/{column}" if column in _OF_THE_OPTIMIZER else f"model/{column}"
 
 
 def _as_code(text: str) -> str:
