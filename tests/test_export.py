@@ -11,7 +11,7 @@ from dlhw import export
 from dlhw.errors import UsageError
 from dlhw.loggers.run_loggers import read_identifiers
 from dlhw.storage import stored
-from dlhw.storage.record import Record
+from dlhw.storage.record import Record, as_written
 from support.commands import SMALL, dlhw, only
 from support.loggers import mlflow_client, scalars
 from support.run_directories import make_run, make_study_run, make_sweep
@@ -44,8 +44,8 @@ def test_mlflow_gets_each_run_of_a_folder_once(tmp_path: Path, monkeypatch: pyte
     by_name = {run.info.run_name: run for run in runs}
     assert len(runs) == 4
     for directory, name in ((jobs[0], "levels/b=0,seed=0"), (jobs[1], "levels/b=1,seed=0"), (alone, "alone")):
-        rows = stored.read_metrics(directory)
-        assert rows
+        rows = [as_written(row) for row in stored.read_metrics(directory) or []]
+        assert len(rows) == 3
         assert list(read_identifiers(directory).values()) == [by_name[name].info.run_id]
         for column in rows[0]:
             history = client.get_metric_history(by_name[name].info.run_id, column)

@@ -89,7 +89,7 @@ class TensorBoard:
 def metric_tag(column: str) -> str:
     """Return the tag of a column of metrics.csv; TensorBoard groups by its first part.
 
-    ``val_loss`` becomes ``validation/loss``, ``lr`` becomes ``optimizer/lr``, and ``weight_norm`` ``model/weight_norm``.
+    ``val_loss`` becomes ``validation/loss``, ``lr`` ``optimizer/lr``, and ``weight_norm`` ``model/weight_norm``.
     """
     part, _, metric = column.partition("_")
     if part in _PARTS:
