@@ -9,6 +9,9 @@ from typing import Any
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
 from dlhw.storage.record import Row
 
+_RENAMED = {"step": "steps"}
+"""Columns whose names Trackio reserves."""
+
 
 class Trackio:
     """A run of Trackio with the metrics, hyperparameters and figures of a run.
@@ -51,7 +54,7 @@ class Trackio:
         """Send the rows; the step is the epoch."""
         for row in rows:
             self.epoch = int(row["epoch"])
-            self.run.log(dict(row), step=self.epoch)
+            self.run.log({_RENAMED.get(name, name): value for name, value in row.items()}, step=self.epoch)
 
     def end(self, conclusion: Conclusion) -> None:
         """Send the result and the figures at the last epoch."""
