@@ -15,14 +15,14 @@ SOURCE = Path(dlhw.__file__).parent
 LEVELS = (
     {"__main__"},
     {
-        *("sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "completion", "find_lr"),
+        *("sweeps", "compare", "predict", "evaluate", "ls", "show", "new", "completion", "find_lr", "export"),
         *("inprocess", "templates"),
     },
     {"train", "reading"},
     {"cli"},
     {"studies", "applying"},
     {"training", "views"},
-    {"data", "models", "search"},
+    {"data", "models", "search", "loggers"},
     {"storage"},
     {"runtime"},
     {"errors", "intervals"},

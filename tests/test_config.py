@@ -49,7 +49,7 @@ def test_every_config_group_is_in_the_defaults_list() -> None:
 
 def test_program_arguments_list_every_group() -> None:
     groups = {path.parts[0] for path in FILES if len(path.parts) > 1}
-    assert groups - {"experiment", "hydra"} == set(PROGRAM_ARGUMENTS)
+    assert groups - {"experiment", "hydra", "logger"} == set(PROGRAM_ARGUMENTS)
 
 
 @pytest.mark.parametrize("file", [path for path in FILES if path.parts[0] != "hydra"], ids=lambda path: path.as_posix())

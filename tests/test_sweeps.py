@@ -120,7 +120,7 @@ def test_resuming_with_an_override_or_an_unreadable_config_is_refused(tmp_path: 
     assert result == Ended(
         1,
         "",
-        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir\n",
+        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir or logger\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: not valid YAML (")

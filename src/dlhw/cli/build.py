@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import re
 import typing
@@ -28,6 +29,7 @@ from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
+from dlhw.loggers.content import Logger
 from dlhw.runtime.hints import expected_one_of, nearest
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
@@ -157,12 +159,33 @@ def check_settings(cfg: DictConfig) -> None:
         ]
         if mistakes:
             raise UsageError("\n".join(mistakes))
+        loggers(cfg)
 
 
 def _missing_values(content: dict[str, Any]) -> list[str]:
     if "'???'" not in repr(content):  # nothing is missing; missing_keys needs a config, which takes a millisecond
         return []
     return [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(OmegaConf.create(content))]
+
+
+def loggers(cfg: DictConfig) -> dict[str, Logger]:
+    """Build the config's loggers by name; configs of earlier versions have none. Raise UsageError.
+
+    It is an error if the package that a logger needs is not installed. The packages are not imported here.
+    """
+    content: Any = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create(), resolve=True)
+    result: dict[str, Logger] = {}
+    for name, options in content.items():
+        if not isinstance(options, dict):
+            raise UsageError(f"logger.{name}={as_written(options)}: must be a mapping of options; expected logger=NAME")
+        component, mistakes = _component(cfg, f"logger.{name}", set(), options)
+        if mistakes:
+            raise UsageError("\n".join(mistakes))
+        package = getattr(component.target, "package", None)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UsageError(f'logger={name}: needs the package {package}; install it (pip install "dlhw[{package}]")')
+        result[name] = component.build()
+    return result
 
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
@@ -210,7 +233,7 @@ def _component(
         raise UsageError(f"{location(cfg, line)}{line}") from error
     if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):
         raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
-    name = f"{group}={choice(cfg, group)}"
+    name = _chosen(cfg, group)
     if own_code.is_own(target):
         own_code.require_arguments(name, target, NEEDED.get(group, set()))
     try:
@@ -308,14 +331,15 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
     name = str(detail["loc"][0])
     full = f"{group}.{name}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{full}: missing; {group}={choice(cfg, group)} needs it"
+        return f"{full}: missing; {_chosen(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
         hint = expected_one_of(name, valid, shown_by=f"--cfg job --package {group}")
-        return f"{full}: unknown option of {group}={choice(cfg, group)}{hint}"
-    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
-    setting = f"{full}={as_written(cfg[group][name])}"
+        return f"{full}: unknown option of {_chosen(cfg, group)}{hint}"
+    node = OmegaConf.select(cfg, group)
+    options = typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
+    setting = f"{full}={as_written(node[name])}"
     if alias := _alias(options[name]):
-        setting = f"{alias}={as_written(cfg[group][name])} ({full})"
+        setting = f"{alias}={as_written(node[name])} ({full})"
     alternatives = [other for other in details if len(other["loc"]) == 2 and isinstance(other["loc"][1], str)]
     first, *others = dict.fromkeys(map(_requirement, alternatives or [detail]))  # a union has an error for each type
     return f"{setting}: {' or '.join([first, *(text.removeprefix('must be ') for text in others)])}"
@@ -335,6 +359,12 @@ def _requirement(detail: Any) -> str:
     )
     message = re.sub(r"^must be a valid (number|integer|boolean|string|list|tuple).*", r"must be a \1", message)
     return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
+
+
+def _chosen(cfg: DictConfig, group: str) -> str:
+    """Return a group with its option, such as ``optimizer=adam``; ``logger=mlflow`` for ``logger.mlflow``."""
+    parent, _, name = group.partition(".")
+    return f"{parent}={name or choice(cfg, group)}"
 
 
 def choice(cfg: DictConfig, group: str) -> str:

@@ -17,12 +17,13 @@ import torch
 from omegaconf import DictConfig
 from torch.nn import Module
 
-from dlhw.cli import own_code
+from dlhw.cli import build, own_code
 from dlhw.cli.assembly import Parts, Question, initialized_model
 from dlhw.cli.build import choice
 from dlhw.cli.resuming import require_unfinished
 from dlhw.data.tensors import Dataset
 from dlhw.errors import ChecksFailed, UsageError
+from dlhw.loggers.run_loggers import RunLoggers
 from dlhw.runtime import processes, provenance, signals
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.wording import metric_name
@@ -51,7 +52,15 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
         record.reopen()
         record.restore(state["rows"] if state else [])
     record.write_config(to_yaml(cfg, parts.components.resolved), new=cfg.resume is None)
+    attach_loggers(cfg, record)
     return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=constants)
+
+
+def attach_loggers(cfg: DictConfig, record: Record) -> None:
+    """Let the config's loggers follow what the record writes, in the first process only."""
+    loggers = build.loggers(cfg)
+    if loggers and processes.rank() == 0:
+        record.follow(RunLoggers(record.path, loggers))
 
 
 def state_to_resume(cfg: DictConfig, parts: Parts, constants: State) -> State | None:
@@ -178,6 +187,7 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
         require_unfinished(Path(cfg.resume), cfg)
         record.reopen()
     record.write_config(to_yaml(cfg), new=cfg.resume is None)
+    attach_loggers(cfg, record)
     log.info("%s, in %s", cfg.name, record.path)
     started = time.perf_counter()
     result = question.compute()

@@ -319,7 +319,11 @@ def _keys_of(group: str, option: str, loader: ComposingLoader) -> Iterator[str]:
     else:
         config = loader.file(f"{group}/{option}")  # one of Hydra's own
         values = {} if config is None else {str(name): None for name in config}
-    yield from (str(name) for name in values if name not in ("_target_", "defaults", "hydra"))
+    for name, value in values.items():
+        if name not in ("_target_", "defaults", "hydra"):
+            yield str(name)
+        if isinstance(value, dict) and "_target_" in value:  # a logger with its options
+            yield from (f"{name}.{option}" for option in value if option != "_target_")
 
 
 def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

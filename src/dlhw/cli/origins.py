@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dlhw.errors import UsageError
 from dlhw.runtime.paths import printable
-from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE
+from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE, is_among
 from dlhw.storage.stored import INVALID_VALUES
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -85,7 +85,7 @@ def location(cfg: DictConfig, message: str) -> str:
     match = re.match(r"\w+(\.\w+)*", message)
     key = match[0] if match else ""
     if cfg.get("resume") is not None:
-        in_file = key not in ("", "resume", *RESUMED_RUN_MAY_CHANGE)
+        in_file = key and not is_among(key, ("resume", *RESUMED_RUN_MAY_CHANGE))
         return f"{printable(Path(cfg.resume, 'config.yaml'))}: " if in_file else ""
     hydra = _hydra(cfg)
     folders = _own_folders(hydra)

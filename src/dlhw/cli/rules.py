@@ -170,7 +170,7 @@ def require_read_by_study(
         options: the study's own options.
         read: the other groups and keys that this study reads.
     """
-    valid = {"study", "comparison", *read}
+    valid = {"study", "comparison", "logger", *read}
     unused = [key for key in overridden if key.partition(".")[0] in groups and not {key, key.partition(".")[0]} & valid]
     if unused:
         expected = ", ".join([*options, *sorted(read)])

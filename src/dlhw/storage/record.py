@@ -23,7 +23,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dlhw.errors import UsageError
 from dlhw.runtime.files import LOCK_FILE, locked, when_closed, write_atomically
@@ -100,6 +100,19 @@ def _has_nothing_of_a_run(path: Path) -> bool:
     return {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN
 
 
+class Follower(Protocol):
+    """Is told what a record writes, after it is written."""
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Rows of ``metrics.csv`` were written."""
+
+    def end(self) -> None:
+        """``summary.json`` was written."""
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+
+
 class Record:
     """A run directory, open for writing.
 
@@ -113,12 +126,31 @@ class Record:
         self._pending: dict[str, list[str]] = {}  # for each file its header, then the lines not written yet
         self._every_seconds = 0.0
         self._written = 0.0
+        self._follower: Follower | None = None
+        self._followed = 0  # the number of rows that the follower has
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the directory until the block or the process ends. Raise UsageError if another process holds it."""
+        """Lock the directory until the block or the process ends. Raise UsageError if another process holds it.
+
+        At the end of the block, the follower is closed.
+        """
         with locked(self.path / LOCK_FILE, wait=False, busy=f"{self.path}: another process is training this run"):
-            yield
+            try:
+                yield
+            finally:
+                if self._follower is not None:
+                    self._follower.close()
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower the rows so far, and from now on everything that is written."""
+        self._follower, self._followed = follower, 0
+        self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        if self._follower is not None and self._followed < len(self.rows):
+            self._follower.rows(self.rows[self._followed :])
+            self._followed = len(self.rows)
 
     def write_config(self, text: str, *, new: bool) -> None:
         """Write ``config.yaml``. Raise UsageError if the run is ``new`` but the directory already contains one."""
@@ -187,6 +219,7 @@ class Record:
                     file.write(_TIMING_HEADER if name == "timing.csv" else _line(self.rows[0]))
                 file.write("".join(lines))
         self._written = time.monotonic()
+        self._tell_rows()
 
     @contextlib.contextmanager
     def buffered(self, *, every_seconds: float = 0.2) -> Iterator[None]:
@@ -246,6 +279,8 @@ class Record:
         """Write ``summary.json``. A number that is not finite is written as null, because JSON cannot represent it."""
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         write_atomically(self.path / "summary.json", f"{text}\n".encode())
+        if self._follower is not None:
+            self._follower.end()
 
     def fail(self, error: Exception) -> None:
         """Write a summary with status ``failed`` and the error as its reason."""
@@ -276,6 +311,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
     return str(value)
+
+
+def as_written(row: Row) -> Row:
+    """Return a row with the digits that ``metrics.csv`` has."""
+    return {name: float(_cell(value)) for name, value in row.items()}
 
 
 def _line(values: Iterable[object]) -> str:

@@ -106,6 +106,7 @@ def _check_any_config(content: Mapping[Any, Any], kind: str) -> None:
         require(isinstance(content[name], str) and content[name], f"{name} must be text")
     for name in GROUPS:
         require(isinstance(content[name], Mapping), f"{name} must be a mapping")
+    require(isinstance(content.get("logger", {}), Mapping), "logger must be a mapping")  # earlier versions had none
     for name, value in _leaves(content):
         valid = value is None or isinstance(value, bool | int | float | str)
         require(valid, f"{name} must not be a {type(value).__name__}")
