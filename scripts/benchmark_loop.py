@@ -45,10 +45,10 @@ from dlhw.cli.build import build
 from dlhw.cli.program import compose
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, Row
 from dlhw.runtime import devices
 from dlhw.runtime.options import PrecisionName
 from dlhw.runtime.products import computed_by, is_exact_in_onednn
+from dlhw.storage.record import Record, Row
 from dlhw.training.loop import Training
 from dlhw.training.run import Result, TrainingRun
 from dlhw.training.variants import Single

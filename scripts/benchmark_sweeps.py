@@ -119,9 +119,9 @@ def seconds_of_steps(cfgs: Sequence[DictConfig], *, steps: int) -> list[float]:
     """Return the seconds of training steps on one repeated batch, for one run or several vectorized ones."""
     from dlhw.cli.assembly import assemble
     from dlhw.data.batches import Batches
-    from dlhw.runs.record import Record
     from dlhw.runtime import devices
     from dlhw.runtime.products import computed_by
+    from dlhw.storage.record import Record
     from dlhw.training.loop import Training
     from dlhw.training.run import TrainingRun
     from dlhw.training.variants import Ensemble, Single

@@ -30,7 +30,7 @@ BATCH = 32
 STAMPED = """
 import json, time
 import dlhw.train
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 
 append = Record.append
 

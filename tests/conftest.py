@@ -15,8 +15,8 @@ from torch import nn
 
 from dlhw.cli import assembly
 from dlhw.cli.build import validate
-from dlhw.runs.answer import Answer
 from dlhw.runtime import threads
+from dlhw.storage.answer import Answer
 from support import composing
 from support.composing import Ask
 

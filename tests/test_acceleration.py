@@ -20,8 +20,8 @@ from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
-from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
+from dlhw.storage.record import Record
 from dlhw.training.acceleration import Step, cuda_graphed, undecorated_step
 from dlhw.training.loop import Training
 from dlhw.training.objective import Regularization

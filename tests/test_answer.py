@@ -13,10 +13,10 @@ from pydantic import Field
 from dlhw import train
 from dlhw.cli import failures
 from dlhw.errors import ChecksFailed
-from dlhw.runs import answer
-from dlhw.runs.answer import Answer, Check
-from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
+from dlhw.storage import answer
+from dlhw.storage.answer import Answer, Check
+from dlhw.storage.record import Record
+from dlhw.storage.stored import read_summary
 from dlhw.views.plots import new_figure
 from support.composing import compose
 

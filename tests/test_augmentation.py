@@ -19,10 +19,10 @@ from dlhw.data.augmentation import Augmentation
 from dlhw.data.batches import Batches, shuffled
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
+from dlhw.storage.record import Record
+from dlhw.storage.stored import read_summary
 from support.comparing import assert_same_run
 from support.composing import compose
 
@@ -193,6 +193,21 @@ def test_worker_processes_give_the_same_batches() -> None:
         for (x, y), (single_x, single_y) in zip(batches(epoch), batches_of(without_workers, epoch), strict=True):
             assert torch.equal(x, single_x)
             assert torch.equal(y, single_y)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_give_the_same_pictures() -> None:
+    without_workers, with_workers = (dataset(augmentation(workers=count, **STRONG)) for count in (0, 2))
+    before = torch.multiprocessing.get_start_method(allow_none=True)
+    torch.multiprocessing.set_start_method("spawn", force=True)  # the default on Windows and macOS
+    try:
+        spawned = list(Batches(with_workers, [0], size=8, steps=4)(1))
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert len(spawned) == 4
+    for (x, y), (single_x, single_y) in zip(spawned, batches_of(without_workers, 1), strict=True):
+        assert torch.equal(x, single_x)
+        assert torch.equal(y, single_y)
 
 
 @pytest.mark.parametrize(("device", "cores", "expected"), [("cuda", 64, 8), ("cuda", 3, 3), ("cpu", 64, 0)])

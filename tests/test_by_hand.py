@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from dlhw.models import by_hand
 from dlhw.models.by_hand import ByHand, Layer
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.train import run
 from support.composing import compose
 

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlhw.runs.checkpoint import CorruptCheckpoint, State, load, save
+from dlhw.storage.checkpoint import CorruptCheckpoint, State, load, save
 
 STATE: State = {
     "model": {"0.weight": torch.tensor([[1.5, -2.0, float("nan")]]), "0.bias": torch.tensor([3])},

@@ -13,9 +13,17 @@ import pytest
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import CheckpointTimes, CheckpointWriter, CorruptCheckpoint, State, load, load_last, save_last
 from dlhw.runtime.files import write_atomically
+from dlhw.storage import checkpoint
+from dlhw.storage.checkpoint import (
+    CheckpointTimes,
+    CheckpointWriter,
+    CorruptCheckpoint,
+    State,
+    load,
+    load_last,
+    save_last,
+)
 from support.comparing import same_state
 
 

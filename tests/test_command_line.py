@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dlhw.cli import composition, program
+from dlhw.cli.verbs import VERBS
 from support.commands import RUN_FILES, SMALL, Ended, dlhw, files, only, start, summary
 from support.processes import Process, environment
 
@@ -94,7 +95,8 @@ def test_help_and_config_are_printed_without_importing_torch(
         questions = {file.stem: file.read_text().splitlines()[1].removeprefix("# ") for file in shipped}
         listed = re.findall(r"^  (\w+) +(\S.*\?.*)$", ended.out, re.MULTILINE)
         assert dict(listed) == questions
-        assert 'eval "$(dlhw -sc install=bash)"' in ended.out
+        assert 'eval "$(dlhw completion)"' in ended.out
+        assert re.findall(r"^  dlhw ([\w-]+)  +\S", ended.out, re.MULTILINE) == list(VERBS)
     else:
         assert yaml.safe_load(ended.out) == program.compose()
         assert "${" not in ended.out
@@ -144,7 +146,10 @@ def test_sweep_directory_has_a_directory_per_job_named_by_its_overrides(tmp_path
         assert yaml.safe_load((path / "config.yaml").read_text())["regularization"]["flood"] == b
         assert summary(path)["status"] == "finished"
     assert ended.lines[0] == f"2 jobs, in {sweep.relative_to(tmp_path)}"
-    assert [line for line in ended.lines if line.startswith("job ")] == ["job 1 of 2: b=0.02", "job 2 of 2: b=0.1"]
+    first, second = (line for line in ended.lines if line.startswith("job "))
+    assert first.startswith("job 1 of 2: b=0.02: validation error ")
+    assert first.endswith(" left")
+    assert second.startswith("job 2 of 2: b=0.1: validation error ")
 
 
 def test_sweep_continues_after_a_failed_job(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from dlhw import load_sweep
 from dlhw.compare import compare, main
 from dlhw.errors import UsageError
-from dlhw.runs import stored
+from dlhw.storage import stored
 from dlhw.views.comparison import compare_runs
 from support.run_directories import NO_CURVES, make_run, make_sweep, read_rows, write_config
 
@@ -106,13 +106,13 @@ def test_jobs_have_valid_different_names_wherever_their_runs_are(
     monkeypatch.chdir(tmp_path / "here")
     for _ in range(2):  # the second time into the earlier comparison
         compare([text.format(tmp_path) for text in arguments], output="out")
-        assert list(load_sweep("out").index) == jobs
+        assert list(load_sweep("out").jobs.index) == jobs
 
 
 def test_run_in_the_working_directory_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(make_run(tmp_path / "b=0" / "run").parent / "run")
     compare(".", output=tmp_path / "out")
-    assert list(load_sweep(tmp_path / "out").index) == ["run"]
+    assert list(load_sweep(tmp_path / "out").jobs.index) == ["run"]
 
 
 @pytest.mark.parametrize("given", [str, Path, lambda path: [str(path)], lambda path: (one for one in [path])])
@@ -163,7 +163,7 @@ def test_files_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"curves": "val_loss"}, "comparison.curves=val_loss: must be a list"),
         ({"overlay": ["b"]}, "comparison.overlay=['b']: must be a string"),
         ({"against": [object()]}, "comparison.against[0]: Value 'object' is not a supported primitive type"),
-        ({"curves": ["${b}"]}, "comparison.curves[0]: Interpolation key 'b' not found"),
+        ({"curves": ["${b}"]}, "comparison.curves[0]: refers to b, which the config does not have"),
         (
             {"curve": ["val_loss"]},
             "comparison.curve: unknown option of comparison=default (did you mean curves?); expected one of curves, x, "
@@ -356,3 +356,19 @@ def test_option_that_no_run_can_fulfil_gives_a_one_line_error(
     assert raised.value.code == 1
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "sweep.csv").exists()
+
+
+def test_folder_without_output_means_its_newest_sweep(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "outputs" / "run", val=1)
+    make_sweep(tmp_path / "outputs" / "a" / "s", {"b=0": [2.0], "b=1": [1.0]})
+    make_sweep(tmp_path / "outputs" / "t", {"b=2": [2.0], "b=3": [1.0]})
+    os.utime(tmp_path / "outputs" / "a" / "s", (1e9, 1e9))
+    monkeypatch.chdir(tmp_path)
+    assert "lowest mean validation error: b = 3" in compare("outputs")
+    assert "lowest mean validation error: b = 3" in compare("last")
+    assert "lowest mean validation error: b = 1" in compare("outputs/a")
+    assert caplog.messages[0] == "outputs: the newest sweep is outputs/t"
+    compare("outputs", output="out")  # the runs in the folder
+    assert [row["job"] for row in read_rows(tmp_path / "out" / "sweep.csv")] == ["run"]

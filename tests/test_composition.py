@@ -6,7 +6,7 @@ import pytest
 
 from dlhw.cli import program
 from dlhw.errors import UsageError
-from dlhw.runs.identity import without_hydra
+from dlhw.storage.identity import without_hydra
 from support.composing import compose_with_hydra
 
 

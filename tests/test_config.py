@@ -16,6 +16,7 @@ import yaml
 from dlhw.cli.assembly import make_model
 from dlhw.cli.build import PROGRAM_ARGUMENTS, validate
 from dlhw.cli.composition import CONFIG_NAME
+from dlhw.new import TEMPLATE
 from support.commands import only
 from support.composing import compose, compose_with_hydra
 from support.config_files import CONF, FILES
@@ -25,7 +26,10 @@ REQUIRED = {
     "study/ray_tune.yaml": ["+study.space={optimizer.lr:[0.1,0.2]}"],
     "optimizer/torch.yaml": ["optimizer.name=NAdam"],
     "init/from_run.yaml": ["init.run=there"],
+    "dataset/idx.yaml": ["dataset.root=there"],
     "dataset/image_folder.yaml": ["dataset.root=there"],
+    "dataset/npz.yaml": ["dataset.path=there"],
+    "dataset/table.yaml": ["dataset.path=there", "dataset.target=y"],
     "model/torchvision.yaml": ["model.architecture=resnet18"],
 }
 """Overrides of the options that have no default, by config file."""
@@ -45,7 +49,7 @@ def test_every_config_group_is_in_the_defaults_list() -> None:
 
 def test_program_arguments_list_every_group() -> None:
     groups = {path.parts[0] for path in FILES if len(path.parts) > 1}
-    assert groups - {"experiment", "hydra"} == set(PROGRAM_ARGUMENTS)
+    assert groups - {"experiment", "hydra", "logger"} == set(PROGRAM_ARGUMENTS)
 
 
 @pytest.mark.parametrize("file", [path for path in FILES if path.parts[0] != "hydra"], ids=lambda path: path.as_posix())
@@ -71,7 +75,7 @@ def test_model_accepts_the_images_of_every_grey_dataset(dataset: str, model: str
 
 
 @pytest.mark.slow
-def test_wheel_contains_every_config_file(tmp_path: Path) -> None:
+def test_wheel_contains_every_config_file_and_template(tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed")
     project = Path(__file__).parent.parent
@@ -82,5 +86,10 @@ def test_wheel_contains_every_config_file(tmp_path: Path) -> None:
         capture_output=True,
     )
     with zipfile.ZipFile(only(list(tmp_path.glob("*.whl")))) as wheel:
-        packed = {name for name in wheel.namelist() if name.startswith("dlhw/conf/")}
+        names = wheel.namelist()
+    templates = {path.relative_to(TEMPLATE).as_posix() for path in TEMPLATE.rglob("*.*") if path.suffix != ".pyc"}
+    assert {name for name in names if name.startswith("dlhw/templates/")} == {
+        f"dlhw/templates/mine/{name}" for name in templates
+    }
+    packed = {name for name in names if name.startswith("dlhw/conf/")}
     assert packed == {f"dlhw/conf/{path.as_posix()}" for path in FILES}

@@ -9,7 +9,8 @@ import pytest
 
 from dlhw import load_run, load_sweep
 from dlhw.errors import UsageError
-from dlhw.runs.directories import explanation, is_run_of_dlhw, is_sweep_of_dlhw
+from dlhw.storage.directories import explanation, is_run_of_dlhw, is_sweep_of_dlhw
+from dlhw.storage.listing import locate
 from support.composing import error_message
 from support.run_directories import make_run, make_sweep, write_config
 
@@ -24,13 +25,47 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folder_of_runs_names_the_newest(outputs: Path) -> None:
+def test_folder_means_its_newest_run_or_sweep(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_run(outputs).path == outputs / "new"
+    assert caplog.messages == [f"{outputs}: the newest run is {outputs / 'new'}"]
+    os.utime(outputs / "old", (2e9, 2e9))
+    assert load_run(outputs).path == outputs / "old"
+    assert locate(outputs, "sweep") == locate(outputs / "sweeps", "run or sweep") == outputs / "sweeps" / "s"
+    assert locate(outputs / "new") == outputs / "new"
+
+
+def test_last_is_the_newest_in_outputs(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs.rename(outputs.with_name("outputs"))
+    monkeypatch.chdir(outputs.parent)
+    assert load_run("last").path == Path("outputs/new")
+    assert locate(Path("last"), "sweep") == Path("outputs/sweeps/s")
+    (outputs.parent / "last").mkdir()
+    with pytest.raises(UsageError, match=r"^last: not a run directory"):
+        load_run("last")
+
+
+def test_last_without_outputs_names_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert error_message("resume=last") == (
+        f"resume={tmp_path / 'outputs'}: no such directory; expected the directory of a run or sweep"
+    )
+
+
+def test_resume_continues_the_newest_run_in_a_folder(outputs: Path) -> None:
     (outputs / "sweeps").rename(outputs.parent / f"{outputs.name}-sweeps")
-    expected = f"{outputs}: a folder of runs; expected one of them; the newest is {outputs / 'new'}"
+    assert (
+        error_message(f"resume={outputs}")
+        == f"resume={outputs / 'new'}: already finished after 3 epochs; a larger trainer.epochs continues training"
+    )
+
+
+def test_folder_of_sweeps_is_not_a_run(outputs: Path) -> None:
     with pytest.raises(UsageError) as raised:
-        load_run(outputs)
-    assert str(raised.value) == expected
-    assert error_message(f"resume={outputs}") == f"resume={expected}"
+        load_run(outputs / "sweeps")
+    newest = outputs / "sweeps" / "s"
+    assert str(raised.value) == (
+        f"{outputs / 'sweeps'}: a folder of sweeps; expected one of them; the newest is {newest}"
+    )
 
 
 def test_sweep_instead_of_a_run_names_its_runs(outputs: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -10,9 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from omegaconf import DictConfig
 
+from dlhw import new
 from dlhw.sweeps.expansion import expand
 from support.commands import dlhw
 from support.composing import compose_with_hydra
@@ -88,7 +92,8 @@ def commands(text: str) -> Iterator[Command]:
     for line in [*lines, *inline]:
         if match := re.fullmatch(PROGRAM, line.strip()):
             words = shlex.split(re.split(r"\s{2,}|\s#", match["arguments"])[0])
-            if words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
+            named = match["module"] not in (None, "dlhw.train")
+            if named or words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
                 yield Command(match["module"] or "dlhw.train", tuple(words))
 
 
@@ -117,6 +122,7 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *(*SMALL_PICTURES["image_folder"], *FEW_STEPS, "trainer.steps_per_epoch=1"),
         ),
     }
+    write_own_data(at)
     folder_of(at / "DIR", {"cats": 10, "dogs": 10})
     folder_of(at / "photos", {"cats": 1})
     for part, first in (("train", 0), ("val", 100)):
@@ -139,6 +145,25 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert ended.code == 0, ended.err
     shutil.copytree(at / "outputs" / "levels", at / "outputs" / "flooding" / "2026-11-21_11-00-00")
     return at
+
+
+def write_own_data(at: Path) -> None:
+    """Write the table, the arrays and the IDX files of the page about own data."""
+    random = np.random.default_rng(0)
+    columns = dict(
+        zip(("sepal_length", "sepal_width", "petal_length", "petal_width"), random.random((4, 60)), strict=True)
+    )
+    pd.DataFrame({**columns, "species": ["setosa", "versicolor", "virginica"] * 20}).to_csv(
+        at / "iris.csv", index=False
+    )
+    rooms = {"id": range(60), "rooms": random.integers(1, 6, 60), "heating": ["gas", "oil"] * 30}
+    pd.DataFrame({**rooms, "price": random.random(60)}).to_csv(at / "homes.csv", index=False)
+    pictures, labels = random.integers(0, 256, (60, 12, 12), np.uint8), np.arange(60, dtype=np.uint8) % 3
+    np.savez(at / "arrays.npz", x=pictures, y=labels)
+    (at / "letters").mkdir()
+    for name, array in (("train-images-idx3-ubyte", pictures), ("train-labels-idx1-ubyte", labels)):
+        sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+        (at / "letters" / name).write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
 
 
 def execute(command: Command, *more: str, at: Path) -> Ended:
@@ -245,6 +270,12 @@ def test_documented_command_runs(command: Command, example_folder: Path, tmp_pat
         folder = () if "--config-dir" in command.words else ("--config-dir", str(Path(path).parents[1]))
         trains = "model" in FILES[path] or "optimizer" in FILES[path]
         ended = execute(command, *folder, *(("dataset=digits", *FEW_STEPS) if trains else ()), at=at)
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+        return
+    if "--config-dir" in command.words:
+        with contextlib.chdir(at):
+            new.write(command.words[command.words.index("--config-dir") + 1])
+        ended = execute(command, *FEW_STEPS, at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return
     cfg = compose_with_hydra(*overrides, sweep=True)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlhw.cli import composition
 from dlhw.errors import UsageError
-from dlhw.runs.record import directory_name
+from dlhw.storage.record import directory_name
 from dlhw.sweeps.expansion import expand
 
 

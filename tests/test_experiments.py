@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from dlhw import train
 from dlhw.data.tensors import Dataset, Split, assemble
-from dlhw.runs.identity import without_hydra
-from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
+from dlhw.storage.identity import without_hydra
+from dlhw.storage.record import Record
+from dlhw.storage.stored import read_summary
 from support.composing import compose, compose_with_hydra
 from support.config_files import CONF, EXPERIMENTS, option_names
 

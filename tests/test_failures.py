@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from dlhw import load_run
 from dlhw.cli import failures
 from dlhw.errors import ChecksFailed, TrainingFailed, UsageError
-from dlhw.runs.record import Record
-from dlhw.runs.stored import read_summary
+from dlhw.storage.record import Record
+from dlhw.storage.stored import read_summary
 from support.composing import compose
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")

@@ -15,10 +15,10 @@ from torch.nn import functional
 import dlhw
 from dlhw import train as program
 from dlhw.cli import assembly
-from dlhw.runs import checkpoint
-from dlhw.runs.record import Record
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
+from dlhw.storage import checkpoint
+from dlhw.storage.record import Record
 from dlhw.training import features
 from dlhw.training.features import Cut, cut
 from dlhw.training.finetuning import freeze

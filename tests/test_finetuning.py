@@ -18,8 +18,8 @@ from dlhw.errors import UsageError
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
 from dlhw.models.dropout import Dropout
-from dlhw.runs import checkpoint
-from dlhw.runs.record import Record
+from dlhw.storage import checkpoint
+from dlhw.storage.record import Record
 from dlhw.training.finetuning import freeze, frozen_modules, head, parameter_groups
 from dlhw.training.variants import Ensemble, NotVectorizable, Single
 from support.composing import compose

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from dlhw.cli import program
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from support.commands import RUN_FILES, SMALL, Ended, dlhw, files, only, start, summary
 
 SHORT = (*SMALL, "trainer.epochs=2", "trainer.checkpoint_seconds=1000")  # one checkpoint, after the last epoch
@@ -55,9 +55,9 @@ def test_console_without_a_terminal_has_log_lines_and_no_progress_bar(finished: 
     assert "\x1b" not in ended.err
     assert "\r" not in ended.err
     assert ended.lines[0] == f"train: mlp on digits, in {finished.path}"
-    assert [line.split("  ")[0] for line in ended.lines[1:-1]] == ["epoch 1/2", "epoch 2/2"]
+    assert [line.split("  ")[0] for line in ended.lines[2:-2]] == ["epoch 1/2", "epoch 2/2"]
     best = summary(finished.path)["best"]
-    assert ended.lines[-1] == (
+    assert ended.lines[-2] == (
         f"all epochs done; best validation error {best['val_error_percent']:.2f} % at epoch {best['epoch']}, "
         f"test error at this epoch {best['test_error_percent']:.2f} %"
     )

@@ -10,7 +10,7 @@ import yaml
 from hydra._internal.utils import create_config_search_path
 
 from dlhw.cli import composition, messages
-from dlhw.cli.hints import Key, distance, either, expected_one_of, nearest, nearest_keys
+from dlhw.runtime.hints import Key, distance, either, expected_one_of, nearest, nearest_keys
 from support.composing import compose_with_hydra
 from support.config_files import CONF, FILES, option_names
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlhw.cli.composition import conf_dir
-from dlhw.runs.identity import to_yaml, yaml_text
+from dlhw.storage.identity import to_yaml, yaml_text
 from support.composing import compose
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))

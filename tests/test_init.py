@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.models.dense import mlp
-from dlhw.runs import checkpoint
+from dlhw.storage import checkpoint
 from dlhw.training import init
 
 CONF = Path(__file__).parent.parent / "conf" / "init"

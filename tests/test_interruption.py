@@ -83,6 +83,7 @@ def test_interrupted_run_prints_the_resume_command_and_resumes_exactly(
     assert "Traceback" not in run.ended.err
     assert run.rows == 2
     assert "summary.json" not in run.files
+    assert "curves.png" in run.files
 
     ended = dlhw(f"resume={run.path}", at=run.path.parent)
     assert ended.code == 0, ended.err

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from dlhw.cli.assembly import assemble, make_model
 from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset
-from dlhw.runs.record import Record, Row
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.randomness import generator
+from dlhw.storage.record import Record, Row
 from dlhw.train import run
 from dlhw.training.loop import Training
 from dlhw.training.run import TrainingRun

@@ -14,7 +14,7 @@ from dlhw import train
 from dlhw.cli import program
 from dlhw.cli.build import build
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from support.composing import compose, error_message
 from support.config_files import EXPERIMENTS, option_names
 
@@ -202,6 +202,12 @@ INVALID = {
     "nonsense": "nonsense: expected key=value",
     "flooding": "flooding: expected key=value; did you mean experiment=flooding or regularization=flooding?",
     "mpl": "mpl: expected key=value; did you mean model=mlp?",
+    "trian experiment=flooding": "trian: expected key=value; did you mean dlhw train?",
+    "comapre outputs/x": "comapre: expected key=value; did you mean dlhw compare?",
+    "experiment=flooding compare": "compare: expected key=value; compare must be the first word after dlhw",
+    "help": "help: expected key=value; did you mean --help?",
+    "experiment flooding": "experiment flooding: expected key=value; did you mean experiment=flooding?",
+    "trainer.epochs 3": "trainer.epochs 3: expected key=value; did you mean trainer.epochs=3?",
     "trainer.epochs": "trainer.epochs: expected key=value; did you mean trainer.epochs=...?",
     "trainer.epochs:3": "trainer.epochs:3: expected key=value; did you mean trainer.epochs=3?",
     "b = 0.05": "b = 0.05: must not have spaces around =; expected b=0.05",

@@ -13,6 +13,7 @@ import torch
 from dlhw.cli import assembly, build, own_code
 from dlhw.errors import UsageError
 from support.composing import compose
+from support.processes import Ended, Process
 
 CODE = """\
 from __future__ import annotations
@@ -54,9 +55,13 @@ class Pair(Network):
         return x, x
 
 
-class NoArguments(nn.Module):
-    def __init__(self, width=3):
+class Fixed(nn.Module):
+    def __init__(self):
         super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
 
 
 class Broken(nn.Module):
@@ -75,6 +80,22 @@ def function(shape, outputs):
 
 def tensors(data_dir, seed):
     return torch.utils.data.TensorDataset(torch.zeros(5, 64))
+
+
+def few_labels(seed):
+    import dlhw
+    return dlhw.from_arrays(torch.zeros(5, 64), [0, 1], seed=seed)
+
+
+def bits():
+    import dlhw
+    return dlhw.from_arrays(torch.eye(20), torch.arange(20) % 2, seed=0, name="bits")
+
+
+def any_arguments(**arguments):
+    import dlhw
+    names = sorted(arguments)
+    return dlhw.from_arrays(torch.eye(20), torch.arange(20) % 2, seed=arguments["seed"], about={"arguments": names})
 
 
 def labels_from_1(data_dir, seed):
@@ -130,7 +151,6 @@ def line_of(text: str) -> int:
         ("Three", r"returns shape \(2, 3\) for 2 samples of shape \(1, 8, 8\); .* of shape \(2, 10\)", "def forward"),
         ("Narrow", r"fails for samples of shape \(1, 8, 8\): RuntimeError: .*2x64 and 63x10", "self.layer(x"),
         ("Pair", "returns a tuple for 2 samples", None),
-        ("NoArguments", "must take the arguments outputs and shape", "class NoArguments"),
         ("Broken", "NameError: name 'undefined_name' is not defined", "        undefined_name"),
         ("NoParameters", "has no parameters to train", "class NoParameters"),
         ("function", "returns a function; expected a torch.nn.Module", "def function"),
@@ -149,6 +169,7 @@ def test_mistakes_in_a_model_are_one_line(modules: Path, target: str, message: s
     ("group", "target", "message"),
     [
         ("dataset", "tensors", r"returns a TensorDataset; expected a dlhw\.data\.tensors\.Dataset"),
+        ("dataset", "few_labels", r"5 samples in train, but 2 labels"),
         ("dataset", "labels_from_1", r"train has labels of torch.int64 from 1 to 10; expected torch.int64 from 0 to 9"),
         ("loss", "loss_per_sample", r"returns shape \(2,\) for 2 samples; expected a tensor with one number"),
         ("loss", "failing_loss", r"ZeroDivisionError: division by zero"),
@@ -163,16 +184,77 @@ def test_mistakes_in_a_dataset_or_loss_are_one_line(group: str, target: str, mes
     ("target", "message"),
     [
         ("own_networks.NUMBER", "Expected a callable target, got '3'"),
-        ("own_networks.nothing", "No module named 'own_networks.nothing'"),
+        ("own_networks.nothing", "own_networks has no nothing; expected one of "),
+        ("own_networks.NoParameter", "own_networks has no NoParameter .did you mean NoParameters"),
+        ("dlhw.models.dens.mlp", r"dlhw\.models has no dens \(did you mean dense\?\); expected one of "),
         ("own_failing.Network", r"KeyError: 'no such thing', .*own_failing\.py:2"),
         ("own_syntax.Network", r"invalid syntax, .*own_syntax\.py:2"),
-        ("own_nowhere.Network", "No module named 'own_nowhere'"),
+        ("own_nowhere.Network", r"no module own_nowhere; expected MODULE\.NAME, with own_nowhere\.py in the "),
         ("builtins.dict", "no signature found for builtin type <class 'dict'>"),
     ],
 )
 def test_a_target_that_cannot_be_used_is_one_line(target: str, message: str) -> None:
     with pytest.raises(UsageError, match=rf"model\._target_={target}: cannot be used \(.*{message}"):
         parts_with("model", target)
+
+
+def test_a_model_without_shape_and_outputs_is_built() -> None:
+    parts = parts_with("model", "own_networks.Fixed")
+    assert sum(parameter.numel() for parameter in parts.model.parameters()) == 650
+
+
+@pytest.mark.parametrize(("target", "about"), [("bits", {}), ("any_arguments", {"arguments": ["data_dir", "seed"]})])
+def test_a_dataset_gets_only_the_arguments_that_it_takes(target: str, about: dict[str, list[str]]) -> None:
+    data = parts_with("dataset", f"own_networks.{target}").data
+    assert (data.shape, dict(data.about)) == ((20,), about)
+
+
+COMMAND_LINE = "import sys; sys.path[:] = [path for path in sys.path if path]; from dlhw.train import main; main()"
+"""Starts the command line as a console script does: without the working directory in ``sys.path``."""
+OWN = ("--config-dir", "mine", "experiment=mine")
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """A working directory with config files in the folder ``mine``, and the modules that they name beside it."""
+    files = {
+        "mycode.py": "from own_network import Network\n",
+        "mine/own_network.py": CODE,
+        "mine/model/mine.yaml": "_target_: mycode.Network\nwidth: 8\n",
+        "mine/experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /model: mine\nname: mine\n"
+        "trainer:\n  epochs: 1\n  steps_per_epoch: 2\n  device: cpu\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def console_script(*words: str, at: Path) -> Ended:
+    return Process("-c", COMMAND_LINE, *words, at=at, cold=True).end()
+
+
+@pytest.mark.slow
+def test_modules_are_found_in_the_working_directory_and_the_config_folder(own_folder: Path) -> None:
+    ended = console_script(*OWN, at=own_folder)
+    assert ended.code == 0, ended.err
+    (run,) = (own_folder / "outputs" / "mine").iterdir()
+    elsewhere = own_folder / "elsewhere"
+    elsewhere.mkdir()
+    read = f"import dlhw; print(type(dlhw.load_run({str(run)!r}).model()).__name__)"
+    ended = Process("-c", read, at=elsewhere, cold=True).end()
+    assert (ended.code, ended.out) == (0, "Network\n"), ended.err
+    ended = console_script(f"resume={run}", "trainer.epochs=2", at=elsewhere)
+    assert ended.code == 0, ended.err
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3  # header and two epochs
+
+
+@pytest.mark.thorough
+def test_modules_are_found_by_worker_processes(own_folder: Path) -> None:
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    ended = console_script(*OWN, "-m", "seed=0,1", *joblib, at=own_folder)
+    assert ended.code == 0, ended.err
+    assert len(list((own_folder / "outputs" / "mine").glob("*/*/best.pt"))) == 2
 
 
 def test_the_check_of_a_model_changes_neither_the_model_nor_random_numbers() -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra.version
 import pytest
 import yaml
 from hydra._internal.utils import create_config_search_path
@@ -19,7 +20,7 @@ from dlhw.cli.build import choice
 from dlhw.cli.config_files import read_text
 from dlhw.cli.origins import option
 from dlhw.errors import UsageError
-from support.composing import compose, compose_with_hydra
+from support.composing import compose, compose_with_hydra, error_message
 from support.config_files import CONF, option_names
 
 HEADER = "# @package _global_\n"
@@ -28,6 +29,7 @@ HEADER = "# @package _global_\n"
 def loader(folder: Path) -> composition.Loader:
     """Return the loader of a command line with ``--config-dir FOLDER``."""
     composition.prepare()
+    hydra.version.setbase("1.3")
     search_path = create_config_search_path(str(CONF))
     search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     return composition.Loader(search_path)
@@ -58,9 +60,67 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "name: a: b\n",
         ":2:8: unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally",
     ),
-    "bracket": (
-        "trainer: {epochs: 1\n",
-        ":3:1: invalid YAML (expected ',' or '}', but got '<stream end>'); check the indentation and the quotes",
+    "missing space": (
+        "trainer:\n  epochs:1\n  batch_size: 3\n",
+        ":4:13: unexpected colon; line 3 has no space after its first colon",
+    ),
+    "brace": ("trainer: {epochs: 1\n", ":2:10: { has no }, or a comma between two values is missing"),
+    "bracket": ("curves: [a, b\nname: x\n", ":2:9: [ has no ], or a comma between two values is missing"),
+    "quote": ('name: "x\ntrainer:\n', ":2:7: the quote that begins in this place is not closed"),
+    "missing colon": (
+        "name: x\nseed\ndata_dir: y\n",
+        ":3:1: expected KEY: VALUE, with a colon and a space",
+    ),
+    "indentation": (
+        "trainer:\n    epochs: 1\n  batch_size: 3\n",
+        ":4:3: the indentation differs from that of the lines above; indent keys of the same level equally",
+    ),
+    "percent": ("name: %x\n", ":2:7: a value with this first character must be in quotes"),
+    "text after a quote": (
+        "name: 'a' b\n",
+        ":2:11: invalid YAML (expected <block end>, but found '<scalar>'); check the indentation and the quotes",
+    ),
+    "byte order mark": (
+        f"\ufeff{HEADER}name: x\n".encode(),
+        ": begins with a byte order mark; save the file as UTF-8 without it",
+    ),
+    "dot in a key": (
+        "trainer.epochs: 1\n",
+        ":2: trainer.epochs: a key must not have a dot; write trainer: {epochs: 1}",
+    ),
+    "misspelt defaults": ("default:\n  - mnist_mlp\n", ":2: default: unknown key; did you mean defaults?"),
+    "target": (
+        "_target_: dlhw.models.dense.mlp\n",
+        ": the first line must not be # @package _global_, which is only for experiments; remove it",
+    ),
+    "misspelt reference": (
+        "trainer:\n  epochs: ${sed}\n",
+        ":3: trainer.epochs: refers to sed, which the config does not have; did you mean ${seed}?",
+    ),
+    "unclosed reference": (
+        "trainer:\n  epochs: ${seed\n",
+        ":3: ${seed: invalid interpolation; expected ${KEY}, or \\${...} for text",
+    ),
+    "keys of a group are not indented": (
+        "trainer:\nepochs: 1\n",
+        ":2: trainer: must be a mapping of options; indent them below it",
+    ),
+    "options are a list": (
+        "trainer:\n  - epochs: 1\n",
+        ":2: trainer: must be a mapping of options; indent them below it",
+    ),
+    "option without a colon": (
+        "trainer:\n  epochs 1\n",
+        ":2: trainer: must be a mapping of options; write epochs: 1 with a colon and a space",
+    ),
+    "option without a space": (
+        "trainer:\n  epochs:1\n",
+        ":2: trainer: must be a mapping of options; write epochs: 1 with a colon and a space",
+    ),
+    "number instead of options": ("trainer: 3\n", ":2: trainer: must be a mapping of options"),
+    "group of Hydra": (
+        "hydra:\n  swepper: {}\n",
+        ":3: hydra.swepper: unknown key (did you mean sweeper?); expected one of 17 names",
     ),
     "tag": ("key: !!timestamp x\n", ": a value is invalid for its YAML tag, such as !!timestamp or !!bool"),
     "bool": ("key: !!bool x\n", ": a value is invalid for its YAML tag, such as !!timestamp or !!bool"),
@@ -110,9 +170,9 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "twice itself": ("defaults: [_self_, _self_]\n", ": - _self_: appears twice in defaults; remove one of the two"),
     "option as value": (
         "model: cnn\n",
-        ": model: must be a mapping of options; write - override /model: cnn in its defaults",
+        ":2: model: must be a mapping of options; write - override /model: cnn in its defaults",
     ),
-    "no options": ("model:\n", ": model: must be a mapping of options"),
+    "no options": ("model:\n", ":2: model: must be a mapping of options; indent them below it"),
     "unknown key": (
         "epochs: 1\n",
         ":2: epochs: unused key; no value in this config reads it; did you mean trainer.epochs?",
@@ -127,7 +187,10 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
         "b: -1\nregularization:\n  flood: ${b}\n",
         ":2: b=-1 (regularization.flood): must be greater than or equal to 0",
     ),
-    "unknown reference": ("trainer:\n  epochs: ${nope}\n", ":3: trainer.epochs: Interpolation key 'nope' not found"),
+    "unknown reference": (
+        "trainer:\n  epochs: ${nope}\n",
+        ":3: trainer.epochs: refers to nope, which the config does not have",
+    ),
     "hydra": ("hydra:\n  mode: MULTI\n", ": Invalid value 'MULTI', expected one of [RUN, MULTIRUN]"),
 }
 
@@ -160,12 +223,40 @@ def test_mistake_in_an_experiment_has_one_line_with_the_file(
             "trainer.epochs=0: must be greater than 0",
         ),
         (
+            {"model/mine": "hidden: [3]\n"},
+            ("model=mine",),
+            "FOLDER/model/mine.yaml: model._target_: missing; expected the path of a class or function, "
+            "_target_: MODULE.NAME",
+        ),
+        (
+            {"model/mine": "_traget_: dlhw.models.dense.mlp\n"},
+            ("model=mine",),
+            "FOLDER/model/mine.yaml: model._target_: missing; expected the path of a class or function, "
+            "_target_: MODULE.NAME instead of _traget_",
+        ),
+        (
+            {"model/mine": "_target_: dlhw.models.dense.mpl\n"},
+            ("model=mine",),
+            "FOLDER/model/mine.yaml:1: model._target_=dlhw.models.dense.mpl: cannot be used "
+            "(dlhw.models.dense has no mpl (did you mean mlp?); expected one of mlp)",
+        ),
+        (
+            {"model/mine": "_target_: dlhw.models.dense.mlp\nhiden: [3]\nactivation: ReLU\nbatch_norm: false\n"},
+            ("model=mine",),
+            "FOLDER/model/mine.yaml: model.dropout: missing; model=mine needs it\n"
+            "FOLDER/model/mine.yaml:2: model.hiden: unknown option of model=mine (did you mean hidden?); "
+            "expected one of hidden, activation, dropout, batch_norm",
+        ),
+        (
             {"model/mlp": "_target_: dlhw.models.dense.mlp\n"},
             (),
             "FOLDER/model/mlp.yaml: has the name of the shipped file model/mlp, which is used instead; rename it",
         ),
     ],
-    ids=["files that include each other", "value of a file", "value of the command line", "name of a shipped file"],
+    ids=[
+        *("files that include each other", "value of a file", "value of the command line", "no target"),
+        *("misspelt _target_", "misspelt target", "misspelt option", "name of a shipped file"),
+    ],
 )
 def test_message_names_the_file_of_the_mistake(
     tmp_path: Path, files: dict[str, str], overrides: tuple[str, ...], expected: str
@@ -173,6 +264,46 @@ def test_message_names_the_file_of_the_mistake(
     for name, content in files.items():
         write(tmp_path / f"{name}.yaml", content)
     assert message(tmp_path, *overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "remedy"),
+    [
+        ("experiment/mine.yml", "experiment=mine", "rename FOLDER/experiment/mine.yml to FOLDER/experiment/mine.yaml"),
+        ("model/mine", "model=mine", "rename FOLDER/model/mine to FOLDER/model/mine.yaml"),
+        ("model/mine.yaml.txt", "model=mine", "rename FOLDER/model/mine.yaml.txt to FOLDER/model/mine.yaml"),
+        ("models/mine.yaml", "model=mine", "move FOLDER/models/mine.yaml to FOLDER/model/mine.yaml"),
+        ("mine.yaml", "experiment=mine", "move FOLDER/mine.yaml to FOLDER/experiment/mine.yaml"),
+        ("conf/model/mine.yaml", "model=mine", "move FOLDER/conf/model/mine.yaml to FOLDER/model/mine.yaml"),
+        (
+            "experiment/a/mine.yaml",
+            "experiment=mine",
+            "move FOLDER/experiment/a/mine.yaml to FOLDER/experiment/mine.yaml",
+        ),
+        ("model/mine.yaml", "model=FOLDER/model/mine.yaml", "did you mean model=mine?"),
+        ("model/other.yaml", "model=x", "--help lists all 16"),
+        ("model/other.yaml", "model=mlpp", "--help lists all 16"),
+    ],
+)
+def test_file_that_hydra_does_not_find_is_named(tmp_path: Path, file: str, override: str, remedy: str) -> None:
+    write(tmp_path / file, "name: x\n")
+    line = message(tmp_path, override.replace("FOLDER", str(tmp_path)))
+    assert line.startswith(f"{override}: unknown {override.partition('=')[0]}")
+    assert line.endswith(f"; {remedy}")
+
+
+def test_folder_of_a_group_is_not_a_config_dir(tmp_path: Path) -> None:
+    write(tmp_path / "model" / "mine.yaml", "name: x\n")
+    assert message(tmp_path / "model", "model=mine").replace(str(tmp_path), "PARENT") == (
+        "model=mine: unknown model; write --config-dir PARENT, the folder that contains model/"
+    )
+
+
+def test_file_in_the_working_directory_needs_config_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "own" / "experiment" / "mine.yaml", f"{HEADER}name: x\n")
+    monkeypatch.chdir(tmp_path)
+    expected = "experiment=mine: unknown experiment; add --config-dir own, which has experiment/mine.yaml"
+    assert error_message("experiment=mine") == expected
 
 
 @pytest.mark.parametrize("content", ["\tx", "- 1", "3", "", "name: a\0b", b"name: \xe9", "name: a: b"])

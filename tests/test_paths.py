@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from dlhw.errors import UsageError
-from dlhw.runtime.paths import is_listed_in, printable, printable_lines, read_path, shortened
+from dlhw.runtime import paths
+from dlhw.runtime.paths import (
+    is_listed_in,
+    is_reserved,
+    printable,
+    printable_lines,
+    read_path,
+    shell_line,
+    shortened,
+)
 
 
 def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +52,50 @@ def test_path_that_no_file_system_can_hold_is_too_long(text: str) -> None:
     with pytest.raises(UsageError) as raised:
         read_path(text, key="resume")
     assert re.fullmatch(message, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("C:\\Users\\a b\\outputs", None),
+        ("..\\outputs/x.y", None),
+        ("outputs/a:b", "must not contain :, which names of files on Windows cannot have"),
+        ("*.jpg", "must not contain *, which names of files on Windows cannot have"),
+        ("a/b\n", "must not contain \\n, which names of files on Windows cannot have"),
+        ("outputs\\aux.old\\x", "must not contain aux.old, which Windows reserves for a device"),
+        ("outputs./x", "no name in it may end with a dot or a space on Windows"),
+    ],
+    ids=repr,
+)
+def test_path_that_windows_cannot_have_is_an_error_there(
+    text: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(read_path(text)) == text  # on other systems
+    monkeypatch.setattr(paths, "_ON_WINDOWS", True)
+    if reason is None:
+        assert str(read_path(text)) == text
+        return
+    with pytest.raises(UsageError) as raised:
+        read_path(text, key="output_dir")
+    assert str(raised.value) == f"output_dir={printable(text)}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("name", "reserved"),
+    [
+        *((name, True) for name in ("NUL", "con", "aux.x=1", "Com1", "lpt\u00b2.txt", "prn .txt")),
+        *((name, False) for name in ("aux=1", "com", "com10", "nul_", "x.nul", "")),
+    ],
+)
+def test_names_of_devices_are_reserved(name: str, reserved: bool) -> None:
+    assert is_reserved(name) == reserved
+
+
+def test_words_of_a_command_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["dlhw", "resume=my runs\\x"]
+    assert shlex.split(shell_line(words)) == words
+    monkeypatch.setattr(paths, "_ON_WINDOWS", True)
+    assert shell_line(words) == 'dlhw "resume=my runs\\x"'
 
 
 def test_message_names_an_option_with_dashes_or_no_key_at_all() -> None:

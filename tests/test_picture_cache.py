@@ -315,7 +315,7 @@ def start_decoding(root: Path) -> Process:
     return process
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+@pytest.mark.skipif(sys.platform == "win32", reason="kills a process with a signal of POSIX")
 def test_a_second_process_waits_and_a_killed_one_leaves_no_cache(
     root: Path, decoded_lengths: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:

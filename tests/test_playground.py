@@ -20,7 +20,7 @@ from dlhw.data.playground import CLASSIFICATION, REGRESSION, playground
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models import playground as network
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.training.loop import Training
 from dlhw.training.objective import half_mse, truncated
 from dlhw.training.run import TrainingRun

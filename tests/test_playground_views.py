@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dlhw.data import playground as points
 from dlhw.data.tensors import Dataset
 from dlhw.models import dense
-from dlhw.runs.record import Record
-from dlhw.runs.stored import Unreadable
+from dlhw.storage.record import Record
+from dlhw.storage.stored import Unreadable
 from dlhw.training import probes
 from dlhw.views import playground as views
 from dlhw.views.playground import networks, snapshots

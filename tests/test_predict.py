@@ -1,4 +1,4 @@
-"""``python -m dlhw.predict``: pictures are prepared as in training; output and errors of the command."""
+"""``dlhw predict``: pictures and tables are prepared as in training; output and errors of the command."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dlhw import load_run
+from dlhw.applying import Network
 from dlhw.cli.build import build
+from dlhw.data.normalization import Normalization
 from dlhw.data.pictures import Unreadable
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
-from dlhw.predict import PictureClassifier, class_names, main, open_classifier, picture_files, predict, prepare
-from dlhw.runs.record import Record
+from dlhw.predict import main, picture_files, picture_pixels, predict
 from dlhw.runtime.devices import Precision
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from support.composing import compose
 
@@ -76,11 +78,12 @@ def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_files_are_prepared_as_in_their_dataset(run: Path, pictures: Path) -> None:
-    data, network = dataset_of_run(run), open_classifier(run, "best", torch.device("cpu"))
+    data, opened = dataset_of_run(run), load_run(run)
     assert len(data.names) == 13
     for row, name in enumerate(data.names):
-        x = prepare(pictures / name, shape=network.shape, options=network.options, dtype=network.dtype)
-        assert x.equal(data.normalize(data.val.pool_x[row : row + 1])[0])
+        pixels = picture_pixels(pictures / name, opened.network().shape, opened.config.dataset)
+        assert pixels.equal(data.val.pool_x[row])
+        assert opened.network().normalize(pixels).equal(data.normalize(pixels))
 
 
 @pytest.mark.parametrize(
@@ -101,34 +104,35 @@ def test_pictures_saved_to_files_are_prepared_as_in_a_tensor_dataset(
     ).to("cpu", dtype)
     for row, array in enumerate(arrays):
         Image.fromarray(array.squeeze()).save(tmp_path / f"{row}.png")
-        prepared = prepare(tmp_path / f"{row}.png", shape=data.shape, options=options, dtype=dtype)
-        assert prepared.equal(data.normalize(x[row : row + 1])[0])
-        assert prepared.dtype == dtype
+        pixels = picture_pixels(tmp_path / f"{row}.png", data.shape, options)
+        assert pixels.equal(x[row])
+        normalize = Normalization.from_state(data.normalize.state).for_pixels_up_to(255)
+        assert normalize(pixels[None]).equal(data.normalize(x[row : row + 1]))
 
 
 def test_digits_saved_with_256_levels_give_the_same_inputs_up_to_rounding(grey_run: Path, tmp_path: Path) -> None:
     """Digits have pixels from 0 to 16. In a file, white is 255: rounding changes a pixel by half a level at most."""
-    data, network = dataset_of_run(grey_run), open_classifier(grey_run, "best", torch.device("cpu"))
+    data, opened = dataset_of_run(grey_run), load_run(grey_run)
+    normalize = opened.network().normalize.for_pixels_up_to(255)
     for row in range(5):
         pixels = data.val.pool_x[row]
         Image.fromarray((pixels[0].double() * 255 / 16).round().byte().numpy()).save(tmp_path / "x.png")
-        prepared = prepare(tmp_path / "x.png", shape=network.shape, options=network.options, dtype=network.dtype)
-        difference = (prepared - data.normalize(pixels[None])[0]).abs().max()
-        assert float(difference) <= 0.501 / 255 / network.options["std"]
+        in_file = picture_pixels(tmp_path / "x.png", data.shape, opened.config.dataset)
+        difference = (normalize(in_file) - data.normalize(pixels)).abs().max()
+        assert float(difference) <= 0.501 / 255 / opened.config.dataset["std"]
 
 
 def test_colours_are_converted_to_grey_as_by_pillow(tmp_path: Path) -> None:
     picture = random_picture(3, (28, 28))
     picture.save(tmp_path / "x.png")
-    options = {"mean": 0.0, "std": 1.0 / 255}
-    prepared = prepare(tmp_path / "x.png", shape=(1, 28, 28), options=options, dtype=torch.float64)
-    assert prepared.round().to(torch.uint8)[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
+    pixels = picture_pixels(tmp_path / "x.png", (1, 28, 28), {})
+    assert pixels[0].equal(torch.from_numpy(np.array(picture.convert("L"))))
 
 
 def test_invalid_picture_raises_unreadable(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(Unreadable, match="not a picture"):
-        prepare(tmp_path / "x.png", shape=(1, 8, 8), options={"mean": 0.0, "std": 1.0}, dtype=torch.float32)
+        picture_pixels(tmp_path / "x.png", (1, 8, 8), {})
 
 
 def test_predictions_equal_the_network_probabilities(
@@ -138,7 +142,7 @@ def test_predictions_equal_the_network_probabilities(
     data = dataset_of_run(run)
     files = [pictures / name for name in data.names]
     for weights in ("best", "last"):
-        entries = predict(run, files, top=5, weights=weights, device="cpu")
+        entries = predict(load_run(run), files, top=5, weights=weights, device="cpu")
         model = load_run(run).model(weights)
         with torch.no_grad():
             expected = model(data.normalize(data.val.pool_x)).double().softmax(1)
@@ -166,9 +170,9 @@ def test_table_has_a_line_for_each_picture_and_class(
     code, out, err = run_predict(run, first, second, "--device", "cpu", capsys=capsys)
     assert (code, err) == (0, "")
     header, *lines = out.splitlines()
-    assert header.split() == ["picture", "probability", "class"]
+    assert header.split() == ["sample", "probability", "class"]
     assert len(lines) == 4
-    entries = predict(run, [first, second], top=5, weights="best", device="cpu")
+    entries = predict(load_run(run), [first, second], top=5, weights="best", device="cpu")
     expected = [
         [*([entry["picture"]] if rank == 0 else []), f"{100 * prediction['probability']:.2f}", "%", prediction["class"]]
         for entry in entries
@@ -228,17 +232,8 @@ def test_predictions_use_the_default_number_of_threads(
 ) -> None:
     used: list[object] = []
     monkeypatch.setattr("dlhw.runtime.devices.use_threads", lambda: used.append(torch.get_num_threads()))
-    predict(run, [pictures / "cat" / "0.jpg"], top=1, weights="best", device="cpu")
+    predict(load_run(run), [pictures / "cat" / "0.jpg"], top=1, weights="best", device="cpu")
     assert len(used) == 1
-
-
-def test_classes_without_names_are_numbered(grey_run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert class_names(load_run(grey_run), 10) == tuple("0123456789")
-    assert not caplog.messages
-    interrupted = load_run(grey_run)
-    interrupted.summary = {}
-    assert class_names(interrupted, 3) == ("0", "1", "2")
-    assert caplog.messages == [f"{grey_run}: no class names in summary.json; showing class numbers"]
 
 
 def copy_with_config(run: Path, target: Path, **config: Any) -> Path:
@@ -295,17 +290,18 @@ def test_help_does_not_import_torch() -> None:
     code = "import sys, dlhw.predict\ntry: dlhw.predict.main(['-h'])\nfinally: assert 'torch' not in sys.modules"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (process.returncode, process.stderr) == (0, "")
-    assert "RUN PICTURE [PICTURE ...]" in process.stdout
+    assert "RUN FILE [FILE ...]" in process.stdout
 
 
 def test_predictions_use_the_precision_of_the_run() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     x = torch.full((1, 3, 2, 2), 1.001)  # rounds to 1 in bfloat16
+    unchanged = Normalization.of_pixels(0.0, 1.0, largest=1, shape=(3, 2, 2)).to("cpu", torch.float32)
     full, reduced = (
-        PictureClassifier(model, (3, 2, 2), {}, ("no", "yes"), Precision(name, torch.device("cpu"))).top_classes(x, 1)
+        Network(model, (3, 2, 2), ("no", "yes"), None, unchanged, Precision(name, torch.device("cpu"))).probabilities(x)
         for name in ("fp32", "bf16")
     )
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = model(x).double().softmax(1).max().item()
-    assert reduced[0][0]["probability"] == expected
-    assert full[0][0]["probability"] != expected
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x).double().softmax(1).numpy()
+    assert (reduced == expected).all()
+    assert (full != expected).all()

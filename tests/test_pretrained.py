@@ -20,7 +20,7 @@ from dlhw.cli import build
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
-from dlhw.runs import checkpoint
+from dlhw.storage import checkpoint
 from support.composing import compose_with_hydra
 
 SHAPE = (3, 64, 64)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dlhw import train
 from dlhw.cli import assembly
 from dlhw.errors import TrainingFailed, UsageError
-from dlhw.runs.record import Record
 from dlhw.runtime import processes
+from dlhw.storage.record import Record
 from dlhw.training.objective import flooded
 from support.commands import dlhw, start
 from support.composing import compose

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlhw.runs.record import Record
 from dlhw.runtime import products
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.products import computed_by, fastest_library, is_exact_in_onednn, relative_error
 from dlhw.runtime.randomness import generator
+from dlhw.storage.record import Record
 from dlhw.train import run
 from dlhw.training import batched
 from dlhw.training.loop import Training

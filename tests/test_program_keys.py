@@ -29,6 +29,8 @@ VALID = {
     },
 }
 
+NAME = "must be a directory name of at most 100 letters, digits and . _ + -, but not of a device, as aux is"
+
 
 def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
     cfg = OmegaConf.merge(VALID, changes)
@@ -53,10 +55,11 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"seed": "deleted"}, "seed: must not be deleted"),
         ({"seed": "${seed}"}, "seed: Recursive interpolation detected"),
         ({"name": "${nope:1}"}, "name: Unsupported interpolation type nope"),
-        ({"name": "../x"}, "name=../x: must be a directory name of at most 100 letters, digits and . _ + -"),
+        ({"name": "../x"}, f"name=../x: {NAME}"),
+        ({"name": "aux.b"}, f"name=aux.b: {NAME}"),
         ({"output_dir": ""}, "output_dir=: must be a path"),
         ({"output_dir": "${oc.env:NOT_SET}"}, "output_dir: Environment variable 'NOT_SET' not found"),
-        ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: Interpolation key 'x' not found"),
+        ({"hydra": {"run": {"dir": "${x}"}}}, "hydra.run.dir: refers to x, which the config does not have"),
         (
             {"hydra": {"job": {"chdir": True}}},
             "hydra.job.chdir=true: must be null or false, because paths are relative to the working directory",
@@ -64,7 +67,7 @@ def message(mode: RunMode = RunMode.RUN, **changes: object) -> str:
         ({"hydra": {"run": {"dir": None}}}, "hydra.run.dir=None: must be a path"),
         (
             {"hydra": {"callbacks": {"directory": "${..nope}"}}},
-            "hydra.callbacks.directory: Interpolation key 'nope' not found",
+            "hydra.callbacks.directory: refers to nope, which the config does not have",
         ),
         (
             {"hydra": {"callbacks": {"directory": None}}},
@@ -111,8 +114,16 @@ def test_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["~seed"], "seed: must not be deleted"),
         (["hydra.run.dir=two", "hydra.output_subdir=../one"], "hydra.output_subdir=../one: must be .hydra or null"),
-        (["--experiment", "flooding"], "--experiment: unknown flag; options are written KEY=VALUE, such as"),
-        (["--experimental-rerun=x"], "--experimental-rerun: unknown flag"),
+        (["--experiment", "flooding"], "--experiment: unknown flag; did you mean experiment=flooding?"),
+        (["-experiment=flooding"], "-experiment=flooding: unknown flag; did you mean experiment=flooding?"),
+        (["--epochs", "3"], "--epochs: unknown flag; did you mean trainer.epochs=3?"),
+        (["--epochs=3", "seed=1"], "--epochs=3: unknown flag; did you mean trainer.epochs=3?"),
+        (["--lr", "-m"], "--lr: unknown flag; did you mean optimizer.lr=VALUE?"),
+        (["--halp"], "--halp: unknown flag; did you mean --help?"),
+        (["-e"], "-e: unknown flag; options are written KEY=VALUE; --hydra-help lists the flags"),
+        (["--config-dir", "nowhere"], "--config-dir nowhere: no such folder; expected a folder with config files"),
+        (["--config-dir", "."], "--config-dir .: has no config files; expected files like experiment/mine.yaml"),
+        (["--experimental-rerun=x"], "--experimental-rerun=x: unknown flag"),
         (["--package"], "argument --package/-p: expected one argument"),
         (["-sc"], "Expecting one subcommand from"),
         (["--resolve"], "The --resolve flag can only be used"),

@@ -98,10 +98,10 @@ def test_bar_shows_epochs_results_and_times(fake_console: Callable[[bool], io.St
         before = file.tell()
         bar.epoch(ROW)
         written = file.getvalue()[before:]
-        written = written[written.index("left 0:03:00\n") + 13 :]  # the text after the log line
+        written = written[written.index("left 03:00\n") + 11 :]  # the text after the log line
     assert "epoch 2/4 " in written
     assert "0:01:00, left 0:03:00" in written
-    assert "train loss 0.25      error   7.50 %  validation loss 0.5       error  12.25 %" in written
+    assert "loss 0.250, val 0.500  error 7.50, val 12.25 %" in written
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
@@ -139,13 +139,8 @@ def test_first_and_last_epoch_and_one_per_interval_are_logged(
             clock.seconds += 4
             bar.epoch(ROW)
     assert messages(caplog) == [
-        f"b=0.05  epoch {epoch}/12  train loss 0.25      error   7.50 %  "
-        f"validation loss 0.5       error  12.25 %  elapsed 0:00:{elapsed}  left 0:00:{left}"
-        for epoch, elapsed, left in ((" 1", "04", "44"), (" 4", "16", "32"), (" 7", "28", "20"))
-    ] + [
-        f"b=0.05  epoch {epoch}/12  train loss 0.25      error   7.50 %  "
-        f"validation loss 0.5       error  12.25 %  elapsed 0:00:{elapsed}  left 0:00:{left}"
-        for epoch, elapsed, left in (("10", "40", "08"), ("12", "48", "00"))
+        f"b=0.05  epoch {epoch}/12  loss 0.250, val 0.500  error 7.50, val 12.25 %  left 00:{left}"
+        for epoch, left in ((" 1", "44"), (" 4", "32"), (" 7", "20"), ("10", "08"), ("12", "00"))
     ]
     assert file.getvalue() == "".join(f"{message}\n" for message in messages(caplog))
 
@@ -169,7 +164,7 @@ def test_resumed_run_estimates_the_time_left_from_the_epochs_since_resuming(
     with Progress(10, 5, start_epoch=8, clock=clock) as bar:
         clock.seconds += 30
         bar.epoch({})
-    assert messages(caplog) == ["epoch  9/10  elapsed 0:00:30  left 0:00:30"]
+    assert messages(caplog) == ["epoch  9/10  left 00:30"]
 
 
 def test_log_line_omits_missing_values_and_shows_nan(
@@ -178,7 +173,20 @@ def test_log_line_omits_missing_values_and_shows_nan(
     fake_console(False)
     with Progress(1, 1, clock=Clock()) as bar:
         bar.epoch({"train_loss": float("nan"), "val_error_percent": 100.0})
-    assert "  train loss nan        validation error 100.00 %  " in messages(caplog)[0]
+    assert messages(caplog) == ["epoch 1/1  loss nan  error val 100.00 %  left 00:00"]
+
+
+def test_line_of_a_long_run_fits_80_columns(
+    fake_console: Callable[[bool], io.StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_console(False)
+    clock = Clock()
+    with Progress(9999, 1, clock=clock) as bar:
+        bar.step()
+        clock.seconds += 3
+        bar.epoch({f"{part}_{name}": 98.7654321 for part in ("train", "val") for name in ("loss", "error_percent")})
+    assert messages(caplog) == ["epoch    1/9999  loss 98.8, val 98.8  error 98.77, val 98.77 %  left 8:19:54"]
+    assert len(messages(caplog)[0]) < 80
 
 
 def test_bar_does_not_change_the_random_state(fake_console: Callable[[bool], io.StringIO]) -> None:

@@ -18,7 +18,7 @@ from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.reading import Run
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from support.run_directories import write_config
 
@@ -199,7 +199,7 @@ def test_tilde_in_a_path_is_the_home_directory(tmp_path: Path, monkeypatch: pyte
 def test_load_sweep_returns_a_numeric_table_by_job(tmp_path: Path) -> None:
     text = "job,status,reason,b,best_val_error_percent\nb=0,finished,,0,2.5\nb=1,failed,no,1,\n"
     (tmp_path / "sweep.csv").write_text(text)
-    table = load_sweep(tmp_path)
+    table = load_sweep(tmp_path).jobs
     assert table.index.tolist() == ["b=0", "b=1"]
     assert table["b"].tolist() == [0, 1]
     assert table.loc["b=0", "best_val_error_percent"] == 2.5

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlhw.runs.record import Record, Row
-from dlhw.runs.stored import read_summary
+from dlhw.storage.record import Record, Row
+from dlhw.storage.stored import read_summary
 
 EPOCHS = 4
 

@@ -16,8 +16,8 @@ from dlhw.cli.build import build
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.intervals import wilson
-from dlhw.runs.answer import Answer
-from dlhw.runs.record import Record
+from dlhw.storage.answer import Answer
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from dlhw.views import report
 from dlhw.views.report.classification import subject_of

@@ -14,7 +14,7 @@ from dlhw import load_run
 from dlhw.cli.assembly import assemble
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.train import run as train
 from dlhw.views import report
 from dlhw.views.report.filters import convolution

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps import jobs
 from support.commands import dlhw
 from support.run_directories import read_rows

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record, claim_directory, directory_name, release_directories
+from dlhw.runtime.paths import is_reserved
+from dlhw.storage.record import Record, claim_directory, directory_name, release_directories
 
 
 def test_free_name_is_used_unchanged(tmp_path: Path) -> None:
@@ -143,6 +146,7 @@ def test_directory_names_are_safe_and_short(overrides: list[str], longest: int) 
     assert not FORBIDDEN & set(name)
     assert not name.startswith(".")
     assert not name.endswith((".", " "))
+    assert not is_reserved(name)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
@@ -170,12 +174,35 @@ def test_long_directory_names_are_shortened_and_stay_distinct() -> None:
         (["+optimizer.weight_decay=1e-4"], "optimizer.weight_decay=1e-4"),
         (["model.hidden=[500,200]"], "model.hidden=_500,200-c97e5ed5"),
         (["data_dir=/tmp/my data"], "data_dir=_tmp_my_data-f983826f"),
+        (["aux.b=1"], "_aux.b=1"),
         ([], "defaults"),
     ],
     ids=str,
 )
 def test_directory_name_examples(overrides: list[str], expected: str) -> None:
     assert directory_name(overrides) == expected
+
+
+def test_release_keeps_a_run_that_another_process_begins_after_the_first_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def begun_meanwhile(record: Record) -> Iterator[None]:
+        record.write_config("seed: 0\n", new=True)
+        yield
+
+    monkeypatch.setattr(Record, "locked", begun_meanwhile)
+    release_directories([tmp_path / "run"])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".hydra", "config.yaml"]
+
+
+def test_release_removes_the_lock_of_a_killed_process(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    release_directories([tmp_path / "run"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_release_keeps_a_directory_that_another_process_has_locked(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def events_of(run: Callable[[list[str]], None]) -> list[str]:
     return events
 
 
+def test_signals_of_the_system_are_noted_and_ignored_together() -> None:
+    assert {signal.SIGINT, signal.SIGTERM} <= set(signals.NUMBERS)
+    assert ("SIGBREAK" in dir(signal)) == (len(signals.NUMBERS) == 3)
+    signals.ignore()
+    assert {signal.getsignal(number) for number in signals.NUMBERS} == {signal.SIG_IGN}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_raises_at_once_in_stoppable_code(number: int) -> None:
     def run(events: list[str]) -> None:

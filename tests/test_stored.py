@@ -12,9 +12,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from dlhw.cli.build import PROGRAM_ARGUMENTS
-from dlhw.runs import stored
-from dlhw.runs.schemas import GROUPS, Invalid
-from dlhw.runs.stored import Unreadable
+from dlhw.storage import stored
+from dlhw.storage.schemas import GROUPS, Invalid
+from dlhw.storage.stored import Unreadable
 from support.run_directories import CONFIG, MULTIRUN, make_run, write_config
 
 VALID = {"seed": 0, **CONFIG}

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from dlhw import train
 from dlhw.cli import composition
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps import grid
 from dlhw.views import comparison
 from support.commands import SMALL, dlhw
@@ -82,7 +82,7 @@ def test_unexpected_error_is_logged_with_its_traceback_and_the_job_can_be_resume
     assert "Traceback" not in result.err
     log = (tmp_path / "S" / "seed=1" / "run.log").read_text()
     assert "Traceback" in log
-    assert log.splitlines()[-1].endswith(f"(traceback in {tmp_path / 'S' / 'seed=1' / 'run.log'})")
+    assert log.splitlines()[-2].endswith(f"(traceback in {tmp_path / 'S' / 'seed=1' / 'run.log'})")
     assert comparisons[0].failures == {"seed=1": "ZeroDivisionError: in seed 1"}
     monkeypatch.setattr(train, "run", run)
     again = dlhw("resume=S", at=tmp_path)

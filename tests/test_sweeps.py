@@ -8,8 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dlhw.runs import identity
-from dlhw.runs.record import Record
+from dlhw.storage import identity
+from dlhw.storage.record import Record
 from dlhw.sweeps import expansion, jobs
 from support.commands import SMALL, Ended, dlhw
 from support.marks import slow
@@ -120,7 +120,7 @@ def test_resuming_with_an_override_or_an_unreadable_config_is_refused(tmp_path: 
     assert result == Ended(
         1,
         "",
-        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir\n",
+        "seed=3: invalid with resume, because a resumed sweep keeps its overrides; expected only data_dir or logger\n",
     )
     (tmp_path / "S" / "multirun.yaml").write_text("x: [")
     assert dlhw("-m", "resume=S", at=tmp_path).err.startswith(f"{tmp_path / 'S' / 'multirun.yaml'}: not valid YAML (")
@@ -137,6 +137,15 @@ def test_jobs_with_equal_configs_keep_their_directories(tmp_path: Path) -> None:
         assert [path.name for path in paths] == [plan.label for plan in order]
     (renamed,) = jobs.JobDirectories(tmp_path).of([jobs.PlannedJob(expansion.Plan((), "d"), cfg)])
     assert renamed.name == "a"
+
+
+def test_new_directories_of_jobs_never_differ_only_in_case(tmp_path: Path) -> None:
+    plans = [expansion.Plan((), name) for name in ("model=A", "model=a", "model=\u00df", "model=SS")]
+    (tmp_path / "MODEL=a-2").mkdir()
+    (tmp_path / "MODEL=a-2" / "config.yaml").write_text(identity.to_yaml(OmegaConf.create({"seed": 9, **CONFIG})))
+    planned = [jobs.PlannedJob(plan, OmegaConf.create({"seed": seed, **CONFIG})) for seed, plan in enumerate(plans)]
+    names = [path.name for path in jobs.JobDirectories(tmp_path).of(planned)]
+    assert names == ["model=A", "model=a-3", "model=\u00df", "model=SS-2"]
 
 
 def test_experiment_file_defines_its_sweep(tmp_path: Path, comparisons: list[Comparison]) -> None:

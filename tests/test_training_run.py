@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlhw.errors import TrainingFailed
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.training.objective import Regularization
 from dlhw.training.run import TrainingRun
 from dlhw.training.settings import Trainer

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from dlhw import train
 from dlhw.cli import lifecycle
 from dlhw.cli.assembly import assemble
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps.vectorized import GroupedJob, group_key, train_at_once
 from support.comparing import assert_equal
 from support.composing import compose

@@ -15,9 +15,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dlhw.cli import lifecycle
+from dlhw.cli import ensembles, lifecycle
 from dlhw.cli.assembly import Parts, assemble
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.sweeps import vectorized
 from dlhw.training.run import TrainingRun
 from dlhw.views import plots
@@ -284,7 +284,7 @@ def test_a_group_that_runs_out_of_memory_is_split(tmp_path: Path, monkeypatch: p
 def test_largest_group_is_proportional_to_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def largest(free: int, *overrides: str) -> int:
         monkeypatch.setattr("dlhw.runtime.devices.free_memory", lambda device: free)
-        return vectorized.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
+        return ensembles.largest_that_fits([assemble(compose(*BASE, *overrides)) for _ in range(2)])
 
     assert largest(0) == 1
     smaller, larger = largest(10**8), largest(2 * 10**8)
@@ -314,7 +314,7 @@ def test_an_interrupted_sweep_resumes_to_the_same_metrics(
     """Three jobs of four epochs are interrupted between the rows of an epoch, or after the last row of one."""
     grid = ("seed=range(3)", "trainer.checkpoint_seconds=0", "model.dropout=0.3")
     with monkeypatch.context() as patch:
-        patch.setattr("dlhw.runs.record.Record.append", append_and_interrupt(after))
+        patch.setattr("dlhw.storage.record.Record.append", append_and_interrupt(after))
         assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=s", at=tmp_path).code == 130
     assert dlhw("resume=s", at=tmp_path).code == 0
     assert dlhw(*AT_ONCE, *grid, "hydra.sweep.dir=whole", at=tmp_path).code == 0

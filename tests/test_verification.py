@@ -14,9 +14,9 @@ import torch
 
 from dlhw import load_run
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import State
-from dlhw.runs.record import Record
+from dlhw.storage import checkpoint
+from dlhw.storage.checkpoint import State
+from dlhw.storage.record import Record
 from dlhw.train import run
 from support.comparing import assert_same_run
 from support.composing import compose

@@ -42,7 +42,10 @@ def read_sweep(name: str) -> None:
     """Print the table of a sweep as JSON, or the message of its UsageError."""
     import dlhw
 
-    print_parts({"table": lambda: dlhw.load_sweep(name).to_csv()})
+    def jobs() -> str:
+        return dlhw.load_sweep(name).jobs.to_csv()
+
+    print_parts({"table": jobs})
 
 
 def print_parts(parts: dict[str, Callable[[], object]]) -> None:

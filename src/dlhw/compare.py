@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dlhw.cli import failures
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import has_config, is_run_of_dlhw, is_sweep_of_dlhw
 from dlhw.runtime.paths import printable, read_path, shortened
+from dlhw.storage import stored
+from dlhw.storage.directories import has_config, is_run_of_dlhw, is_sweep_of_dlhw, runs_in
+from dlhw.storage.listing import chosen
 
 if TYPE_CHECKING:
     from dlhw.views.comparison import Comparison, Result
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Compare finished runs: sweep.csv, tables, figures and the best setting by validation. The options "
         "below override those under `comparison` in the config of the first run.",
     )
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, or a sweep with all its runs")
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="a run, a sweep, a folder of them, or 'last'")
     parser.add_argument("--curves", nargs="+", metavar="COLUMN", help="columns of metrics.csv to draw, one panel each")
     parser.add_argument(
         "--overlay", metavar="KEY", help="draw one line per value of KEY, with the best values of all other keys"
@@ -55,15 +56,16 @@ def compare(
 ) -> str:
     """Compare the runs of one or several ``directories``: runs, sweeps and folders of runs.
 
-    The files are written to ``output``, or to the directory of a single sweep. ``figure_options`` are options of
-    :class:`dlhw.views.comparison.Comparison` that override those in the first run's config. Return the final table.
-    Raise UsageError.
+    Without ``output``, a folder of runs and sweeps means its newest sweep; so does one without runs of its own.
+    ``last`` is the newest sweep in ``outputs``. The files are written to ``output``, or to the directory of a single
+    sweep. ``figure_options`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first
+    run's config. Return the final table. Raise UsageError.
     """
     from dlhw.views import comparison
 
     if isinstance(directories, str | bytes) or not isinstance(directories, Iterable):
         directories = [directories]
-    paths = [read_path(path, key="DIR") for path in directories]
+    paths = [_meant(read_path(path, key="DIR"), output) for path in directories]
     if not paths:
         raise UsageError("DIR: missing; expected the directory of a run or sweep")
     runs: dict[Path, Path] = {}
@@ -89,6 +91,11 @@ def compare(
         about = {"compared": [str(path) for path in paths]}
         target.mkdir(parents=True, exist_ok=True)
     return str(comparison.compare_results(target, results, comparison=declaration, about=about, columns=columns))
+
+
+def _meant(path: Path, output: str | Path | None) -> Path:
+    """Return the directory with the runs that a person means by ``path``."""
+    return path if output is not None and runs_in(path) else chosen(path, "sweep")
 
 
 def _target(directories: Sequence[Path], output: Path | None, runs: Container[Path]) -> Path:
@@ -141,9 +148,8 @@ def _declaration(run: Path, options: Mapping[str, Any]) -> Comparison:
     from dlhw.cli import composition
     from dlhw.views.comparison import declared_options
 
-    files = [
-        yaml.safe_load(path.read_text()) for path in sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
-    ]
+    paths = sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
+    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
     shipped = {defaults["_target_"]: defaults for defaults in files}
     declared = declared_options(run)
     defaults = shipped.get(declared.pop("_target_", None), shipped["dlhw.views.comparison.Comparison"])
@@ -172,7 +178,7 @@ def _validated(options: Mapping[str, Any]) -> Comparison:
 
 def _require_known(options: Collection[str], declaration: Comparison, results: Sequence[Result]) -> None:
     """Raise UsageError if one of these options names a column or key that no run has."""
-    from dlhw.cli.hints import expected_one_of
+    from dlhw.runtime.hints import expected_one_of
 
     if not options:
         return

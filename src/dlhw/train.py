@@ -6,19 +6,21 @@ runs its study.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlhw.errors import UsageError
-from dlhw.runtime import signals
+from dlhw.runtime import processes, signals
+from dlhw.runtime.paths import shell_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dlhw.cli.build import Components
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
     from dlhw.training.loop import AfterEpoch
 
 log = logging.getLogger("dlhw")
@@ -41,7 +43,7 @@ def task(
 ) -> None:
     """Execute one run in ``directory``, by itself or as a job of a sweep."""
     from dlhw.cli import build, failures
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
     record = Record(directory)
     with record.locked(), failures.recorded(cfg, record, in_sweep=in_sweep):
@@ -51,6 +53,8 @@ def task(
         if in_sweep:
             lifecycle.resume_same_run(cfg, record)
         run(cfg, record, overrides, after_epoch)
+        if not in_sweep and not processes.rank():
+            log.info("next: dlhw show %s", shell_line([str(record.path)]))
 
 
 def train_trial(cfg: DictConfig, directory: Path, after_epoch: AfterEpoch) -> None:
@@ -93,8 +97,9 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
 
     ``after_epoch`` is called with the row of each epoch.
     """
-    from dlhw.cli import assembly, lifecycle  # torch is imported here: help and completion do not need it
-    from dlhw.runtime import devices, processes
+    from dlhw.cli import assembly, ensembles, lifecycle  # torch is imported here: help and completion do not need it
+    from dlhw.runtime import devices
+    from dlhw.training import debugging
     from dlhw.training.loop import Training
     from dlhw.training.trainable import Trainable
     from dlhw.training.variants import Single
@@ -105,14 +110,18 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
         if processes.world_size() > 1:
             raise UsageError("torchrun: invalid for a study, which runs in a single process; start it without torchrun")
         trainable = Trainable(cfg, train_trial, check_trial)
-        question = assembly.assemble_question(components, arguments, record=record, trainable=trainable)
+        trainings = functools.partial(ensembles.trainings, cfg)
+        question = assembly.assemble_question(
+            components, arguments, record=record, trainable=trainable, trainings=trainings
+        )
         lifecycle.answer(cfg, record, question)
         return
     with processes.process_group(devices.pick_device(cfg.trainer.device)):
         parts = assembly.assemble_parts(components)
         training_run = lifecycle.begin(cfg, record, parts)
-        log.info("%s, in %s", lifecycle.title(cfg, parts), record.path)
-        Training(
+        for line in lifecycle.header(cfg, parts, record):
+            log.info("%s", line)
+        training = Training(
             Single(parts.trained, parts.optimizer, parts.schedule),
             [training_run],
             parts.trained_on,
@@ -121,7 +130,11 @@ def run(cfg: DictConfig, record: Record, overrides: Sequence[str] = (), after_ep
             precision=parts.precision,
             probe=parts.probe,
             after_epoch=after_epoch,
-        ).fit()
+        )
+        with lifecycle.drawn_if_interrupted(cfg, parts, training_run):
+            training.fit()
+        if cfg.get("debug"):
+            debugging.check_gradients(parts.trained)
     if processes.rank() == 0:
         log.info("%s", lifecycle.finish(cfg, parts, training_run))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
+from dlhw.storage.answer import Answer
 from dlhw.studies import computational_graph as study
 from dlhw.studies import expressions
 from dlhw.studies.computational_graph import by_autograd, computational_graph, make_graph

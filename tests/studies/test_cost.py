@@ -13,7 +13,7 @@ from torch import nn
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.models.convolutional import cnn
 from dlhw.models.dense import mlp
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.studies.cost import cost
 
 PLAIN: dict[str, Any] = {"activation": "ReLU", "dropout": 0.0, "batch_norm": False}

@@ -16,7 +16,7 @@ from dlhw.data.augmentation import Augmentation
 from dlhw.data.digits import digits
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
+from dlhw.storage.answer import Answer
 from dlhw.studies.samples import channel_table, copies, draw_rows, samples
 from support.composing import compose_with_hydra
 from support.pictures import dataset, folder_of, photo

@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,11 @@ def start(*overrides: str, at: Path, cold: bool = False, **env: str) -> Process:
     return Process("-m", "dlhw.train", *overrides, at=at, env=environment(**env), cold=cold)
 
 
-def dlhw(*overrides: str, at: Path) -> Ended:
-    """Run ``dlhw ...`` in the folder ``at`` in this process, and restore the global state that it changes."""
+def dlhw(*overrides: str, at: Path, main: Callable[[], None] = train.main) -> Ended:
+    """Run ``dlhw ...`` in the folder ``at`` in this process, and restore the global state that it changes.
+
+    ``main`` is that of another command.
+    """
     composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
     singletons, root = Singleton.get_state(), logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -61,7 +64,7 @@ def dlhw(*overrides: str, at: Path) -> Ended:
         torch.set_num_threads(1)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                train.main()
+                main()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlhw.runs import checkpoint
+from dlhw.storage import checkpoint
 
 
 def same_state(one: object, other: object) -> bool:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from dlhw import train
 from dlhw.cli import composition, program
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
+from dlhw.storage.answer import Answer
 
 Ask = Callable[..., Answer]
 

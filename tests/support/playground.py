@@ -15,9 +15,9 @@ from dlhw.data import playground as points
 from dlhw.data.tensors import Dataset
 from dlhw.models import dense
 from dlhw.models.playground import playground
-from dlhw.runs import checkpoint
-from dlhw.runs.answer import Answer
-from dlhw.runs.record import Record
+from dlhw.storage import checkpoint
+from dlhw.storage.answer import Answer
+from dlhw.storage.record import Record
 from dlhw.training import probes
 from dlhw.views import playground as views
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlhw.runs.schemas import GROUPS
+from dlhw.storage.schemas import GROUPS
 from dlhw.views.comparison import Comparison
 
 CONFIG: dict[str, Any] = {"name": "tiny", "data_dir": "/data", "output_dir": "outputs", "resume": None}

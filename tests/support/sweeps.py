@@ -16,8 +16,8 @@ QUICK = (*SMALL, "trainer.epochs=1", "trainer.batch_size=500", "hydra.sweep.dir=
 
 
 def started_jobs(result: Ended) -> list[str]:
-    """The directory names of the jobs that a sweep has started."""
-    return [line.partition(": ")[2] for line in result.lines if line.startswith("job ")]
+    """The directory names of the jobs that a sweep has trained, or that have failed."""
+    return [line.split(": ")[1] for line in result.lines if line.startswith("job ")]
 
 
 def summary_statuses(sweep: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,18 +16,18 @@ from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import checkpoint_identity
-from dlhw.runs.record import Record
-from dlhw.runs.schemas import GROUPS
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import read_path
 from dlhw.runtime.randomness import generator, key
-from dlhw.training import acceleration, features, finetuning, probes
-from dlhw.training.loop import Probe
+from dlhw.storage.answer import Answer
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import checkpoint_identity
+from dlhw.storage.record import Record
+from dlhw.storage.schemas import GROUPS
+from dlhw.training import acceleration, debugging, features, finetuning, probes
+from dlhw.training.loop import Probe, Training
 from dlhw.training.objective import DataLoss, Regularization
 from dlhw.training.optim import Schedule
 from dlhw.training.settings import Trainer
@@ -42,6 +42,7 @@ READ_FOR: dict[str, tuple[str, ...]] = {
     "model": ("seed", "dataset", "model", "init", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "network": ("seed", "model", "trainer.device", "trainer.precision", "trainer.channels_last"),
     "trainable": ("seed", *(group for group in GROUPS if group != "study")),
+    "trainings": ("seed", *(group for group in GROUPS if group != "study")),
     "record": (),
 }
 """The groups and keys that are read to make each argument of a study."""
@@ -62,6 +63,8 @@ def require_read(components: Components, overrides: Sequence[str]) -> None:
     """Raise UsageError for overrides without effect: empty mappings, and what the config's study does not read."""
     _require_no_empty_mappings(components.cfg, overrides)
     arguments = study_arguments(components)
+    if arguments is not None and components.cfg.get("debug"):
+        raise UsageError("debug=true: invalid for a study, whose own options set its size; expected debug=false")
     if arguments is not None:
         rules.require_read_by_study(
             components.cfg.study["_target_"].rpartition(".")[2],
@@ -109,7 +112,7 @@ class Parts:
     def constants(self) -> State:
         """The part of a checkpoint that does not change in training.
 
-        It has the run's config, the shapes, the dataset's hash and the frozen weights.
+        It has the run's config, the shapes, the dataset's hash, how samples become inputs, and the frozen weights.
         """
         trained = self.trained.state_dict()
         frozen = {name: value for name, value in self.model.state_dict().items() if name not in trained}
@@ -118,6 +121,9 @@ class Parts:
             **sizes,
             "run": checkpoint_identity(self.components.cfg, self.components.resolved),
             "data": self.data.sha256,
+            "normalize": self.data.normalize.state,
+            "prepare": None if self.data.prepare is None else self.data.prepare.state,
+            "classes": list(self.data.classes),
             "model": frozen,
         }
 
@@ -148,6 +154,8 @@ def assemble_parts(components: Components) -> Parts:
     if regularization.l1_truncated and trainer.rates:
         raise UsageError("trainer.rates: does not support regularization.l1_truncated, which needs one learning rate")
     require_valid_batches(model, data, trainer)
+    if cfg.get("debug"):
+        trainer, data = debugging.shortened(trainer, data)
     trained, trained_on = with_computed_features(cfg, trainer, precision, data, model)
     groups = finetuning.parameter_groups(trained, lr=cfg.optimizer.get("lr"), rates=trainer.rates)
     return Parts(
@@ -180,7 +188,12 @@ class Question:
 
 
 def assemble_question(
-    components: Components, arguments: frozenset[str], *, record: Record, trainable: Trainable
+    components: Components,
+    arguments: frozenset[str],
+    *,
+    record: Record,
+    trainable: Trainable,
+    trainings: Callable[[int], Iterator[Training]],
 ) -> Question:
     """Build the config's study, which takes these arguments. Raise UsageError."""
     trainer, precision = set_up_process(components)
@@ -193,6 +206,7 @@ def assemble_question(
         "data": data,
         model_argument: model,
         "trainable": trainable,
+        "trainings": trainings,
         "record": record,
     }
     compute = components["study"].partial(**{name: value for name, value in values.items() if name in arguments})
@@ -343,16 +357,22 @@ def require_valid_batches(model: Module, data: Dataset, trainer: Trainer) -> Non
         raise UsageError("torchrun: does not support trainer.compile or trainer.cuda_graphs")
 
 
+def _monitor_mistake(trainer: Trainer, data: Dataset) -> str | None:
+    """Return which monitor is expected if the trainer's does not exist for the dataset; None if it does."""
+    valid, other = ("val_error_percent", "val_mse") if data.classes else ("val_mse", "val_error_percent")
+    return f"expected trainer.monitor={valid} or val_loss" if trainer.monitor == other else None
+
+
 def require_matching_task(cfg: DictConfig, data: Dataset, trainer: Trainer) -> None:
     """Raise UsageError if the loss, monitor or length of an epoch does not fit the dataset."""
     kind, name = "classification" if data.classes else "regression", f"dataset={data.name}"
     if cfg.loss["_target_"].rpartition(".")[2] in (CLASS_LOSSES if data.numeric_targets else NUMERIC_LOSSES):
         valid = "half_mse, mse or log_cosh" if data.numeric_targets else "cross_entropy"
         targets = f"{kind} with the targets -1 and +1" if data.classes and data.numeric_targets else kind
-        raise UsageError(f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}")
-    if trainer.monitor in (("val_mse",) if data.classes else ("val_error_percent",)):
-        valid = "val_error_percent" if data.classes else "val_mse"
-        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; expected {valid} or val_loss")
+        lines = [f"loss={choice(cfg, 'loss')}: {name} is for {targets}; expected loss={valid}"]
+        raise UsageError("; ".join([*lines, *filter(None, [_monitor_mistake(trainer, data)])]))
+    if monitor := _monitor_mistake(trainer, data):
+        raise UsageError(f"trainer.monitor={trainer.monitor}: {name} is for {kind}; {monitor}")
     batches = -(-len(data.train) // trainer.batch_size)
     if trainer.steps_per_epoch is not None and trainer.order == "fixed":
         raise UsageError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import re
 import typing
@@ -24,14 +25,15 @@ from pydantic_core import PydanticCustomError
 
 from dlhw.cli import own_code
 from dlhw.cli.composition import conf_dir
-from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import references
 from dlhw.cli.origins import located, location, option
 from dlhw.cli.rules import as_written, require_resolvable
 from dlhw.errors import NotEnoughMemory, UsageError
-from dlhw.runs.schemas import GROUPS
+from dlhw.loggers.content import Logger
+from dlhw.runtime.hints import expected_one_of, nearest
 from dlhw.runtime.memory import allocating
 from dlhw.runtime.paths import shortened
+from dlhw.storage.schemas import GROUPS
 
 PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "dataset": {"data_dir", "seed"},
@@ -40,12 +42,12 @@ PROGRAM_ARGUMENTS: dict[str, set[str]] = {group: set() for group in GROUPS} | {
     "loss": {"input", "target", "weight", "ignore_index", "reduction", "reduce", "size_average"},
     "optimizer": {"params"},
     "probe": {"model", "data"},
-    "study": {"seed", "device", "data", "model", "network", "trainable", "record"},
+    "study": {"seed", "device", "data", "model", "network", "trainable", "trainings", "record"},
     "report": {"model", "data", "untrained", "record"},
 }
 """The arguments that the program passes to the target of each group; all others come from the config."""
-CALLED_WITH = {group: PROGRAM_ARGUMENTS[group] for group in ("dataset", "model", "init", "optimizer")}
-"""The arguments that a target of the user's own must take, in the groups whose targets get all of them by name."""
+NEEDED: dict[str, set[str]] = {"init": {"model"}, "optimizer": {"params"}}
+"""The arguments that a target of the user's own must take; it gets those of the others that it takes."""
 SETTINGS = {"trainer": "dlhw.training.settings.Trainer", "comparison": "dlhw.views.comparison.Comparison"}
 """The targets of groups that only hold settings, or base classes of them. Their modules do not import torch."""
 OPTIONAL = ("probe", "report", "study")
@@ -79,15 +81,18 @@ class Component:
     def build(self, **arguments: Any) -> Any:
         """Call the target and return its result; None without a target.
 
-        Raise UsageError if the target fails.
+        A target in own code gets only the arguments that it takes. Raise UsageError if the target fails.
         """
         if self.target is None:
             return None
         try:
+            given = own_code.taken(self.target, arguments) if self.own is not None else arguments.keys()
             with allocating(self.name, building=True):
-                return self.target(**arguments, **self.options)
-        except UsageError:
-            raise
+                return self.target(**{name: arguments[name] for name in given}, **self.options)
+        except UsageError as error:
+            if self.own is None:
+                raise
+            raise own_code.mistake(self.name, self.target, error) from error
         except NotEnoughMemory as error:
             raise UsageError(str(error)) from error
         except (ValueError, TypeError, RuntimeError) as error:  # torch checks some values itself
@@ -146,17 +151,41 @@ def check_settings(cfg: DictConfig) -> None:
     with located(cfg):
         resolved = require_resolvable(cfg)
         mistakes = _missing_values(resolved)
+        for group in PROGRAM_ARGUMENTS:
+            if isinstance(cfg.get(group), DictConfig) and cfg[group].get("_target_") is None:
+                mistakes += _missing_target(cfg, group)
         mistakes += [
             line for group in groups if not mistakes for line in _component(cfg, group, set(), resolved[group])[1]
         ]
         if mistakes:
             raise UsageError("\n".join(mistakes))
+        loggers(cfg)
 
 
 def _missing_values(content: dict[str, Any]) -> list[str]:
     if "'???'" not in repr(content):  # nothing is missing; missing_keys needs a config, which takes a millisecond
         return []
     return [f"{name}: missing; expected {name}=VALUE" for name in OmegaConf.missing_keys(OmegaConf.create(content))]
+
+
+def loggers(cfg: DictConfig) -> dict[str, Logger]:
+    """Build the config's loggers by name; configs of earlier versions have none. Raise UsageError.
+
+    It is an error if the package that a logger needs is not installed. The packages are not imported here.
+    """
+    content: Any = OmegaConf.to_container(cfg.get("logger") or OmegaConf.create(), resolve=True)
+    result: dict[str, Logger] = {}
+    for name, options in content.items():
+        if not isinstance(options, dict):
+            raise UsageError(f"logger.{name}={as_written(options)}: must be a mapping of options; expected logger=NAME")
+        component, mistakes = _component(cfg, f"logger.{name}", set(), options)
+        if mistakes:
+            raise UsageError("\n".join(mistakes))
+        package = getattr(component.target, "package", None)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UsageError(f'logger={name}: needs the package {package}; install it (pip install "dlhw[{package}]")')
+        result[name] = component.build()
+    return result
 
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
@@ -195,18 +224,18 @@ def _component(
     """
     path = options.pop("_target_", None)
     if path is None:
-        return Component(group, None, options), [] if group in OPTIONAL else [f"{group}._target_: missing"]
+        return Component(group, None, options), _missing_target(cfg, group)
     setting = f"{group}._target_={shortened(path)}"
     try:
         target = _located(path)
     except Exception as error:
-        line = f"{setting}: cannot be used ({own_code.import_failure(error)})"
+        line = f"{setting}: cannot be used ({own_code.import_failure(path, error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
     if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):
         raise UsageError(f"{location(cfg, setting)}{setting}: must be {SETTINGS[group]} or a subclass of it")
-    name = f"{group}={choice(cfg, group)}"
+    name = _chosen(cfg, group)
     if own_code.is_own(target):
-        own_code.require_arguments(name, target, CALLED_WITH.get(group, set()))
+        own_code.require_arguments(name, target, NEEDED.get(group, set()))
     try:
         return Component(name, target, _validated(target, options, arguments)), []
     except pydantic.ValidationError as error:
@@ -214,6 +243,9 @@ def _component(
         by_option: dict[str, list[Any]] = {}
         for detail in error.errors():
             by_option.setdefault(str(detail["loc"][0]), []).append(detail)
+        misspelt = [name for name, details in by_option.items() if details[0]["type"] == "extra_forbidden"]
+        for name in [near for word in misspelt for near in nearest(word, valid)[:1] if near not in options]:
+            by_option.pop(name, None)  # the line for the misspelt option names it
         lines = [_line(cfg, group, details, valid) for details in by_option.values()]
         return Component(name, target, options), lines
 
@@ -224,6 +256,15 @@ def _located(path: str) -> Callable[..., Any]:
     target = functools.partial(located.func, *located.args) if located.args else located.func
     inspect.signature(target)  # fails for some classes of Python itself, such as dict
     return target
+
+
+def _missing_target(cfg: DictConfig, group: str) -> list[str]:
+    """Return a line for a group without target, unless it may have none."""
+    if group in OPTIONAL and not any(name for name in cfg[group] if name != "_target_"):
+        return []
+    similar = nearest("_target_", map(str, cfg[group])) or nearest("target", map(str, cfg[group]))
+    hint = f" instead of {similar[0]}" if similar else ""
+    return [f"{group}._target_: missing; expected the path of a class or function, _target_: MODULE.NAME{hint}"]
 
 
 def _is_subclass(target: object, settings: object) -> bool:
@@ -290,14 +331,15 @@ def _line(cfg: DictConfig, group: str, details: Sequence[Any], valid: list[str])
     name = str(detail["loc"][0])
     full = f"{group}.{name}"
     if detail["type"] == "missing" and len(detail["loc"]) == 1:
-        return f"{full}: missing; {group}={choice(cfg, group)} needs it"
+        return f"{full}: missing; {_chosen(cfg, group)} needs it"
     if detail["type"] == "extra_forbidden":
         hint = expected_one_of(name, valid, shown_by=f"--cfg job --package {group}")
-        return f"{full}: unknown option of {group}={choice(cfg, group)}{hint}"
-    options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=False))
-    setting = f"{full}={as_written(cfg[group][name])}"
+        return f"{full}: unknown option of {_chosen(cfg, group)}{hint}"
+    node = OmegaConf.select(cfg, group)
+    options = typing.cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
+    setting = f"{full}={as_written(node[name])}"
     if alias := _alias(options[name]):
-        setting = f"{alias}={as_written(cfg[group][name])} ({full})"
+        setting = f"{alias}={as_written(node[name])} ({full})"
     alternatives = [other for other in details if len(other["loc"]) == 2 and isinstance(other["loc"][1], str)]
     first, *others = dict.fromkeys(map(_requirement, alternatives or [detail]))  # a union has an error for each type
     return f"{setting}: {' or '.join([first, *(text.removeprefix('must be ') for text in others)])}"
@@ -317,6 +359,12 @@ def _requirement(detail: Any) -> str:
     )
     message = re.sub(r"^must be a valid (number|integer|boolean|string|list|tuple).*", r"must be a \1", message)
     return message.replace("a integer", "a whole number").replace("must be a boolean", "must be true or false")
+
+
+def _chosen(cfg: DictConfig, group: str) -> str:
+    """Return a group with its option, such as ``optimizer=adam``; ``logger=mlflow`` for ``logger.mlflow``."""
+    parent, _, name = group.partition(".")
+    return f"{parent}={name or choice(cfg, group)}"
 
 
 def choice(cfg: DictConfig, group: str) -> str:

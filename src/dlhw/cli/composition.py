@@ -22,13 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli import config_files, hydra_internals, messages, origins, resuming, rules
+from dlhw.cli import config_files, hydra_internals, messages, origins, own_code, resuming, rules, verbs
 from dlhw.cli.failures import stop
 from dlhw.cli.hydra_internals import ComposingLoader
 from dlhw.errors import UsageError
-from dlhw.runs import directories
 from dlhw.runtime import ray_environment, signals
 from dlhw.runtime.paths import read_path
+from dlhw.storage import directories
 
 CONFIG_NAME = "train"
 MOST_REPEATED = 10_000
@@ -69,7 +69,9 @@ def prepare(*, ends_program: bool = False) -> None:
     hydra_internals.install_loader(functools.partial(Loader, ends_program=ends_program))
     hydra_internals.install_plugins(PLUGINS)
     OmegaConf.register_new_resolver("dlhw.experiments", _list_experiments, replace=True)
+    OmegaConf.register_new_resolver("dlhw.verbs", verbs.listed, replace=True)
     OmegaConf.register_new_resolver("dlhw.repeat", _repeat, replace=True)
+    OmegaConf.register_new_resolver("dlhw.folder", _folder, replace=True)
 
 
 class Loader(ComposingLoader):
@@ -123,6 +125,7 @@ class Loader(ComposingLoader):
         milliseconds. Raise UsageError, even where :meth:`load_configuration` ends the program.
         """
         prepare()  # this may be a worker process
+        own_code.make_importable(os.getcwd(), self.config_dir())
         lines = [quoted(line) for line in [*origins.override_lines(master_config.hydra, "hydra"), *sweep_overrides]]
         config_name = master_config.hydra.job.config_name
         try:
@@ -226,6 +229,7 @@ class Loader(ComposingLoader):
             self._lines, self._experiment_readers = tuple(lines), {}
             return self.compose(config_name, lines, run_mode, **options)
 
+        own_code.make_importable(os.getcwd(), self.config_dir())
         lines = [quoted(line) for line in overrides]
         try:
             parsed_overrides = OverridesParser.create().parse_overrides(lines)
@@ -281,7 +285,9 @@ class Loader(ComposingLoader):
             return config
         for key, values in rules.readers(config).items():
             self._experiment_readers.setdefault(key, []).extend(values)
-        return rules.without_replaced_groups(config, self._choices_with((f"experiment={name}",)), choices)
+        own_choices = self._choices_with((f"experiment={name}",))
+        rules.require_training(name, own_choices.get("study", "none"), choices.get("study"))
+        return rules.without_replaced_groups(config, own_choices, choices)
 
     def _choices_with(self, lines: tuple[str, ...]) -> dict[str, str | None]:
         """Return the option of every group with these overrides; empty if one of them is invalid."""
@@ -292,6 +298,24 @@ class Loader(ComposingLoader):
                 choices = {}  # composing raises the error
             self._known_choices[lines] = {group: name for group, name in choices.items() if group != "experiment"}
         return self._known_choices[lines]
+
+
+def completed_overrides(words: Sequence[str], last: str) -> list[str]:
+    """Return the overrides that begin with ``last`` after the flags and overrides ``words``. Raise UsageError."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir(), words))
+    return hydra_internals.completions(loader, CONFIG_NAME, words, last)
+
+
+def flag_hint(flag: str, following: Sequence[str]) -> str:
+    """Return the end of the error for an unknown flag, which is followed by these arguments: what to write instead."""
+    prepare()
+    loader = Loader(hydra_internals.search_path(conf_dir()))
+
+    def compose(lines: Sequence[str]) -> DictConfig:
+        return loader.load_configuration(CONFIG_NAME, list(lines), RunMode.RUN)
+
+    return messages.flag_hint(flag, following, loader, compose)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -357,7 +381,8 @@ def _list_experiments() -> str:
     """Return the shipped experiments for ``--help``, each with the question in its first comment."""
     files = sorted((conf_dir() / "experiment").glob("*.yaml"))
     width = max(len(file.stem) for file in files)
-    questions = [file.read_text().splitlines()[1].removeprefix("#").strip() for file in files]  # after @package
+    lines = [file.read_text(encoding="utf-8").splitlines()[1] for file in files]  # after @package
+    questions = [line.removeprefix("#").strip() for line in lines]
     return "\n".join(f"  {file.stem:<{width}}  {text}" for file, text in zip(files, questions, strict=True))
 
 
@@ -366,6 +391,11 @@ def _repeat(value: Any, times: int) -> list[Any]:
     if not isinstance(times, int) or isinstance(times, bool) or not 0 <= times <= MOST_REPEATED:
         raise ValueError(f"{times} must be a whole number from 0 to {MOST_REPEATED}")
     return [value] * times
+
+
+def _folder(name: Any, debug: Any) -> str:
+    """Return the folder of the runs with this name in the output directory."""
+    return f"{directories.DEBUG_FOLDER}/{name}" if debug is True else str(name)
 
 
 def _forget_plugin_types(cfg: DictConfig) -> None:

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
+from hydra.conf import HydraConf
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hints import expected_one_of, nearest
-from dlhw.cli.hydra_internals import Repository, raised_in_library
+from dlhw.cli.hydra_internals import Repository, raised_in_library, references
 from dlhw.cli.origins import content, includes
 from dlhw.errors import UsageError
-from dlhw.runs.stored import INVALID_VALUES
-from dlhw.runtime.paths import printable
+from dlhw.runtime.hints import expected_one_of, nearest
+from dlhw.runtime.paths import printable, shortened
+from dlhw.storage.stored import INVALID_VALUES
 
 GLOBAL = "# @package _global_"
 LARGEST = 100_000
 """The largest number of values in a config file, with each alias counted as the values that it stands for."""
+
+_NO_SPACE = re.compile(r"\s*\w+:[^\s:/]")
+"""The beginning of a line such as ``epochs:3``, which YAML reads as text."""
+_SYNTAX = (
+    (r"'\\t'", False, "contains a tab; indent with spaces"),
+    ("quoted scalar", True, "the quote that begins in this place is not closed"),
+    ("flow sequence", True, "[ has no ], or a comma between two values is missing"),
+    ("flow mapping", True, "{ has no }, or a comma between two values is missing"),
+    ("could not find expected ':'", True, "expected KEY: VALUE, with a colon and a space"),
+    (
+        "mapping values are not allowed here",
+        False,
+        "unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally",
+    ),
+    (
+        "expected <block end>(?!.*<scalar>)",
+        False,
+        "the indentation differs from that of the lines above; indent keys of the same level equally",
+    ),
+    ("cannot start any token", False, "a value with this first character must be in quotes"),
+)
+"""For patterns of the messages of YAML: whether the place is where the construct begins, and what to change."""
 
 Result = TypeVar("Result")
 
@@ -40,7 +65,7 @@ def read(repository: Repository, name: str, path: Path, load: Callable[[], Confi
             )
         return load()
     text = read_text(path)
-    node = _parsed(lambda: yaml.compose(text, yaml.SafeLoader), where)
+    node = _parsed(lambda: yaml.compose(text, yaml.SafeLoader), where, text)
     if node is None:
         raise UsageError(f"{where}: is empty; expected keys and values, such as name: {Path(name).name}")
     if not isinstance(node, yaml.MappingNode):
@@ -48,40 +73,40 @@ def read(repository: Repository, name: str, path: Path, load: Callable[[], Confi
         raise UsageError(f"{where}: contains {kind}; expected keys and values, such as name: {Path(name).name}")
     if _size(node, {}) > LARGEST:
         raise UsageError(f"{where}: has more than {LARGEST:,} values, with the values of its aliases")
-    _require_header(name, text, where)
+    _require_header(name, text, node, where)
     _require_forms(node, where)
-    result = _parsed(load, where)
+    _require_references(node, where)
+    if name.startswith("experiment/"):
+        _require_mappings(repository, node, where)
+    result = _parsed(load, where, text)
     assert result is not None
     _check_defaults(repository, name, result, where)
     _require_no_cycle(repository, name, (name,), where)
-    folder = name.rpartition("/")[0]
-    for key, value in result.config.items_ex(resolve=False) if isinstance(result.config, DictConfig) else ():
-        group = str(key)
-        if folder == "experiment" and repository.group_exists(group) and not isinstance(value, DictConfig):
-            hint = f"; write - override /{group}: {value} in its defaults" if isinstance(value, str) else ""
-            raise UsageError(f"{where}: {group}: must be a mapping of options{hint}")
     return result
 
 
 def read_text(path: Path) -> str:
     """Return the text of a config file. Raise UsageError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise UsageError(f"{printable(path)}:{line}: is not UTF-8 text; save the file with this encoding") from error
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+    if text.startswith("\ufeff"):
+        raise UsageError(f"{printable(path)}: begins with a byte order mark; save the file as UTF-8 without it")
+    return text
 
 
-def _parsed(load: Callable[[], Result], where: str) -> Result:
+def _parsed(load: Callable[[], Result], where: str, text: str) -> Result:
     """Return the result of ``load``. Raise UsageError if the file contains an error of YAML or of Hydra's rules."""
     try:
         return load()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        mark, reason = _yaml_mistake(error, text.splitlines())
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise UsageError(f"{place}: {_yaml_mistake(error)}") from error
+        raise UsageError(f"{place}: {reason}") from error
     except yaml.reader.ReaderError as error:
         code = error.character if isinstance(error.character, int) else ord(error.character)
         raise UsageError(f"{where}: contains the character {chr(code)!r}, which YAML does not allow") from error
@@ -97,15 +122,19 @@ def _parsed(load: Callable[[], Result], where: str) -> Result:
         raise UsageError(f"{where}: a value is invalid for its YAML tag, such as !!timestamp or !!bool") from error
 
 
-def _yaml_mistake(error: yaml.MarkedYAMLError) -> str:
-    problem = str(error.problem or error.context or "invalid YAML")
-    if "'\\t'" in problem:
-        return "contains a tab; indent with spaces"
+def _yaml_mistake(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> tuple[yaml.Mark | None, str]:
+    """Return where a syntax error is, and what to change."""
+    mark, problem = error.problem_mark or error.context_mark, str(error.problem or error.context or "invalid YAML")
     if problem.startswith("found duplicate key"):
-        return f"{problem.removeprefix('found ')}; remove one of the two"
-    if problem == "mapping values are not allowed here":
-        return "unexpected colon; put a value with a colon in quotes, and indent keys of the same level equally"
-    return f"invalid YAML ({problem}); check the indentation and the quotes"
+        return mark, f"{problem.removeprefix('found ')}; remove one of the two"
+    if mark is not None and problem == "mapping values are not allowed here":
+        for number in (mark.line, mark.line - 1):
+            if _NO_SPACE.match(lines[number]):
+                return mark, f"unexpected colon; line {number + 1} has no space after its first colon"
+    for pattern, at_start, remedy in _SYNTAX:
+        if re.search(pattern, f"{error.context}: {problem}"):
+            return error.context_mark if at_start else mark, remedy
+    return mark, f"invalid YAML ({problem}); check the indentation and the quotes"
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -119,32 +148,88 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _require_header(name: str, text: str, where: str) -> None:
-    """Raise UsageError if the file of an experiment does not start with its package."""
+def _require_header(name: str, text: str, node: yaml.MappingNode, where: str) -> None:
+    """Raise UsageError if the package in the first lines is missing in an experiment, or wrong."""
     header: list[str] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         if not line.startswith("#") or not line.lstrip("#").strip().startswith("@"):
             break
         header.append(line.lstrip("#").strip())
-    if name.startswith("experiment/") and GLOBAL.lstrip("# ") not in header:
+    is_global = GLOBAL.lstrip("# ") in header
+    if name.startswith("experiment/") and not is_global:
         raise UsageError(f"{where}: the first line must be {GLOBAL}")
+    if is_global and any(key.value == "_target_" for key, _ in node.value):
+        raise UsageError(f"{where}: the first line must not be {GLOBAL}, which is only for experiments; remove it")
     for line in header:
         if len(line.split()) != 2:
             raise UsageError(f"{where}: # {line}: expected # @package NAME")
 
 
 def _require_forms(node: yaml.MappingNode, where: str) -> None:
-    """Raise UsageError for a top-level key that is not text, or a defaults list with entries of another form."""
+    """Raise UsageError for an invalid top-level key, or a defaults list with entries of another form."""
     for key, value in node.value:
         place = f"{where}:{key.start_mark.line + 1}"
         if not _is_text(key):
             raise UsageError(f"{place}: {key.value}: a key must be text")
+        if "." in key.value:
+            outer, _, inner = key.value.partition(".")
+            content = value.value if isinstance(value, yaml.ScalarNode) else "..."
+            raise UsageError(f"{place}: {key.value}: a key must not have a dot; write {outer}: {{{inner}: {content}}}")
+        if isinstance(value, yaml.SequenceNode) and key.value != "defaults" and nearest(key.value, ["defaults"]):
+            raise UsageError(f"{place}: {key.value}: unknown key; did you mean defaults?")
         if key.value == "defaults":
             entries = value.value if isinstance(value, yaml.SequenceNode) else [value]
             for entry in entries if entries else [value]:
                 if not isinstance(value, yaml.SequenceNode) or not _is_default(entry):
                     place = f"{where}:{entry.start_mark.line + 1}"
                     raise UsageError(f"{place}: defaults: must be a list of - NAME and - override /GROUP: OPTION")
+
+
+def _require_references(node: yaml.Node, where: str) -> None:
+    """Raise UsageError for a value with an interpolation that cannot be read."""
+    for scalar in _scalars(node):
+        try:
+            references(scalar.value)
+        except OmegaConfBaseException as error:
+            place = f"{where}:{scalar.start_mark.line + 1}"
+            raise UsageError(
+                f"{place}: {shortened(scalar.value)}: invalid interpolation; expected ${{KEY}}, or \\${{...}} for text"
+            ) from error
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for child in item if isinstance(item, tuple) else (item,):
+                yield from _scalars(child)
+
+
+def _require_mappings(repository: Repository, node: yaml.MappingNode, where: str) -> None:
+    """Raise UsageError if an experiment gives a group anything but options, or Hydra an unknown key."""
+    for key, value in node.value:
+        group, place = key.value, f"{where}:{key.start_mark.line + 1}"
+        if group == "hydra" and isinstance(value, yaml.MappingNode):
+            known = [field.name for field in dataclasses.fields(HydraConf)]
+            for name, _ in value.value:
+                if name.value not in known:
+                    place = f"{where}:{name.start_mark.line + 1}"
+                    raise UsageError(f"{place}: hydra.{name.value}: unknown key{expected_one_of(name.value, known)}")
+        elif repository.group_exists(group) and not isinstance(value, yaml.MappingNode):
+            raise UsageError(f"{place}: {group}: must be a mapping of options{_form_of(group, value, repository)}")
+
+
+def _form_of(group: str, value: yaml.Node, repository: Repository) -> str:
+    """Return the end of the error for a group whose value is not a mapping: what to write instead."""
+    if not isinstance(value, yaml.ScalarNode) or not value.value:
+        return "; indent them below it"
+    if match := re.fullmatch(r"(\w+)(?:\s+|:)([^\s:]+)", value.value):
+        return f"; write {match[1]}: {match[2]} with a colon and a space"
+    options = repository.get_group_options(group)
+    if value.value in options or nearest(value.value, options):
+        return f"; write - override /{group}: {value.value} in its defaults"
+    return ""
 
 
 def _is_default(entry: yaml.Node) -> bool:
@@ -219,3 +304,29 @@ def _require_no_cycle(repository: Repository, name: str, chain: Sequence[str], w
             raise UsageError(f"{where}: includes itself ({' -> '.join([*chain, name])})")
         if included not in chain:
             _require_no_cycle(repository, name, (*chain, included), where)
+
+
+def misplaced(group: str, option: str, folder: str | None) -> str:
+    """Return the end of the error for an unknown option of a group: a file with this name that Hydra does not find.
+
+    It may have another suffix than ``.yaml``, or be in another folder of the ``folder`` of ``--config-dir``. Without
+    such a folder, it may be in the working directory. Empty if there is no such file.
+    """
+    if folder is None:
+        places = [path.parents[group.count("/") + 1] for path in _files_below(Path(), f"{group}/{option}.yaml")]
+        return f"; add --config-dir {printable(places[0])}, which has {group}/{option}.yaml" if places else ""
+    expected = Path(folder, group, f"{option}.yaml")
+    if Path(folder).name == group and Path(folder, f"{option}.yaml").is_file():
+        return f"; write --config-dir {printable(Path(folder).parent)}, the folder that contains {group}/"
+    for suffix in (".yaml", ".yml", ".YAML", ".YML", "", ".yaml.txt", ".yml.txt", ".txt", ".json"):
+        path = next(_files_below(Path(folder), option + suffix), None)
+        if path is not None:
+            verb = "rename" if path.parent == expected.parent else "move"
+            return f"; {verb} {printable(path)} to {printable(expected)}"
+    return ""
+
+
+def _files_below(folder: Path, name: str) -> Iterator[Path]:
+    """Yield the files with this path in a folder and, two levels deep, in its subfolders."""
+    paths = itertools.chain.from_iterable(folder.glob(f"{levels}{name}") for levels in ("", "*/", "*/*/"))
+    return (path for path in paths if path.is_file())

@@ -18,10 +18,10 @@ logs how to resume it; its error goes to the launcher, and the sweep ends with e
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, NoReturn
 from dlhw.errors import ChecksFailed, NotEnoughMemory, TrainingFailed, UsageError
 from dlhw.runtime import signals
 from dlhw.runtime.memory import allocating
-from dlhw.runtime.paths import printable_lines
+from dlhw.runtime.paths import printable_lines, shell_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
 log = logging.getLogger("dlhw")
 
@@ -56,7 +56,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
             log.warning("interrupted before the run began")
             record.discard()
         elif not in_sweep:
-            log.warning("interrupted; resume with %s", shlex.quote(f"resume={record.path}"))
+            log.warning("interrupted; resume with %s", shell_line([f"resume={record.path}"]))
         raise
     except UsageError as error:
         if in_sweep and not record.finished:
@@ -87,7 +87,7 @@ def _fail(cfg: DictConfig, record: Record, error: Exception) -> None:
     """Record that the run failed; its directory has a config even if it failed before its first files were written."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from dlhw.runs.identity import to_yaml
+    from dlhw.storage.identity import to_yaml
 
     if not (record.path / "config.yaml").exists():
         with contextlib.suppress(OSError, OmegaConfBaseException):  # a full disk; a value that refers to nothing
@@ -165,12 +165,34 @@ def _require_working_directory() -> None:
 
 
 def stop(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> NoReturn:
-    """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead."""
+    """End the program with the error's line and exit code 1; with HYDRA_FULL_ERROR=1 raise the error instead.
+
+    The SystemExit has the error as its cause.
+    """
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
-    with contextlib.suppress(OSError):  # the reader of stderr may have ended
-        print(printable_lines(one_line(error, directory)), file=sys.stderr)
-    sys.exit(1)
+    if not _called_from_python.get():
+        with contextlib.suppress(OSError):  # the reader of stderr may have ended
+            print(printable_lines(one_line(error, directory)), file=sys.stderr)
+    raise SystemExit(1) from error
+
+
+_called_from_python = contextvars.ContextVar("called_from_python", default=False)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Raise the errors that would end the program, for callers in Python, without printing them."""
+    token = _called_from_python.set(True)
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__cause__, Exception):
+            raise ended.__cause__ from None
+        if ended.code not in (0, None, 1):
+            raise
+    finally:
+        _called_from_python.reset(token)
 
 
 def one_line(error: UsageError | NotEnoughMemory | OSError, directory: Path | str = "") -> str:

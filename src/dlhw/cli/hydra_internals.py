@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from hydra.utils import get_class
@@ -43,6 +45,7 @@ from omegaconf.grammar_parser import parse
 from omegaconf.grammar_visitor import OmegaConfGrammarParser as Grammar  # type: ignore[attr-defined]
 
 from dlhw.errors import UsageError
+from dlhw.runtime.paths import printable
 
 LIBRARIES = ("hydra", "omegaconf", "yaml", "antlr4")
 """The packages that read command lines and config files."""
@@ -53,24 +56,19 @@ COMMAND_LINE = "command-line"
 def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, config_dir: Path, config_name: str) -> None:
     """Run Hydra's command line as ``hydra.main`` does, except that errors are raised and not printed.
 
-    Flags must be written in full. Raise UsageError for an invalid flag.
+    Raise UsageError for an invalid flag.
     """
     hydra.version.setbase("1.3")
     hydra._internal.utils.run_and_report = lambda func: func()
     parser = hydra._internal.utils.get_args_parser()
     parser.allow_abbrev = False
     parser.error = _raise_usage_error  # type: ignore[method-assign]
-    known = {flag for action in parser._actions for flag in action.option_strings} - {"--experimental-rerun"}
-    for flag in (text.partition("=")[0] for text in arguments if text.startswith("--")):
-        if flag not in known:
-            valid = ", ".join(sorted(text for text in known if text.startswith("--")))
-            raise UsageError(
-                f"{flag}: unknown flag; options are written KEY=VALUE, such as trainer.epochs=3; the flags are {valid}"
-            )
     args = parser.parse_args(list(arguments))
     for flag, value in (("--config-path", args.config_path), ("--config-name", args.config_name)):
         if value is not None:
             raise UsageError(f"{flag}: invalid; put own config files into a folder and add --config-dir FOLDER")
+    if args.config_dir is not None:
+        _require_config_files(Path(args.config_dir))
     logging.raiseExceptions = not args.info  # Hydra logs the information to stdout, whose reader may have ended
     hydra._internal.utils._run_hydra(
         args=args,
@@ -79,6 +77,47 @@ def run(task: Callable[[DictConfig], object], arguments: Sequence[str], *, confi
         config_path=str(config_dir),
         config_name=config_name,
     )
+
+
+def search_path(shipped: Path, arguments: Sequence[str] = ()) -> ConfigSearchPath:
+    """Return the search path of a command line with these arguments: the folders of config files."""
+    path: ConfigSearchPath = hydra._internal.utils.create_config_search_path(str(shipped))
+    folder = hydra._internal.utils.get_args(list(arguments)).config_dir
+    if folder is not None:
+        anchor = SearchPathQuery(provider="schema")
+        path.prepend(COMMAND_LINE, f"file://{Path(folder).expanduser().absolute()}", anchor=anchor)
+    return path
+
+
+def completions(loader: ConfigLoader, config_name: str, words: Sequence[str], last: str) -> list[str]:
+    """Return Hydra's completions of the word ``last`` after the flags and overrides ``words``."""
+    result: list[str] = DefaultCompletionPlugin(loader)._query(config_name, " ".join([*words, last]))
+    return result
+
+
+def flags() -> list[str]:
+    """Return the flags of Hydra's command line."""
+    actions = hydra._internal.utils.get_args_parser()._actions
+    return [flag for action in actions for flag in action.option_strings if flag != "--experimental-rerun"]
+
+
+def unknown_flag(arguments: Sequence[str]) -> str | None:
+    """Return the first argument that has the form of a flag but is none; flags must be written in full."""
+    known = flags()
+    words = (text for text in arguments if re.match(r"--?[A-Za-z]", text))
+    return next((text for text in words if text.partition("=")[0] not in known), None)
+
+
+def _require_config_files(folder: Path) -> None:
+    """Raise UsageError if the folder of ``--config-dir`` does not exist, or has neither config files nor modules."""
+    if not folder.is_dir():
+        reason = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"--config-dir {printable(folder)}: {reason}; expected a folder with config files")
+    patterns = ("*.yaml", "*.py", "*/*.yaml", "*/*.yml", "*/*/*.yaml")
+    if not any(next(folder.glob(pattern), None) for pattern in patterns):
+        raise UsageError(
+            f"--config-dir {printable(folder)}: has no config files; expected files like experiment/mine.yaml"
+        )
 
 
 def _raise_usage_error(message: str) -> NoReturn:
@@ -158,7 +197,7 @@ class ComposingLoader(ConfigLoaderImpl):
     def config_dir(self) -> str | None:
         """Return the folder of ``--config-dir``; None without one."""
         folders = [item.path for item in self.config_search_path.get_path() if item.provider == COMMAND_LINE]
-        return folders[0] if folders else None
+        return folders[0].removeprefix("file://") if folders else None
 
     def use_config_dir(self, folder: str) -> None:
         """Read config files from this folder, too, as with ``--config-dir``."""

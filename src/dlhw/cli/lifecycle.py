@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,22 @@ import torch
 from omegaconf import DictConfig
 from torch.nn import Module
 
-from dlhw.cli import own_code
+from dlhw.cli import build, own_code
 from dlhw.cli.assembly import Parts, Question, initialized_model
 from dlhw.cli.build import choice
 from dlhw.cli.resuming import require_unfinished
 from dlhw.data.tensors import Dataset
 from dlhw.errors import ChecksFailed, UsageError
-from dlhw.runs import checkpoint, verification
-from dlhw.runs.answer import Answer
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import continues_run, to_yaml
-from dlhw.runs.record import Record
-from dlhw.runs.verification import Kind, WrongCheckpoint
-from dlhw.runtime import provenance
+from dlhw.loggers.run_loggers import RunLoggers
+from dlhw.runtime import processes, provenance, signals
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.wording import metric_name
+from dlhw.storage import checkpoint, verification
+from dlhw.storage.answer import Answer
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import continues_run, to_yaml
+from dlhw.storage.record import Record
+from dlhw.storage.verification import Kind, WrongCheckpoint
 from dlhw.training.run import Result, TrainingRun, best_row
 
 log = logging.getLogger("dlhw")
@@ -48,7 +52,15 @@ def begin(cfg: DictConfig, record: Record, parts: Parts) -> TrainingRun:
         record.reopen()
         record.restore(state["rows"] if state else [])
     record.write_config(to_yaml(cfg, parts.components.resolved), new=cfg.resume is None)
+    attach_loggers(cfg, record)
     return TrainingRun(record, seed=cfg.seed, regularization=parts.regularization, resume=state, constants=constants)
+
+
+def attach_loggers(cfg: DictConfig, record: Record) -> None:
+    """Let the config's loggers follow what the record writes, in the first process only."""
+    loggers = build.loggers(cfg)
+    if loggers and processes.rank() == 0:
+        record.follow(RunLoggers(record.path, loggers))
 
 
 def state_to_resume(cfg: DictConfig, parts: Parts, constants: State) -> State | None:
@@ -105,18 +117,8 @@ def require_checkpoint(path: Path, state: State, kind: Kind, parts: Parts, const
 
 def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     """Draw the curves of a trained run and write its summary. Raise TrainingFailed if it failed."""
-    from dlhw.views import plots  # imports matplotlib, which takes half a second
-
     result, record = run.result(parts.trainer), run.record
-    picture = plots.curves_png(
-        record.rows,
-        title=title(cfg, parts),
-        best_epoch=int(result.best["epoch"]),
-        flood=parts.regularization.flood,
-        train_label=f"train ({parts.trainer.train_metrics})",
-        loss_label=f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
-    )
-    record.png("curves", picture)
+    draw_curves(cfg, parts, run)
     seconds = record.seconds()
     content = {
         **asdict(result),
@@ -128,6 +130,39 @@ def finish(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Result:
     }
     record.summary({"status": "finished", **content})
     return result
+
+
+def draw_curves(cfg: DictConfig, parts: Parts, run: TrainingRun) -> None:
+    """Write ``curves.png`` with the epochs so far, of which there is at least one."""
+    from dlhw.views import plots  # imports matplotlib, which takes half a second
+
+    best = int(run.best(parts.trainer)["epoch"])
+    picture = plots.curves_png(run.record.rows, best_epoch=best, **curve_labels(cfg, parts.data.name))
+    run.record.png("curves", picture)
+
+
+@contextlib.contextmanager
+def drawn_if_interrupted(cfg: DictConfig, parts: Parts, run: TrainingRun) -> Iterator[None]:
+    """Draw the curves of a run that is interrupted in this context, by the first process."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.record.rows and not processes.rank():
+            with signals.stoppable(False), contextlib.suppress(OSError):
+                draw_curves(cfg, parts, run)
+        raise
+
+
+def header(cfg: DictConfig, parts: Parts, record: Record) -> list[str]:
+    """Return what a run trains, on what, and by which metric its best epoch is chosen."""
+    parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+    names = {"train": "training", "val": "validation", "test": "test"}
+    sizes = ", ".join(f"{len(part):,} {names[name]}" for name, part in parts.data.parts.items())
+    return [
+        f"{title(cfg, parts.data.name)}, in {record.path}",
+        f"{parameters:,} parameters, {sizes} samples, {parts.precision.device.type}, "
+        f"best by {metric_name(parts.trainer.monitor)}",
+    ]
 
 
 def report(parts: Parts, record: Record) -> dict[str, Any]:
@@ -152,6 +187,7 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
         require_unfinished(Path(cfg.resume), cfg)
         record.reopen()
     record.write_config(to_yaml(cfg), new=cfg.resume is None)
+    attach_loggers(cfg, record)
     log.info("%s, in %s", cfg.name, record.path)
     started = time.perf_counter()
     result = question.compute()
@@ -173,14 +209,26 @@ def answer(cfg: DictConfig, record: Record, question: Question) -> None:
     raise error
 
 
-def title(cfg: DictConfig, parts: Parts) -> str:
+def title(cfg: DictConfig, data_name: str) -> str:
     """Return the title of a run: its name, model and dataset."""
-    return f"{cfg.name}: {cfg.model.get('architecture') or choice(cfg, 'model')} on {parts.data.name}"
+    return f"{cfg.name}: {cfg.model.get('architecture') or choice(cfg, 'model')} on {data_name}"
+
+
+def curve_labels(cfg: DictConfig, data_name: str) -> dict[str, Any]:
+    """Return the title, the labels and the flood level of a run's curves."""
+    return {
+        "title": title(cfg, data_name),
+        "flood": cfg.regularization.flood,
+        "train_label": f"train ({cfg.trainer.train_metrics})",
+        "loss_label": f"loss ({choice(cfg, 'loss').replace('_', ' ')})",
+    }
 
 
 def about(cfg: DictConfig, precision: Precision, data: Dataset | None, model: Module | None) -> dict[str, Any]:
     """Return the part of a summary that describes the run rather than its results."""
     content: dict[str, Any] = {"experiment": cfg.name, "seed": cfg.seed}
+    if cfg.get("debug"):
+        content["debug"] = True
     if model is not None:
         content["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     if data is not None:

@@ -12,12 +12,16 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dlhw.cli.hints import Key, either, expected_one_of, nearest, nearest_keys
-from dlhw.cli.hydra_internals import ComposingLoader, references
+from dlhw.cli import config_files
+from dlhw.cli.hydra_internals import ComposingLoader, flags, references
 from dlhw.cli.origins import FAST_LOADER, content, includes
+from dlhw.cli.verbs import VERBS
+from dlhw.runtime.hints import Key, distance, either, expected_one_of, nearest, nearest_keys
 from dlhw.runtime.paths import printable
 
 Compose = Callable[[list[str]], DictConfig]
+MOST_KEYS = 3
+"""The largest number of keys that the hint for an unknown flag shows."""
 HIDDEN = ("env", "help", "hydra_help", "hydra_logging", "job_logging", "output", "overrides", "runtime")
 """The parts of Hydra's config that hints do not show."""
 
@@ -72,8 +76,17 @@ def _wrong_choice(override: Override, loader: ComposingLoader) -> str | None:
     for value in chosen if isinstance(chosen, list) else [chosen]:
         option = "" if value is None else str(value)
         if option.removesuffix(".yaml") not in options:
-            return f"{override.input_line}: unknown {group}{_expected_option(option, group, options, loader)}"
+            hint = _misplaced(option, group, loader) or _expected_option(option, group, options, loader)
+            return f"{override.input_line}: unknown {group}{hint}"
     return None
+
+
+def _misplaced(option: str, group: str, loader: ComposingLoader) -> str:
+    """Return the end of the error for an option that is the path of a file, or whose file is in the wrong place."""
+    name = option.rpartition("/")[2].removesuffix(".yaml")
+    if name != option and name in loader.repository.get_group_options(group):
+        return f"; did you mean {group}={name}?"
+    return config_files.misplaced(group, name, loader.config_dir()) if re.fullmatch(r"[\w.+-]{1,99}", name) else ""
 
 
 def _expected_option(option: str, group: str, options: Sequence[str], loader: ComposingLoader) -> str:
@@ -147,6 +160,14 @@ def _invalid_override(overrides: Sequence[str], number: int, loader: ComposingLo
     if match := re.fullmatch(r"([\w./@]+)\s*(?::=|==|=>|->|:|\s)\s*([\w.+-]+)", text):
         return f"{text}: expected key=value; did you mean {match[1]}={match[2]}?"
     key, equals, value = text.partition("=")
+    following = "".join(overrides[number + 1 : number + 2])
+    if (
+        not equals
+        and following
+        and "=" not in following
+        and any(key.name == text for key in known_keys(loader, compose([])))
+    ):
+        return f"{text} {following}: expected key=value; did you mean {text}={following}?"
     if not equals:
         return f"{text}: expected key=value{_hint_for_word(text, loader, compose)}"
     if not re.fullmatch(r"(\+\+?|~)?[\w./@:\[\]-]+", key, re.ASCII):
@@ -182,12 +203,32 @@ def _syntax_error(key: str, value: str) -> str:
     return f"quote text once for the shell and once for Hydra: {key}=\"'...'\""
 
 
+def flag_hint(flag: str, following: Sequence[str], loader: ComposingLoader, compose: Compose) -> str:
+    """Return the end of the error for an unknown flag: a flag or verb with a similar name, or the key to write."""
+    word, _, value = flag.partition("=")
+    name = word.lstrip("-")
+    if near := nearest(word, [known for known in flags() if known.startswith("--")]) if word.startswith("--") else ():
+        return f"; did you mean {either(near)}?"
+    value = value or next((text for text in following[:1] if not re.search(r"^-\D|=", text)), "VALUE")
+    keys = known_keys(loader, compose([]))
+    exact = [key for key in keys if key.name == name]
+    lines = [f"{key.name}={value}" for key in (exact or nearest_keys(name, keys))[:MOST_KEYS]]
+    hint = f"did you mean {either(lines)}?" if lines else "options are written KEY=VALUE; --hydra-help lists the flags"
+    return f"; {hint}"
+
+
 def _hint_for_word(word: str, loader: ComposingLoader, compose: Compose) -> str:
     """Return the end of the error for a word without ``=``: the options and keys with this name."""
     options = {
         f"{group}={name}": name for group in _groups(loader) for name in loader.repository.get_group_options(group)
     }
     exact = [line for line, name in options.items() if name.casefold() == word.casefold()]
+    if word == "help":
+        return "; did you mean --help?"
+    if word in VERBS:
+        return f"; {word} must be the first word after dlhw"
+    if not exact and (verbs := [verb for verb in nearest(word, VERBS) if distance(word, verb) <= 2]):
+        return f"; did you mean {either([f'dlhw {verb}' for verb in verbs])}?"
     similar = set(nearest(word, options.values()))
     lines = exact or [line for line, name in options.items() if name in similar]
     if not exact:
@@ -278,7 +319,11 @@ def _keys_of(group: str, option: str, loader: ComposingLoader) -> Iterator[str]:
     else:
         config = loader.file(f"{group}/{option}")  # one of Hydra's own
         values = {} if config is None else {str(name): None for name in config}
-    yield from (str(name) for name in values if name not in ("_target_", "defaults", "hydra"))
+    for name, value in values.items():
+        if name not in ("_target_", "defaults", "hydra"):
+            yield str(name)
+        if isinstance(value, dict) and "_target_" in value:  # a logger with its options
+            yield from (f"{name}.{option}" for option in value if option != "_target_")
 
 
 def _names(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

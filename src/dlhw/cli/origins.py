@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE
-from dlhw.runs.stored import INVALID_VALUES
 from dlhw.runtime.paths import printable
+from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE, is_among
+from dlhw.storage.stored import INVALID_VALUES
 
 FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -79,12 +79,13 @@ def located(cfg: DictConfig) -> Iterator[None]:
 def location(cfg: DictConfig, message: str) -> str:
     """Return ``FILE:LINE: `` of the person's file that sets the key at the beginning of a message.
 
-    For a resumed run this is its ``config.yaml``. It is empty if the command line or a shipped file sets the key.
+    For a resumed run this is its ``config.yaml``. For a missing option it is the file without a line. It is empty if
+    the command line or a shipped file sets the key.
     """
     match = re.match(r"\w+(\.\w+)*", message)
     key = match[0] if match else ""
     if cfg.get("resume") is not None:
-        in_file = key not in ("", "resume", *RESUMED_RUN_MAY_CHANGE)
+        in_file = key and not is_among(key, ("resume", *RESUMED_RUN_MAY_CHANGE))
         return f"{printable(Path(cfg.resume, 'config.yaml'))}: " if in_file else ""
     hydra = _hydra(cfg)
     folders = _own_folders(hydra)
@@ -105,7 +106,8 @@ def location(cfg: DictConfig, message: str) -> str:
             number = _line_of(key.removeprefix(prefix).split("."), path)
             if number is not None:
                 return f"{printable(path)}:{number}: "
-    return ""
+    own = next(_files(f"{key.partition('.')[0]}/{choices.get(key.partition('.')[0])}", folders), None)
+    return f"{printable(own)}: " if own is not None and "." in key else ""
 
 
 def _hydra(cfg: DictConfig) -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import pkgutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from omegaconf import DictConfig
 
 import dlhw
 from dlhw.errors import UsageError
+from dlhw.runtime.hints import expected_one_of
 
 LIBRARIES = ("dlhw", "torch", "torchvision")
 """Packages whose targets are not the user's own."""
@@ -28,6 +31,13 @@ LIBRARIES = ("dlhw", "torch", "torchvision")
 def is_own(target: Callable[..., Any]) -> bool:
     """Return whether a target belongs to the user's own code."""
     return str(_function(target).__module__).partition(".")[0] not in LIBRARIES
+
+
+def make_importable(*folders: str | Path | None) -> None:
+    """Let modules in these folders be imported, if nothing else has their name."""
+    for path in (os.path.abspath(folder) for folder in folders if folder):
+        if path not in sys.path:
+            sys.path.append(path)
 
 
 def sources(cfg: DictConfig) -> list[Path]:
@@ -53,29 +63,53 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
     reason = " ".join(str(error).split())
     if not is_own(target):
         return UsageError(f"{name}: {reason}")
-    text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    kind = type(error).__name__
+    text = reason if isinstance(error, UsageError) else f"{kind}: {reason}" if reason else kind
     return UsageError(f"{described(name, target)}: {doing}{text} ({place(target, error)})")
 
 
-def import_failure(error: Exception) -> str:
-    """Return why a target cannot be imported, from Hydra's error, with the file and line that raised it in own code."""
+def import_failure(path: object, error: Exception) -> str:
+    """Return why the target at a dotted path cannot be imported, from Hydra's error.
+
+    It contains the file and line that raised the error in own code, or names that are similar.
+    """
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, SyntaxError):
         return f"{cause.msg}, {cause.filename}:{cause.lineno}"
+    if isinstance(cause, ModuleNotFoundError) and f"{path}.".startswith(f"{cause.name}."):
+        return _missing_part(str(cause.name))
     origin = _innermost(cause, file=None)
     if origin is None:
         return " ".join(str(error.__cause__ or error).split())
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}, {origin}"
 
 
+def _missing_part(path: str) -> str:
+    """Return why a dotted path does not exist: an unknown module, or an unknown name in a module."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        return (
+            f"no module {name}; expected MODULE.NAME, with {name}.py in the working directory or in the folder of "
+            "--config-dir, or an installed package"
+        )
+    parent = sys.modules[module]
+    modules = [info.name for info in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
+    names = [other for other, value in vars(parent).items() if getattr(value, "__module__", None) == module]
+    return f"{module} has no {name}{expected_one_of(name, [*modules, *names])}"
+
+
+def taken(target: Callable[..., Any], arguments: Collection[str]) -> set[str]:
+    """Return those of the keyword arguments that the target takes."""
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name for name in arguments if takes_any or name in parameters}
+
+
 def require_arguments(name: str, target: Callable[..., Any], arguments: set[str]) -> None:
     """Raise UsageError if the target does not take these keyword arguments."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    missing = sorted(arguments - set(parameters))
+    missing = sorted(arguments - taken(target, arguments))
     if missing:
         names = f"argument{'s' * (len(missing) > 1)} {' and '.join(missing)}"
         raise UsageError(f"{described(name, target)}: must take the {names} ({place(target)})")

@@ -23,13 +23,14 @@ from omegaconf import DictConfig
 
 import dlhw
 from dlhw.cli import failures, hydra_internals
-from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, prepare, quoted
+from dlhw.cli.composition import CONFIG_NAME, PLUGINS, conf_dir, flag_hint, prepare, quoted
 from dlhw.cli.failures import stop
 from dlhw.cli.messages import first_line
 from dlhw.cli.origins import override_lines
 from dlhw.errors import UsageError
-from dlhw.runs.record import claim_directory, release_directories
 from dlhw.runtime import processes
+from dlhw.runtime.progress import close_run_logs
+from dlhw.storage.record import claim_directory, release_directories
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,38 @@ def command_line(program: Program) -> None:
     A UsageError ends it with the error's message and exit code 1, Ctrl-C with 130, SIGTERM with 143.
     """
     with failures.end_program():
-        arguments = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
-        if arguments == ["--version"]:
+        arguments = sys.argv[1:]
+        if "--version" in arguments:
             print(f"dlhw {dlhw.__version__}")
             return
-        prepare(ends_program=True)
-        try:
-            hydra_internals.run(program, arguments, config_dir=conf_dir(), config_name=CONFIG_NAME)
-        except OSError:
-            raise
-        except Exception as error:
-            if hydra_internals.raised_by_library(error):
-                raise UsageError(first_line(error)) from error
-            raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
-        finally:
-            for directories in _created:
-                release_directories(directories)
+        if (unknown := hydra_internals.unknown_flag(arguments)) is not None:
+            following = arguments[arguments.index(unknown) + 1 :]
+            raise UsageError(f"{unknown}: unknown flag{flag_hint(unknown, following)}")
+        execute(program, arguments, ends_program=True)
+
+
+def execute(program: Program, arguments: Sequence[str], *, ends_program: bool = False) -> Path | None:
+    """Run the program with these arguments of a command line. Return the directory of the new run or sweep, if any.
+
+    Raise UsageError, and SystemExit with the error as its cause where Hydra would not pass on the error itself. With
+    ``ends_program`` an invalid command line ends the program with a message.
+    """
+    _created.clear()
+    prepare(ends_program=ends_program)
+    in_order = sorted(arguments, key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
+    try:
+        hydra_internals.run(program, in_order, config_dir=conf_dir(), config_name=CONFIG_NAME)
+    except OSError:
+        raise
+    except Exception as error:
+        if hydra_internals.raised_by_library(error):
+            raise UsageError(first_line(error)) from error
+        raise error.with_traceback(hydra_internals.without_library_frames(error.__traceback__)) from error.__cause__
+    finally:
+        close_run_logs()
+        for directories in _created:
+            release_directories(directories)
+    return _created[0][0] if _created else None
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -87,7 +104,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 _created: list[list[Path]] = []
-"""For each run and sweep of this process, the directories that it has created, the innermost first."""
+"""For each run and sweep of this command line, the directories that it has created, the innermost first."""
 
 
 class ClaimDirectory(Callback):

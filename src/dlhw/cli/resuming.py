@@ -17,18 +17,22 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dlhw.cli import own_code
 from dlhw.cli.hydra_internals import COMMAND_LINE
 from dlhw.errors import UsageError
-from dlhw.runs import directories, stored
-from dlhw.runs.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE
-from dlhw.runs.stored import Unreadable
 from dlhw.runtime.paths import printable, read_path, shortened
+from dlhw.storage import directories, listing, stored
+from dlhw.storage.identity import RESUMED_RUN_MAY_CHANGE, RESUMED_SWEEP_MAY_CHANGE, is_among
+from dlhw.storage.stored import Unreadable
 
 log = logging.getLogger(__name__)
 
 
 def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
-    """Return the absolute path of the override ``resume=DIR``; None without one. Raise UsageError."""
+    """Return the absolute path of the run or sweep that the override ``resume=DIR`` means; None without one.
+
+    A folder of runs means the newest of them, and ``last`` the newest in ``outputs``. Raise UsageError.
+    """
     given = [override for override in overrides if override.key_or_group == "resume"]
     for other in given[1:]:
         raise UsageError(f"{other.input_line}: resume is given twice; expected one run or sweep")
@@ -41,7 +45,8 @@ def directory_to_resume(overrides: Sequence[Override]) -> Path | None:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir"):
             raise UsageError(f"{override.input_line}: invalid with resume, which continues in its directory")
     value = resume.value()
-    return Path(os.path.abspath(read_path(value if isinstance(value, list | dict) else str(value), key="resume")))
+    path = read_path(value if isinstance(value, list | dict) else str(value), key="resume")
+    return Path(os.path.abspath(listing.locate(path, "run or sweep")))
 
 
 def config_of_run(
@@ -51,25 +56,38 @@ def config_of_run(
     content = stored.read_config(directory)
     if content is None:
         raise UsageError(f"resume={directories.explanation(directory, expected='run or sweep')}")
+    if content.get("debug"):
+        raise UsageError(f"resume={printable(directory)}: a run with debug=true is not resumed; start it again")
+    own_code.make_importable(*stored.code_folders(directory))
     changes = changes_of_run(overrides)
-    composed = compose([str(override.input_line) for override in overrides if override.key_or_group not in changes])
+    others = [override for override in overrides if override.key_or_group not in changes]
+    composed = compose([str(override.input_line) for override in others])
+    if any(is_among(override.key_or_group, ["logger"]) for override in others):
+        changes["logger"] = composed.get("logger", {})
     cfg = resumed_config(composed, OmegaConf.create(content), changes, directory)
     require_unfinished(directory, cfg)
     return cfg
 
 
 def changes_of_run(overrides: Sequence[Override]) -> dict[str, Any]:
-    """Return the values that the overrides besides ``resume=RUN`` change. Raise UsageError for a fixed key."""
+    """Return the values that the overrides besides ``resume=RUN`` change. Raise UsageError for a fixed key.
+
+    Those of the loggers are left out, because their options are composed.
+    """
     changed = [override for override in overrides if not override.is_hydra_override()]
     for override in changed:
         if override.is_sweep_override():
             raise UsageError(f"{override.input_line}: must have one value, because one run is resumed")
-        if override.key_or_group not in ("resume", *RESUMED_RUN_MAY_CHANGE):
+        if not is_among(override.key_or_group, ("resume", *RESUMED_RUN_MAY_CHANGE)):
             raise UsageError(
                 f"{override.input_line}: invalid with resume, because a resumed run keeps its config; "
-                f"expected only {' and '.join(RESUMED_RUN_MAY_CHANGE)}"
+                f"expected only {' or '.join(RESUMED_RUN_MAY_CHANGE)}"
             )
-    return {override.key_or_group: override.value() for override in changed}
+    return {
+        override.key_or_group: override.value()
+        for override in changed
+        if not is_among(override.key_or_group, ["logger"])
+    }
 
 
 def resumed_config(
@@ -91,7 +109,7 @@ def resumed_config(
     epochs = result.trainer.epochs
     for name in RESUMED_RUN_MAY_CHANGE:
         if name in changes:
-            OmegaConf.update(result, name, changes[name])
+            OmegaConf.update(result, name, changes[name], merge=False, force_add=True)
     if result.trainer.epochs != epochs and "epochs" in result.scheduler:
         raise UsageError(
             f"trainer.epochs={result.trainer.epochs}: the learning-rate schedule of this run depends on its "
@@ -134,10 +152,12 @@ def overrides_of_sweep(
     for an override of a key that may not change, and if ``multirun.yaml`` is invalid.
     """
     for override in overrides:
-        if not override.is_hydra_override() and override.key_or_group not in ("resume", *RESUMED_SWEEP_MAY_CHANGE):
+        if not override.is_hydra_override() and not is_among(
+            override.key_or_group, ("resume", *RESUMED_SWEEP_MAY_CHANGE)
+        ):
             raise UsageError(
                 f"{override.input_line}: invalid with resume, because a resumed sweep keeps its overrides; "
-                f"expected only {' and '.join(RESUMED_SWEEP_MAY_CHANGE)}"
+                f"expected only {' or '.join(RESUMED_SWEEP_MAY_CHANGE)}"
             )
     content = stored.read_multirun(directory)
     if content is None:
@@ -188,6 +208,8 @@ def _kept_overrides(
     without_options = []
     choices = content["hydra"]["runtime"]["choices"]
     for override in overrides:
+        if is_among(override.key_or_group, ["logger"]):
+            without_options.append("logger")
         if override.key_or_group in ("hydra/launcher", "hydra/sweeper"):
             replaced.add(override.key_or_group)
             if choices.get(override.key_or_group) != override.value():

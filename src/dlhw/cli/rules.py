@@ -4,6 +4,7 @@
 - Every top-level key must be read by some value of the config.
 - A key that selects an entry of another key, as ``size`` does in ``${sizes.${size}.epochs}``, must name one.
 - A study rejects overrides of groups and keys that it does not read.
+- A study of training rejects an experiment that is a study itself.
 - The seed, the name and the directories are valid before anything is created.
 
 Only :func:`check_program_keys` edits the config that it is given: it replaces ``~`` in paths.
@@ -20,19 +21,22 @@ from typing import Any
 
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from dlhw.cli.hints import expected_one_of
 from dlhw.cli.hydra_internals import Reference, references
 from dlhw.errors import UsageError
-from dlhw.runs.identity import without_hydra
 from dlhw.runtime.bounds import LARGEST_SEED
-from dlhw.runtime.paths import is_listed_in, places_of, printable, read_path, shortened
+from dlhw.runtime.hints import either, expected_one_of, nearest
+from dlhw.runtime.paths import is_listed_in, is_reserved, places_of, printable, read_path, shortened
+from dlhw.storage.directories import DEBUG_FOLDER
+from dlhw.storage.identity import without_hydra
 
 Selections = Collection[tuple[str, str]]
 CLAIM = "hydra.callbacks.directory._target_"
 HYDRA_KEYS = ("hydra.output_subdir", "hydra.job.chdir", CLAIM)
 """Keys of Hydra, besides its directories, that a run depends on."""
+STUDIES_OF_TRAINING = ("find_lr",)
+"""Studies that make sense only for a config that trains."""
 
 
 def readers(cfg: DictConfig) -> dict[str, list[str]]:
@@ -139,6 +143,21 @@ def require_listed_entries(cfg: DictConfig, pairs: Selections) -> None:
             raise UsageError(f"{name}={selected}: unknown {name}{expected_one_of(selected, valid)}")
 
 
+def require_training(experiment: str, own: str | None, chosen: str | None) -> None:
+    """Raise UsageError if a study of training is chosen for an experiment that does not train.
+
+    Args:
+        experiment: the name of the experiment.
+        own: the study of the experiment; ``none`` if it trains.
+        chosen: the study with the overrides of the command line.
+    """
+    if chosen in STUDIES_OF_TRAINING and own not in ("none", chosen):
+        raise UsageError(
+            f"study={chosen}: experiment={experiment} does not train, because it is study={own}; expected an "
+            "experiment that trains"
+        )
+
+
 def require_read_by_study(
     study: str, overridden: Sequence[str], *, groups: Collection[str], options: Sequence[str], read: Collection[str]
 ) -> None:
@@ -151,7 +170,7 @@ def require_read_by_study(
         options: the study's own options.
         read: the other groups and keys that this study reads.
     """
-    valid = {"study", "comparison", *read}
+    valid = {"study", "comparison", "logger", *read}
     unused = [key for key in overridden if key.partition(".")[0] in groups and not {key, key.partition(".")[0]} & valid]
     if unused:
         expected = ", ".join([*options, *sorted(read)])
@@ -163,7 +182,7 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
 
     Raise UsageError with one line per mistake.
     """
-    mistakes: list[str] = []
+    mistakes = _debug_mistakes(cfg)
     kind = "run" if mode == RunMode.RUN else "sweep"
     for key in ("name", "seed", "data_dir", "output_dir", *HYDRA_KEYS, f"hydra.{kind}.dir"):
         if mistakes and key.startswith("hydra."):
@@ -183,6 +202,17 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
     if mistakes:
         raise UsageError("\n".join(dict.fromkeys(mistakes)))
     _require_outside_pictures(cfg, kind)
+
+
+def _debug_mistakes(cfg: DictConfig) -> list[str]:
+    """Return a line for an invalid ``debug``, and for a run with the name of the folder of runs with debug=true."""
+    literal = {key: cfg.get(key) for key in ("debug", "name") if not OmegaConf.is_interpolation(cfg, key)}
+    lines = []
+    if not isinstance(literal.get("debug") or False, bool):  # runs of earlier versions have no such key
+        lines.append(f"debug={as_written(cfg.debug)}: must be true or false")
+    if literal.get("name") == DEBUG_FOLDER:
+        lines.append(f"name={DEBUG_FOLDER}: the folder of runs with debug=true; expected another name")
+    return lines
 
 
 def _setting(cfg: DictConfig, key: str) -> str:
@@ -228,8 +258,8 @@ def _require_outside_pictures(cfg: DictConfig, kind: str) -> None:
 def _unmet_requirement(key: str, value: Any) -> str | None:
     """Return the requirement that the value of a key of the program does not meet; None if it is valid."""
     text = value if isinstance(value, str) else ""
-    if key == "name" and not re.fullmatch(r"[\w.+-]{0,99}\w", text):
-        return "must be a directory name of at most 100 letters, digits and . _ + -"
+    if key == "name" and (is_reserved(text) or not re.fullmatch(r"[\w.+-]{0,99}\w", text)):
+        return "must be a directory name of at most 100 letters, digits and . _ + -, but not of a device, as aux is"
     if key == "seed" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_SEED):
         return f"must be a whole number from 0 to {LARGEST_SEED}"
     if key == "hydra.job.chdir" and value not in (None, False):
@@ -287,8 +317,12 @@ def unresolved(cfg: DictConfig, error: OmegaConfBaseException | RecursionError, 
         for name in names
         if isinstance(name, str) and name in values and not references(str(values[name]))
     ]
-    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
     setting = f"{', '.join(keys)} ({error.full_key})" if keys else error.full_key or key
+    if isinstance(error, InterpolationKeyError) and (missing := re.search(r"key '([^']+)' not found", str(error))):
+        near = nearest(missing[1], map(str, values)) if "." not in missing[1] else []
+        hint = f"; did you mean {either([f'${{{name}}}' for name in near])}?" if near else ""
+        return f"{setting}: refers to {missing[1]}, which the config does not have{hint}"
+    reason = str(error).splitlines()[0].partition(" raised while resolving interpolation: ")
     return f"{setting}: {(reason[2] or reason[0]).strip(chr(34))}"
 
 

@@ -7,6 +7,7 @@ it, or earlier draws. So a resumed run sees the same pictures, with any number o
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,8 +28,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
-LONGEST_TEMPORARY_DIRECTORY = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes of the path of the directory for sockets, whose own paths have at most 107 bytes on Linux."""
+LONGEST_TEMPORARY_DIRECTORY = (103 if sys.platform == "darwin" else 107) - len("/pymp-12345678/listener-12345678")
+"""Bytes of the path of the directory for sockets, whose own paths have at most 107 bytes on Linux, 103 on macOS."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Augmentation:
         automatic = 0 if device.type == "cpu" else min(8, usable_cores())
         workers = automatic if self.workers is None else self.workers
         length = len(os.fsencode(tempfile.gettempdir()))
-        if workers and length > LONGEST_TEMPORARY_DIRECTORY:
+        if workers and length > LONGEST_TEMPORARY_DIRECTORY and os.name != "nt":  # pipes of Windows are not files
             raise UsageError(
                 f"augmentation.workers={workers}: the path of the temporary directory (TMPDIR) has {length} bytes, too "
                 f"many for sockets between processes; use one with at most {LONGEST_TEMPORARY_DIRECTORY} bytes, or set "

@@ -59,7 +59,7 @@ def _read() -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     assert package.origin is not None
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        with gzip.open(path, "rt") as file:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
             return np.loadtxt(file, delimiter=",", dtype=np.uint8)
     except (OSError, EOFError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); reinstall scikit-learn") from error

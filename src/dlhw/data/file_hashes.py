@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dlhw.runs.stored import irregular
 from dlhw.runtime.files import write_atomically
 from dlhw.runtime.progress import tracked
 from dlhw.runtime.threads import usable_cores
+from dlhw.storage.stored import irregular
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from dlhw.data.file_hashes import PictureFile
 from dlhw.data.pictures import files_below, is_picture
 from dlhw.errors import UsageError
-from dlhw.runs.directories import is_output
 from dlhw.runtime.paths import places_of, printable
+from dlhw.storage.directories import is_output
 
 PARTS = ("train", "val", "test")
 OUTPUT_FILES = ("config.yaml", "multirun.yaml", "sweep.csv")

@@ -22,9 +22,9 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runs.directories import is_output
 from dlhw.runtime.options import PathText, Positive, Side
 from dlhw.runtime.paths import is_listed_in, printable
+from dlhw.storage.directories import is_output
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ class Normalization:
         shift: -mean / std, (C, 1, 1).
         scale: 1 / (largest * std), (C, 1, 1).
         size: pictures are resized to this many rows and columns first; None: they keep their size.
+        largest: the largest possible pixel.
     """
 
     shift: Tensor
     scale: Tensor
     size: int | None = None
+    largest: int = 1
 
     @classmethod
     def of_pixels(
@@ -52,12 +55,26 @@ class Normalization:
             return tensor.expand(per_channel)
 
         means, stds = constant("mean", mean), constant("std", std)
-        return cls(-means / stds, 1 / (largest * stds), size)
+        return cls(-means / stds, 1 / (largest * stds), size, largest)
 
     @classmethod
     def identity(cls, device: torch.device, dtype: torch.dtype) -> Normalization:
         """Build the normalization that changes only the dtype of inputs."""
         return cls(torch.zeros((), device=device, dtype=dtype), torch.ones((), device=device, dtype=dtype))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Everything that :meth:`from_state` needs, for a checkpoint."""
+        return {"shift": self.shift.cpu(), "scale": self.scale.cpu(), "size": self.size, "largest": self.largest}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Normalization:
+        """Return the normalization with this state."""
+        return cls(state["shift"], state["scale"], state["size"], state["largest"])
+
+    def for_pixels_up_to(self, largest: int) -> Normalization:
+        """Return the normalization of the same pictures with another largest pixel, such as 255 in a file."""
+        return replace(self, scale=self.scale * (self.largest / largest), largest=largest)
 
     @property
     def device(self) -> torch.device:

@@ -30,10 +30,10 @@ from dlhw.data.file_hashes import PictureFile, hash_files, known_hashes, map_in_
 from dlhw.data.groups import FARTHEST, Bits, Ints, near_pairs, perceptual_hashes
 from dlhw.data.pictures import DecodedPicture, Unreadable, decode, without_warnings
 from dlhw.errors import UsageError
-from dlhw.runs.stored import irregular
-from dlhw.runtime.files import locked, sync_directory
+from dlhw.runtime.files import LOCK_FILE, locked, replace, sync_directory
 from dlhw.runtime.paths import printable
 from dlhw.runtime.progress import tracked
+from dlhw.storage.stored import irregular
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +78,8 @@ def load(files: Sequence[PictureFile], *, root: Path, resize: int, crop: int, ca
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         busy = f"another process is decoding pictures to {cache_dir}; waiting for it"
-        (cache_dir / ".lock").touch()
-        with locked(cache_dir / ".lock", wait=True, busy=busy) as held:
-            for leftover in cache_dir.glob(".*.partial") if held else ():  # from processes that were killed
+        with locked(cache_dir / LOCK_FILE, wait=True, busy=busy):
+            for leftover in cache_dir.glob(".*.partial"):  # from processes that were killed
                 leftover.unlink(missing_ok=True)
             try:
                 return _read(files, memo, resize=resize, crop=crop, cache_dir=cache_dir)
@@ -213,7 +212,7 @@ def _write(path: Path, files: Sequence[PictureFile], contents: dict[str, str], *
             out.write(hashlib.sha256(index.getbuffer()).digest())
             out.flush()
             os.fsync(out.fileno())
-        partial.replace(path)
+        replace(partial, path)
         sync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import pickle
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dlhw.data.tensors import Dataset, Split, assemble, fingerprint, split_off
+from dlhw.data.arrays import from_arrays
+from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runtime.downloads import removing_empty
 
@@ -35,9 +35,10 @@ def boston(
     """
     path = Path(data_dir) / "boston.csv"
     table = _read_boston(path) if path.is_file() else _fetch_boston(path, download=download)
-    return _regression(
-        "boston",
-        Split(table[:, :-1].contiguous(), table[:, -1].contiguous()),
+    return from_arrays(
+        table[:, :-1],
+        table[:, -1],
+        name="boston",
         seed=seed,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
@@ -49,9 +50,10 @@ def diabetes(*, data_dir: str | Path, seed: int, test_fraction: Fraction, valida
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
-    return _regression(
-        "diabetes",
-        Split(torch.from_numpy(x), torch.from_numpy(y)),
+    return from_arrays(
+        x,
+        y,
+        name="diabetes",
         seed=seed,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
@@ -81,9 +83,10 @@ def california_housing(
         ) from error
     except (zlib.error, *UNPICKLING_ERRORS) as error:
         raise UsageError(f"{path}: damaged ({_reason(error)}); delete it to download it again") from error
-    return _regression(
-        "california_housing",
-        Split(torch.from_numpy(x), torch.from_numpy(y)),
+    return from_arrays(
+        x,
+        y,
+        name="california_housing",
         seed=seed,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
@@ -134,24 +137,3 @@ def _fetch_boston(path: Path, *, download: bool) -> Tensor:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _regression(name: str, whole: Split, *, seed: int, test_fraction: float, validation_fraction: float) -> Dataset:
-    """Split the table by the seed, and give each column mean 0 and variance 1 over the training part."""
-    rest, test = split_off(whole, test_fraction, seed=seed, part="test")
-    data = assemble(
-        name,
-        rest,
-        test,
-        seed=seed,
-        validation_fraction=validation_fraction,
-        mean=0.0,
-        std=1.0,
-        largest=1,
-        classes=(),
-    )
-    train = data.train.x
-    deviation = train.std(0, correction=0)
-    pool = (whole.pool_x - train.mean(0)) / torch.where(deviation > 0, deviation, 1.0)
-    parts = {name: replace(part, pool_x=pool) for name, part in data.parts.items()}
-    return data.with_parts(parts, sha256=fingerprint(whole))

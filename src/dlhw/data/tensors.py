@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dlhw.data.augmentation import Augmentation
 from dlhw.data.normalization import Normalization
+from dlhw.data.preparation import Preparation
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import free_memory
 from dlhw.runtime.randomness import generator
@@ -37,6 +38,8 @@ class Split:
     +1."""
     rows: Tensor | None = None
     """Rows of the pool (n,), or (K, n) for K variants that are trained together; None: the whole pool."""
+    raw: Any = None
+    """What the samples were before :attr:`Dataset.prepare`: an array or DataFrame with P rows; None: the same."""
 
     def __len__(self) -> int:
         return len(self.pool_y) if self.rows is None else self.rows.shape[-1]
@@ -50,6 +53,14 @@ class Split:
     def x(self) -> Tensor:
         """All samples (n, *shape), copied from the pool."""
         return self.pool_x if self.rows is None else self.pool_x.index_select(0, self.rows)
+
+    @property
+    def raw_x(self) -> Any:
+        """All samples as they were before :attr:`Dataset.prepare`: an array or DataFrame with n rows."""
+        if self.raw is None:
+            return self.x
+        rows = self.all_rows()[0].numpy()
+        return self.raw.iloc[rows] if hasattr(self.raw, "iloc") else self.raw[rows]
 
     @property
     def y(self) -> Tensor:
@@ -90,6 +101,7 @@ class Dataset:
         about: further entries for the summary of a run.
         augmentation: random changes of training pictures; None: no changes.
         views: replace ``train`` in turn, one per epoch: the same samples, augmented differently.
+        prepare: turns raw samples into those of the pool; None: they are the same.
     """
 
     name: str
@@ -103,6 +115,7 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict)
     augmentation: Augmentation | None = None
     views: tuple[Split, ...] = ()
+    prepare: Preparation | None = None
 
     @property
     def parts(self) -> dict[str, Split]:
@@ -166,7 +179,8 @@ class Dataset:
             rows = None if split.rows is None else split.rows.to(device)
             targets = dtype if split.pool_y.is_floating_point() else split.pool_y.dtype
             stays = self.augments_pictures or _is_too_large(split.pool_x, device)
-            pool = split.pool_x if stays else _to_device(device, split.pool_x)
+            samples = dtype if split.pool_x.is_floating_point() else split.pool_x.dtype
+            pool = split.pool_x if stays else _to_device(device, split.pool_x, samples)
             return Split(pool, _to_device(device, split.pool_y, targets), rows)
 
         parts = {name: part(split) for name, split in self.parts.items()}
@@ -239,7 +253,7 @@ def split_off(
 
 def split_at(split: Split, index: Tensor) -> Split:
     """Return the samples at the positions ``index`` (n,) of ``split``; they share its pool."""
-    return Split(split.pool_x, split.pool_y, index if split.rows is None else split.rows[index])
+    return replace(split, rows=index if split.rows is None else split.rows[index])
 
 
 def combine(parts: Sequence[Split]) -> Split:
@@ -267,11 +281,16 @@ def _rows_of(part: Split, variant: int) -> Split:
     return Split(part.pool_x, part.pool_y, part.rows[variant])
 
 
-@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same data
+@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same parts
 def fingerprint(*splits: Split) -> str:
+    """Return :func:`digest` of parts that stay in memory; it is computed once."""
+    return digest(*splits)
+
+
+def digest(*splits: Split) -> str:
     """Return the SHA-256 of the samples and targets of these parts, as raw bytes."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for split in splits:
         for tensor in (split.x, split.y):
-            digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+            sha256.update(tensor.contiguous().numpy().data)
+    return sha256.hexdigest()

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.modes import evaluating
-from dlhw.runs import checkpoint
 from dlhw.runtime.downloads import DownloadFailed, downloading
 from dlhw.runtime.paths import read_path
+from dlhw.storage import checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 
 from dlhw.errors import UsageError
+
+_ON_WINDOWS = os.name == "nt"
 
 LONGEST_NAME = 255
 """The longest name of a file in bytes, on all common file systems."""
 LONGEST_PATH = 4095
 """The longest path in bytes."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 
 
 def read_path(text: object, *, key: str = "") -> Path:
@@ -43,12 +49,47 @@ def _mistake(text: object) -> str | None:
         return "must not contain a null character"
     if len(content) > LONGEST_PATH or any(len(name) > LONGEST_NAME for name in content.split(b"/")):
         return f"too long; expected at most {LONGEST_NAME} bytes for each name and {LONGEST_PATH} in all"
+    return _mistake_on_windows(text) if _ON_WINDOWS else None
+
+
+def _mistake_on_windows(text: str) -> str | None:
+    """Return what makes ``text`` an invalid path on Windows; None if nothing does."""
+    path = PureWindowsPath(text)
+    for name in path.relative_to(path.anchor).parts:
+        if forbidden := [character for character in name if character in '<>:"|?*' or character < " "]:
+            return f"must not contain {printable(forbidden[0])}, which names of files on Windows cannot have"
+        if is_reserved(name):
+            return f"must not contain {name}, which Windows reserves for a device"
+        if name.strip(".") and name.endswith((".", " ")):
+            return "no name in it may end with a dot or a space on Windows"
     return None
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether Windows reserves a name for a device, such as NUL or aux.txt. No file can have it there."""
+    return _RESERVED.fullmatch(name) is not None
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Return the words of a command as a person types them in the shell of this system."""
+    return subprocess.list2cmdline(words) if _ON_WINDOWS else shlex.join(words)
 
 
 def places_of(path: Path, folder: Path) -> list[Path]:
     """Return where to look for a path: if it is relative, in the working directory, then in ``folder``."""
     return [path] if path.is_absolute() else [path, folder / path]
+
+
+def existing_file(path: str, folder: Path, *, key: str) -> Path:
+    """Return the file that exists among :func:`places_of`. Raise UsageError if there is none.
+
+    The message starts with ``key=path``.
+    """
+    places = places_of(Path(path), folder)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UsageError(f"{key}={printable(path)}: no such file; looked for {' and '.join(map(printable, places))}")
+    return found
 
 
 def is_listed_in(path: Path, folder: Path) -> bool:

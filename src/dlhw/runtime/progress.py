@@ -1,7 +1,7 @@
 """The progress of a run on the console.
 
-At a terminal, there is a live progress bar below the log lines. Elsewhere, such as in a Slurm log or a pipe, occasional
-log lines replace it.
+At a terminal, there is a live progress bar below the log lines, and in a notebook a table that is updated. Elsewhere,
+such as in a Slurm log or a pipe, occasional log lines replace it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -28,11 +29,15 @@ from rich.table import Table
 from rich.text import Text
 
 from dlhw.errors import UsageError
+from dlhw.runtime.notebook import EpochTable, in_notebook
 from dlhw.runtime.paths import printable, printable_lines
 
 T = TypeVar("T")
 
 _log = logging.getLogger("dlhw")
+_OF_AN_EPOCH = {"epoch": True}
+"""Marks the log lines about epochs."""
+QUIET_SECONDS = 60.0
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "bold red"}
 
 
@@ -40,7 +45,7 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "b
 def console() -> Console:
     """Return the console of the process. It writes to stderr: stdout is for results."""
     # With FORCE_COLOR, rich treats any stream as a terminal; a bar in a log file is still noise.
-    at_terminal = sys.stderr is not None and sys.stderr.isatty()
+    at_terminal = sys.stderr is not None and sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ  # !dlhw
     return Console(stderr=True, force_interactive=None if at_terminal else False)
 
 
@@ -49,8 +54,14 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
+        if _hidden(record):
+            return
         try:
             text = printable_lines(self.format(record))
+            if in_notebook():
+                if not getattr(record, "epoch", False):  # the table shows it
+                    print(text)
+                return
             output = console()
             if output.is_interactive:
                 style = _STYLES.get(record.levelno, "")
@@ -63,6 +74,32 @@ class ConsoleHandler(logging.Handler):
             raise
         except Exception:
             self.handleError(record)
+
+
+class _Quiet:
+    """Whether only some records are shown in this process, and when one was shown last."""
+
+    active = False
+    shown = 0.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Show only warnings and, once a minute, the results of an epoch; ``run.log`` has all lines."""
+    before, _Quiet.active, _Quiet.shown = _Quiet.active, True, time.monotonic()
+    try:
+        yield
+    finally:
+        _Quiet.active = before
+
+
+def _hidden(record: logging.LogRecord) -> bool:
+    if not _Quiet.active or record.levelno >= logging.WARNING:
+        return False
+    if not getattr(record, "epoch", False) or time.monotonic() - _Quiet.shown < QUIET_SECONDS:
+        return True
+    _Quiet.shown = time.monotonic()
+    return False
 
 
 class RunLog(logging.FileHandler):
@@ -97,6 +134,14 @@ class RunLog(logging.FileHandler):
         return super()._open()
 
 
+def close_run_logs() -> None:
+    """Remove the handlers of all run logs. Windows does not remove a directory that contains an open file."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
 class Progress:
     """A progress bar for the epochs of a run, and a log line for the first, the last and some other epochs.
 
@@ -125,11 +170,14 @@ class Progress:
         self._unlogged: str | None = None
         self._results = ""
         self._live: Live | None = None
+        self._table: EpochTable | None = None
 
     def __enter__(self) -> Self:
         self._started = self._clock()
         output = console()
-        if output.is_interactive:
+        if in_notebook():
+            self._table = EpochTable(self._epochs, label=self._label)
+        elif output.is_interactive:
             self._live = Live(
                 console=output,
                 get_renderable=self._render,
@@ -149,8 +197,10 @@ class Progress:
     ) -> None:
         try:
             if self._unlogged is not None:  # the run stopped early, so this was the last epoch
-                _log.info(self._unlogged)
+                _log.info(self._unlogged, extra=_OF_AN_EPOCH)
         finally:
+            if self._table is not None:
+                self._table.close()
             if self._live is not None:
                 with contextlib.suppress(OSError):  # a closed terminal does not end the run
                     self._live.stop()
@@ -169,14 +219,15 @@ class Progress:
         parts = [
             f"epoch {self._epoch:>{digits}}/{self._epochs}",
             self._results,
-            f"elapsed {clock_time(self._elapsed)}",
-            f"left {clock_time(self._left)}",
+            f"left {short_time(self._left)}",
         ]
         line = "  ".join(filter(None, [self._label, *parts]))
+        if self._table is not None:
+            self._table.add(row, left=short_time(self._left))
         now = self._clock()
         due = self._logged is None or now - self._logged >= self._log_every_seconds
         if due or self._epoch >= self._epochs:
-            _log.info(line)
+            _log.info(line, extra=_OF_AN_EPOCH)
             self._logged = now
             self._unlogged = None
             if self._live is not None:
@@ -225,14 +276,17 @@ def tracked(items: Iterable[T], *, total: int, what: str, log_every_seconds: flo
 
 
 def _results(row: Mapping[str, float]) -> str:
+    """Return loss and error, training before validation, short enough for a line of 80 columns."""
     parts = []
-    for name, prefix in (("train", "train"), ("validation", "val")):
-        loss, error = row.get(f"{prefix}_loss"), row.get(f"{prefix}_error_percent")
-        numbers = [] if loss is None else [f"loss {loss:<9.4g}"]
-        numbers += [] if error is None else [f"error {error:6.2f} %"]
-        if numbers:
-            parts.append(" ".join([name, *numbers]))
+    for name, form, unit in (("loss", "#.3g", ""), ("error_percent", ".2f", " %")):
+        values = [f"{prefix}{row[f'{part}_{name}']:{form}}" for part, prefix in _PARTS if f"{part}_{name}" in row]
+        if values:
+            parts.append(f"{name.removesuffix('_percent')} {', '.join(values)}{unit}")
     return "  ".join(parts)
+
+
+_PARTS = (("train", ""), ("val", "val "))
+"""The parts whose results are shown, and how a validation result begins."""
 
 
 @contextlib.contextmanager
@@ -252,6 +306,11 @@ def repeated(line: Callable[[], str], *, every_seconds: float) -> Iterator[None]
     finally:
         ended.set()
         thread.join()
+
+
+def short_time(seconds: float) -> str:
+    """Return a duration as minutes and seconds, with hours only if there are some."""
+    return clock_time(seconds).removeprefix("0:")
 
 
 def clock_time(seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 import dlhw
+from dlhw.runtime.paths import shell_line
 
 
 def provenance(device: torch.device, *, own_code: Sequence[Path] = ()) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def provenance(device: torch.device, *, own_code: Sequence[Path] = ()) -> dict[s
     revisions = [_git_revision(path if path.is_dir() else path.parent) for path in own_code]
     own = {"own_git_revision": next(filter(None, revisions), None)} if own_code else {}
     return {
-        "command": shlex.join(["python", "-m", "dlhw.train", *sys.argv[1:]]),
+        "command": shell_line(["python", "-m", "dlhw.train", *sys.argv[1:]]),
         "versions": {
             "dlhw": dlhw.__version__,
             "torch": torch.__version__,
@@ -47,7 +47,7 @@ def _git_revision(folder: Path) -> str | None:
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=10,
             check=True,
         )

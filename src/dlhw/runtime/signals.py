@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+"""The signals that end a run. Windows sends SIGBREAK for Ctrl-Break and when the console is closed."""
 REPEATED_SECONDS = 1.0
 """Further signals within this time count as one: a terminal and a scheduler may each send one."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM was received."""
+    """One of the signals was received."""
 
 
 class _State:
@@ -33,7 +35,7 @@ _state = _State()
 
 
 def install() -> None:
-    """Note SIGINT and SIGTERM from now on. They raise Interrupted in code that is :func:`stoppable`.
+    """Note these signals from now on. They raise Interrupted in code that is :func:`stoppable`.
 
     A second signal, unless it follows within a second, raises everywhere.
     """
@@ -43,13 +45,13 @@ def install() -> None:
 
 def reinstall() -> None:
     """Note the signals again after a library has replaced the handlers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in NUMBERS:
         signal.signal(number, _note)
 
 
 def ignore() -> None:
     """Ignore further signals, because the program is ending."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -22,9 +22,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import differences
 from dlhw.runtime.paths import printable
 from dlhw.search.space import Interval, Parameter, Point, Space
+from dlhw.storage.identity import differences
 
 NAME = "study.journal"
 

@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, at_most
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SETTLED = 5  # layers excluded at either end, where the factor differs from that of the middle layers

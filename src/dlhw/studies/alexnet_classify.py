@@ -16,10 +16,10 @@ from dlhw.data.pictures import SUFFIXES
 from dlhw.errors import UsageError
 from dlhw.intervals import score_interval
 from dlhw.models.pretrained import TorchvisionNetwork
-from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.options import PathText
 from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most
 from dlhw.studies import imagenet
 from dlhw.studies.imagenet import (
     check_crop,

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dlhw.errors import UsageError
 from dlhw.models.pretrained import TorchvisionNetwork
-from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.options import PathText
 from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, equal
 from dlhw.studies import imagenet
 from dlhw.studies.convolution import convolve, output_size
 from dlhw.studies.imagenet import check_crop, picture_path, plot_picture, read_picture

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from dlhw.errors import UsageError
 from dlhw.models.by_hand import DENSE, ELU, Weights, activations, cross_entropy_backward, gradients, softmax
 from dlhw.models.dense import mlp
-from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator, key
+from dlhw.storage.answer import Answer, Check, at_most
 from dlhw.training import init
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most
+from dlhw.storage.answer import Answer, at_most
 from dlhw.studies.expressions import (
     FUNCTIONS,
     NUMERIC,

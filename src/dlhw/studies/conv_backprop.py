@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, at_most
 from dlhw.views.plots import PALETTE, TEXT_POINTS, new_figure
 
 

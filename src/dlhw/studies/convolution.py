@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, close, equal, text
 from dlhw.views.plots import TEXT_POINTS, new_figure
 
 Filled = Field(min_length=1, max_length=1000)

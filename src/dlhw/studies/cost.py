@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlhw.data.tensors import Dataset
-from dlhw.runs.answer import Answer
+from dlhw.storage.answer import Answer
 
 
 def cost(*, data: Dataset, model: nn.Module) -> Answer:

@@ -15,8 +15,8 @@ from torch.func import grad, jacrev, vmap
 
 from dlhw.errors import UsageError
 from dlhw.intervals import mean_and_standard_error
-from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Loss = Callable[[Tensor], Tensor]

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from dlhw.models.pretrained import TorchvisionNetwork
-from dlhw.runs.answer import Answer, Check, at_most, close, equal, text
 from dlhw.runtime.options import PathText
 from dlhw.runtime.paths import printable
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, close, equal, text
 from dlhw.studies.imagenet import (
     check_crop,
     class_index,

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most, equal
+from dlhw.storage.answer import Answer, Check, at_most, equal
 from dlhw.views.plots import PALETTE, add_legend, label, new_figure
 
 FUNCTION: dict[str, Any] = {"color": PALETTE[0]}

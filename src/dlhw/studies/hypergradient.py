@@ -15,8 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, vmap
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 HYPER = ("lambda", "learning_rate")

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.devices import synchronize
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, add_legend, label, new_figure
 
 Weights = dict[str, Tensor]

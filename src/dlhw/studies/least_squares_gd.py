@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SMALLEST = 1e-6

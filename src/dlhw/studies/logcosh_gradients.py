@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most, close
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, close
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Values = dict[str, Tensor]

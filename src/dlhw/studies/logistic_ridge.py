@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most
 from dlhw.runtime.options import Count
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most
 from dlhw.views.plots import PALETTE, TEXT_POINTS, add_legend, new_figure
 
 

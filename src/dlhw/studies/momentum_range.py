@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most, equal
+from dlhw.storage.answer import Answer, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 SMALLEST = 1e-300  # replaces the length of a state of length 0, which has no logarithm

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dlhw.runs.answer import Answer, equal
 from dlhw.runtime.devices import synchronize
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, equal
 from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, add_legend, label, new_figure
 
 Count = Annotated[int, Field(ge=1, le=100_000)]

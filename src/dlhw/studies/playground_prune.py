@@ -18,9 +18,9 @@ from dlhw.data.playground import Kind
 from dlhw.errors import UsageError
 from dlhw.models.dense import ActivationName
 from dlhw.models.playground import FeatureName
-from dlhw.runs.answer import Answer, Check, equal
 from dlhw.runtime.options import Count, Positive
 from dlhw.runtime.randomness import generator, key
+from dlhw.storage.answer import Answer, Check, equal
 from dlhw.studies.playground_networks import INITIAL, Task, draw, output_for
 from dlhw.training.objective import Regularization
 from dlhw.training.pruning import by_layer, flat, set_to_zero, smallest, units_left

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, at_most, equal
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 
 Vector = Annotated[list[float], Field(min_length=3, max_length=3)]

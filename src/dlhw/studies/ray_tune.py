@@ -12,13 +12,13 @@ import pydantic
 from pydantic import Field, TypeAdapter
 
 from dlhw.errors import TrainingFailed, UsageError
-from dlhw.runs import stored
-from dlhw.runs.answer import Answer, equal
-from dlhw.runs.record import Record
 from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.options import Count
 from dlhw.search.methods import Step
 from dlhw.search.space import Interval, Parameter, Space, Values, listed
+from dlhw.storage import stored
+from dlhw.storage.answer import Answer, equal
+from dlhw.storage.record import Record
 from dlhw.training.ray_trials import Report, TrialRuns, Tuned, choices_by_value, ray_function, ray_running, tuned
 from dlhw.training.trainable import Trainable
 from dlhw.views.search import Searched, SearchedTrial, write_search
@@ -165,7 +165,7 @@ def _answer(runs: TrialRuns, record: Record, result: Tuned, rungs: Sequence[int]
             "failed_trials": grid.num_errors,
             "epochs": search.steps[-1].total_epochs,
             "epochs_without_stopping": len(grid) * runs.trainable.epochs,
-            "best_run": str(best.runs[0].relative_to(record.path.absolute())),
+            "best_run": best.runs[0].relative_to(record.path.absolute()).as_posix(),
             "best_epoch": int(row["epoch"]),
             **{f"best_{name}": value for name, value in row.items() if name.startswith(("val_", "test_"))},
         },

@@ -18,8 +18,8 @@ from dlhw.data.groups import FARTHEST, divided_pairs, near_pairs, perceptual_has
 from dlhw.data.pictures import read_full_size
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, Number, at_most, equal
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, Number, at_most, equal
 from dlhw.views.plots import PALETTE, TEXT_POINTS, WIDTH_INCHES, new_figure
 
 Row = dict[str, Any]

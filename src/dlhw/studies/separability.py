@@ -18,8 +18,8 @@ from scipy.spatial import ConvexHull
 
 from dlhw.errors import UsageError
 from dlhw.intervals import score_interval
-from dlhw.runs.answer import Answer, at_most, equal
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, TEXT_POINTS, label, new_figure
 
 Array = NDArray[np.float64]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dlhw.errors import UsageError
 from dlhw.intervals import Z_95, mean_and_standard_error
-from dlhw.runs.answer import Answer, Check, at_most, close
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, close
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 POWERS = {"constant": 0.0, "k^(-3/4)": 0.75, "k^(-1/2)": 0.5}

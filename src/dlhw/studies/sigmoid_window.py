@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import brentq, minimize_scalar
 
-from dlhw.runs.answer import Answer, at_most, close
+from dlhw.storage.answer import Answer, at_most, close
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Array = NDArray[np.float64]

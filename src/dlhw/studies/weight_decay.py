@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer, Check, at_most, equal
 from dlhw.runtime.randomness import generator
+from dlhw.storage.answer import Answer, Check, at_most, equal
 from dlhw.views.plots import COLORS, PALETTE, label, new_figure
 
 Direction = Callable[[Tensor], Tensor]

@@ -22,11 +22,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict, read_write
 
+from dlhw.cli import ensembles
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import free_memory, pick_device
 from dlhw.runtime.threads import usable_cores
 from dlhw.studies.cost import cost
-from dlhw.sweeps.vectorized import convolves, valid_parts
+from dlhw.sweeps.vectorized import valid_parts
 
 log = logging.getLogger("dlhw")
 
@@ -142,7 +143,7 @@ def load_of(cfgs: Sequence[DictConfig], *, jobs: int) -> Load:
         sizes.append(int(of_one_sample) * trainer.batch_size)
         steps = trainer.steps_per_epoch or -(-len(data.train) // trainer.batch_size)
         totals.append(sizes[-1] * trainer.epochs * steps)
-        convolve.append(convolves(parts.trained))
+        convolve.append(ensembles.convolves(parts.trained))
     if not sizes:
         raise UsageError("no job is valid")
     return Load(jobs, max(sizes), jobs * sum(totals) // len(totals), on_cpu=True, convolves=any(convolve))

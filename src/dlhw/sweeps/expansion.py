@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 
 from dlhw.cli.composition import quoted
 from dlhw.errors import UsageError
-from dlhw.runs.identity import MAY_DIFFER
-from dlhw.runs.record import directory_name
+from dlhw.storage.identity import MAY_DIFFER, is_among
+from dlhw.storage.record import directory_name
 
 MOST_JOBS = 100_000
 """The largest number of jobs in a sweep; composing them takes minutes."""
@@ -92,7 +92,7 @@ def expand(
             unread = unread_params([line for name, line in lines.items() if name not in from_params]) & from_params
             lines = {name: line for name, line in lines.items() if name not in unread}
         labelled = [lines[name] for name, is_varied in zip(axes, varies, strict=True) if is_varied and name in lines]
-        labelled = labelled or [line for name, line in lines.items() if name not in MAY_DIFFER]
+        labelled = labelled or [line for name, line in lines.items() if not is_among(name, MAY_DIFFER)]
         plans.setdefault(tuple(lines.values()), directory_name(labelled))
     return [Plan(lines, name) for lines, name in plans.items()]
 

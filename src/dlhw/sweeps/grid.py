@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlhw.cli import composition
-from dlhw.cli.hints import expected_one_of
 from dlhw.errors import UsageError
-from dlhw.runs.record import Record
+from dlhw.runtime.hints import expected_one_of
+from dlhw.storage.record import Record
 from dlhw.sweeps.expansion import UnreadParams, expand, overrides_of, parse
 from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories

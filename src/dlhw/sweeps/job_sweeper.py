@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import platform
-import shlex
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -29,15 +29,16 @@ from dlhw.cli import composition, failures, program, resuming
 from dlhw.cli.origins import override_lines
 from dlhw.cli.program import Program
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import is_sweep_of_dlhw
-from dlhw.runs.identity import without_hydra
-from dlhw.runs.record import Record, directory_name
-from dlhw.runtime import signals
+from dlhw.runtime import progress, signals
 from dlhw.runtime.files import write_atomically
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import printable, shell_line
 from dlhw.runtime.progress import tracked
+from dlhw.storage import stored
+from dlhw.storage.directories import is_sweep_of_dlhw
+from dlhw.storage.identity import without_hydra
+from dlhw.storage.record import Record, directory_name
 from dlhw.sweeps.expansion import MOST_JOBS, Plan
+from dlhw.sweeps.job_lines import JobLines
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob, failure_reason, mark_unfinished, obstacle
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class JobSweeper(Sweeper):
             succeeded = self.run(directory)
         if not succeeded:
             sys.exit(1)
+        log.info("next: dlhw show %s", shell_line([str(directory)]))
 
     @abstractmethod
     def prepare(self, arguments: list[str]) -> None:
@@ -245,7 +247,7 @@ class JobSweeper(Sweeper):
                 log.debug("the comparison failed", exc_info=True)
                 log.error("%s", failures.one_line(error, directory))
             if self.ended == "":
-                log.warning("stopped early; resume with %s", shlex.quote(f"resume={self.cfg.hydra.sweep.dir}"))
+                log.warning("stopped early; resume with %s", shell_line([f"resume={self.cfg.hydra.sweep.dir}"]))
         if not concluded:
             sys.exit(1)
 
@@ -274,7 +276,7 @@ class JobSweeper(Sweeper):
             for name in ("hydra", "hydra_plugins"):  # launchers log a line per job, as Worker does
                 logging.getLogger(name).setLevel(logging.WARNING)
         lines = [
-            [*job.plan.overrides, f"hydra.sweep.subdir='{path.relative_to(self.cfg.hydra.sweep.dir)}'"]
+            [*job.plan.overrides, f"hydra.sweep.subdir='{path.relative_to(self.cfg.hydra.sweep.dir).as_posix()}'"]
             for job, path in jobs
         ]
         try:
@@ -293,7 +295,8 @@ class JobSweeper(Sweeper):
 
     def launcher_for(self, jobs: int) -> Launcher:
         """Return the launcher that the config names, for this number of jobs. Raise UsageError if it is invalid."""
-        worker = Worker(self.program, jobs, platform.node(), os.getpid())
+        lines = JobLines(Path(self.cfg.hydra.sweep.dir), jobs, time.time())
+        worker = Worker(self.program, lines, platform.node(), os.getpid())
         try:
             return Plugins.instance().instantiate_launcher(self.context, worker, self.cfg)
         except Exception as error:
@@ -309,7 +312,7 @@ class Worker:
     """The function that a launcher calls for each job, in any process. A local process ends when the sweeper's ends."""
 
     program: Program
-    jobs: int
+    lines: JobLines
     host: str
     sweeper: int
     """The id of the sweeper's process."""
@@ -320,8 +323,9 @@ class Worker:
         if platform.node() == self.host and os.getpid() != self.sweeper:
             _end_with(self.sweeper)
         settings = HydraConfig.get()
-        log.info("job %d of %d: %s", settings.job.num + 1, self.jobs, settings.sweep.subdir)
-        error = failures.failure_of(lambda: self.program(cfg))
+        with progress.quiet():
+            error = failures.failure_of(lambda: self.program(cfg))
+        log.info("%s", self.lines.line(settings.job.num + 1, settings.sweep.subdir))
         return None if error is None else f"{type(error).__name__}: {error}"
 
 
@@ -331,14 +335,9 @@ def _end_with(process: int) -> None:
     is_child = os.getppid() == process
 
     def watch() -> None:
-        """Check twice a second whether the other process exists."""
-        while True:
+        """Check twice a second whether the other process exists; a child is given to another parent before that."""
+        while psutil.pid_exists(process) and (not is_child or os.getppid() == process):
             time.sleep(0.5)
-            try:
-                os.kill(process, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            if is_child and os.getppid() != process:  # a zombie, which os.kill still finds
-                os._exit(1)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

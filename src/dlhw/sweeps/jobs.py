@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import identity, identity_of_run, without_epochs
-from dlhw.runs.record import Record
-from dlhw.runs.stored import Unreadable, read_summary, read_sweep
 from dlhw.runtime.paths import printable
+from dlhw.storage.identity import identity, identity_of_run, without_epochs
+from dlhw.storage.record import Record
+from dlhw.storage.stored import Unreadable, read_summary, read_sweep
 from dlhw.sweeps.expansion import Plan
 
 
@@ -31,7 +31,8 @@ class PlannedJob:
 class JobDirectories:
     """The directories of a sweep's jobs: one where an earlier call began this run, or a new one named by its label.
 
-    Jobs with equal configs keep the directories that are named by their labels.
+    Jobs with equal configs keep the directories that are named by their labels. Names that differ only in upper and
+    lower case are the same directory on Windows and macOS, so a new directory gets a number.
 
     Args:
         directory: of the sweep.
@@ -43,6 +44,7 @@ class JobDirectories:
         self._any_epochs = any_epochs
         stored = {path.parent: identity_of_run(path.parent) for path in sorted(directory.glob("*/config.yaml"))}
         self._runs = {path: self._compared(content) for path, content in stored.items()}
+        self._names = {_key(path) for path in self._runs}
         self._taken: dict[Path, PlannedJob] = {}
 
     def _compared(self, content: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -63,10 +65,15 @@ class JobDirectories:
         path = self._directory / job.plan.label
         if self._taken.get(path) is not job:
             numbered = (path.with_name(f"{path.name}-{attempt}") for attempt in itertools.count(2))
-            new = (candidate for candidate in itertools.chain([path], numbered) if candidate not in self._runs)
+            new = (candidate for candidate in itertools.chain([path], numbered) if _key(candidate) not in self._names)
             path = next(candidate for candidate in itertools.chain(begun, new) if candidate not in self._taken)
             self._taken[path] = job
+            self._names.add(_key(path))
         return path
+
+
+def _key(path: Path) -> str:
+    return path.name.casefold()
 
 
 def obstacle(path: Path) -> str | None:

@@ -23,14 +23,14 @@ from pydantic import Field
 from dlhw.cli.build import checked_arguments
 from dlhw.cli.rules import require_resolvable
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.identity import identity, leaves, without_epochs
-from dlhw.runs.record import directory_name
 from dlhw.runtime.options import Count
 from dlhw.runtime.progress import clock_time, repeated
 from dlhw.search.methods import STOPPING, Budget, Method, Plan, Request, Step, Trial, drive, search
 from dlhw.search.space import Point
 from dlhw.search.study_file import NAME, StudyFile
+from dlhw.storage import stored
+from dlhw.storage.identity import identity, leaves, without_epochs
+from dlhw.storage.record import directory_name
 from dlhw.sweeps import expansion
 from dlhw.sweeps.job_sweeper import JobSweeper
 from dlhw.sweeps.jobs import JobDirectories, PlannedJob
@@ -104,6 +104,8 @@ class Search(JobSweeper):
                 raise UsageError(f"{parameter.key}: invalid in the space of a search, {reason}")
         jobs = self.compose([self._job(point, None) for point in self._declared.space.examples()])
         cfg = next(job.config for job in jobs if job.config is not None)
+        if cfg.get("debug"):
+            raise UsageError("debug=true: invalid with hydra/sweeper=search; expected one run, or a grid")
         if cfg.study.get("_target_") is not None:
             raise UsageError(f"hydra/sweeper=search: {cfg.name} is a study, which has no validation metric")
         self._seeds: Sequence[str | None] = self._declared.seeds or (None,)

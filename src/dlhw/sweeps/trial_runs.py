@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlhw.runs import stored
 from dlhw.search.methods import Trial
+from dlhw.storage import stored
 
 
 @dataclass(frozen=True)

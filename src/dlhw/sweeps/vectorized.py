@@ -12,10 +12,9 @@ import itertools
 import json
 import logging
 import typing
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,15 @@ from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, en
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from torch import nn
 
-from dlhw.cli import failures, lifecycle
+from dlhw.cli import ensembles, failures, lifecycle
 from dlhw.cli.assembly import Parts, assemble
 from dlhw.cli.origins import override_lines
-from dlhw.data.tensors import combine
 from dlhw.errors import UsageError
-from dlhw.runs.identity import copied, yaml_text
-from dlhw.runs.record import Record
-from dlhw.runtime import devices
-from dlhw.training.loop import Training
+from dlhw.storage.identity import copied, yaml_text
+from dlhw.storage.record import Record
 from dlhw.training.run import TrainingRun
-from dlhw.training.variants import Ensemble, NotVectorizable
+from dlhw.training.variants import NotVectorizable
 
 log = logging.getLogger("dlhw")
 _job_log = logging.getLogger("dlhw.job")  # for the run.log of one job, not for the console
@@ -48,8 +43,6 @@ SHARED = ("dataset", "augmentation", "model", "loss", "trainer", "probe", "study
 """Groups of the config that are equal for all jobs trained at once, except for the dropout rate."""
 COMBINED = {"dlhw.data.playground.playground": ("kind", "noise")}
 """Options of datasets that may differ between jobs trained at once, because samples of any value have one shape."""
-SHARE_OF_MEMORY = 0.5
-"""Fraction of the free memory for weights and activations of an ensemble; evaluation and kernels need the rest."""
 
 
 @dataclass
@@ -131,17 +124,21 @@ class Vectorized(Launcher):
         """Train a group at once. Raise NotVectorizable if that is not possible."""
         if group[0].cfg.trainer.get("frozen_views") is not None:
             raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
+        if group[0].cfg.get("debug"):
+            raise NotVectorizable("with debug=true, each job is checked by itself")
         if group[0].cfg.study.get("_target_") is not None:
             raise NotVectorizable("a study does not train")
         first_two = list(itertools.islice(valid_parts(job.cfg for job in group), 2))
         if len(first_two) < 2:
             raise NotVectorizable("fewer than two of them are valid")
-        if not self.even_if_slower and first_two[0].precision.device.type == "cpu" and convolves(first_two[0].trained):
+        first = first_two[0]
+        on_cpu = first.precision.device.type == "cpu"
+        if on_cpu and not self.even_if_slower and ensembles.convolves(first.trained):
             raise NotVectorizable(
                 "on a CPU, training convolutional networks at once is slower (hydra.launcher.even_if_slower)"
             )
-        largest = min(len(group), largest_that_fits(first_two), self.largest or len(group))
-        del first_two
+        largest = min(len(group), ensembles.largest_that_fits(first_two), self.largest or len(group))
+        del first, first_two
         while remaining := [job for job in group if not job.ended]:
             largest = min(largest, len(remaining))
             if not self._train_chunk(remaining[:largest]):
@@ -266,43 +263,9 @@ def valid_parts(cfgs: Iterable[DictConfig]) -> Iterator[Parts]:
         yield parts
 
 
-def convolves(model: nn.Module) -> bool:
-    """Return whether a layer of the model is a convolution."""
-    return any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in model.modules())
-
-
 def _as_text(node: DictConfig) -> str:
     """Format a group of the config as text, which is equal for equal values."""
     return OmegaConf.to_yaml(node, resolve=True)
-
-
-def largest_that_fits(pair: Sequence[Parts]) -> int:
-    """Estimate from a step of two models how many of them fit into memory. Raise NotVectorizable."""
-    first = pair[0]
-    free_bytes = devices.free_memory(first.precision.device)
-    ensemble = Ensemble(*zip(*((parts.trained, parts.optimizer, parts.schedule) for parts in pair), strict=True))
-    runs = [
-        TrainingRun(Record(Path()), seed=seed, regularization=parts.regularization) for seed, parts in enumerate(pair)
-    ]
-    trainer = replace(first.trainer, compile=False, cuda_graphs=False, channels_last=False)
-    saved_bytes = 0
-
-    def count_bytes(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved_bytes
-        saved_bytes += tensor.nbytes
-        return tensor
-
-    try:
-        with _quiet(), torch.autograd.graph.saved_tensors_hooks(count_bytes, lambda tensor: tensor):
-            training = Training(
-                ensemble, runs, first.trained_on, first.data_loss, trainer=trainer, precision=first.precision
-            )
-            training.step(*next(training.batches(1)))
-    except RuntimeError as error:
-        raise NotVectorizable(f"torch.func.vmap cannot map this model ({str(error).partition(chr(10))[0]})") from error
-    weight_bytes = sum(tensor.nbytes for tensor in ensemble.tensors())
-    copies = 5  # weights, gradients, two of the optimizer, the best weights
-    return max(1, int(SHARE_OF_MEMORY * free_bytes / ((saved_bytes + copies * weight_bytes) / len(pair))))
 
 
 def train_at_once(jobs: Sequence[GroupedJob]) -> None:
@@ -310,23 +273,13 @@ def train_at_once(jobs: Sequence[GroupedJob]) -> None:
     jobs = sorted(jobs, key=lambda job: (_as_text(job.cfg.optimizer), _as_text(job.cfg.scheduler)))
     schedules = {_as_text(job.cfg.scheduler): job.parts.schedule for job in jobs if job.parts is not None}
     begun = [(job.parts, job.run) for job in jobs if job.parts is not None and job.run is not None]
-    first, _ = begun[0]
-    splits = [parts.trained_on.parts for parts, _ in begun]
-    data = first.trained_on.with_parts({name: combine([parts[name] for parts in splits]) for name in splits[0]})
-    with _quiet():
-        Training(
-            Ensemble(
-                [parts.trained for parts, _ in begun],
-                [parts.optimizer for parts, _ in begun],
-                [schedules[_as_text(job.cfg.scheduler)] for job in jobs],  # the same object for equal schedulers
-            ),
-            [run for _, run in begun],
-            data,
-            first.data_loss,
-            trainer=replace(first.trainer, channels_last=False),
-            precision=first.precision,
-            probe=first.probe,
-        ).fit()
+    training = ensembles.training_at_once(
+        [parts for parts, _ in begun],
+        [run for _, run in begun],
+        [schedules[_as_text(job.cfg.scheduler)] for job in jobs],  # the same object for equal schedulers
+    )
+    with ensembles.quiet():
+        training.fit()
 
 
 def _finish(job: GroupedJob) -> None:
@@ -355,7 +308,8 @@ def _log_into(jobs: Sequence[GroupedJob], logger: logging.Logger | None = None) 
         def emit(self, record: logging.LogRecord) -> None:
             for job in jobs:
                 if job.run is not None:
-                    with contextlib.suppress(OSError), (job.run.record.path / "run.log").open("a") as file:
+                    path = job.run.record.path / "run.log"
+                    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
                         file.write(self.format(record) + "\n")
 
     handler = RunLogs(logging.INFO)
@@ -385,11 +339,3 @@ def _few_collections() -> Iterator[None]:
         gc.set_threshold(*thresholds)
         gc.collect()
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress torch's warning that vmap computes an operation for one variant after the other."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
-        yield

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dlhw.errors import UsageError
-from dlhw.runs import verification
 from dlhw.runtime.options import PathText, Positive
+from dlhw.storage import verification
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from dlhw.data.batches import Batches
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import TrainingFailed
-from dlhw.runs.checkpoint import CheckpointTimes, CheckpointWriter, State
-from dlhw.runs.record import Row
 from dlhw.runtime import processes, products, signals
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.progress import Progress
 from dlhw.runtime.randomness import key
+from dlhw.storage.checkpoint import CheckpointTimes, CheckpointWriter, State
+from dlhw.storage.record import Row
 from dlhw.training.acceleration import compiled, cuda_graphed
 from dlhw.training.metrics import divergences, errors_of, running_metrics, split_metrics, weight_metrics
 from dlhw.training.objective import DataLoss, Objective, stacked
@@ -100,15 +100,11 @@ class Training:
                 if not active:
                     break
                 started = time.perf_counter()
-                torch.manual_seed(key(self.seeds[0], "forward", epoch))
-                self.variants.seed_dropout(self.seeds, epoch)
-                self.variants.train()
                 history = torch.empty(
                     self.steps, len(self.runs), 3, device=self.data.device, dtype=self.precision.dtype
                 )
-                for index, (x, y) in enumerate(self.batches(epoch)):
-                    self.variants.set_learning_rates(epoch - 1 + index / self.steps)
-                    history[index] = self.step(x, y)
+                for index, measured in enumerate(self.train_epoch(epoch)):
+                    history[index] = measured
                     progress.step()
 
                 history[:, :, 2] = processes.sum_over_processes(history[:, :, 2])
@@ -122,6 +118,15 @@ class Training:
                     for run in self.runs:
                         run.record.flush()
                     self.after_epoch(best)
+
+    def train_epoch(self, epoch: int) -> Iterator[Tensor]:
+        """Take the steps of an epoch, and yield what each :meth:`step` returns."""
+        torch.manual_seed(key(self.seeds[0], "forward", epoch))
+        self.variants.seed_dropout(self.seeds, epoch)
+        self.variants.train()
+        for index, (x, y) in enumerate(self.batches(epoch)):
+            self.variants.set_learning_rates(epoch - 1 + index / self.steps)
+            yield self.step(x, y)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Update the weights of all runs on one batch.

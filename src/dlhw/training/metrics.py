@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlhw.data.tensors import Dataset
-from dlhw.runs.record import Row
+from dlhw.storage.record import Row
 from dlhw.training.objective import flooded
 from dlhw.training.settings import Trainer
 
@@ -79,7 +79,7 @@ def weight_metrics(parameters: Sequence[Tensor]) -> dict[str, list[float]]:
     squares = torch.stack([weight.square().sum(1) for weight in weights]).sum(0)
     small = torch.stack([(weight.abs() < NEAR_ZERO).sum(1) for weight in weights]).sum(0)
     count = max(1, sum(weight.shape[1] for weight in weights))
-    return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.double() / count).tolist()}
+    return {"weight_norm": squares.sqrt().tolist(), "near_zero_percent": (100 * small.cpu().double() / count).tolist()}
 
 
 def divergences(history: Tensor, rows: Sequence[Row]) -> list[str | None]:

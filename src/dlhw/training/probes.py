@@ -143,7 +143,7 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _saturated_percent(probed: ProbedLayer) -> float:
     saturated = SATURATED.get(type(probed.last))
-    return math.nan if saturated is None else 100 * float(saturated(probed.output).double().mean())
+    return math.nan if saturated is None else 100 * float(saturated(probed.output).sum()) / probed.output.numel()
 
 
 def _norm(tensor: Tensor | None) -> float:

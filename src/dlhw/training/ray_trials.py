@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import runs_in
-from dlhw.runs.record import Record, Row, directory_name
 from dlhw.runtime import signals
 from dlhw.runtime.files import locked
 from dlhw.runtime.threads import usable_cores
 from dlhw.search.space import Interval, Parameter, Point, Space, Values
+from dlhw.storage import stored
+from dlhw.storage.directories import runs_in
+from dlhw.storage.record import Record, Row, directory_name
 from dlhw.training.trainable import Trainable
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ class TrialRuns:
                 tune.report({"epoch": reported, VALUE: value, LOWEST: lowest})
 
         path.mkdir(parents=True, exist_ok=True)
-        (path / ".lock").touch()
+        busy = f"{path}: waiting for another trial with the same values"
         try:
-            with locked(path / ".lock", wait=True, busy=f"{path}: waiting for another trial with the same values"):
+            with locked(path.with_name(f".{path.name}.lock"), wait=True, busy=busy):
                 if not Record(path).finished:
                     for row in stored.read_metrics(path) or []:
                         report(row)

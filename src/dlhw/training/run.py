@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dlhw.errors import TrainingFailed
-from dlhw.runs.checkpoint import State
-from dlhw.runs.record import Record, Row
 from dlhw.runtime.products import Library
+from dlhw.storage.checkpoint import State
+from dlhw.storage.record import Record, Row
 from dlhw.training.objective import Regularization
 from dlhw.training.settings import Trainer
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dlhw.errors import UsageError
-from dlhw.runs.identity import absolute_paths, copied, leaves
+from dlhw.storage.identity import absolute_paths, copied, leaves
 from dlhw.training.loop import AfterEpoch
 
 _NOT_SEARCHED = ("study", "name", "seed", "trainer.epochs", "trainer.monitor", "data_dir", "output_dir", "resume")

@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
-from dlhw.runs.checkpoint import State
 from dlhw.runtime import processes
 from dlhw.runtime.randomness import key
+from dlhw.storage.checkpoint import State
 from dlhw.training import batched
 from dlhw.training.acceleration import undecorated_step
 from dlhw.training.finetuning import frozen_modules

@@ -18,7 +18,7 @@ from dlhw.views.comparison.settings import overrides_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
 Row = dict[str, object]
 

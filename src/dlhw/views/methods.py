@@ -23,7 +23,7 @@ from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion
 
 if TYPE_CHECKING:
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
 
 log = logging.getLogger("dlhw")
 

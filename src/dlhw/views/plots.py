@@ -6,6 +6,7 @@ The caller saves them. Learning curves are drawn by :mod:`.rendering`, because e
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -46,6 +47,15 @@ _GAP_INCHES = 0.06  # between parts of a figure, and between them and its edge
 _LARGEST_DRAWN = 1e290  # the limits of an axis, and the reciprocal of its length, must be finite
 
 
+class ShownFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png")
+        return image.getvalue()
+
+
 def new_figure(
     panels: int,
     *,
@@ -64,7 +74,7 @@ def new_figure(
     rows = math.ceil(panels / columns)
     heading, heading_inches = _heading(title, subtitle)
     height = rows * panel_inches + heading_inches + foot_inches
-    figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
+    figure = ShownFigure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
     top = 1 - heading_inches / height
     pads = {"w_pad": _GAP_INCHES, "h_pad": _GAP_INCHES, "wspace": 0.06}
     figure.set_layout_engine("constrained", rect=(0, 0, 1, top), **pads)
@@ -134,6 +144,24 @@ def curves_png(
             legend_points=TEXT_POINTS,
         )
     )
+
+
+def curves_figure(
+    rows: Sequence[Mapping[str, float]],
+    *,
+    title: str,
+    best_epoch: int | None,
+    flood: float = 0.0,
+    train_label: str = "train",
+    loss_label: str = "loss",
+) -> Figure:
+    """Return the picture of :func:`curves_png` as a figure of matplotlib, which takes longer and can be changed."""
+    quantities = _quantities(rows, loss_label)
+    notes = "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
+    figure, all_axes = new_figure(len(quantities), title=title, subtitle=notes, foot_inches=0.24)
+    lines = _draw_curves(all_axes, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
+    add_legend(figure, list(lines.values()), list(lines), loc="outside lower center", columns=len(lines))
+    return figure
 
 
 def _quantities(rows: Sequence[Mapping[str, float]], loss_label: str) -> list[tuple[str, str]]:

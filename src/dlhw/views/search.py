@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlhw.runs.record import Record
 from dlhw.search.importance import importances
 from dlhw.search.methods import Step
 from dlhw.search.space import Interval, Parameter, Point, Space
+from dlhw.storage.record import Record
 from dlhw.views.comparison.files import write_comparison
 from dlhw.views.comparison.results import read, without_budget
 

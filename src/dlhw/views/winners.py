@@ -13,7 +13,7 @@ from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, Setting, spread
 
 if TYPE_CHECKING:
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
     from dlhw.views.comparison.results import Result
 
 Row = dict[str, Any]
@@ -145,8 +145,8 @@ def read_network(run: Result) -> tuple[Any, Any]:
 
     from dlhw.data import playground as points
     from dlhw.models import playground as models
-    from dlhw.runs import checkpoint, stored
-    from dlhw.runs.record import Record
+    from dlhw.storage import checkpoint, stored
+    from dlhw.storage.record import Record
     from dlhw.views.playground import snapshots
 
     config = stored.read_config(run.path)

@@ -1,6 +1,6 @@
 """Compare finished runs: tables, figures, and the setting with the best validation metric."""
 
-from dlhw.views.comparison.files import compare_results, compare_runs
+from dlhw.views.comparison.files import compare_results, compare_runs, conclusion_of
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion
 from dlhw.views.comparison.results import Result, declared_options, place, read, run_directories, without_budget
@@ -11,6 +11,7 @@ __all__ = [
     "Result",
     "compare_results",
     "compare_runs",
+    "conclusion_of",
     "declared_options",
     "place",
     "read",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dlhw.errors import UsageError
 from dlhw.views.comparison.panels import (
     Panel,
     Series,
@@ -21,7 +22,9 @@ from dlhw.views.comparison.settings import canonical, number
 from dlhw.views.plots import PALETTE, column_label
 
 if TYPE_CHECKING:
-    from dlhw.runs.record import Record
+    from matplotlib.figure import Figure
+
+    from dlhw.storage.record import Record
     from dlhw.views.comparison.options import Comparison
 
 log = logging.getLogger("dlhw")
@@ -44,23 +47,57 @@ def draw(record: Record, conclusion: Conclusion, comparison: Comparison, *, titl
     style = _Style(lines, overlay or _main_key(drawn), conclusion, overlay)
     numeric_key = _only_numeric_key(drawn) if reported_metrics(drawn, conclusion.monitor) else None
     against = comparison.against or ([numeric_key] if numeric_key else [])
-    figures: list[tuple[str, Callable[[], str]]] = []
+    figures: list[tuple[str, Callable[[], Figure | str]]] = []
     subtitle = _subtitle(conclusion, lines)
     if comparison.curves and any(run.best for setting in lines for run in setting.finished):
-        figures.append(("comparison", lambda: _draw_curves(record, style, comparison, title, subtitle)))
+        figures.append(("comparison", lambda: _curves(style, comparison, title, subtitle)))
     for key in against:
         figures.append(
             (
                 f"figures/against_{key}",
-                functools.partial(_draw_against, record, drawn, key, conclusion, style=style, title=title),
+                functools.partial(_against, drawn, key, conclusion, style=style, title=title),
             )
         )
     for column in comparison.probes:
-        figures.append((f"figures/probe_{column}", functools.partial(_draw_probe, record, style, column, title)))
+        figures.append((f"figures/probe_{column}", functools.partial(_probe, style, column, title)))
     for pattern in ("comparison.png", "figures/against_*.png", "figures/probe_*.png"):
         for path in record.path.glob(pattern):
             path.unlink()
-    return notes + not_drawn(figures)
+    return notes + not_drawn((name, functools.partial(_write, record, name, figure)) for name, figure in figures)
+
+
+def curves_of(conclusion: Conclusion, comparison: Comparison, *, title: str) -> Figure:
+    """Return the curves of the settings, without writing them. Raise UsageError if no run has them."""
+    drawn = [setting for setting in conclusion.settings if setting.finished]
+    lines = _sorted_by(best_per_value(drawn, None)[:DRAWN_SETTINGS], _main_key(drawn))
+    style = _Style(lines, _main_key(drawn), conclusion, None)
+    return _require_figure(_curves(style, comparison, title, _subtitle(conclusion, lines)))
+
+
+def against_of(conclusion: Conclusion, key: str, *, title: str) -> Figure:
+    """Return the results against the values of a key, without writing them. Raise UsageError if it does not vary."""
+    drawn = [setting for setting in conclusion.settings if setting.finished]
+    keys = list(drawn[0].values) if drawn else []
+    if key not in keys:
+        expected = f"expected one of {', '.join(keys)}" if keys else "no key varies"
+        raise UsageError(f"{key}: does not vary in this sweep; {expected}")
+    style = _Style(_sorted_by(drawn[:DRAWN_SETTINGS], key), key, conclusion, None)
+    return _require_figure(_against(drawn, key, conclusion, style=style, title=title))
+
+
+def _require_figure(figure: Figure | str) -> Figure:
+    if isinstance(figure, str):
+        raise UsageError(figure)
+    return figure
+
+
+def _write(record: Record, name: str, draw_figure: Callable[[], Figure | str]) -> str:
+    """Draw a figure and write it. Return the reason if it cannot be drawn, else an empty text."""
+    figure = draw_figure()
+    if isinstance(figure, str):
+        return figure
+    record.figure(name, figure)
+    return ""
 
 
 def not_drawn(figures: Iterable[tuple[str, Callable[[], str]]]) -> list[str]:
@@ -107,7 +144,8 @@ class _Style:
         )
 
 
-def _draw_curves(record: Record, style: _Style, comparison: Comparison, title: str, subtitle: str) -> str:
+def _curves(style: _Style, comparison: Comparison, title: str, subtitle: str) -> Figure | str:
+    """Return the figure, or the reason why it cannot be drawn."""
     panels = []
     for column in comparison.curves:
         lines = []
@@ -120,14 +158,11 @@ def _draw_curves(record: Record, style: _Style, comparison: Comparison, title: s
             panels.append(_panel(column, lines))
     if not panels:
         return f"no run has any of the columns {', '.join(comparison.curves)}"
-    figure = compared_curves(panels, x=comparison.x, log_x=comparison.log_x, title=title, subtitle=subtitle)
-    record.figure("comparison", figure)
-    return ""
+    return compared_curves(panels, x=comparison.x, log_x=comparison.log_x, title=title, subtitle=subtitle)
 
 
-def _draw_against(
-    record: Record, drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, style: _Style, title: str
-) -> str:
+def _against(drawn: Sequence[Setting], key: str, conclusion: Conclusion, *, style: _Style, title: str) -> Figure | str:
+    """Return the figure, or the reason why it cannot be drawn."""
     monitor = conclusion.monitor
     numeric = [setting for setting in drawn if number(setting.values.get(key, "")) is not None]
     if len({number(setting.values[key]) for setting in numeric}) < 2:
@@ -165,14 +200,13 @@ def _draw_against(
         notes.append("each point: the best setting by validation with this value")
     if conclusion.winner is not None and monitor is not None and optimum is not None:
         notes.append(f"dotted: lowest validation mean, {winner_text(conclusion.winner, monitor)}")
-    figure = compared_against(
+    return compared_against(
         panels, key=key, optimum=optimum, share_y=monitor is not None, title=title, subtitle="\n".join(notes)
     )
-    record.figure(f"figures/against_{key}", figure)
-    return ""
 
 
-def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
+def _probe(style: _Style, column: str, title: str) -> Figure | str:
+    """Return the figure, or the reason why it cannot be drawn."""
     moments: list[list[Series]] = [[], []]
     epochs: list[set[int]] = [set(), set()]
     layers: list[str] = []
@@ -192,11 +226,7 @@ def _draw_probe(record: Record, style: _Style, column: str, title: str) -> str:
         _panel(column, lines, title="before training" if probed_epochs == {0} else f"after {_epochs(probed_epochs)}")
         for lines, probed_epochs in zip(moments, epochs, strict=True)
     ]
-    figure = compared_layers(
-        panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(style.settings)
-    )
-    record.figure(f"figures/probe_{column}", figure)
-    return ""
+    return compared_layers(panels, layers=layers if all(layers) else (), title=title, subtitle=_counts(style.settings))
 
 
 def _epochs(epochs: set[int]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 from dlhw.views.comparison.options import Comparison
 from dlhw.views.comparison.ranking import Conclusion, best_value, rank_settings, reported_metrics
 from dlhw.views.comparison.results import Result, place, read
@@ -90,6 +90,12 @@ def write_comparison(
         }
     )
     return Conclusion(**{**vars(conclusion), "notes": (*conclusion.notes, *notes)})
+
+
+def conclusion_of(runs: Sequence[Path]) -> Conclusion:
+    """Rank the results of runs without writing anything."""
+    results = read(runs)
+    return rank_settings(results, _job_names(results))
 
 
 def _job_names(results: Sequence[Result]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from dlhw.runs.record import Record
+    from dlhw.storage.record import Record
     from dlhw.views.comparison.ranking import Conclusion
 
 

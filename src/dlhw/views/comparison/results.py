@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dlhw.errors import UsageError
-from dlhw.runs import stored
-from dlhw.runs.directories import explanation, has_config, is_run_or_damaged, is_sweep_of_dlhw
-from dlhw.runs.stored import Unreadable
+from dlhw.storage import stored
+from dlhw.storage.directories import explanation, has_config, is_run_or_damaged, is_sweep_of_dlhw
+from dlhw.storage.stored import Unreadable
 from dlhw.views.comparison.settings import canonical, config_leaves, overrides_of, varying_settings
 
 log = logging.getLogger(__name__)

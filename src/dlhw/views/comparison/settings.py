@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from dlhw.runs import stored
-from dlhw.runs.identity import NOT_SETTINGS
-from dlhw.runs.schemas import Invalid, check_config
-from dlhw.runs.stored import Unreadable
+from dlhw.storage import stored
+from dlhw.storage.identity import NOT_SETTINGS
+from dlhw.storage.schemas import Invalid, check_config
+from dlhw.storage.stored import Unreadable
 
 _COLUMNS = 5
 """Columns for settings that differ without an override. There are more only if these do not separate the runs."""

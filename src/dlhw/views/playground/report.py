@@ -9,8 +9,8 @@ from torch import nn
 
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
-from dlhw.runs.answer import Answer
-from dlhw.runs.record import Record
+from dlhw.storage.answer import Answer
+from dlhw.storage.record import Record
 from dlhw.views.playground import networks, snapshots
 
 MORE = "for an animation of the training, use probe=weights trainer.probe_every_epochs=10"

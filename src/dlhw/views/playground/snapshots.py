@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dlhw.data.tensors import Dataset
-from dlhw.runs import checkpoint
-from dlhw.runs.record import Record
-from dlhw.runs.stored import RESTORE, Unreadable, read_table
+from dlhw.storage import checkpoint
+from dlhw.storage.record import Record
+from dlhw.storage.stored import RESTORE, Unreadable, read_table
 from dlhw.views.playground.networks import Network
 
 LOSSES = {"train": "train_loss", "validation": "val_loss", "test": "test_loss"}

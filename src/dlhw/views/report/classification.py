@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models.modes import evaluating
-from dlhw.runs.answer import Answer, Number
+from dlhw.storage.answer import Answer, Number
 from dlhw.views.report.evaluation import EvaluatedPart, evaluate_part
 from dlhw.views.report.filters import LayerFilters
 from dlhw.views.report.saliency import Method, SaliencyUnavailable, grad_cam, gradient

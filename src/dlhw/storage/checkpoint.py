@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from dlhw.errors import UsageError
-from dlhw.runs.stored import irregular
-from dlhw.runtime.files import sync_directory, write_atomically, write_temporary
+from dlhw.runtime.files import replace, sync_directory, write_atomically, write_temporary
 from dlhw.runtime.paths import printable
+from dlhw.storage.stored import irregular
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def save_last(directory: Path, state: State) -> None:
     last = directory / "last.pt"
     temporary = write_temporary(last, _serialized(state))
     if last.exists():
-        last.replace(directory / "previous.pt")
-    temporary.replace(last)
+        replace(last, directory / "previous.pt")
+    replace(temporary, last)
     sync_directory(directory)
 
 
@@ -107,7 +107,7 @@ def load_last(directory: Path) -> tuple[Path, State] | None:
         try:
             state = load(path)
             for corrupt in paths[: paths.index(path)]:
-                corrupt.replace(directory / "corrupt.pt")
+                replace(corrupt, directory / "corrupt.pt")
             return path, state
         except CorruptCheckpoint as error:
             errors.append(error)

@@ -1,9 +1,9 @@
 """Read the files of a run or sweep back: its config, overrides, summary, metrics, times and table.
 
 Every reader checks the file before it uses the content: that it is a regular file of a plausible size, UTF-8, not
-nested too deep, and that it has the keys and types in :mod:`dlhw.runs.schemas`. Otherwise it raises
+nested too deep, and that it has the keys and types in :mod:`dlhw.storage.schemas`. Otherwise it raises
 :class:`Unreadable`. What a reader returns for a file that does not exist is in its docstring. Checkpoints are read by
-:mod:`dlhw.runs.checkpoint`.
+:mod:`dlhw.storage.checkpoint`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ from typing import Any
 import yaml
 
 from dlhw.errors import UsageError
-from dlhw.runs.schemas import DEEPEST, Invalid, check_config, check_metrics, check_multirun, check_summary, check_sweep
 from dlhw.runtime.paths import printable, shortened
+from dlhw.storage.schemas import (
+    DEEPEST,
+    Invalid,
+    check_config,
+    check_hydra,
+    check_metrics,
+    check_multirun,
+    check_summary,
+    check_sweep,
+)
 
 LARGEST_CONFIG = 4 * 2**20
 """The largest ``config.yaml`` or ``multirun.yaml`` in bytes."""
@@ -154,6 +163,22 @@ def read_multirun(directory: Path) -> dict[str, Any] | None:
     path = directory / "multirun.yaml"
     text = read_text(path, remedy=RESTORE, largest=LARGEST_CONFIG)
     return None if text is None else _parsed_yaml(path, text, check_multirun)
+
+
+def code_folders(directory: Path) -> list[str]:
+    """Return the folders with the user's own code when a run was started: --config-dir, then the working directory.
+
+    Return an empty list if ``.hydra/hydra.yaml`` is missing or unreadable.
+    """
+    path = directory / ".hydra" / "hydra.yaml"
+    try:
+        text = read_text(path, remedy=RESTORE, largest=LARGEST_CONFIG)
+        content = {} if text is None else _parsed_yaml(path, text, check_hydra)
+    except Unreadable:
+        return []
+    runtime = content.get("hydra", {}).get("runtime", {})
+    folders = [source["path"] for source in runtime.get("config_sources", []) if source["provider"] == "command-line"]
+    return [*folders, *([runtime["cwd"]] if "cwd" in runtime else [])]
 
 
 def _parsed_yaml(path: Path, text: str, check: Callable[[Any], None]) -> dict[str, Any]:

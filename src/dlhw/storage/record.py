@@ -1,4 +1,4 @@
-"""Write the files of a run directory. Checkpoints are in :mod:`dlhw.runs.checkpoint`.
+"""Write the files of a run directory. Checkpoints are in :mod:`dlhw.storage.checkpoint`.
 
 ``metrics.csv`` has one row per finished epoch. It holds no times, so equal runs have equal files; times are in
 ``timing.csv``. During training the rows of both files are buffered for up to 0.2 seconds, longer with many runs at
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import itertools
@@ -22,11 +23,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dlhw.errors import UsageError
-from dlhw.runs.stored import Unreadable, complete_lines, read_seconds, read_summary
-from dlhw.runtime.files import locked, write_atomically
+from dlhw.runtime.files import LOCK_FILE, locked, when_closed, write_atomically
+from dlhw.runtime.paths import is_reserved
+from dlhw.storage.stored import Unreadable, complete_lines, read_seconds, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float]
-_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial"}
+_BEFORE_THE_RUN = {".hydra", "run.log", ".config.yaml.partial", ".multirun.yaml.partial", LOCK_FILE}
 """The entries that a run directory may have before its run begins."""
 _TIMING_HEADER = "epoch,seconds\n"
 
@@ -68,27 +70,47 @@ def _require_nothing_of_a_run(path: Path) -> None:
     """Raise UsageError unless a directory is empty or holds only what Hydra writes before a run begins."""
     if not path.is_dir():
         raise UsageError(f"{path}: a file; expected a directory for a run")
-    names = {entry.name for entry in path.iterdir()}
-    if names & {"config.yaml", "multirun.yaml"}:
+    if any((path / name).exists() for name in ("config.yaml", "multirun.yaml")):
         raise UsageError(
             f"{path}: already exists, and runs are never overwritten; choose another directory, or use resume={path}"
         )
-    if not names <= _BEFORE_THE_RUN:
+    if not _has_nothing_of_a_run(path):
         raise UsageError(f"{path}: is not empty, and runs are never written into other files; choose another directory")
-    with locked(path, wait=False, busy=f"{path}: another process is training this run"):
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise UsageError(f"{path}: not writable; choose another directory")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: not writable; choose another directory")
+    with Record(path).locked():
+        pass
 
 
 def release_directories(paths: Sequence[Path]) -> None:
     """Remove directories in which no run has begun, in this order; one with other content or a lock is kept."""
     for path in paths:
-        with contextlib.suppress(OSError, UsageError), locked(path, wait=False, busy=""):
-            if {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN:
-                shutil.rmtree(path / ".hydra", ignore_errors=True)
-                for name in _BEFORE_THE_RUN - {".hydra"}:
-                    (path / name).unlink(missing_ok=True)
-                path.rmdir()
+        with contextlib.suppress(OSError, UsageError):
+            if not _has_nothing_of_a_run(path):
+                continue
+            with Record(path).locked():
+                if _has_nothing_of_a_run(path):
+                    shutil.rmtree(path / ".hydra", ignore_errors=True)
+                    for name in _BEFORE_THE_RUN - {".hydra", LOCK_FILE}:
+                        (path / name).unlink(missing_ok=True)
+            path.rmdir()  # fails if it has other content, or if another process has locked it by now
+
+
+def _has_nothing_of_a_run(path: Path) -> bool:
+    return {entry.name for entry in path.iterdir()} <= _BEFORE_THE_RUN
+
+
+class Follower(Protocol):
+    """Is told what a record writes, after it is written."""
+
+    def rows(self, rows: Sequence[Row]) -> None:
+        """Rows of ``metrics.csv`` were written."""
+
+    def end(self) -> None:
+        """``summary.json`` was written."""
+
+    def close(self) -> None:
+        """Nothing more will be written."""
 
 
 class Record:
@@ -104,12 +126,31 @@ class Record:
         self._pending: dict[str, list[str]] = {}  # for each file its header, then the lines not written yet
         self._every_seconds = 0.0
         self._written = 0.0
+        self._follower: Follower | None = None
+        self._followed = 0  # the number of rows that the follower has
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the directory until the block or the process ends. Raise UsageError if another process holds it."""
-        with locked(self.path, wait=False, busy=f"{self.path}: another process is training this run"):
-            yield
+        """Lock the directory until the block or the process ends. Raise UsageError if another process holds it.
+
+        At the end of the block, the follower is closed.
+        """
+        with locked(self.path / LOCK_FILE, wait=False, busy=f"{self.path}: another process is training this run"):
+            try:
+                yield
+            finally:
+                if self._follower is not None:
+                    self._follower.close()
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower the rows so far, and from now on everything that is written."""
+        self._follower, self._followed = follower, 0
+        self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        if self._follower is not None and self._followed < len(self.rows):
+            self._follower.rows(self.rows[self._followed :])
+            self._followed = len(self.rows)
 
     def write_config(self, text: str, *, new: bool) -> None:
         """Write ``config.yaml``. Raise UsageError if the run is ``new`` but the directory already contains one."""
@@ -172,11 +213,13 @@ class Record:
         """Write the rows that are buffered."""
         while self._pending:
             name, lines = self._pending.popitem()
-            with (self.path / name).open("a", newline="") as file:
+            path = self.path / name
+            with when_closed(functools.partial(path.open, "a", newline="", encoding="utf-8"), path) as file:
                 if not file.tell():
                     file.write(_TIMING_HEADER if name == "timing.csv" else _line(self.rows[0]))
                 file.write("".join(lines))
         self._written = time.monotonic()
+        self._tell_rows()
 
     @contextlib.contextmanager
     def buffered(self, *, every_seconds: float = 0.2) -> Iterator[None]:
@@ -236,6 +279,8 @@ class Record:
         """Write ``summary.json``. A number that is not finite is written as null, because JSON cannot represent it."""
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         write_atomically(self.path / "summary.json", f"{text}\n".encode())
+        if self._follower is not None:
+            self._follower.end()
 
     def fail(self, error: Exception) -> None:
         """Write a summary with status ``failed`` and the error as its reason."""
@@ -244,7 +289,8 @@ class Record:
 
     def reopen(self) -> None:
         """Remove ``summary.json`` before training continues."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        summary = self.path / "summary.json"
+        when_closed(lambda: summary.unlink(missing_ok=True), summary)
 
     def discard(self) -> None:
         """Remove the directory if the run never started, so that it has no metrics, checkpoint, trials or summary."""
@@ -265,6 +311,11 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
     return str(value)
+
+
+def as_written(row: Row) -> Row:
+    """Return a row with the digits that ``metrics.csv`` has."""
+    return {name: float(_cell(value)) for name, value in row.items()}
 
 
 def _line(values: Iterable[object]) -> str:
@@ -291,8 +342,8 @@ def _timing(epoch: float, seconds: float) -> str:
 def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
     """Return a directory name for a sweep's job, made from its overrides.
 
-    The name is valid on every file system, differs between jobs with different overrides, and has at most ``longest``
-    bytes.
+    The name is valid on every file system, differs between jobs with different overrides (where the file system
+    distinguishes upper and lower case), and has at most ``longest`` bytes.
     """
 
     def size(text: str) -> int:
@@ -305,4 +356,4 @@ def directory_name(overrides: Sequence[str], *, longest: int = 120) -> str:
         name = ",".join(filter(None, [name, part])) if size(name) + size(part) < longest - 9 else name
     if name != ",".join(plain):
         name = f"{name}-{hashlib.sha256(','.join(plain).encode()).hexdigest()[:8]}".lstrip("-")
-    return name or "defaults"
+    return f"_{name}" if is_reserved(name) else name or "defaults"

@@ -6,9 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlhw.runs import stored
+from dlhw.runtime.files import LOCK_FILE
 from dlhw.runtime.paths import printable
+from dlhw.storage import stored
 
+DEBUG_FOLDER = "debug"
+"""The folder of the output directory with the runs that have debug=true; they are not results."""
 _MOST_LISTED = 3
 _MISSING = {
     "run": "not a run directory (it has no config.yaml)",
@@ -84,7 +87,7 @@ def explanation(path: Path, *, expected: str = "run") -> str:
 def _explanation_of_others(path: Path, expected: str) -> str:
     """Return why a directory that is neither a run nor a sweep is not one."""
     content = {entry.name for entry in path.iterdir()} if os.access(path, os.R_OK) else set()
-    if content and content <= {".hydra", "run.log"}:
+    if content and content <= {".hydra", "run.log", LOCK_FILE}:
         return "the run was interrupted before its first files were written; start it again without resume"
     inside = [
         directory for directory in _subdirectories(path) if is_run_of_dlhw(directory) or is_sweep_of_dlhw(directory)

@@ -1,6 +1,6 @@
 """Verify that an intact checkpoint is the one that a run needs: its kind, its run, its model and its optimizer.
 
-:mod:`dlhw.runs.checkpoint` verifies the bytes of the file.
+:mod:`dlhw.storage.checkpoint` verifies the bytes of the file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 
 import dlhw
 from dlhw.errors import UsageError
-from dlhw.runs import checkpoint
-from dlhw.runs.checkpoint import State
-from dlhw.runs.identity import differences
-from dlhw.runs.schemas import Invalid, check_metrics, is_number, is_whole, require
-from dlhw.runs.stored import Unreadable, read_summary
 from dlhw.runtime.bounds import LARGEST_COUNT
 from dlhw.runtime.paths import printable, shortened
+from dlhw.storage import checkpoint
+from dlhw.storage.checkpoint import State
+from dlhw.storage.identity import differences
+from dlhw.storage.schemas import Invalid, check_metrics, is_number, is_whole, require
+from dlhw.storage.stored import Unreadable, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _check(state: Any, kind: Kind) -> None:
 def require_same_run(path: Path, state: State, identity: Mapping[str, Any]) -> None:
     """Raise WrongCheckpoint if the checkpoint belongs to another run than the one with this identity.
 
-    See :func:`dlhw.runs.identity.checkpoint_identity`. A checkpoint of another version of dlhw is only logged.
+    See :func:`dlhw.storage.identity.checkpoint_identity`. A checkpoint of another version of dlhw is only logged.
     """
     different = differences(state["run"]["config"], identity["config"])
     if different:

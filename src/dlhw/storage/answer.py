@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dlhw.runs.record import Record
+from dlhw.storage.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

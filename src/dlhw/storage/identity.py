@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,28 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 import dlhw
-from dlhw.runs import stored
-from dlhw.runs.schemas import Invalid
 from dlhw.runtime.paths import shortened
+from dlhw.storage import stored
+from dlhw.storage.schemas import Invalid
 
 log = logging.getLogger(__name__)
 
-MAY_DIFFER = ("data_dir", "output_dir", "resume", "comparison")
+MAY_DIFFER = ("data_dir", "output_dir", "resume", "comparison", "logger")
 """Keys in which two configs of the same run may differ."""
 NOT_SETTINGS = ("seed", "name", "hydra", *MAY_DIFFER)
 """Keys in which two runs of the same settings may differ."""
-RESUMED_RUN_MAY_CHANGE = ("data_dir", "trainer.epochs")
-"""Keys that a command line may override besides ``resume=RUN``."""
-RESUMED_SWEEP_MAY_CHANGE = ("data_dir",)
-"""Keys that a command line may override besides ``resume=SWEEP``."""
+RESUMED_RUN_MAY_CHANGE = ("data_dir", "trainer.epochs", "logger")
+"""Keys that a command line may override besides ``resume=RUN``, with their options."""
+RESUMED_SWEEP_MAY_CHANGE = ("data_dir", "logger")
+"""Keys that a command line may override besides ``resume=SWEEP``, with their options."""
 STORED_ABSOLUTE = (("init", "run"), ("model", "weights"), ("dataset", "cache_dir"))
 """Options that are paths. They are absolute in ``config.yaml``, so that a run can be resumed from another directory."""
 _MOST_DIFFERENCES = 3
+
+
+def is_among(key: str, names: Sequence[str]) -> bool:
+    """Return whether a key of the command line is one of these, or an option of a group among them."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -162,7 +167,9 @@ def identity_of_run(directory: Path) -> dict[str, Any] | None:
 
 
 def _compared(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in MAY_DIFFER}
+    return {
+        name: value for name, value in content.items() if name not in MAY_DIFFER and (name, value) != ("debug", False)
+    }
 
 
 def checkpoint_identity(cfg: DictConfig, resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -77,6 +77,20 @@ def check_multirun(content: Any) -> None:
         require(valid, f"hydra.overrides.{name} must be a list of overrides")
     choices = runtime.get("choices") if isinstance(runtime, Mapping) else None
     require(isinstance(choices, Mapping), "hydra.runtime.choices must be a mapping")
+    _check_sources(runtime)
+
+
+def check_hydra(content: Any) -> None:
+    """Check the working directory and the folders of config files in a ``.hydra/hydra.yaml``."""
+    hydra = content.get("hydra", {}) if isinstance(content, Mapping) else None
+    runtime = hydra.get("runtime", {}) if isinstance(hydra, Mapping) else None
+    if not isinstance(runtime, Mapping):
+        raise Invalid("hydra.runtime must be a mapping")
+    require(isinstance(runtime.get("cwd", ""), str), "hydra.runtime.cwd must be a path")
+    _check_sources(runtime)
+
+
+def _check_sources(runtime: Any) -> None:
     sources = runtime.get("config_sources", []) if isinstance(runtime, Mapping) else None
     valid = isinstance(sources, list) and all(
         isinstance(source, Mapping) and all(isinstance(source.get(name), str) for name in ("path", "provider"))
@@ -92,6 +106,7 @@ def _check_any_config(content: Mapping[Any, Any], kind: str) -> None:
         require(isinstance(content[name], str) and content[name], f"{name} must be text")
     for name in GROUPS:
         require(isinstance(content[name], Mapping), f"{name} must be a mapping")
+    require(isinstance(content.get("logger", {}), Mapping), "logger must be a mapping")  # earlier versions had none
     for name, value in _leaves(content):
         valid = value is None or isinstance(value, bool | int | float | str)
         require(valid, f"{name} must not be a {type(value).__name__}")

@@ -1,0 +1,203 @@
+"""Apply the network of a run to samples: predictions, and their evaluation against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlhw.data import preparation
+from dlhw.data.normalization import Normalization
+from dlhw.data.preparation import Preparation
+from dlhw.errors import UsageError
+from dlhw.intervals import wilson
+from dlhw.runtime.devices import Precision
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dlhw.storage.checkpoint import State
+
+Array = np.ndarray[Any, Any]
+BATCH_SIZE = 256
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network in evaluation mode, with what turns raw samples into its inputs and outputs into classes.
+
+    Args:
+        model: maps inputs (N, *shape) to logits (N, C), or to numbers (N, 1).
+        shape: the shape of an input.
+        classes: names of the classes; empty for regression.
+        prepare: turns raw samples into pixels or numbers; None: they are the same.
+        normalize: turns these into inputs.
+    """
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    prepare: Preparation | None
+    normalize: Normalization
+    precision: Precision
+
+    @classmethod
+    def of(cls, model: nn.Module, state: State, precision: Precision) -> Network:
+        """Return the network with the weights and entries of a checkpoint."""
+        device, dtype = precision.device, precision.dtype
+        return cls(
+            model.to(device, dtype).eval(),
+            tuple(state["shape"]),
+            tuple(state["classes"]),
+            preparation.from_state(state["prepare"]),
+            Normalization.from_state(state["normalize"]).to(device, dtype),
+            precision,
+        )
+
+    def with_normalization(self, normalize: Normalization) -> Network:
+        """Return the same network for samples that are normalized in another way."""
+        return replace(self, normalize=normalize)
+
+    def prepared(self, raw: Any) -> Tensor:
+        """Return pixels or numbers (N, *shape) for raw samples. Raise UsageError for samples of another shape."""
+        pool = torch.as_tensor(raw) if self.prepare is None else self.prepare(raw)
+        expected = self.shape if self.normalize.size is None else (self.shape[0], *pool.shape[2:])
+        if pool.ndim != len(self.shape) + 1 or tuple(pool.shape[1:]) != expected:
+            shape = ", ".join(["N", *map(str, self.shape)])
+            raise UsageError(f"samples of shape {tuple(pool.shape)}; expected ({shape}), as in training")
+        return pool
+
+    def outputs(self, raw: Any) -> Tensor:
+        """Return logits (N, C), or numbers (N, 1), for raw samples, float64 on the CPU."""
+        pool = self.prepared(raw)
+        batches = []
+        with torch.inference_mode(), self.precision.autocast():
+            for batch in pool.split(BATCH_SIZE):
+                batches.append(self.model(self.normalize(batch.to(self.precision.device))).cpu().double())
+        return torch.cat(batches) if batches else torch.empty(0, max(1, len(self.classes)), dtype=torch.float64)
+
+    def probabilities(self, raw: Any) -> Array:
+        """Return the probability of each class (N, C). Raise UsageError for a network without probabilities."""
+        outputs = self.outputs(raw)
+        if not self.classes or outputs.shape[1] != len(self.classes):
+            raise UsageError("this run predicts numbers, not probabilities of classes; use predict")
+        return outputs.softmax(1).numpy()
+
+    def predict(self, raw: Any) -> Array:
+        """Return the most probable class of each sample by name, or the predicted numbers (N,)."""
+        return self.named(self.outputs(raw))
+
+    def named(self, outputs: Tensor) -> Array:
+        """Return the names of the predicted classes, or the predicted numbers, for outputs (N, C)."""
+        if not self.classes:
+            return np.asarray(outputs[:, 0])
+        named: Array = np.array(self.classes, dtype=object)[self._indices(outputs).numpy()]
+        return named
+
+    def _indices(self, outputs: Tensor) -> Tensor:
+        """Return the index of the predicted class; with one output its sign decides."""
+        return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+
+    def evaluate(self, raw: Any, labels: Any) -> Evaluation:
+        """Compare the predictions for raw samples with their labels: names or indices of classes, or numbers.
+
+        Raise UsageError for labels that the run does not have.
+        """
+        outputs = self.outputs(raw)
+        if len(outputs) != len(labels):
+            raise UsageError(f"{len(outputs)} samples, but {len(labels)} labels")
+        if not self.classes:
+            return Evaluation((), np.asarray(labels, dtype=float), outputs[:, 0].numpy())
+        return Evaluation(self.classes, self.class_indices(labels), self._indices(outputs).numpy())
+
+    def class_indices(self, labels: Any) -> Array:
+        """Return the index of each label, which is the name of a class or, if it is a whole number, its index."""
+        values = np.asarray(labels)
+        known = {name: index for index, name in enumerate(self.classes)}
+        if values.dtype.kind in "iu" and not set(map(str, np.unique(values))) <= known.keys():
+            known = {str(index): index for index in range(len(self.classes))}
+        unknown = [value for value in map(str, np.unique(values)) if value not in known]
+        if unknown:
+            raise UsageError(f"label {unknown[0]}: not a class of this run; expected one of {', '.join(self.classes)}")
+        return np.array([known[str(value)] for value in values], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions compared with labels.
+
+    Args:
+        classes: names of the C classes; empty for regression.
+        labels: indices of the true classes, or true numbers, (n,).
+        predicted: of the same kind, (n,).
+    """
+
+    classes: tuple[str, ...]
+    labels: Array
+    predicted: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        """Return the evaluation of the samples of both, which are of the same run."""
+        labels = np.concatenate([self.labels, other.labels])
+        return Evaluation(self.classes, labels, np.concatenate([self.predicted, other.predicted]))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct predictions."""
+        return float((self.labels == self.predicted).mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson score interval of the accuracy."""
+        return wilson(int((self.labels == self.predicted).sum()), len(self), CONFIDENCE)
+
+    @property
+    def mean_squared_error(self) -> float:
+        return float(((self.predicted - self.labels) ** 2).mean())
+
+    @cached_property
+    def confusion(self) -> pd.DataFrame:
+        """Counts: true classes in rows, predicted in columns."""
+        import pandas as pd
+
+        count = len(self.classes)
+        counts = np.bincount(self.labels * count + self.predicted, minlength=count**2).reshape(count, count)
+        return pd.DataFrame(counts, pd.Index(self.classes, name="true"), pd.Index(self.classes, name="predicted"))
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """The results by name: of a classifier or of a regression."""
+        if self.classes:
+            low, high = self.interval
+            return {"n": len(self), "accuracy": self.accuracy, "interval_low": low, "interval_high": high}
+        residuals = self.predicted - self.labels
+        variance = float(np.var(self.labels))
+        return {
+            "n": len(self),
+            "mse": self.mean_squared_error,
+            "mae": float(np.abs(residuals).mean()),
+            "r2": 1 - self.mean_squared_error / variance if variance else float("nan"),
+        }
+
+    def __str__(self) -> str:
+        numbers = self.numbers
+        if not self.classes:
+            return (
+                f"{len(self):,} samples: mean squared error {numbers['mse']:.4g}, mean absolute error "
+                f"{numbers['mae']:.4g}, R^2 {numbers['r2']:.4f}"
+            )
+        low, high = (100 * share for share in self.interval)
+        return f"{len(self):,} samples: accuracy {100 * self.accuracy:.2f} % (95 % interval {low:.2f} to {high:.2f} %)"
+
+    def _repr_html_(self) -> str:
+        table = self.confusion.to_html() if self.classes else ""
+        return f"<p>{self}</p>{table}"

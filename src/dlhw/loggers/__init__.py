@@ -1,0 +1,1 @@
+"""Loggers: what a run writes to its directory is also sent to TensorBoard, MLflow and others."""
