@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from dlhw import load_run
+from dlhw import load_run, load_sweep
 from dlhw.compare import compare
 from dlhw.errors import UsageError
-from dlhw.reading import read_sweep
 from support.commands import dlhw
 from support.sweeps import QUICK
 
@@ -110,7 +109,7 @@ def test_finished_run_does_not_start_again_from_the_first_epoch(copy: Path) -> N
         resumed(run)
 
 
-@pytest.mark.parametrize(("name", "read"), [("sweep.csv", read_sweep), ("summary.json", compared)])
+@pytest.mark.parametrize(("name", "read"), [("sweep.csv", load_sweep), ("summary.json", compared)])
 def test_remedy_for_a_file_of_a_sweep(copy: Path, name: str, read: Callable[[Path], object]) -> None:
     path = copy / name
     intact = path.read_bytes()
@@ -124,7 +123,7 @@ def test_remedy_for_a_file_of_a_comparison_does_not_overwrite_it(copy: Path, tmp
     compare([copy], output=tmp_path / "compared")
     (tmp_path / "compared" / "sweep.csv").write_bytes(DAMAGE)
     with pytest.raises(UsageError, match=r"; restore it, or compare the runs again into a new directory$"):
-        read_sweep(tmp_path / "compared")
+        load_sweep(tmp_path / "compared")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "best.pt"])
@@ -138,4 +137,4 @@ def test_damaged_times_and_overrides_of_a_run_are_no_errors(copy: Path) -> None:
     for name in ("timing.csv", ".hydra/overrides.yaml"):
         (copy / "seed=0" / name).write_bytes(DAMAGE)
     compare([copy])
-    assert read_sweep(copy)["status"].tolist() == ["finished", "finished"]
+    assert load_sweep(copy).jobs["status"].tolist() == ["finished", "finished"]

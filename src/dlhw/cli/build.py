@@ -262,7 +262,8 @@ def _missing_target(cfg: DictConfig, group: str) -> list[str]:
     """Return a line for a group without target, unless it may have none."""
     if group in OPTIONAL and not any(name for name in cfg[group] if name != "_target_"):
         return []
-    similar = nearest("_target_", map(str, cfg[group])) or nearest("target", map(str, cfg[group]))
+    others = [str(name) for name in cfg[group] if name != "_target_"]
+    similar = nearest("_target_", others) or nearest("target", others)
     hint = f" instead of {similar[0]}" if similar else ""
     return [f"{group}._target_: missing; expected the path of a class or function, _target_: MODULE.NAME{hint}"]
 

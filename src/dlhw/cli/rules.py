@@ -206,9 +206,10 @@ def check_program_keys(cfg: DictConfig, mode: RunMode) -> None:
 
 def _debug_mistakes(cfg: DictConfig) -> list[str]:
     """Return a line for an invalid ``debug``, and for a run with the name of the folder of runs with debug=true."""
-    literal = {key: cfg.get(key) for key in ("debug", "name") if not OmegaConf.is_interpolation(cfg, key)}
+    present = [key for key in ("debug", "name") if key in cfg]  # configs of earlier versions have no debug
+    literal = {key: cfg[key] for key in present if not OmegaConf.is_interpolation(cfg, key)}
     lines = []
-    if not isinstance(literal.get("debug") or False, bool):  # runs of earlier versions have no such key
+    if not isinstance(literal.get("debug", False), bool):
         lines.append(f"debug={as_written(cfg.debug)}: must be true or false")
     if literal.get("name") == DEBUG_FOLDER:
         lines.append(f"name={DEBUG_FOLDER}: the folder of runs with debug=true; expected another name")
