@@ -215,7 +215,6 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         "labels of different types: int, str; expected only texts",
     ),
     "mixed parts": ({"val": (features(2), ["a", "b"])}, "labels of different types: int, str"),
-    "one class": ({"y": ["a"] * 20}, "all labels are a; expected at least two classes$"),
     "fractions": (
         {"y": np.arange(20) / 2, "task": "classification"},
         "train: the label 0.5 is not whole",

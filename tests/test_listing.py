@@ -11,7 +11,7 @@ import pytest
 
 from dlhw import ls, show
 from dlhw.errors import UsageError
-from dlhw.runtime.files import locked
+from dlhw.runtime.files import LOCK_FILE, locked
 from dlhw.storage.listing import entries, locate
 from support.run_directories import make_run, make_sweep, write_config
 
@@ -48,7 +48,7 @@ def test_entries_are_sorted_by_their_start(outputs: Path) -> None:
 
 def test_locked_run_is_running(outputs: Path) -> None:
     path = outputs / "b" / "2026-01-02_10-00-00"
-    with locked(path, wait=False, busy=""):
+    with locked(path / LOCK_FILE, wait=False, busy=""):
         assert entries(path)[0].status == "running"
     assert entries(path)[0].status == "unfinished"
 

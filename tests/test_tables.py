@@ -261,7 +261,6 @@ INVALID: dict[str, tuple[str, dict[str, Any], str]] = {
     "infinite": (f"a,y\n{ROWS}-inf,1\n", {}, "FILE: column a has the value -inf; expected at most 1e+100"),
     "texts": (f"a,y\n{DIFFERENT}", {}, "FILE: column a has 300 different texts, such as day 0; expected numbers or at "
               "most 200 categories; leave it out with dataset.exclude=[a]"),
-    "one class": ("a,y\n" + "1,0\n" * 9, {}, "FILE: column y: all labels are 0; expected at least two classes"),
     "infinite target": (f"a,y\n{ROWS}1,inf\n", {}, "FILE: column y: label 20, counted from 0, has a value that is "
                         "missing or not finite"),
     "texts to predict": ("a,y\n1,2\n" + "1,b\n" * 9, {"task": "regression"}, "dataset.task=regression: the column y "

@@ -29,7 +29,7 @@ _OF_A_SEARCH = ("trial", "bracket", "state")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare the runs that the command line names. An error ends the program with one line and exit code 1."""
     parser = argparse.ArgumentParser(
-        prog="python -m dlhw.compare",
+        prog="dlhw compare",
         description="Compare finished runs: sweep.csv, tables, figures and the best setting by validation. The options "
         "below override those under `comparison` in the config of the first run.",
     )

@@ -203,7 +203,7 @@ def table(results: Sequence[Prediction]) -> str:
     """Format the predictions: a line per class, and the sample's name in the first line of each sample."""
     rows = []
     for result in results:
-        name = result["picture"] if "picture" in result else f"row {result['row']}"
+        name = result["picture"] if "picture" in result else f"{result['table']} row {result['row']}"
         if "number" in result:
             rows.append((name, f"{result['number']:.6g}", ""))
         for rank, prediction in enumerate(result.get("predictions", ())):
@@ -216,15 +216,15 @@ def table(results: Sequence[Prediction]) -> str:
 
 def csv_rows(results: Sequence[Prediction]) -> Iterator[tuple[object, ...]]:
     """Yield a header, then a row per sample: its name, and the most probable class or the number."""
+    names = ("table", "row") if any("row" in result for result in results) else ("picture",)
     if any("number" in result for result in results):
-        yield "row", "number"
-        yield from ((result["row"], result["number"]) for result in results)
+        yield *names, "number"
+        yield from ((*(result[name] for name in names), result["number"]) for result in results)
         return
-    name = "row" if any("row" in result for result in results) else "picture"
-    yield name, "class", "probability"
+    yield *names, "class", "probability"
     for result in results:
         first = (result.get("predictions") or [{}])[0]
-        yield result[name], first.get("class", ""), first.get("probability", "")
+        yield *(result[name] for name in names), first.get("class", ""), first.get("probability", "")
 
 
 def _count(text: str) -> int:

@@ -230,6 +230,8 @@ def load_data(components: Components, precision: Precision) -> Dataset:
     data: Dataset = dataset.build(data_dir=str(data_dir), seed=cfg.seed)
     if dataset.own is not None:
         trials.require_dataset(dataset.name, dataset.own, data)
+    if len(data.classes) == 1:
+        raise UsageError(f"{dataset.name}: all labels are {data.classes[0]}; expected at least two classes")
     augmentation = components["augmentation"].build()
     if augmentation.changes_pictures or augmentation.mixes:
         if len(data.shape) != 3 or not data.classes:

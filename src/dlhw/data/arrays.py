@@ -105,8 +105,6 @@ def targets_of(
     distinct = {part: _distinct(values, part) for part, values in columns.items()}
     known = _sorted(value for values, _ in distinct.values() for value in values)
     names = _named(known) if classes is None else _checked_names(known, classes)
-    if len(names) < 2:
-        raise UsageError(f"all labels are {shortened(names[0])}; expected at least two classes")
     index_of = {value: index if classes is None else int(value) for index, value in enumerate(known)}
     indices = {
         part: np.array([index_of[value] for value in values], np.int64)[inverse]

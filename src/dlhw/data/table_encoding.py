@@ -108,9 +108,14 @@ class TableEncoder:
     def __call__(self, raw: pd.DataFrame) -> Tensor:
         """Return the samples (N, len(inputs)), float64.
 
-        A category that training did not have is 0 in all inputs. Raise UsageError for a missing column or an invalid
-        value.
+        A category that training did not have is 0 in all inputs. Raise UsageError for anything but a DataFrame, for a
+        missing column and for an invalid value.
         """
+        import pandas as pd
+
+        if not isinstance(raw, pd.DataFrame):
+            kind = type(raw).__name__
+            raise UsageError(f"samples are a {kind}; this network was trained on a table and needs a pandas.DataFrame")
         missing = [column.name for column in self.columns if column.name not in raw]
         if missing:
             raise UsageError(f"no column {', '.join(map(shortened, missing[:5]))}; the network was trained with it")

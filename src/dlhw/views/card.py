@@ -16,6 +16,8 @@ from dlhw.views.comparison.settings import overrides_of
 
 WIDTH = 80
 _INDENT = 12
+_COMMANDS = ("command", "next", "or")
+"""Labels of lines that are not wrapped, because they are copied."""
 Lines = list[tuple[str, str]]
 
 
@@ -27,14 +29,7 @@ def card(entry: Entry) -> Lines:
 def as_text(lines: Lines) -> str:
     """Return the card as text of at most 80 columns, unless a word is longer."""
     return "\n".join(
-        textwrap.fill(
-            text,
-            WIDTH,
-            initial_indent=f"{label:<{_INDENT}}",
-            subsequent_indent=" " * _INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        f"{label:<{_INDENT}}{text}" if label in _COMMANDS else _wrapped(f"{label:<{_INDENT}}", text)
         for label, text in lines
     )
 
@@ -47,6 +42,19 @@ def as_html(lines: Lines) -> str:
         for label, text in lines
     )
     return f"<table>{rows}</table>"
+
+
+def _wrapped(start: str, text: str) -> str:
+    """Return a text of at most 80 columns, without a line break between a number and its percent sign."""
+    lines = textwrap.wrap(
+        text.replace(" %", "\N{NO-BREAK SPACE}%"),
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _run_lines(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -69,7 +77,7 @@ def _run_lines(entry: Entry) -> Iterator[tuple[str, str]]:
     if numbers:
         yield "results", ", ".join(f"{name} = {value:.4g}" for name, value in numbers.items())
     yield from _files(entry.path)
-    yield "next", _next_of_run(entry)
+    yield from zip(_COMMANDS[1:], _next_of_run(entry), strict=False)
 
 
 def _sweep_lines(entry: Entry) -> Iterator[tuple[str, str]]:
@@ -96,8 +104,8 @@ def _sweep_lines(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "time", clock_time(seconds)
     yield from _files(entry.path)
     directory = shell_line([str(entry.path)])
-    resume = f"dlhw resume={directory}; " if entry.status != "finished" else ""
-    yield "next", f"{resume}dlhw compare {directory}"
+    resume = [f"dlhw resume={directory}"] if entry.status != "finished" else []
+    yield from zip(_COMMANDS[1:], [*resume, f"dlhw compare {directory}"], strict=False)
 
 
 def _status(entry: Entry) -> str:
@@ -106,10 +114,12 @@ def _status(entry: Entry) -> str:
 
 
 def _provenance(entry: Entry) -> Iterator[tuple[str, str]]:
-    if command := entry.summary.get("command"):
+    command = entry.summary.get("command", "")
+    if command:
         yield "command", command
-    if overrides := overrides_of(entry.path, default=()):
-        yield "overrides", " ".join(f"{key}={value}" for key, value in overrides.items())
+    overrides = " ".join(f"{key}={value}" for key, value in overrides_of(entry.path, default=()).items())
+    if not command.endswith(overrides):  # a run of a sweep
+        yield "overrides", overrides
     revisions = {"dlhw": entry.summary.get("git_revision"), "own code": entry.summary.get("own_git_revision")}
     if known := ", ".join(f"{name} {revision}" for name, revision in revisions.items() if revision):
         yield "git", known
@@ -137,10 +147,10 @@ def _files(directory: Path) -> Iterator[tuple[str, str]]:
             yield label, " ".join(printable(name) for name in names)
 
 
-def _next_of_run(entry: Entry) -> str:
+def _next_of_run(entry: Entry) -> list[str]:
     directory = shell_line([str(entry.path)])
     if entry.status != "finished":
-        return f"dlhw resume={directory}"
+        return [f"dlhw resume={directory}"]
     if (entry.path / "best.pt").exists():
-        return f"dlhw evaluate {directory} dataset.root=FOLDER; dlhw predict {directory} FILE"
-    return f"dlhw ls {shell_line([str(entry.path.parent)])}"
+        return [f"dlhw evaluate {directory}", f"dlhw predict {directory} FILE"]
+    return [f"dlhw ls {shell_line([str(entry.path.parent)])}"]
