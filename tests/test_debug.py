@@ -18,6 +18,7 @@ from dlhw.storage.listing import entries, newest
 from dlhw.training.debugging import check_gradients, shortened
 from support.commands import RUN_FILES, SMALL, dlhw, files, only, summary
 from support.composing import compose, error_message
+from support.run_directories import write_config
 
 
 def test_a_run_takes_four_steps_and_writes_all_files_into_the_debug_folder(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_run_takes_four_steps_and_writes_all_files_into_the_debug_folder(tmp_p
 def test_runs_in_the_debug_folder_are_listed_only_if_it_is_named(tmp_path: Path) -> None:
     for folder in ("outputs/debug/train/a", "outputs/train/b"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.yaml").write_text("name: train\n")
+        write_config(tmp_path / folder)
     assert [entry.path.name for entry in entries(tmp_path / "outputs")] == ["b"]
     assert [entry.path.name for entry in entries(tmp_path / "outputs" / "debug")] == ["a"]
     assert newest(tmp_path, "run") == tmp_path / "outputs" / "train" / "b"

@@ -17,6 +17,7 @@ import pytest
 from omegaconf import DictConfig
 
 from dlhw import new
+from dlhw.cli.verbs import VERBS, module_of
 from dlhw.sweeps.expansion import expand
 from support.commands import dlhw
 from support.composing import compose_with_hydra
@@ -25,7 +26,7 @@ from support.processes import Ended, Process, environment
 
 PROJECT = Path(__file__).parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-PROGRAM = r"(?:uv run )?(?:python -m (?P<module>dlhw\.\w+)|dlhw) (?P<arguments>.+)"
+PROGRAM = rf"(?:uv run )?(?:python -m (?P<module>dlhw\.\w+)|dlhw(?: (?P<verb>{'|'.join(VERBS)}))?) (?P<arguments>.+)"
 
 FEW_STEPS = ("trainer.epochs=1", "trainer.steps_per_epoch=2", "trainer.batch_size=4", "trainer.device=cpu")
 """Overrides that are appended to every command that trains, unless it overrides these keys itself."""
@@ -92,9 +93,10 @@ def commands(text: str) -> Iterator[Command]:
     for line in [*lines, *inline]:
         if match := re.fullmatch(PROGRAM, line.strip()):
             words = shlex.split(re.split(r"\s{2,}|\s#", match["arguments"])[0])
-            named = match["module"] not in (None, "dlhw.train")
-            if named or words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
-                yield Command(match["module"] or "dlhw.train", tuple(words))
+            module = match["module"] or module_of(match["verb"] or "train")
+            trains = module in ("dlhw.train", "dlhw.find_lr")
+            if not trains or words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
+                yield Command(module, tuple(words))
 
 
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page.read_text())))
@@ -158,6 +160,7 @@ def write_own_data(at: Path) -> None:
     )
     rooms = {"id": range(60), "rooms": random.integers(1, 6, 60), "heating": ["gas", "oil"] * 30}
     pd.DataFrame({**rooms, "price": random.random(60)}).to_csv(at / "homes.csv", index=False)
+    pd.DataFrame({"acid": random.random(60), "quality": [5, 6, 7] * 20}).to_csv(at / "wine.csv", index=False)
     pictures, labels = random.integers(0, 256, (60, 12, 12), np.uint8), np.arange(60, dtype=np.uint8) % 3
     np.savez(at / "arrays.npz", x=pictures, y=labels)
     (at / "letters").mkdir()
@@ -256,7 +259,8 @@ def test_documented_command_runs(command: Command, example_folder: Path, tmp_pat
     at = tmp_path / "here"
     shutil.copytree(example_folder, at)
     if command.module != "dlhw.train" or {"--help", "--cfg"} & set(command.words):
-        ended = execute(command, at=at)
+        more = ["study.steps=20", "study.seeds=1"] if command.module == "dlhw.find_lr" else []
+        ended = execute(command, *more, at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return
     overrides = [word for word in command.words if "=" in word or word[0] == "~"]

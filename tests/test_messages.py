@@ -24,13 +24,16 @@ RAY = "ray, ray_aws, " if importlib.util.find_spec("hydra_plugins.hydra_ray_laun
 INCOMPATIBLE = {
     "loss=mse": "loss=mse: dataset=digits is for classification; expected loss=cross_entropy",
     "dataset=diabetes": (
-        "loss=cross_entropy: dataset=diabetes is for regression; expected loss=half_mse, mse or log_cosh"
+        "loss=cross_entropy: dataset=diabetes is for regression; expected loss=half_mse, mse or log_cosh; "
+        "expected trainer.monitor=val_mse or val_loss"
     ),
     "dataset=diabetes loss=mse": (
-        "trainer.monitor=val_error_percent: dataset=diabetes is for regression; expected val_mse or val_loss"
+        "trainer.monitor=val_error_percent: dataset=diabetes is for regression; "
+        "expected trainer.monitor=val_mse or val_loss"
     ),
     "trainer.monitor=val_mse": (
-        "trainer.monitor=val_mse: dataset=digits is for classification; expected val_error_percent or val_loss"
+        "trainer.monitor=val_mse: dataset=digits is for classification; "
+        "expected trainer.monitor=val_error_percent or val_loss"
     ),
     "dataset=diabetes loss=mse trainer.monitor=val_mse probe=layers": (
         "probe=layers: needs class labels; dataset=diabetes has numbers; expected probe=none"

@@ -300,7 +300,10 @@ def test_run_that_stops_early_is_complete(tmp_path: Path) -> None:
 def test_search_ends_if_all_trials_have_the_same_mistake(tmp_path: Path) -> None:
     result = search(*HALVING, "trainer.monitor=val_mse", at=tmp_path)
     assert result.code == 1
-    mistake = "trainer.monitor=val_mse: dataset=digits is for classification; expected val_error_percent or val_loss"
+    mistake = (
+        "trainer.monitor=val_mse: dataset=digits is for classification; "
+        "expected trainer.monitor=val_error_percent or val_loss"
+    )
     assert result.lines.count(mistake) == 4
     assert f"the search ends, because all trials have the same mistake: {mistake}" in result.lines
 

@@ -77,7 +77,8 @@ def test_later_calls_run_only_unfinished_jobs(tmp_path: Path, comparisons: list[
     assert second.lines[0] == "3 jobs, 2 of them already finished, in S"
     third = dlhw("resume=S", at=tmp_path)
     assert (third.code, started_jobs(third)) == (0, [])
-    assert third.lines == [f"3 jobs, 3 of them already finished, in {tmp_path / 'S'}", "the table"]
+    sweep = tmp_path / "S"
+    assert third.lines == [f"3 jobs, 3 of them already finished, in {sweep}", "the table", f"next: dlhw show {sweep}"]
     assert {path: path.read_bytes() for path in before} == before
     assert [(jobs, failures) for _, jobs, failures in comparisons] == [
         (["seed=0", "seed=1"], {}),

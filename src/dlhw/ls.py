@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.json:
             print(json.dumps([entry.content for entry in found], indent=2, ensure_ascii=False))
             return
+        if not found:
+            print(f"no runs in {printable(options.folder)}")
+            return
         shown = found if options.all else found[:SHOWN]
         print(text_table(HEADER, [row(entry) for entry in shown], right=HEADER[3:7]))
         if len(shown) < len(found):

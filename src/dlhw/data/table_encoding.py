@@ -105,8 +105,8 @@ class TableEncoder:
         """Names of the inputs of a model."""
         return [name for column in self.columns for name in column.inputs]
 
-    def __call__(self, raw: pd.DataFrame) -> Tensor:
-        """Return the samples (N, len(inputs)), float64.
+    def __call__(self, raw: Any) -> Tensor:
+        """Return the samples (N, len(inputs)), float64, of the rows of a DataFrame.
 
         A category that training did not have is 0 in all inputs. Raise UsageError for anything but a DataFrame, for a
         missing column and for an invalid value.
