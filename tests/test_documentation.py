@@ -260,6 +260,8 @@ def test_documented_command_runs(command: Command, example_folder: Path, tmp_pat
     shutil.copytree(example_folder, at)
     if command.module != "dlhw.train" or {"--help", "--cfg"} & set(command.words):
         more = ["study.steps=20", "study.seeds=1"] if command.module == "dlhw.find_lr" else []
+        if command.module == "dlhw.new":
+            shutil.rmtree(at / command.words[0], ignore_errors=True)
         ended = execute(command, *more, at=at)
         assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
         return

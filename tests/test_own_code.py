@@ -168,7 +168,7 @@ def test_mistakes_in_a_model_are_one_line(modules: Path, target: str, message: s
 @pytest.mark.parametrize(
     ("group", "target", "message"),
     [
-        ("dataset", "tensors", r"returns a TensorDataset; expected a dlhw\.data\.tensors\.Dataset"),
+        ("dataset", "tensors", r"returns a TensorDataset; expected a Dataset, as dlhw\.from_arrays"),
         ("dataset", "few_labels", r"5 samples in train, but 2 labels"),
         ("dataset", "labels_from_1", r"train has labels of torch.int64 from 1 to 10; expected torch.int64 from 0 to 9"),
         ("loss", "loss_per_sample", r"returns shape \(2,\) for 2 samples; expected a tensor with one number"),

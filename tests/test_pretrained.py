@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 from dlhw.cli import build
+from dlhw.cli.assembly import assemble
 from dlhw.errors import UsageError
 from dlhw.models.dropout import Dropout
 from dlhw.models.pretrained import StochasticDepth, classifier
 from dlhw.storage import checkpoint
-from support.composing import compose_with_hydra
+from support.composing import compose, compose_with_hydra
 
 SHAPE = (3, 64, 64)
 FILES = {"resnet18": "resnet18-f37072fd.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
@@ -276,3 +277,11 @@ def test_model_configs_set_architecture_and_weights() -> None:
     with pytest.raises(UsageError, match=r"model\.architecture: missing"):
         build.validate(compose_with_hydra("model=torchvision"))
     build.validate(compose_with_hydra("model=torchvision", "model.architecture=vgg11", "model.weights=null"))
+
+
+def test_missing_weights_are_reported_before_the_dataset_is_read(tmp_path: Path) -> None:
+    cfg = compose(
+        "model=resnet18", "model.weights=nowhere.pt", "dataset=image_folder", f"dataset.root={tmp_path / 'no'}"
+    )
+    with pytest.raises(UsageError, match=r"^model.weights=nowhere.pt: neither a file nor published weights"):
+        assemble(cfg)

@@ -16,6 +16,7 @@ from dlhw.cli.build import PROGRAM_ARGUMENTS, Components, choice, validate
 from dlhw.cli.composition import parsed
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
+from dlhw.models import pretrained
 from dlhw.runtime import devices, processes
 from dlhw.runtime.devices import Precision
 from dlhw.runtime.memory import allocating
@@ -138,6 +139,8 @@ def assemble_parts(components: Components) -> Parts:
     acceleration.optimizers_without_dynamo()
     cfg = components.cfg
     trainer, precision = set_up_process(components)
+    if components["model"].target is pretrained.classifier:
+        pretrained.require_weights(**components["model"].options)
     data = load_data(components, precision)
     require_matching_task(cfg, data, trainer)
     if components["probe"].target is not None:

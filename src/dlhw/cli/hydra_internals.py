@@ -182,6 +182,18 @@ class ComposingLoader(ConfigLoaderImpl):
         self.load_configuration(config_name, overrides, run_mode)
         return super().compute_defaults_list(config_name, overrides, run_mode)
 
+    def get_group_options(
+        self,
+        group_name: str,
+        results_filter: ObjectType | None = ObjectType.CONFIG,
+        config_name: str | None = None,
+        overrides: list[str] | None = None,
+    ) -> list[str]:
+        """Return the options of a group. Without a config Hydra's method only adds a copy, which takes 15 ms."""
+        if config_name is None and not overrides:
+            return self.repository.get_group_options(group_name, results_filter)
+        return super().get_group_options(group_name, results_filter, config_name, overrides)
+
     def choices(self, config_name: str, overrides: Sequence[Override]) -> dict[str, str | None]:
         """Return the option of every group with these overrides. Raise Hydra's errors."""
         defaults = create_defaults_list(

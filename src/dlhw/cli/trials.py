@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlhw.cli.own_code import described, mistake, place
+from dlhw.cli.own_code import described, is_own, mistake, place
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.models.modes import evaluating
@@ -33,7 +33,8 @@ def require_dataset(name: str, target: Callable[..., Any], data: object) -> Data
     setting = described(name, target)
     if not isinstance(data, Dataset):
         raise UsageError(
-            f"{setting}: returns {_a(type(data).__name__)}; expected a dlhw.data.tensors.Dataset ({place(target)})"
+            f"{setting}: returns {_a(type(data).__name__)}; expected a Dataset, as dlhw.from_arrays(x, y, seed=seed) "
+            f"returns it ({place(target)})"
         )
     for part, split in data.parts.items():
         if not len(split):
@@ -86,9 +87,10 @@ def require_outputs(
         result = f"numbers of {outputs.dtype}"
     else:
         return
+    forward = type(model).forward
     raise UsageError(
         f"{described(name, target)}: returns {result} for {len(x)} samples of shape {tuple(x.shape[1:])}; expected "
-        f"a tensor of logits of shape {expected} ({place(type(model).forward)})"
+        f"a tensor of logits of shape {expected} ({place(forward if is_own(forward) else target)})"
     )
 
 

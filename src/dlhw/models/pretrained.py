@@ -74,19 +74,12 @@ def classifier(
     """
     from torchvision import models  # takes seconds to import
 
-    architectures = models.list_models(module=models)
-    if architecture not in architectures:
-        near = " or ".join(difflib.get_close_matches(architecture, architectures, 3, cutoff=0))
-        raise UsageError(
-            f"model.architecture={architecture}: not a classifier of torchvision; did you mean {near}? "
-            f"(torchvision.models lists all {len(architectures)})"
-        )
+    published = _published(architecture)
     if len(shape) != 3 or shape[0] != 3:
         raise UsageError(
             f"model.architecture={architecture}: needs pictures with 3 channels (3, H, W), but the samples of the "
             f"dataset are {tuple(shape)}; use a dataset of colour pictures, or model=cnn"
         )
-    published = models.get_model_weights(architecture)
     member = published.__members__.get(weights)
     stored = None if weights is None else _stored_weights(architecture, weights, published)
     options: dict[str, Any] = {}
@@ -114,24 +107,52 @@ def classifier(
     return network
 
 
+def require_weights(*, architecture: str, weights: str | None) -> None:
+    """Download published weights if they are missing. Raise UsageError if there are no such weights.
+
+    This is done before a dataset is read, which takes minutes for large ones.
+    """
+    if weights is not None:
+        _weights_file(architecture, weights, _published(architecture))
+
+
+def _published(architecture: str) -> Any:
+    """Return torchvision's enumeration of published weights. Raise UsageError for an unknown architecture."""
+    from torchvision import models
+
+    architectures = models.list_models(module=models)
+    if architecture not in architectures:
+        near = " or ".join(difflib.get_close_matches(architecture, architectures, 3, cutoff=0))
+        raise UsageError(
+            f"model.architecture={architecture}: not a classifier of torchvision; did you mean {near}? "
+            f"(torchvision.models lists all {len(architectures)})"
+        )
+    return models.get_model_weights(architecture)
+
+
 def _stored_weights(architecture: str, weights: str, published: Any) -> dict[str, Tensor]:
     """Return the state_dict of published weights or of a file. Raise UsageError if there is none."""
-    if weights in published.__members__:
-        path = _cached_file(published[weights], weights)
-        remedy = "delete it to download it again, or use model.weights=null or another file"
-    else:
-        path = read_path(weights, key="model.weights")
-        remedy = "use another file, or model.weights=null"
-        if not path.is_file():
-            reason = "is a folder" if path.is_dir() else f"neither a file nor published weights of {architecture}"
-            raise UsageError(
-                f"model.weights={weights}: {reason}; expected one of null, {', '.join(published.__members__)}, or a "
-                "file: a state_dict, or best.pt or last.pt of a run"
-            )
+    path = _weights_file(architecture, weights, published)
     try:
         return read(path)
     except ValueError as error:
+        again = "delete it to download it again, or use model.weights=null or another file"
+        remedy = again if weights in published.__members__ else "use another file, or model.weights=null"
         raise UsageError(f"model.weights={weights}: {error}; {remedy}") from error
+
+
+def _weights_file(architecture: str, weights: str, published: Any) -> Path:
+    """Return the file with these weights. Raise UsageError if there is none."""
+    if weights in published.__members__:
+        return _cached_file(published[weights], weights)
+    path = read_path(weights, key="model.weights")
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else f"neither a file nor published weights of {architecture}"
+        raise UsageError(
+            f"model.weights={weights}: {reason}; expected one of null, {', '.join(published.__members__)}, or a "
+            "file: a state_dict, or best.pt or last.pt of a run"
+        )
+    return path
 
 
 def read(path: Path) -> dict[str, Tensor]:
