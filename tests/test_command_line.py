@@ -147,9 +147,9 @@ def test_sweep_directory_has_a_directory_per_job_named_by_its_overrides(tmp_path
         assert summary(path)["status"] == "finished"
     assert ended.lines[0] == f"2 jobs, in {sweep.relative_to(tmp_path)}"
     first, second = (line for line in ended.lines if line.startswith("job "))
-    assert first.startswith("job 1 of 2: b=0.02: validation error ")
+    assert first.startswith("job 1 of 2: b=0.02: val error ")
     assert first.endswith(" left")
-    assert second.startswith("job 2 of 2: b=0.1: validation error ")
+    assert second.startswith("job 2 of 2: b=0.1: val error ")
 
 
 def test_sweep_continues_after_a_failed_job(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def end(sweep: Path, job: str, error: float | None, *, seconds: float = 5.0, at: float = STARTED + 1) -> None:
-    """Write the summary of a job with this validation error, or of a failed one."""
+    """Write the summary of a job with this val error, or of a failed one."""
     (sweep / job).mkdir(exist_ok=True)
     row = {"epoch": 3, "val_error_percent": error}
     content: dict[str, object] = {"status": "failed", "reason": "no"}
@@ -36,11 +36,11 @@ def end(sweep: Path, job: str, error: float | None, *, seconds: float = 5.0, at:
 def test_line_has_result_time_left_and_the_best_so_far(tmp_path: Path) -> None:
     lines = JobLines(tmp_path, 4, STARTED)
     end(tmp_path, "b=0", 2.5)
-    assert lines.line(1, "b=0") == "job 1 of 4: b=0: validation error 2.50 %, 00:05; 01:00 left"
+    assert lines.line(1, "b=0") == "job 1 of 4: b=0: val error 2.50 %, 00:05; 01:00 left"
     end(tmp_path, "b=1", 3.5)
-    assert lines.line(2, "b=1") == "job 2 of 4: b=1: validation error 3.50 %, 00:05; 00:20 left; best 2.50 % (b=0)"
+    assert lines.line(2, "b=1") == "job 2 of 4: b=1: val error 3.50 %, 00:05; 00:20 left; best 2.50 % (b=0)"
     end(tmp_path, "b=2", 1.5)
-    assert lines.line(3, "b=2") == "job 3 of 4: b=2: validation error 1.50 %, 00:05; 00:07 left"
+    assert lines.line(3, "b=2") == "job 3 of 4: b=2: val error 1.50 %, 00:05; 00:07 left"
     end(tmp_path, "b=3", None)
     assert lines.line(4, "b=3") == "job 4 of 4: b=3: failed; best 1.50 % (b=2)"
 
@@ -62,8 +62,15 @@ def test_job_that_is_trained_again_has_its_new_result(tmp_path: Path) -> None:
     end(tmp_path, "b=0", 2.5)
     lines.line(1, "b=0")
     end(tmp_path, "b=0", 0.5, at=STARTED + 2)
-    assert "validation error 0.50 %" in lines.line(1, "b=0")
+    assert "val error 0.50 %" in lines.line(1, "b=0")
 
 
 def test_killed_job_has_no_result(tmp_path: Path) -> None:
     assert JobLines(tmp_path, 3, STARTED).line(1, "b=0") == "job 1 of 3: b=0: unfinished"
+
+
+def test_names_of_the_best_jobs_are_left_out_of_long_lines(tmp_path: Path) -> None:
+    for job, error in (("b=0.0001,optimizer.lr=0.01", 2.5), ("b=0.0002,optimizer.lr=0.01", 3.5)):
+        end(tmp_path, job, error)
+    line = JobLines(tmp_path, 20, STARTED).line(2, "b=0.0002,optimizer.lr=0.01")
+    assert line == "job 2 of 20: b=0.0002,optimizer.lr=0.01: val error 3.50 %, 00:05; 03:00 left; best 2.50 %"

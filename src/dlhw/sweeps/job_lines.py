@@ -15,6 +15,7 @@ from dlhw.runtime.progress import short_time
 from dlhw.runtime.wording import metric_text, metric_value
 from dlhw.storage import stored
 
+WIDTH = 80
 _known: dict[Path, tuple[int, Mapping[str, Any]]] = {}
 """The summaries that were read, with the times of their files; a sweep of a thousand jobs reads each only once."""
 
@@ -41,10 +42,13 @@ class JobLines:
         done = sum(ended >= self.started for ended, _ in summaries.values())
         if 0 < done < self.jobs:
             parts.append(f"{short_time((time.time() - self.started) / done * (self.jobs - done))} left")
+        line = f"job {number} of {self.jobs}: {job}: {'; '.join(parts)}"
         best = _best({name: summary for name, (_, summary) in summaries.items()})
-        if best is not None and best[0] != [job]:
-            parts.append(f"best {best[1]} ({best[0][0] if len(best[0]) == 1 else f'{len(best[0])} jobs'})")
-        return f"job {number} of {self.jobs}: {job}: {'; '.join(parts)}"
+        if best is None or best[0] == [job]:
+            return line
+        names = best[0][0] if len(best[0]) == 1 else f"{len(best[0])} jobs"
+        shorter = f"{line}; best {best[1]}"
+        return longer if len(longer := f"{shorter} ({names})") <= WIDTH else shorter
 
 
 def _summaries(directory: Path) -> Iterator[tuple[str, tuple[float, Mapping[str, Any]]]]:
@@ -62,7 +66,7 @@ def _summaries(directory: Path) -> Iterator[tuple[str, tuple[float, Mapping[str,
 def _result(summary: Mapping[str, Any]) -> str:
     monitor, best = str(summary.get("monitor")), summary.get("best") or {}
     if summary.get("status") == "finished" and monitor in best:
-        return metric_text(monitor, best[monitor])
+        return metric_text(monitor, best[monitor]).replace("validation", "val")
     return str(summary.get("status", "unfinished"))
 
 
