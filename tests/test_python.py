@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,8 @@ def test_run_equals_the_command(run: Run) -> None:
     assert files(run.path) == RUN_FILES
     assert len(run.rows) == 3
     assert run.path.parent.name == "flooding"
+    overrides = "dataset=digits model.hidden=[8] trainer.device=cpu experiment=flooding b=0.02 trainer.epochs=3"
+    assert shlex.split(run.summary["command"]) == ["python", "-m", "dlhw.train", *overrides.split()]
 
 
 def test_invalid_override_is_an_exception_and_leaves_no_directory(folder: Path) -> None:
@@ -70,9 +74,9 @@ def test_failed_run_raises_its_error(folder: Path) -> None:
 
 def test_process_is_as_before(run: Run) -> None:
     handlers, level, threads = list(logging.getLogger().handlers), logging.getLogger().level, torch.get_num_threads()
-    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    signals, argv = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], list(sys.argv)
     dlhw.run(*SMALL, "trainer.epochs=1 trainer.threads=2")
-    assert logging.getLogger().handlers == handlers
+    assert (logging.getLogger().handlers, sys.argv) == (handlers, argv)
     assert (logging.getLogger().level, torch.get_num_threads()) == (level, threads)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == signals
 

@@ -22,8 +22,8 @@ overrides are those of dlhw train, such as experiment=flooding model=cnn optimiz
   study.steps=200     number of steps
   study.seeds=3       number of seeds
 
-The last line of the output is the suggestion, to be added to the overrides of dlhw train. The directory of the run
-has the losses in tables/learning_rates.csv and figures/learning_rates.png.
+The line that begins with "suggested:" has the learning rate, to be added to the overrides of dlhw train. The losses
+are in outputs/find_lr/, in tables/learning_rates.csv and figures/learning_rates.png of the run.
 """
 
 
@@ -36,13 +36,14 @@ def main() -> None:
     from dlhw import train
     from dlhw.cli import program
 
-    sys.argv.append("study=find_lr")
+    keys = {word.partition("=")[0] for word in sys.argv[1:]}
+    sys.argv += [] if "resume" in keys else ["study=find_lr", *([] if "name" in keys else ["name=find_lr"])]
     program.command_line(program.Program(train.task, refuse_sweep))
 
 
 def refuse_sweep(cfg: DictConfig, overrides: Sequence[str]) -> NoReturn:
     """Raise UsageError: a sweep checks its jobs before it starts."""
-    raise UsageError(f"find-lr: needs a single setting, not the sweep of {cfg.name}; add hydra.mode=RUN and its values")
+    raise UsageError("find-lr: needs a single setting, not a sweep; add hydra.mode=RUN and a value for each key of it")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ def execute(lines: tuple[str, ...], values: Mapping[str, Any], *, config_dir: st
     arguments += ["-m"] if sweep else []
     arguments += [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
     with restored(), failures.raised(), signals.stoppable():
+        sys.argv = ["dlhw", *arguments]  # the run's summary has the command
         directory = program.execute(program.Program(train.task, train.check), arguments)
     if directory is None:
         directory = next(Path(line.partition("=")[2]) for line in arguments if line.startswith("resume="))
@@ -82,10 +84,10 @@ def make_model(
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restore at the end what a command line changes in its process: logging, signals, threads, Hydra's state."""
+    """Restore what a command line changes in its process: its arguments, logging, signals, threads, Hydra's state."""
     composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
     singletons, root, threads = Singleton.get_state(), logging.getLogger(), torch.get_num_threads()
-    handlers, level = list(root.handlers), root.level
+    handlers, level, argv = list(root.handlers), root.level, sys.argv
     levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
     in_main_thread = threading.current_thread() is threading.main_thread()
     signal_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -95,6 +97,7 @@ def restored() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.argv = argv
         torch.set_num_threads(threads)
         logging.disable(logging.NOTSET)
         if in_main_thread:

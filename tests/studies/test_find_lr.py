@@ -228,18 +228,30 @@ def test_a_study_of_another_kind_may_use_the_model_of_an_experiment_with_a_study
     assert compose("experiment=jacobian", "study=cost").study["_target_"] == "dlhw.studies.cost.cost"
 
 
-def test_the_command_adds_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = dlhw("study.steps=40", *SMALL, "study.seeds=1", at=tmp_path, main=command.main)
+def test_the_command_adds_the_study(tmp_path: Path) -> None:
+    """Its runs are not among those of the experiment, whose newest run is meant by their folder."""
+    result = dlhw("study.steps=40", *SMALL, "study.seeds=1", "experiment=flooding", at=tmp_path, main=command.main)
     assert result.code == 0, result.err
-    run = only(list(tmp_path.glob("outputs/train/*")))
-    assert (run / "tables" / "learning_rates.csv").is_file()
+    run = only(list(tmp_path.glob("outputs/*/*")))
+    assert run.parent.name == "find_lr"
+    table = (run / "tables" / "learning_rates.csv").read_text()
+    (run / "summary.json").unlink()
+    assert dlhw(f"resume={run}", at=tmp_path, main=command.main).code == 0
+    assert (run / "tables" / "learning_rates.csv").read_text() == table
+
+
+def test_a_table_is_described_once_for_all_seeds(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{i % 7},{i % 2}\n" for i in range(60)))
+    data = ("dataset=table", "dataset.path=t.csv", "dataset.target=y", "model.hidden=[8]")
+    result = dlhw("study.steps=20", *data, at=tmp_path, main=command.main)
+    assert [line.startswith("t.csv: 60 rows; ") for line in result.lines].count(True) == 1
 
 
 def test_the_command_refuses_sweeps(tmp_path: Path) -> None:
     result = dlhw("experiment=flooding_search", at=tmp_path, main=command.main)
     assert result.code == 1
     assert result.err == (
-        "find-lr: needs a single setting, not the sweep of flooding_search; add hydra.mode=RUN and its values\n"
+        "find-lr: needs a single setting, not a sweep; add hydra.mode=RUN and a value for each key of it\n"
     )
     assert files(tmp_path) == set()
 

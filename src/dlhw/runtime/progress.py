@@ -50,7 +50,14 @@ def console() -> Console:
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log records above the progress bar, without markup, wrapping or truncation."""
+    """Writes log records above the progress bar, without markup, wrapping or truncation.
+
+    What is said about a dataset is shown once, although the dataset may be loaded for each of many seeds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._about_data: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. An error is reported by :mod:`logging` and does not stop the run."""
@@ -58,6 +65,10 @@ class ConsoleHandler(logging.Handler):
             return
         try:
             text = printable_lines(self.format(record))
+            if record.name.startswith("dlhw.data."):
+                if text in self._about_data:
+                    return
+                self._about_data.add(text)
             if in_notebook():
                 if not getattr(record, "epoch", False):  # the table shows it
                     print(text)
