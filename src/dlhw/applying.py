@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlhw.data import preparation
 from dlhw.data.normalization import Normalization
-from dlhw.data.preparation import Preparation
+from dlhw.data.preparation import Preparation, Standardization
+from dlhw.data.table_encoding import TableEncoder
 from dlhw.errors import UsageError
 from dlhw.intervals import wilson
 from dlhw.runtime.devices import Precision
@@ -55,7 +55,7 @@ class Network:
             model.to(device, dtype).eval(),
             tuple(state["shape"]),
             tuple(state["classes"]),
-            preparation.from_state(state["prepare"]),
+            _preparation(state["prepare"]),
             Normalization.from_state(state["normalize"]).to(device, dtype),
             precision,
         )
@@ -126,6 +126,14 @@ class Network:
         if unknown:
             raise UsageError(f"label {unknown[0]}: not a class of this run; expected one of {', '.join(self.classes)}")
         return np.array([known[str(value)] for value in values], dtype=np.int64)
+
+
+def _preparation(state: Mapping[str, Any] | None) -> Preparation | None:
+    """Return the preparation with this state; None for samples that are not prepared."""
+    if state is None:
+        return None
+    kinds: tuple[type[Preparation], ...] = (Standardization, TableEncoder)
+    return next(kind for kind in kinds if kind.kind == state["kind"]).from_state(state)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.core.singleton import Singleton
 
-from dlhw import train
-from dlhw.cli import composition
-from dlhw.runtime import progress, signals
+from dlhw import inprocess, train
 from support.processes import FROM_OUTSIDE, Ended, Process, environment
 
 SMALL = ("dataset=digits", "model.hidden=[8]", "trainer.device=cpu")
@@ -48,15 +43,8 @@ def dlhw(*overrides: str, at: Path, main: Callable[[], None] = train.main) -> En
 
     ``main`` is that of another command.
     """
-    composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
-    singletons, root = Singleton.get_state(), logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    signal_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    threads = torch.get_num_threads()
-    launcher_levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
     out, err, code = io.StringIO(), io.StringIO(), 0
-    progress.console.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
+    with inprocess.restored(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(at)
         for name in FROM_OUTSIDE:
             patch.delenv(name, raising=False)
@@ -67,21 +55,6 @@ def dlhw(*overrides: str, at: Path, main: Callable[[], None] = train.main) -> En
                 main()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
-        finally:
-            torch.set_num_threads(threads)
-            signals.install()  # forgets a signal that ended the program
-            logging.disable(logging.NOTSET)
-            for number, signal_handler in signal_handlers.items():
-                signal.signal(number, signal_handler)
-            for handler in root.handlers:
-                if handler not in handlers:
-                    handler.close()
-            root.handlers[:], root.level = handlers, level
-            for name, launcher_level in launcher_levels.items():
-                logging.getLogger(name).setLevel(launcher_level)
-            Singleton.set_state(singletons)
-            composition.prepare()
-            progress.console.cache_clear()
     return Ended(code, out.getvalue(), err.getvalue())
 
 

@@ -81,16 +81,6 @@ class Standardization:
         return cls(state["mean"], state["std"])
 
 
-def from_state(state: Mapping[str, Any] | None) -> Preparation | None:
-    """Return the preparation with this state; None for samples that are not prepared."""
-    from dlhw.data.table_encoding import TableEncoder
-
-    if state is None:
-        return None
-    kinds: tuple[type[Preparation], ...] = (Standardization, TableEncoder)
-    return next(kind for kind in kinds if kind.kind == state["kind"]).from_state(state)
-
-
 def _at_once(x: Tensor, rows: Tensor) -> Iterator[Tensor]:
     for part in _slices(x, len(rows)):
         yield x[rows[part]].double()
