@@ -102,7 +102,7 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "no labels": ({"x": X}, {}, "FILE: x has no train labels"),
     "no test labels": ({"x": X, "y": Y, "x_test": X}, {}, "FILE: x_test has no test labels"),
-    "objects": ({"x": X, "y": np.array(["a", None] * 10, object)}, {}, "FILE: cannot be read as .npz (Object arrays"),
+    "objects": ({"x": X, "y": np.array(["a", None] * 10, object)}, {}, "FILE: the array y has Python objects, "),
     "lengths": ({"x": X, "y": Y[:3]}, {}, "FILE: 20 samples in train, but 3 labels"),
     "not finite": ({"x": X + np.inf, "y": Y}, {}, "FILE: train: sample 0, counted from 0, has a"),
 }

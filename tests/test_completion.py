@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("dlhw show la", ["last"]),
         ("dlhw compare .h", [".hidden/"]),
         ("dlhw compare --c", ["--curves"]),
+        ("dlhw export --t", ["--to"]),
         ("dlhw ls --", ["--all", "--experiment", "--help", "--jobs", "--json", "--status"]),
         ("dlhw completion ", ["bash", "zsh", "fish"]),
     ],
@@ -93,3 +96,19 @@ def test_unknown_shell_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         completion.main([])
     assert capsys.readouterr().err == "tcsh: unknown shell; expected one of bash, zsh, fish\n"
+
+
+@pytest.mark.parametrize("shell", completion.SCRIPTS)
+def test_modules_in_the_working_directory_are_not_imported(folder: Path, shell: str) -> None:
+    (folder / "argparse.py").write_text("raise SystemExit('argparse.py was imported')")
+    (command,) = set(re.findall(r"[\w/.]+ -P -m dlhw\.completion --words", completion.script(shell)))
+    ended = subprocess.run(
+        [*shlex.split(command), "dlhw comp"], env=environment(), cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split()[0] == "compare"
+
+
+def test_interpreter_with_a_quote_in_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/it's/python")
+    words = shlex.split(completion.script("bash").partition("--words")[0].rpartition("$(")[2])
+    assert words[0] == "/it's/python"

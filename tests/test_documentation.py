@@ -222,12 +222,12 @@ def shortened(command: Command, cfg: DictConfig) -> tuple[Command, tuple[str, ..
 
 def missing_key(cfg: DictConfig) -> str | None:
     """Return the key of ``MISSING`` for the files that the command needs but that are not available, if any."""
-    if cfg.hydra.runtime.choices.dataset == "cifar10":
-        return "dataset.download"
     reads_model = cfg.study.get("_target_") is None or cfg.study._target_.startswith(
         ("dlhw.studies.alexnet", "dlhw.studies.fool")
     )
-    return "model.weights" if reads_model and cfg.model.get("weights") is not None else None
+    if reads_model and cfg.model.get("weights") is not None:
+        return "model.weights"
+    return "dataset.download" if cfg.hydra.runtime.choices.dataset == "cifar10" else None
 
 
 def printed_config(command: Command) -> str | None:

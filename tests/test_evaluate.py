@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 import dlhw
 from dlhw import evaluate, predict
-from dlhw.applying import Evaluation
+from dlhw.applying import Evaluation, Network
+from dlhw.data.normalization import Normalization
 from dlhw.errors import UsageError
 from dlhw.evaluate import report
 from dlhw.intervals import wilson
 from dlhw.reading import Run
+from dlhw.runtime.devices import Precision
 from support.commands import files
 
 ROWS = 90
@@ -92,10 +96,12 @@ def test_own_data_as_other_data_is_mentioned(run: Run, caplog: pytest.LogCapture
     ("overrides", "message"),
     [
         (["trainer.epochs=3"], r"^trainer.epochs=3: invalid here; expected dataset=NAME or dataset.KEY=VALUE$"),
-        (["dataset.path=a.csv,b.csv"], r"^dataset.path=a.csv,b.csv: invalid here"),
+        (["dataset.path=a.csv,b.csv"], r"^dataset.path=a.csv,b.csv: several values; expected one$"),
+        (["nope"], r"^nope: invalid here; expected dataset=NAME or dataset.KEY=VALUE$"),
+        (["dataset.path=["], r"^dataset.path=\[: "),
         (["dataset.path=nowhere.csv"], r"^dataset.path=nowhere.csv: "),
         (["dataset.paht=flowers.csv"], r"^dataset.paht: unknown option of dataset=table \(did you mean path\?\)"),
-        (["dataset=digits"], r"^samples are a Tensor; this network was trained on a table"),
+        (["dataset=digits"], r"^samples are a ndarray; this network was trained on a table"),
         (["dataset.path=weeds.csv"], r"^label weed: not a class of this run; expected one of iris, rose, tulip$"),
         (["dataset.path=narrow.csv"], r"^no column width; the network was trained with it$"),
     ],
@@ -162,3 +168,101 @@ def test_one_class_is_enough_to_evaluate_but_not_to_train(folder: Path) -> None:
     FLOWERS[FLOWERS["kind"] == "rose"].to_csv(folder / "one.csv", index=False)
     with pytest.raises(UsageError, match=r"^dataset=table: all labels are rose; expected at least two classes$"):
         dlhw.run("dataset=table dataset.path=one.csv dataset.target=kind")
+
+
+def test_labels_may_be_a_column(run: Run) -> None:
+    x, y = run.data("train")
+    assert run.evaluate(x, y[:, None]).accuracy == run.evaluate(x, y).accuracy
+
+
+def test_columns_of_numbers_are_not_broadcast(folder: Path) -> None:
+    FLOWERS.assign(price=FLOWERS["width"] * 3)[["width", "price"]].to_csv(folder / "prices.csv", index=False)
+    run = dlhw.run(
+        "dataset=table dataset.path=prices.csv dataset.target=price dataset.task=regression loss=mse model.hidden=[4]",
+        **{"trainer.monitor": "val_mse", "trainer.epochs": 1, "optimizer.lr": 0.01},
+    )
+    assert isinstance(run, Run)
+    x, y = run.data("test")
+    assert run.evaluate(x, y[:, None]).numbers == run.evaluate(x, y).numbers
+    with pytest.raises(UsageError, match=r"^labels such as dear; expected numbers, as in training$"):
+        run.evaluate(x, ["dear"] * len(y))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "indices"),
+    [
+        (("a", "b", "c"), [2, 0], [2, 0]),
+        (("a", "b", "c"), ["c", "a"], [2, 0]),
+        (("1", "2", "3"), [3, 1], [2, 0]),
+        (("-1", "1"), [1, -1], [1, 0]),
+    ],
+)
+def test_whole_numbers_are_indices_unless_all_classes_are_numbers(
+    classes: tuple[str, ...], labels: list[object], indices: list[int]
+) -> None:
+    assert network(classes).class_indices(np.array(labels)).tolist() == indices
+
+
+def test_indices_are_not_taken_for_names() -> None:
+    """Whatever labels the other samples have."""
+    for labels in ([0, 1, 2], [0]):
+        with pytest.raises(UsageError, match=r"^label 0: not a class of this run; expected one of 1, 2, 3$"):
+            network(("1", "2", "3")).class_indices(np.array(labels))
+
+
+def network(classes: tuple[str, ...]) -> Network:
+    normalize = Normalization.identity(torch.device("cpu"), torch.float32)
+    return Network(torch.nn.Identity(), (1,), classes, None, normalize, Precision("fp32", torch.device("cpu")))
+
+
+def test_validation_part_is_named_if_there_is_no_test_part(
+    folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "dataset=table dataset.path=flowers.csv dataset.target=kind dataset.test_fraction=0 trainer.epochs=1"
+    run = dlhw.run(lines)
+    evaluate.main([str(run.path)])
+    assert "no test part: this is the validation part, which selected the epoch of these weights" in caplog.text
+    assert re.match(r"18 validation samples: accuracy ", capsys.readouterr().out)
+    evaluate.main([str(run.path), "--json"])
+    assert json.loads(capsys.readouterr().out)["part"] == "val"
+
+
+def test_tables_that_could_not_be_trained_on_are_evaluated(run: Run, folder: Path) -> None:
+    """A single row; a column without values; a column that is not a feature and has many texts."""
+    FLOWERS[:1].to_csv(folder / "row.csv", index=False)
+    assert len(evaluate.evaluate(run, ["dataset.path=row.csv"])) == 1
+    FLOWERS.assign(width=None, note=[f"note {i}" for i in range(ROWS)]).to_csv(folder / "empty.csv", index=False)
+    assert len(evaluate.evaluate(run, ["dataset.path=empty.csv"])) == ROWS
+
+
+def test_bytes_without_standardization_are_predicted_as_in_training(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    x[::2] //= 2
+    np.savez(folder / "bytes.npz", x=x, y=np.arange(40) % 2)
+    run = dlhw.run("dataset=npz dataset.path=bytes.npz dataset.standardize=false model=mlp optimizer.lr=1e-5")
+    assert isinstance(run, Run)
+    Image.fromarray(x[0]).save(folder / "first.png")
+    (result,) = predict.predict(run, [folder / "first.png"], top=2, weights="best", device="cpu")
+    best = result["predictions"][0]
+    assert best["class"] == run.predict(x[:1, None])[0]
+    assert best["probability"] == pytest.approx(run.predict_proba(x[:1, None]).max())
+
+
+def test_table_without_rows_and_wrong_columns_name_the_file(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "header.csv").write_text("width,colour\n")
+    (folder / "lacking.csv").write_text("colour\nred\n")
+    for name, message in {
+        "header.csv": "header.csv: has no rows",
+        "lacking.csv": "lacking.csv: no column width; the network was trained with it",
+        "none.csv": "none.csv: no such file",
+    }.items():
+        with pytest.raises(SystemExit):
+            predict.main([str(run.path), name, "--csv"])
+        assert capsys.readouterr() == ("", f"{message}\n")
+
+
+def test_naming_the_dataset_of_the_run_keeps_its_options(run: Run) -> None:
+    assert len(evaluate.evaluate(run, ["dataset=table", "dataset.path=flowers.csv"])) == ROWS

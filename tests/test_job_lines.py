@@ -74,3 +74,13 @@ def test_names_of_the_best_jobs_are_left_out_of_long_lines(tmp_path: Path) -> No
         end(tmp_path, job, error)
     line = JobLines(tmp_path, 20, STARTED).line(2, "b=0.0002,optimizer.lr=0.01")
     assert line == "job 2 of 20: b=0.0002,optimizer.lr=0.01: val error 3.50 %, 00:05; 03:00 left; best 2.50 %"
+
+
+def test_jobs_of_a_confirmation_are_compared_with_each_other(tmp_path: Path) -> None:
+    (tmp_path / "confirmation").mkdir()
+    end(tmp_path, "b=0", 0.5)
+    for seed, error in ((1, 2.5), (2, 3.5)):
+        end(tmp_path, f"confirmation/b=0,seed={seed}", error)
+    line = JobLines(tmp_path, 2, STARTED).line(2, "confirmation/b=0,seed=2")
+    assert "val error 3.50 %" in line
+    assert "; best 2.50 %" in line

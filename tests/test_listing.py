@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlhw import ls, show
+from dlhw import load_sweep, ls, show
 from dlhw.errors import UsageError
 from dlhw.runtime.files import LOCK_FILE, locked
 from dlhw.storage.listing import entries, locate
@@ -109,3 +109,10 @@ def test_what_is_neither_run_nor_sweep_is_one_line(outputs: Path, capsys: pytest
         assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(UsageError, match=r"^nowhere: no such directory; expected the directory of a run or sweep$"):
         entries(Path("nowhere"))
+
+
+def test_last_without_a_sweep_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "outputs" / "a" / "b")
+    with pytest.raises(UsageError, match=r"^last: no sweep in outputs$"):
+        load_sweep()

@@ -136,3 +136,11 @@ def test_a_mistake_ends_the_program_with_exit_code_1(capsys: pytest.CaptureFixtu
 def test_importing_the_command_is_quick() -> None:
     code = "import sys, dlhw.new; print('torch' in sys.modules)"
     assert Process("-c", code, at=Path.cwd(), cold=True).end().out == "False\n"
+
+
+@pytest.mark.parametrize("name", ["debug", "null", "true", "yes", "off"])
+def test_names_with_another_meaning_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"^{name}: has another meaning in config files; choose another name$"):
+        new.write(name)
+    assert not list(tmp_path.iterdir())

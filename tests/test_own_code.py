@@ -55,6 +55,16 @@ class Pair(Network):
         return x, x
 
 
+class Detached(Network):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Quits(Network):
+    def forward(self, x):
+        exit(0)
+
+
 class Fixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -80,6 +90,10 @@ def function(shape, outputs):
 
 def tensors(data_dir, seed):
     return torch.utils.data.TensorDataset(torch.zeros(5, 64))
+
+
+def leaves():
+    raise SystemExit(0)
 
 
 def few_labels(seed):
@@ -151,6 +165,8 @@ def line_of(text: str) -> int:
         ("Three", r"returns shape \(2, 3\) for 2 samples of shape \(1, 8, 8\); .* of shape \(2, 10\)", "def forward"),
         ("Narrow", r"fails for samples of shape \(1, 8, 8\): RuntimeError: .*2x64 and 63x10", "self.layer(x"),
         ("Pair", "returns a tuple for 2 samples", None),
+        ("Detached", r"returns a tensor without gradients \(detach, .*\) for 2 samples", None),
+        ("Quits", r"fails for samples of shape \(1, 8, 8\): SystemExit: 0", "        exit(0)"),
         ("Broken", "NameError: name 'undefined_name' is not defined", "        undefined_name"),
         ("NoParameters", "has no parameters to train", "class NoParameters"),
         ("function", "returns a function; expected a torch.nn.Module", "def function"),
@@ -169,6 +185,7 @@ def test_mistakes_in_a_model_are_one_line(modules: Path, target: str, message: s
     ("group", "target", "message"),
     [
         ("dataset", "tensors", r"returns a TensorDataset; expected a Dataset, as dlhw\.from_arrays"),
+        ("dataset", "leaves", "SystemExit: 0"),
         ("dataset", "few_labels", r"5 samples in train, but 2 labels"),
         ("dataset", "labels_from_1", r"train has labels of torch.int64 from 1 to 10; expected torch.int64 from 0 to 9"),
         ("loss", "loss_per_sample", r"returns shape \(2,\) for 2 samples; expected a tensor with one number"),

@@ -6,7 +6,9 @@ import logging
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,9 +76,14 @@ def test_failed_run_raises_its_error(folder: Path) -> None:
 
 def test_process_is_as_before(run: Run) -> None:
     handlers, level, threads = list(logging.getLogger().handlers), logging.getLogger().level, torch.get_num_threads()
+    torch.manual_seed(5)
+    number = torch.rand(1)
+    torch.manual_seed(5)
     signals, argv = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], list(sys.argv)
     dlhw.run(*SMALL, "trainer.epochs=1 trainer.threads=2")
     assert (logging.getLogger().handlers, sys.argv) == (handlers, argv)
+    dlhw.model("model=cnn", shape=(1, 8, 8), outputs=2)
+    assert torch.equal(torch.rand(1), number)
     assert (logging.getLogger().level, torch.get_num_threads()) == (level, threads)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == signals
 
@@ -204,10 +211,100 @@ def test_values_are_written_as_on_the_command_line(value: object, text: str) -> 
 
 
 def test_objects_are_not_values() -> None:
-    with pytest.raises(UsageError, match=r"^object: not a value of a config"):
+    with pytest.raises(UsageError, match=r"^a object; expected a number"):
         inprocess.as_written(object())
 
 
 def test_lists_are_the_values_of_a_sweep() -> None:
     lines = inprocess.overrides(("a=1 b=2",), {"c": [0, 1], "d": [[8], [16]]}, sweep=True)
     assert list(lines) == ["a=1", "b=2", "c=0,1", "d=[8],[16]"]
+
+
+def test_windows_paths_keep_their_backslashes() -> None:
+    lines = inprocess.overrides((r"resume=C:\runs\a 'b=[1, 2]' name=x#y",), {})
+    assert list(lines) == [r"resume=C:\runs\a", "b=[1, 2]", "name=x#y"]
+
+
+@pytest.mark.parametrize("resume", ["last", "outputs/again", "keyword"])
+def test_resumed_run_is_found_however_it_is_named(resume: str, folder: Path) -> None:
+    first = dlhw.run(*SMALL, "trainer.epochs=1 name=again")
+    (first.path / "summary.json").unlink()
+    options = {"resume": str(first.path)} if resume == "keyword" else {"resume": resume}
+    again = dlhw.run(**options, **{"trainer.epochs": 2})
+    assert (again.path, len(again.rows)) == (first.path, 2)
+
+
+def test_run_in_an_existing_empty_directory(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert dlhw.run(*SMALL, "trainer.epochs=1 hydra.run.dir=empty").path == folder / "empty"
+
+
+def test_sweep_with_a_failed_job_has_the_others(folder: Path) -> None:
+    sweep = dlhw.sweep(*SMALL, "trainer.epochs=1", **{"optimizer.lr": [0.1, 1e30]})
+    assert sweep.jobs["status"].tolist() == ["finished", "failed"]
+
+
+def test_what_trains_nothing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"^--cfg job: trains nothing; expected overrides, key=value$"):
+        dlhw.run("--cfg job")
+
+
+@pytest.mark.parametrize(
+    ("lines", "values", "message"),
+    [
+        ((3,), {}, r"^3: a int; expected text, such as 'seed=1', or seed=1$"),
+        ((["seed=1"],), {}, r"^\['seed=1'\]: a list; expected text"),
+        (("name='x",), {}, r"^name='x: a quotation mark is not closed$"),
+        ((), {"seed": {1, 2}}, r"^seed: a set; expected a number, text, list or mapping$"),
+        ((), {"seed": []}, r"^seed: no values$"),
+        ((), {"seed": range(0)}, r"^seed: no values$"),
+    ],
+)
+def test_wrong_types_of_overrides_are_one_line(lines: tuple[Any, ...], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dlhw.sweep(*lines, **values)
+
+
+def test_numbers_of_numpy_are_values() -> None:
+    values = {"seed": np.int64(3), "optimizer.lr": np.array([0.25, 0.5])}
+    assert list(inprocess.overrides((), values, sweep=True)) == ["seed=3", "optimizer.lr=0.25,0.5"]
+    assert list(inprocess.overrides((), values)) == ["seed=3", "optimizer.lr=[0.25,0.5]"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (None, r"^samples are a NoneType; expected an array or tensor of numbers \(N, 1, 8, 8\)$"),
+        ("cat.jpg", r"^samples are a str; expected an array"),
+        (np.full((2, 1, 8, 8), np.nan), r"^sample 0, counted from 0, has a value that is missing or not finite$"),
+    ],
+)
+def test_what_is_not_samples_is_one_line(run: Run, samples: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run.predict(samples)
+
+
+def test_evaluation_needs_labels_and_no_part(run: Run) -> None:
+    x, y = run.data("val")
+    with pytest.raises(UsageError, match=r"^y: missing; expected labels$"):
+        run.evaluate(x)
+    with pytest.raises(UsageError, match=r"^part=val: invalid with x$"):
+        run.evaluate(x, y, part="val")
+
+
+def test_only_one_thread_at_a_time() -> None:
+    refused: list[str] = []
+
+    def other() -> None:
+        try:
+            dlhw.model("model=mlp", shape=(1,), outputs=2)
+        except UsageError as error:
+            refused.append(str(error))
+
+    with inprocess.restored():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert refused == ["another thread of this process uses dlhw; start runs that train side by side as processes"]
+    other()
+    assert len(refused) == 1

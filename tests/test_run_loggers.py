@@ -160,3 +160,18 @@ def test_a_config_whose_logger_is_not_a_mapping_is_unreadable(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text(json.dumps(content | {"logger": [1]}))
     with pytest.raises(UsageError, match="logger must be a mapping"):
         stored.read_config(tmp_path)
+
+
+def test_a_password_of_mlflow_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    result = dlhw(*RUN, "logger=mlflow", at=tmp_path)
+    assert result.code == 0
+    assert [line.startswith("logger=mlflow: off for this run (ConnectionRefusedError") for line in result.lines].count(
+        True
+    )
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert texts
+    assert not [text for text in texts if b"s3cret" in text]
+    given = dlhw(*RUN, "logger=mlflow", "logger.mlflow.uri=http://me:s3cret@127.0.0.1:9", at=tmp_path)
+    assert (given.code, len(given.lines)) == (1, 1)
+    assert given.lines[0].startswith("logger.mlflow.uri: must not contain a password")

@@ -259,8 +259,11 @@ INVALID: dict[str, tuple[str, dict[str, Any], str]] = {
     "decimal commas": ("a;y\n" + "1,5;0\n2,5;1\n" * 9, {}, "FILE: column a has numbers with a comma, such as 1,5; "
                        "expected a decimal point and no separator of thousands"),
     "infinite": (f"a,y\n{ROWS}-inf,1\n", {}, "FILE: column a has the value -inf; expected at most 1e+100"),
-    "texts": (f"a,y\n{DIFFERENT}", {}, "FILE: column a has 300 different texts, such as day 0; expected numbers or at "
-              "most 200 categories; leave it out with dataset.exclude=[a]"),
+    "texts": (f"a,y\n{DIFFERENT}", {}, "FILE: column a has 300 different texts in 300 cells, such as day 0; expected "
+              "numbers, or at most 200 categories that occur several times; leave it out with dataset.exclude=[a]"),
+    "percent": ("a,y\n" + "".join(f"{i}%,{i % 2}\n" for i in range(40)), {}, "FILE: column a has 40 different texts *"),
+    "a text among numbers": (f"a,y\n{ROWS}x,1\n", {}, "FILE: column a has numbers, but also x; expected numbers or "
+                             "empty cells; leave it out with dataset.exclude=[a]"),
     "infinite target": (f"a,y\n{ROWS}1,inf\n", {}, "FILE: column y: label 20, counted from 0, has a value that is "
                         "missing or not finite"),
     "texts to predict": ("a,y\n1,2\n" + "1,b\n" * 9, {"task": "regression"}, "dataset.task=regression: the column y "
@@ -297,3 +300,10 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, content: bytes, m
         read_table(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: {message}"), caught.value
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_more_than_64_bits_are_numbers(tmp_path: Path) -> None:
+    rows = "".join(f"{10**30 + i * 10**28},{i % 2}\n" for i in range(60))
+    data = table(written(tmp_path, f"a,y\n{rows}"))
+    assert data.about["numbers"] == ["a"]
+    assert data.shape == (1,)

@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlhw.data.arrays import Array, as_array, column_of
 from dlhw.data.normalization import Normalization
 from dlhw.data.preparation import Preparation, Standardization
 from dlhw.data.table_encoding import TableEncoder
 from dlhw.errors import UsageError
 from dlhw.intervals import wilson
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.paths import shortened
+from dlhw.runtime.wording import PART_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dlhw.storage.checkpoint import State
 
-Array = np.ndarray[Any, Any]
 BATCH_SIZE = 256
 CONFIDENCE = 0.95
 
@@ -65,12 +67,25 @@ class Network:
         return replace(self, normalize=normalize)
 
     def prepared(self, raw: Any) -> Tensor:
-        """Return pixels or numbers (N, *shape) for raw samples. Raise UsageError for samples of another shape."""
-        pool = torch.as_tensor(raw) if self.prepare is None else self.prepare(raw)
+        """Return pixels or numbers (N, *shape) for raw samples.
+
+        Raise UsageError for samples of another shape or type, and for values that are not finite.
+        """
+        try:
+            pool = torch.as_tensor(raw) if self.prepare is None else self.prepare(raw)
+        except UsageError:
+            raise
+        except (TypeError, ValueError, RuntimeError) as error:
+            shape = ", ".join(["N", *map(str, self.shape)])
+            kind = type(raw).__name__
+            raise UsageError(f"samples are a {kind}; expected an array or tensor of numbers ({shape})") from error
         expected = self.shape if self.normalize.size is None else (self.shape[0], *pool.shape[2:])
         if pool.ndim != len(self.shape) + 1 or tuple(pool.shape[1:]) != expected:
             shape = ", ".join(["N", *map(str, self.shape)])
             raise UsageError(f"samples of shape {tuple(pool.shape)}; expected ({shape}), as in training")
+        if not (finite := pool.isfinite().flatten(1).all(1)).all():
+            row = int(finite.long().argmin())
+            raise UsageError(f"sample {row}, counted from 0, has a value that is missing or not finite")
         return pool
 
     def outputs(self, raw: Any) -> Tensor:
@@ -109,23 +124,31 @@ class Network:
 
         Raise UsageError for labels that the run does not have.
         """
-        outputs = self.outputs(raw)
+        outputs, labels = self.outputs(raw), column_of(as_array(labels), "y")
         if len(outputs) != len(labels):
             raise UsageError(f"{len(outputs)} samples, but {len(labels)} labels")
-        if not self.classes:
-            return Evaluation((), np.asarray(labels, dtype=float), outputs[:, 0].numpy())
-        return Evaluation(self.classes, self.class_indices(labels), self._indices(outputs).numpy())
+        if self.classes:
+            return Evaluation(self.classes, self.class_indices(labels), self._indices(outputs).numpy())
+        if labels.dtype.kind not in "buif":
+            raise UsageError(f"labels such as {shortened(labels[0])}; expected numbers, as in training")
+        return Evaluation((), labels.astype(float), outputs[:, 0].numpy())
 
-    def class_indices(self, labels: Any) -> Array:
-        """Return the index of each label, which is the name of a class or, if it is a whole number, its index."""
-        values = np.asarray(labels)
+    def class_indices(self, labels: Array) -> Array:
+        """Return the index of each label (N,), which is the name of a class.
+
+        Whole numbers are indices, unless the names of all classes are whole numbers themselves.
+        """
         known = {name: index for index, name in enumerate(self.classes)}
-        if values.dtype.kind in "iu" and not set(map(str, np.unique(values))) <= known.keys():
+        if labels.dtype.kind in "iu" and not all(name.removeprefix("-").isdecimal() for name in self.classes):
             known = {str(index): index for index in range(len(self.classes))}
-        unknown = [value for value in map(str, np.unique(values)) if value not in known]
+        values, inverse = np.unique(labels.astype(str), return_inverse=True)
+        unknown = [value for value in values.tolist() if value not in known]
         if unknown:
-            raise UsageError(f"label {unknown[0]}: not a class of this run; expected one of {', '.join(self.classes)}")
-        return np.array([known[str(value)] for value in values], dtype=np.int64)
+            raise UsageError(
+                f"label {shortened(unknown[0])}: not a class of this run; expected one of {', '.join(known)}"
+            )
+        indices: Array = np.array([known[value] for value in values.tolist()], np.int64)[inverse]
+        return indices
 
 
 def _preparation(state: Mapping[str, Any] | None) -> Preparation | None:
@@ -144,19 +167,16 @@ class Evaluation:
         classes: names of the C classes; empty for regression.
         labels: indices of the true classes, or true numbers, (n,).
         predicted: of the same kind, (n,).
+        part: the part of the run's own data that the samples are; empty for other data.
     """
 
     classes: tuple[str, ...]
     labels: Array
     predicted: Array
+    part: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __add__(self, other: Evaluation) -> Evaluation:
-        """Return the evaluation of the samples of both, which are of the same run."""
-        labels = np.concatenate([self.labels, other.labels])
-        return Evaluation(self.classes, labels, np.concatenate([self.predicted, other.predicted]))
 
     @property
     def accuracy(self) -> float:
@@ -198,13 +218,14 @@ class Evaluation:
 
     def __str__(self) -> str:
         numbers = self.numbers
+        samples = " ".join(filter(None, [f"{len(self):,}", PART_NAMES.get(self.part), "samples"]))
         if not self.classes:
             return (
-                f"{len(self):,} samples: mean squared error {numbers['mse']:.4g}, mean absolute error "
+                f"{samples}: mean squared error {numbers['mse']:.4g}, mean absolute error "
                 f"{numbers['mae']:.4g}, R^2 {numbers['r2']:.4f}"
             )
         low, high = (100 * share for share in self.interval)
-        return f"{len(self):,} samples: accuracy {100 * self.accuracy:.2f} % (95 % interval {low:.2f} to {high:.2f} %)"
+        return f"{samples}: accuracy {100 * self.accuracy:.2f} % (95 % interval {low:.2f} to {high:.2f} %)"
 
     def _repr_html_(self) -> str:
         table = self.confusion.to_html() if self.classes else ""

@@ -26,8 +26,8 @@ _OF_A_SEARCH = ("trial", "bracket", "state")
 """Columns of ``sweep.csv`` that only a search has."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare the runs that the command line names. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw compare",
         description="Compare finished runs: sweep.csv, tables, figures and the best setting by validation. The options "
@@ -43,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--probes", nargs="+", metavar="COLUMN", help="columns of probes/epoch_*.csv to draw by layer")
     parser.add_argument("-o", "--output", metavar="DIR", help="output directory (default: that of a single sweep)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare the runs that the command line names. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.output or options.directories[0]):
         print(compare(options.directories, output=options.output, figure_options=_figure_options(options)))
 
@@ -61,6 +66,7 @@ def compare(
     sweep. ``figure_options`` are options of :class:`dlhw.views.comparison.Comparison` that override those in the first
     run's config. Return the final table. Raise UsageError.
     """
+    from dlhw.cli.comparisons import declared_comparison
     from dlhw.views import comparison
 
     if isinstance(directories, str | bytes) or not isinstance(directories, Iterable):
@@ -80,17 +86,17 @@ def compare(
         overrides |= {run: _overrides(row) for run, row in rows.items()}
         columns |= {run: {name: row[name] for name in _OF_A_SEARCH} for run, row in rows.items() if "trial" in row}
     target = _target(paths, None if output is None else read_path(output, key="--output"), runs)
-    declaration = _declaration(next(iter(runs.values())), figure_options or {})
+    drawn = declared_comparison(next(iter(runs.values())), figure_options or {})
     results = comparison.read(list(runs.values()), failures=reasons, overrides=overrides)
     if columns:
         results = comparison.without_budget(results)
-    _require_known(figure_options or {}, declaration, results)
+    _require_known(figure_options or {}, drawn, results)
     if target.resolve() == paths[0].resolve():
         about = {name: value for name, value in stored.read_summary(target).items() if name not in _WRITTEN}
     else:
         about = {"compared": [str(path) for path in paths]}
         target.mkdir(parents=True, exist_ok=True)
-    return str(comparison.compare_results(target, results, comparison=declaration, about=about, columns=columns))
+    return str(comparison.compare_results(target, results, comparison=drawn, about=about, columns=columns))
 
 
 def _meant(path: Path, output: str | Path | None) -> Path:
@@ -135,45 +141,6 @@ def _is_replaceable(output: Path) -> bool:
         return stored.read_sweep(output) is not None and "compared" in stored.read_summary(output)
     except stored.Unreadable:
         return False
-
-
-def _declaration(run: Path, options: Mapping[str, Any]) -> Comparison:
-    """Return the options of the comparison: the defaults, overridden by those in a run's config, then by ``options``.
-
-    The defaults are those of the shipped file with the config's target; another target is ignored, because nothing that
-    a config names is imported here. Raise UsageError for an invalid option.
-    """
-    import yaml
-
-    from dlhw.cli import composition
-    from dlhw.views.comparison import declared_options
-
-    paths = sorted((composition.conf_dir() / "comparison").glob("*.yaml"))
-    files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths]
-    shipped = {defaults["_target_"]: defaults for defaults in files}
-    declared = declared_options(run)
-    defaults = shipped.get(declared.pop("_target_", None), shipped["dlhw.views.comparison.Comparison"])
-    declared = defaults | declared
-    try:
-        _validated(declared)
-    except UsageError as error:
-        raise stored.Unreadable(run / "config.yaml", str(error).splitlines()[0], stored.RESTORE) from error
-    return _validated(declared | dict(options))
-
-
-def _validated(options: Mapping[str, Any]) -> Comparison:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from dlhw.cli import build
-
-    try:
-        cfg = OmegaConf.create({"comparison": dict(options)})
-    except OmegaConfBaseException as error:  # a value that no config can have
-        raise UsageError(f"{error.full_key or 'comparison'}: {str(error).splitlines()[0]}") from error
-    build.check_settings(cfg)
-    comparison: Comparison = build.build(cfg, "comparison")
-    return comparison
 
 
 def _require_known(options: Collection[str], declaration: Comparison, results: Sequence[Result]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from dlhw.cli.verbs import VERBS, module_of
@@ -49,6 +50,17 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 """The script of each shell; ``{command}`` prints the possible last words of the line that follows it."""
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="dlhw completion",
+        description='Print the script for tab completion of verbs and overrides: eval "$(dlhw completion)" in bash or '
+        "zsh, dlhw completion fish | source in fish.",
+    )
+    parser.add_argument("shell", nargs="?", metavar="SHELL", help="bash, zsh or fish (default: that of $SHELL)")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the script of a shell. An unknown shell ends the program with one line and exit code 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -57,19 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from dlhw.cli import failures
 
-    parser = argparse.ArgumentParser(
-        prog="dlhw completion",
-        description='Print the script for tab completion of verbs and overrides: eval "$(dlhw completion)" in bash or '
-        "zsh, dlhw completion fish | source in fish.",
-    )
-    parser.add_argument("shell", nargs="?", metavar="SHELL", help="bash, zsh or fish (default: that of $SHELL)")
-    options = parser.parse_args(arguments)
+    options = argument_parser().parse_args(arguments)
     with failures.end_program():
         shell = options.shell or Path(os.environ.get("SHELL", "")).name
         if shell not in SCRIPTS:
             raise UsageError(f"{shell or 'SHELL'}: unknown shell; expected one of {', '.join(SCRIPTS)}")
-        command = f"'{sys.executable}' -m dlhw.completion --words"
-        print(SCRIPTS[shell].format(command=command.replace("'", "\\'") if shell == "fish" else command), end="")
+        print(script(shell), end="")
+
+
+def script(shell: str) -> str:
+    """Return the script for tab completion in a shell.
+
+    The command in it does not import modules from the working directory (``-P``), where any file could be.
+    """
+    command = f"{shlex.quote(sys.executable)} -P -m dlhw.completion --words"
+    if shell == "fish":  # it is in single quotes there
+        command = command.replace("\\", "\\\\").replace("'", "\\'")
+    return SCRIPTS[shell].format(command=command)
 
 
 def _print_words(line: str) -> None:
@@ -116,21 +132,8 @@ def _flags(verb: str) -> list[str]:
     """Return the flags of a verb that reads its arguments with argparse."""
     import importlib
 
-    found: list[str] = []
-
-    def note(parser: argparse.ArgumentParser, *_: object) -> None:
-        found.extend(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
-        raise SystemExit
-
-    original: Callable[..., argparse.Namespace] = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = note  # type: ignore[method-assign,assignment]
-    try:
-        importlib.import_module(module_of(verb)).main([])
-    except SystemExit:
-        pass
-    finally:
-        argparse.ArgumentParser.parse_args = original  # type: ignore[assignment,method-assign]
-    return sorted(found)
+    parser: argparse.ArgumentParser = importlib.import_module(module_of(verb)).argument_parser()
+    return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
 
 
 def _paths(word: str, *, suffixes: Sequence[str] | None = None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from dlhw.runtime.paths import read_path
 from dlhw.runtime.wording import text_table
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from dlhw.applying import Evaluation
-    from dlhw.data.tensors import Dataset
     from dlhw.reading import Run
 
 log = logging.getLogger("dlhw")
@@ -23,24 +25,31 @@ MOST_CLASSES = 12
 """Larger confusion matrices are not printed."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate the run that the command line names. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw evaluate",
-        description="Measure a finished run on its test part, or on all samples of other labelled data: accuracy with "
-        "a 95 %% interval and confusion matrix, or errors of a regression. Nothing is selected or written.",
+        description="Measure a finished run on its test part (without one, its validation part), or on all samples of "
+        "other labelled data: accuracy with a 95 %% interval and confusion matrix, or errors of a regression. Nothing "
+        "is selected or written.",
     )
     parser.add_argument("run", metavar="RUN", help="a run, a folder of runs (the newest), or 'last'")
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="dataset.KEY=VALUE",
         help="other labelled data of the same kind, such as dataset.root=FOLDER or dataset.path=FILE",
     )
-    parser.add_argument("--part", choices=("train", "val", "test"), help="of the run's own data (default: test)")
+    parser.add_argument("--part", choices=("train", "val", "test"), help="of the run's own data")
     parser.add_argument("--weights", choices=("best", "last"), default="best", help="(default: best)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate the run that the command line names. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.run):
         from dlhw import load_run
 
@@ -55,39 +64,57 @@ def evaluate(run: Run, overrides: Sequence[str] = (), *, part: str | None = None
 
     Raise UsageError.
     """
-    from dlhw.reading import raw_part
-
     network = run.network(weights)
     if not overrides:
-        part = part or ("test" if "test" in run.dataset.parts else "val")
-        return network.evaluate(*run.data(part))
+        return run.evaluate_part(network, part)
     if part is not None:
         raise UsageError(f"--part {part}: invalid with other data, of which all samples are used")
-    data = other_data(run, overrides)
-    if run.summary.get("data", {}).get("sha256") == data.sha256:
+    x, y, sha256 = labelled_samples(other_config(run, overrides), classifies=bool(network.classes))
+    if run.summary.get("data", {}).get("sha256") == sha256:
         log.warning("these are the samples that the run was trained on; --part test evaluates its test part")
-    first, *others = (network.evaluate(*raw_part(data, name)) for name in data.parts)
-    return sum(others, first)
+    return network.evaluate(x, y)
 
 
-def other_data(run: Run, overrides: Sequence[str]) -> Dataset:
-    """Load the dataset of a run's config with other options. Raise UsageError for overrides of something else."""
+def labelled_samples(config: DictConfig, *, classifies: bool) -> tuple[Any, Any, str]:
+    """Return all raw samples of a config's dataset, their labels, and the SHA-256 of the data. Raise UsageError."""
+    import numpy as np
+
+    from dlhw.cli.build import validated
+    from dlhw.data import tables
+    from dlhw.data.arrays import as_array
+    from dlhw.reading import raw_part
+
+    component = validated(config, "dataset", {"data_dir", "seed"})
+    if component.target is tables.table:  # the columns are prepared as in training, whatever values they have
+        options = component.options
+        return tables.labelled_rows(options["path"], config.data_dir, target=options["target"], classifies=classifies)
+    data = component.build(data_dir=config.data_dir, seed=config.seed)
+    samples, labels = zip(*(raw_part(data, name) for name in data.parts), strict=True)
+    return np.concatenate([as_array(x) for x in samples]), np.concatenate(labels), data.sha256
+
+
+def other_config(run: Run, overrides: Sequence[str]) -> DictConfig:
+    """Return a run's config with another dataset. Raise UsageError for overrides of something else."""
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
 
     from dlhw.cli import program
-    from dlhw.cli.build import build
     from dlhw.cli.composition import parsed, quoted
 
-    lines = [parsed(quoted(line)) for line in overrides]
-    for line in lines:
-        key = str(line.key_or_group)
-        if not (key in ("dataset", "data_dir") or key.startswith("dataset.")) or line.is_sweep_override():
-            raise UsageError(f"{line.input_line}: invalid here; expected dataset=NAME or dataset.KEY=VALUE")
+    for text in overrides:
+        if not re.match(r"(dataset|data_dir|dataset\.[\w.]+)=", text):
+            raise UsageError(f"{text}: invalid here; expected dataset=NAME or dataset.KEY=VALUE")
+    try:
+        lines = [parsed(quoted(text)) for text in overrides]
+    except HydraException as error:
+        raise UsageError(f"{' '.join(overrides)}: {' '.join(str(error).splitlines()[0].split())}") from error
+    if swept := [str(line.input_line) for line in lines if line.is_sweep_override()]:
+        raise UsageError(f"{swept[0]}: several values; expected one")
     config = run.config.copy()
     chosen = [str(line.input_line) for line in lines if line.key_or_group == "dataset"]
     with open_dict(config):
-        if chosen:
-            config.dataset = program.compose(*chosen).dataset
+        if chosen and (other := program.compose(*chosen).dataset)._target_ != config.dataset._target_:
+            config.dataset = other
         for line in lines:
             if line.key_or_group != "dataset":
                 OmegaConf.update(config, str(line.key_or_group), line.value())
@@ -100,14 +127,13 @@ def other_data(run: Run, overrides: Sequence[str]) -> Dataset:
         for name, value in settings.items():
             if name in config.dataset and f"dataset.{name}" not in {str(line.key_or_group) for line in lines}:
                 config.dataset[name] = value
-    data: Dataset = build(config, "dataset", data_dir=config.data_dir, seed=config.seed)
-    return data
+    return config
 
 
 def content(result: Evaluation) -> dict[str, Any]:
     """Return the numbers of an evaluation as a mapping of plain values, with the confusion matrix of a classifier."""
     counts = {"classes": list(result.classes), "confusion": result.confusion.to_numpy().tolist()}
-    return {**result.numbers, **(counts if result.classes else {})}
+    return {"part": result.part or None, **result.numbers, **(counts if result.classes else {})}
 
 
 def report(result: Evaluation) -> str:

@@ -21,8 +21,8 @@ OVERRIDE = "logger."
 """What an argument starts with that is an override and not a run."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Export the runs that the command line names. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw export",
         description="Write runs that have ended to loggers, with the same content as logger=NAME in training. What a "
@@ -35,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a run, a sweep or folder with all its runs, or 'last'; also overrides such as logger.mlflow.uri=URI",
     )
     parser.add_argument("--to", action="append", required=True, metavar="LOGGER", help="may be given several times")
-    options = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export the runs that the command line names. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_intermixed_args(arguments)
     with failures.end_program(options.runs[0]):
         overrides = [text for text in options.runs if text.startswith(OVERRIDE)]
         names = list(dict.fromkeys(options.to))

@@ -43,7 +43,9 @@ def main() -> None:
 
 def refuse_sweep(cfg: DictConfig, overrides: Sequence[str]) -> NoReturn:
     """Raise UsageError: a sweep checks its jobs before it starts."""
-    raise UsageError("find-lr: needs a single setting, not a sweep; add hydra.mode=RUN and a value for each key of it")
+    raise UsageError(
+        "find-lr: needs one setting, not a sweep; remove -m, or add hydra.mode=RUN and a value of each key"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.core.singleton import Singleton
 from torch import nn
@@ -20,23 +21,28 @@ from torch import nn
 from dlhw import train
 from dlhw.cli import assembly, build, composition, failures, program
 from dlhw.errors import UsageError
-from dlhw.runtime import progress, signals
+from dlhw.runtime import devices, progress, signals
 from dlhw.runtime.devices import Precision
+from dlhw.runtime.paths import shortened
+
+_busy = threading.RLock()
+"""Held while a command line runs: logging, Hydra and torch have one state for all threads."""
 
 
 def execute(lines: tuple[str, ...], values: Mapping[str, Any], *, config_dir: str | Path | None, sweep: bool) -> Path:
     """Run ``dlhw train`` with these overrides in this process. Return the directory of the run or sweep.
 
-    Raise UsageError for an invalid override, and the error of a run that fails.
+    Raise UsageError for an invalid override, and the error of a run that fails; a sweep records those of its jobs.
     """
     arguments = [*overrides(lines, values, sweep=sweep)]
     arguments += ["-m"] if sweep else []
     arguments += [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
     with restored(), failures.raised(), signals.stoppable():
         sys.argv = ["dlhw", *arguments]  # the run's summary has the command
-        directory = program.execute(program.Program(train.task, train.check), arguments)
+        program.execute(program.Program(train.task, train.check), arguments)
+    directory = program.directory()
     if directory is None:
-        directory = next(Path(line.partition("=")[2]) for line in arguments if line.startswith("resume="))
+        raise UsageError(f"{' '.join(arguments)}: trains nothing; expected overrides, key=value")
     return directory
 
 
@@ -46,12 +52,23 @@ def overrides(lines: tuple[str, ...], values: Mapping[str, Any], *, sweep: bool 
     In a sweep, a list or range holds the values to try.
     """
     for line in lines:
-        yield from shlex.split(line)
+        if not isinstance(line, str):
+            raise UsageError(f"{shortened(line)}: a {type(line).__name__}; expected text, such as 'seed=1', or seed=1")
+        words = shlex.shlex(line, posix=True, punctuation_chars=False)
+        words.whitespace_split, words.commenters, words.escape = True, "", ""  # paths of Windows have backslashes
+        try:
+            yield from words
+        except ValueError as error:
+            raise UsageError(f"{shortened(line)}: a quotation mark is not closed") from error
     for key, value in values.items():
-        if sweep and isinstance(value, list | tuple | range):
-            yield f"{key}={','.join(as_written(item) for item in value)}"
-        else:
-            yield f"{key}={as_written(value)}"
+        plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        items = plain if sweep and isinstance(plain, list | tuple | range) else [plain]
+        if not items:
+            raise UsageError(f"{key}: no values")
+        try:
+            yield f"{key}={','.join(map(as_written, items))}"
+        except UsageError as error:
+            raise UsageError(f"{key}: {error}") from error
 
 
 def as_written(value: Any) -> str:
@@ -67,7 +84,7 @@ def as_written(value: Any) -> str:
         return "{" + ",".join(f"{key}:{as_written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple | range):
         return "[" + ",".join(map(as_written, value)) + "]"
-    raise UsageError(f"{type(value).__name__}: not a value of a config; expected a number, text, list or mapping")
+    raise UsageError(f"a {type(value).__name__}; expected a number, text, list or mapping")
 
 
 def make_model(
@@ -84,9 +101,11 @@ def make_model(
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restore what a command line changes in its process: its arguments, logging, signals, threads, Hydra's state."""
+    """Restore what a command line changes in its process: arguments, logging, signals, torch's and Hydra's state."""
+    if not _busy.acquire(blocking=False):
+        raise UsageError("another thread of this process uses dlhw; start runs that train side by side as processes")
     composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
-    singletons, root, threads = Singleton.get_state(), logging.getLogger(), torch.get_num_threads()
+    singletons, root = Singleton.get_state(), logging.getLogger()
     handlers, level, argv = list(root.handlers), root.level, sys.argv
     levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -95,10 +114,10 @@ def restored() -> Iterator[None]:
         signals.install()
     progress.console.cache_clear()
     try:
-        yield
+        with devices.restored():
+            yield
     finally:
         sys.argv = argv
-        torch.set_num_threads(threads)
         logging.disable(logging.NOTSET)
         if in_main_thread:
             signals.install()  # forgets a signal that ended the run
@@ -113,3 +132,4 @@ def restored() -> Iterator[None]:
         Singleton.set_state(singletons)
         composition.prepare()
         progress.console.cache_clear()
+        _busy.release()

@@ -17,8 +17,8 @@ SHOWN = 30
 """Rows of the table, unless all are asked for."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table of runs, the newest first. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw ls",
         description="List runs and sweeps, the newest first. 'validation' is the monitored metric at the best epoch, "
@@ -30,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", action="store_true", help="the runs of sweeps, too")
     parser.add_argument("--all", action="store_true", help=f"all rows, not only the newest {SHOWN}")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with one entry per run")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table of runs, the newest first. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.folder):
         found = [
             entry

@@ -7,19 +7,22 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from dlhw.cli import failures
 from dlhw.cli.composition import conf_dir
 from dlhw.errors import UsageError
 from dlhw.runtime.hints import expected_one_of
 from dlhw.runtime.paths import printable, shortened
+from dlhw.storage.directories import DEBUG_FOLDER
 
 TEMPLATE = Path(__file__).parent / "templates" / "mine"
 """The folder that is written for the name ``mine``."""
 LONGEST = 50
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the folder that the command line names. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw new",
         description="Write a folder with a model, a dataset and an experiment of your own, or with a copy of an "
@@ -27,7 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", metavar="NAME", help="of the folder and the experiment: letters, digits and _")
     parser.add_argument("--from", dest="source", metavar="EXPERIMENT", help="copy this experiment of dlhw")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the folder that the command line names. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.name):
         write(options.name, options.source)
         print(f"{options.name}: written. To train:\n\n    {_command(options.name)}\n")
@@ -43,6 +51,8 @@ def write(name: str, source: str | None = None) -> None:
         raise UsageError(
             f"{shortened(name)}: expected a name of at most {LONGEST} letters, digits and _ that starts with a letter"
         )
+    if yaml.safe_load(name) != name or name == DEBUG_FOLDER:
+        raise UsageError(f"{name}: has another meaning in config files; choose another name")
     _require_unused(name)
     files = _from_template(name) if source is None else {f"experiment/{name}.yaml": _copied(source, name)}
     try:

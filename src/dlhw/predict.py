@@ -33,12 +33,8 @@ GREY_OF_65536 = (19595, 38470, 7471)
 LARGEST_PIXEL = 255
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Apply the run that the command line names to files.
-
-    Unreadable pictures are reported on stderr and the others are classified; the exit code is then 1. An
-    invalid argument ends the program with a one-line message and exit code 1.
-    """
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw predict",
         description="Apply the network of a finished run to pictures or to the rows of a table, prepared as in "
@@ -59,7 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON: a list with one entry per sample")
     form.add_argument("--csv", action="store_true", help="print CSV: one row per sample")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Apply the run that the command line names to files.
+
+    Unreadable pictures are reported on stderr and the others are classified; the exit code is then 1. An
+    invalid argument ends the program with a one-line message and exit code 1.
+    """
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.run):
         results = predict(
             load_run(read_path(options.run, key="RUN")),
@@ -112,7 +117,13 @@ def predict(
 def _predict_table(network: Network, file: Path, *, top: int) -> Iterator[Prediction]:
     from dlhw.data.table_files import read_table
 
-    outputs = network.outputs(read_table(file))
+    table = read_table(file)
+    if table.empty:
+        raise UsageError(f"{printable(file)}: has no rows")
+    try:
+        outputs = network.outputs(table)
+    except UsageError as error:
+        raise UsageError(f"{printable(file)}: {error}") from error
     for number, result in enumerate(_results(network, outputs, top), 1):
         yield {"table": printable(file), "row": number, **result}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +34,9 @@ from dlhw.views.comparison import conclusion_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+log = logging.getLogger("dlhw")
 
 
 class Run:
@@ -90,8 +95,8 @@ class Run:
     def model(self, weights: Literal["best", "last"] = "best") -> nn.Module:
         """Build the model on the CPU in evaluation mode, with the ``best`` or the ``last`` weights.
 
-        It takes normalized inputs. The config names the class to build, so open only runs that you trust. Raise
-        UsageError if the run has no such weights.
+        It takes normalized inputs. The config names the class to build, so open only runs that you trust; the same
+        is true of :attr:`dataset`. Raise UsageError if the run has no such weights.
         """
         state = self.checkpoint(weights)
         config = self.config.copy()
@@ -153,9 +158,18 @@ class Run:
         names of classes, or numbers. Raise UsageError.
         """
         if x is None:
-            part = part or ("test" if "test" in self.dataset.parts else "val")
-            x, y = self.data(part)
+            return self.evaluate_part(self._network, part)
+        if y is None or part is not None:
+            raise UsageError("y: missing; expected labels" if y is None else f"part={shortened(part)}: invalid with x")
         return self._network.evaluate(x, y)
+
+    def evaluate_part(self, network: Network, part: str | None = None) -> Evaluation:
+        """Compare the predictions of a network with the labels of a part; by default as :meth:`evaluate`."""
+        if part is None:
+            part = "test" if "test" in self.dataset.parts else "val"
+            if part == "val":
+                log.warning("no test part: this is the validation part, which selected the epoch of these weights")
+        return replace(network.evaluate(*self.data(part)), part=part)
 
     def plot(self) -> Figure:
         """Draw the curves of loss and error, also of a run that was interrupted. Raise UsageError before epoch 1."""
@@ -186,7 +200,7 @@ class Run:
 def raw_part(data: Dataset, part: str) -> tuple[Any, Any]:
     """Return the raw samples and the labels of a part. Raise UsageError for a part that the dataset does not have."""
     if part not in data.parts:
-        raise UsageError(f"part={shortened(part)}: not in the dataset{expected_one_of(part, list(data.parts))}")
+        raise UsageError(f"part={shortened(part)}: not in the dataset{expected_one_of(str(part), list(data.parts))}")
     split = data.parts[part]
     x, y = split.raw_x, split.y
     if not data.classes:
@@ -240,12 +254,13 @@ class Sweep:
 
         Raise UsageError for a key that does not vary.
         """
+        from dlhw.cli.comparisons import declared_comparison
         from dlhw.views.comparison.figures import against_of, curves_of
 
         conclusion = conclusion_of([run.path for run in self.runs])
         title = f"{self.summary.get('experiment', self.path.name)}: {len(self.runs)} runs compared"
         if key is None:
-            return curves_of(conclusion, build(self.runs[0].config, "comparison"), title=title)
+            return curves_of(conclusion, declared_comparison(self.runs[0].path), title=title)
         return against_of(conclusion, key, title=title)
 
     def _repr_html_(self) -> str:

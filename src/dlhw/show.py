@@ -10,15 +10,20 @@ from dlhw.runtime.paths import read_path
 from dlhw.storage.listing import entry_of, locate
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the cards of some runs and sweeps. An error ends the program with one line and exit code 1."""
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="dlhw show", description="Show what a run or sweep did: its config, data, results, files, next commands."
     )
     parser.add_argument(
         "runs", nargs="*", default=["last"], metavar="RUN", help="a run or sweep, a folder of runs, or 'last' (default)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the cards of some runs and sweeps. An error ends the program with one line and exit code 1."""
+    options = argument_parser().parse_args(arguments)
     with failures.end_program(options.runs[0]):
         from dlhw.views.card import as_text, card
 

@@ -251,7 +251,7 @@ def test_the_command_refuses_sweeps(tmp_path: Path) -> None:
     result = dlhw("experiment=flooding_search", at=tmp_path, main=command.main)
     assert result.code == 1
     assert result.err == (
-        "find-lr: needs a single setting, not a sweep; add hydra.mode=RUN and a value for each key of it\n"
+        "find-lr: needs one setting, not a sweep; remove -m, or add hydra.mode=RUN and a value of each key\n"
     )
     assert files(tmp_path) == set()
 
@@ -265,3 +265,14 @@ def test_help_of_the_command_names_its_options(
     for name, value in compose("study=find_lr").study.items():
         if name != "_target_":
             assert f"study.{name}={value:g}".replace("e-06", "e-6") in text
+
+
+def test_inputs_that_depend_on_the_seed_are_trained_one_after_the_other(tmp_path: Path) -> None:
+    """A rare category is an input only if the training part of the seed has it."""
+    kinds = ["a", "b"] * 29 + ["c", "d"]
+    (tmp_path / "t.csv").write_text("kind,y\n" + "".join(f"{kind},{i % 2}\n" for i, kind in enumerate(kinds)))
+    data = ("dataset=table", "dataset.path=t.csv", "dataset.target=y", "model.hidden=[8]")
+    result = dlhw("study.steps=20", *data, at=tmp_path, main=command.main)
+    assert result.code == 0, result.err
+    run = only(list(tmp_path.glob("outputs/find_lr/*")))
+    assert pd.read_csv(run / "tables" / "learning_rates.csv")["seed"].unique().tolist() == [0, 1, 2]

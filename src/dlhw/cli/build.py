@@ -97,7 +97,7 @@ class Component:
             raise UsageError(str(error)) from error
         except (ValueError, TypeError, RuntimeError) as error:  # torch checks some values itself
             raise own_code.mistake(self.name, self.target, error) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.own is None:
                 raise
             raise own_code.mistake(self.name, self.target, error) from error
@@ -190,11 +190,16 @@ def loggers(cfg: DictConfig) -> dict[str, Logger]:
 
 def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
     """Build the object that one group of a config describes; None without a target. Raise UsageError."""
+    return validated(cfg, group, set(arguments)).build(**arguments)
+
+
+def validated(cfg: DictConfig, group: str, arguments: set[str]) -> Component:
+    """Return the component of one group, whose target gets these arguments from the program. Raise UsageError."""
     options = typing.cast("dict[str, Any]", OmegaConf.to_container(cfg[group], resolve=True))
-    component, mistakes = _component(cfg, group, set(arguments), options)
+    component, mistakes = _component(cfg, group, arguments, options)
     if mistakes and component.target is not None:
         raise UsageError("\n".join(mistakes))
-    return component.build(**arguments)
+    return component
 
 
 def checked_arguments(target: Callable[..., Any], values: dict[str, Any], *, prefix: str) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def _component(
     setting = f"{group}._target_={shortened(path)}"
     try:
         target = _located(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = f"{setting}: cannot be used ({own_code.import_failure(path, error)})"
         raise UsageError(f"{location(cfg, line)}{line}") from error
     if group in SETTINGS and not _is_subclass(target, _located(SETTINGS[group])):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from dlhw.cli.assembly import Parts, assemble
 from dlhw.cli.build import choice
-from dlhw.data.tensors import combine
+from dlhw.data.tensors import Dataset, combine
 from dlhw.errors import UsageError
 from dlhw.runtime import devices
 from dlhw.storage.identity import copied
@@ -36,12 +36,20 @@ def convolves(model: nn.Module) -> bool:
     return any(isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) for layer in model.modules())
 
 
+def must_be_equal(data: Dataset) -> Hashable:
+    """Return what must be equal in the datasets of runs that are trained at once: sizes, classes, normalization."""
+    sizes = tuple((name, len(part)) for name, part in data.parts.items())
+    shift, scale = (tuple(values.flatten().tolist()) for values in (data.normalize.shift, data.normalize.scale))
+    return data.shape, data.classes, sizes, shift, scale, data.normalize.size
+
+
 def training_at_once(parts: Sequence[Parts], runs: Sequence[TrainingRun], schedules: Sequence[Schedule]) -> Training:
     """Return the training of several runs as one ensemble. Raise NotVectorizable if that is not possible.
 
     Runs with equal optimizers and the same schedule object share a parameter group if they are neighbours.
     """
     first = parts[0]
+    assert len({must_be_equal(other.trained_on) for other in parts}) == 1
     splits = [other.trained_on.parts for other in parts]
     data = first.trained_on.with_parts({name: combine([parts[name] for parts in splits]) for name in splits[0]})
     with quiet():
@@ -126,11 +134,11 @@ def _of_all(configs: Sequence[DictConfig]) -> Training | None:
         raise NotVectorizable("on a CPU, training convolutional networks at once is slower")
     if first.trainer.frozen_views is not None:
         raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
-    if largest_that_fits(parts) < len(configs):
-        raise NotVectorizable("the models do not fit into memory at once")
     parts += [_uncompiled(assemble(config)) for config in configs[2:]]
-    if any(len(other.trained_on.train) != len(first.trained_on.train) for other in parts):
-        raise NotVectorizable("the number of samples depends on the seed")
+    if len({must_be_equal(other.trained_on) for other in parts}) > 1:
+        raise NotVectorizable("the inputs depend on the seed")
+    if largest_that_fits(parts[:2]) < len(configs):
+        raise NotVectorizable("the models do not fit into memory at once")
     return training_at_once(parts, list(map(_unrecorded, parts)), [first.schedule] * len(parts))
 
 

@@ -55,7 +55,7 @@ def sources(cfg: DictConfig) -> list[Path]:
     return [Path(path) for path in (*files, *folders) if path]
 
 
-def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: str = "") -> UsageError:
+def mistake(name: str, target: Callable[..., Any], error: BaseException, *, doing: str = "") -> UsageError:
     """Return the error to raise for an exception that a target raised.
 
     ``name`` is the group and option, such as model=mlp; ``doing`` precedes the reason.
@@ -68,7 +68,7 @@ def mistake(name: str, target: Callable[..., Any], error: Exception, *, doing: s
     return UsageError(f"{described(name, target)}: {doing}{text} ({place(target, error)})")
 
 
-def import_failure(path: object, error: Exception) -> str:
+def import_failure(path: object, error: BaseException) -> str:
     """Return why the target at a dotted path cannot be imported, from Hydra's error.
 
     It contains the file and line that raised the error in own code, or names that are similar.
@@ -125,7 +125,7 @@ def _function(target: Callable[..., Any]) -> Any:
     return target.func if isinstance(target, functools.partial) else target
 
 
-def place(target: Callable[..., Any], error: Exception | None = None) -> str:
+def place(target: Callable[..., Any], error: BaseException | None = None) -> str:
     """Return file and line: of the innermost call in own code that raised the error, or of the target's definition."""
     function = _function(target)
     try:

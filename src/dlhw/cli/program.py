@@ -72,13 +72,14 @@ def command_line(program: Program) -> None:
         execute(program, arguments, ends_program=True)
 
 
-def execute(program: Program, arguments: Sequence[str], *, ends_program: bool = False) -> Path | None:
-    """Run the program with these arguments of a command line. Return the directory of the new run or sweep, if any.
+def execute(program: Program, arguments: Sequence[str], *, ends_program: bool = False) -> None:
+    """Run the program with these arguments of a command line; :func:`directory` is then that of its run or sweep.
 
     Raise UsageError, and SystemExit with the error as its cause where Hydra would not pass on the error itself. With
     ``ends_program`` an invalid command line ends the program with a message.
     """
     _created.clear()
+    _used.clear()
     prepare(ends_program=ends_program)
     in_order = sorted(arguments, key=lambda text: text not in ("-m", "--multirun"))  # argparse needs it first
     try:
@@ -93,7 +94,11 @@ def execute(program: Program, arguments: Sequence[str], *, ends_program: bool = 
         close_run_logs()
         for directories in _created:
             release_directories(directories)
-    return _created[0][0] if _created else None
+
+
+def directory() -> Path | None:
+    """Return the directory of the run or sweep that the last command line has started or resumed, if any."""
+    return _used[0] if _used else None
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -103,6 +108,8 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose(CONFIG_NAME, overrides=list(overrides))
 
 
+_used: list[Path] = []
+"""The directory of the run or sweep of this command line, as soon as it is known."""
 _created: list[list[Path]] = []
 """For each run and sweep of this command line, the directories that it has created, the innermost first."""
 
@@ -118,6 +125,7 @@ class ClaimDirectory(Callback):
             atexit.register(shutil.rmtree, config.hydra.run.dir, ignore_errors=True)
         elif config.resume is None:
             _claim_or_stop(config, "run")
+        use(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse what is invalid with ``-m``, and create the directory of the sweep."""
@@ -131,6 +139,12 @@ class ClaimDirectory(Callback):
             stop(UsageError(f"resume={config.resume}: invalid with -m; resume a single run without -m"))
         if config.hydra.sweeper._target_ not in PLUGINS:  # dlhw's sweeper checks the jobs first
             _claim_or_stop(config, "sweep")
+            use(Path(config.hydra.sweep.dir))
+
+
+def use(path: Path) -> None:
+    """Note the directory of the run or sweep, for :func:`directory`."""
+    _used.append(path.absolute())
 
 
 def _claim_or_stop(config: DictConfig, kind: str) -> None:

@@ -74,9 +74,9 @@ def require_outputs(
             trial = copy.deepcopy(model)
         except RuntimeError:  # parametrizations of torch.nn.utils
             return
-        with torch.random.fork_rng(devices), torch.no_grad(), precision.autocast(), evaluating(trial):
+        with torch.random.fork_rng(devices), precision.autocast(), evaluating(trial):
             outputs = trial(x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise mistake(name, target, error, doing=f"fails for samples of shape {tuple(x.shape[1:])}: ") from error
     expected = (len(x), data.outputs)
     if not isinstance(outputs, Tensor):
@@ -85,6 +85,8 @@ def require_outputs(
         result = f"shape {tuple(outputs.shape)}"
     elif not outputs.is_floating_point():
         result = f"numbers of {outputs.dtype}"
+    elif not outputs.requires_grad:
+        result = "a tensor without gradients (detach, .data, no_grad or NumPy in forward)"
     else:
         return
     forward = type(model).forward

@@ -10,22 +10,19 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import numpy as np
-from pydantic import Field
 
 from dlhw.data.arrays import Array, Part, Task, from_arrays
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runtime.hints import expected_one_of
-from dlhw.runtime.options import PathText
+from dlhw.runtime.options import Fraction, FractionOrZero, PathText
 from dlhw.runtime.paths import existing_file, places_of, printable, shortened
 
 log = logging.getLogger(__name__)
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-FractionOrNone = Annotated[float, Field(ge=0, lt=1)]
 
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test", "t10k")}
 """The words for each part in names of arrays and files."""
@@ -46,7 +43,7 @@ def npz(
     task: Task,
     standardize: bool,
     validation_fraction: Fraction,
-    test_fraction: FractionOrNone,
+    test_fraction: FractionOrZero,
 ) -> Dataset:
     """The samples and labels in an ``.npz`` file, with the parts that it has.
 
@@ -59,7 +56,7 @@ def npz(
     try:
         with np.load(file, allow_pickle=False) as archive:
             names = _names_of_parts(archive.files, file, x=x, y=y)
-            parts = {part: (archive[samples], archive[labels]) for part, (samples, labels) in names.items()}
+            parts = {part: (_array(archive, x, file), _array(archive, y, file)) for part, (x, y) in names.items()}
     except UsageError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -83,7 +80,7 @@ def idx_folder(
     root: PathText,
     standardize: bool,
     validation_fraction: Fraction,
-    test_fraction: FractionOrNone,
+    test_fraction: FractionOrZero,
 ) -> Dataset:
     """The samples and labels in IDX files of any size, such as ``train-images-idx3-ubyte.gz``, in one folder.
 
@@ -141,6 +138,20 @@ def _idx_header(file: IO[bytes] | gzip.GzipFile) -> tuple[np.dtype[Any], tuple[i
 
 def _is_idx(path: Path) -> bool:
     return bool(re.search(r"idx\d-", path.name)) or path.name.endswith((".idx", ".idx.gz"))
+
+
+def _array(archive: Any, name: str, file: Path) -> Array:
+    """Return an array. Raise UsageError for Python objects, which are not unpickled."""
+    try:
+        array: Array = archive[name]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise UsageError(
+            f"{printable(file)}: the array {shortened(name)} has Python objects, which are not read; expected numbers "
+            "or texts: save it with .astype(float) or .astype(str)"
+        ) from error
+    return array
 
 
 def _names_of_parts(names: Sequence[str], file: Path, *, x: str | None, y: str | None) -> dict[str, tuple[str, str]]:

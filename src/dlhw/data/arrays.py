@@ -61,7 +61,12 @@ def from_arrays(
         UsageError: a sample or label is missing or not finite, the numbers of samples and labels differ, the labels
             do not fit the task, or a part would be empty.
     """
-    given = {"train": (x, y), **{part: pair for part, pair in (("val", val), ("test", test)) if pair is not None}}
+    given = {"train": (x, y)}
+    for part, pair in (("val", val), ("test", test)):
+        if pair is not None:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UsageError(f"{part}: a {type(pair).__name__}; expected a pair of samples and labels, (x, y)")
+            given[part] = tuple(pair)
     samples = {part: _samples(as_array(pair[0]), part) for part, pair in given.items()}
     names, targets = targets_of({part: as_array(pair[1]) for part, pair in given.items()}, task=task, classes=classes)
     _require_fitting(samples, targets)
@@ -87,8 +92,13 @@ def from_arrays(
 
 
 def as_array(values: Any) -> Array:
-    """Return an array or tensor, on any device, as a NumPy array; without a copy where possible."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    """Return an array or tensor, on any device, as a NumPy array; without a copy where possible. Raise UsageError."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UsageError("lists of different lengths; expected an array, a tensor or lists of equal length") from error
 
 
 def targets_of(
@@ -98,7 +108,7 @@ def targets_of(
 
     See :func:`from_arrays` for the arguments. Raise UsageError if the labels do not fit the task.
     """
-    columns = {part: _column(values, part) for part, values in labels.items()}
+    columns = {part: column_of(values, part) for part, values in labels.items()}
     floating = all(values.dtype.kind == "f" for values in columns.values())
     if task == "regression" or (task == "auto" and floating and classes is None):
         return (), {part: _numbers(values, part) for part, values in columns.items()}
@@ -153,7 +163,7 @@ def _samples(values: Array, part: str) -> Tensor:
     return tensor.unsqueeze(1) if pixels and tensor.ndim == 3 else tensor
 
 
-def _column(labels: Array, part: str) -> Array:
+def column_of(labels: Array, part: str) -> Array:
     """Return labels (N,) from those of shape (N,) or (N, 1)."""
     column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if column.ndim != 1 or column.dtype.kind not in "buifUSO":
@@ -248,7 +258,8 @@ def _scaling(train: Split, *, standardize: bool) -> tuple[Standardization | None
     Bytes are standardized by the normalization, batch by batch, all others by the preparation, once.
     """
     shape = tuple(train.pool_x.shape[1:])
-    unchanged = Normalization.of_pixels(0.0, 1.0, largest=1, shape=shape)
+    largest = LARGEST_PIXEL if train.pool_x.dtype == torch.uint8 else 1
+    unchanged = Normalization.of_pixels(0.0, 1 / largest, largest=largest, shape=shape)
     if not standardize:
         return None, unchanged
     learned = Standardization.of(train.pool_x, train.all_rows()[0])

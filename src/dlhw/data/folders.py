@@ -22,7 +22,7 @@ from dlhw.data.normalization import Normalization
 from dlhw.data.picture_cache import DecodedPictures, load
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
-from dlhw.runtime.options import PathText, Positive, Side
+from dlhw.runtime.options import Fraction, FractionOrZero, PathText, Positive, Side
 from dlhw.runtime.paths import is_listed_in, printable
 from dlhw.storage.directories import is_output
 
@@ -34,8 +34,6 @@ MOST_LINES = 20  # largest number of lines on the console about skipped pictures
 
 PerChannel = Field(min_length=3, max_length=3)
 NonEmpty = Annotated[str, Field(min_length=1)]
-ValidationFraction = Annotated[float, Field(gt=0, lt=1)]
-TestFraction = Annotated[float, Field(ge=0, lt=1)]
 Distance = Annotated[int, Field(ge=0, le=FARTHEST)]
 SplitBy = Literal["groups", "files"]
 
@@ -50,8 +48,8 @@ def load_folder(
     crop: Side,
     mean: Annotated[list[FiniteFloat], PerChannel],
     std: Annotated[list[Positive], PerChannel],
-    validation_fraction: ValidationFraction,
-    test_fraction: TestFraction,
+    validation_fraction: Fraction,
+    test_fraction: FractionOrZero,
     split: SplitBy,
     groups: NonEmpty | None,
     near_duplicates: Distance | None,

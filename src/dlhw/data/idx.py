@@ -28,10 +28,10 @@ from dlhw.data.downloads import fetch
 from dlhw.data.tensors import Dataset, Split, assemble
 from dlhw.errors import UsageError
 from dlhw.runtime.downloads import DownloadFailed
+from dlhw.runtime.options import Fraction
 
 Bytes = npt.NDArray[np.uint8]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True)

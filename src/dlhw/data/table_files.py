@@ -34,6 +34,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
     try:
         frame = pd.read_parquet(path) if path.suffix.lower() in PARQUET else _read_csv(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{printable(path)}: no such file") from error
     except ImportError as error:
         raise UsageError(f"{printable(path)}: Parquet needs pyarrow; install it (pip install pyarrow)") from error
     except pd.errors.EmptyDataError as error:
@@ -52,6 +54,11 @@ def read_table(path: Path) -> pd.DataFrame:
     repeated = named.columns[named.columns.duplicated()]
     if len(repeated):
         raise UsageError(f"{printable(path)}: two columns have the name {shortened(repeated[0])}; rename one of them")
+    for name in [name for name in named if named[name].dtype.kind == "O"]:  # whole numbers of more than 64 bits
+        known = named[name].dropna()
+        numbers = pd.to_numeric(known.map(str), errors="coerce")
+        if len(known) and numbers.notna().all():
+            named[name] = numbers.astype(float).reindex(named.index)
     return named
 
 

@@ -23,7 +23,7 @@ from dlhw.data.table_files import read_table
 from dlhw.data.tensors import Dataset, Split
 from dlhw.errors import UsageError
 from dlhw.runtime.hints import expected_one_of
-from dlhw.runtime.options import PathText
+from dlhw.runtime.options import Fraction, FractionOrZero, PathText
 from dlhw.runtime.paths import existing_file, printable, shortened
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-FractionOrNone = Annotated[float, Field(ge=0, lt=1)]
 ColumnName = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 MOST_CLASSES = 20
 """Whole numbers with at most so many different values are classes, unless the task is given."""
 MOST_CATEGORIES = 200
 """A column of texts with more different values, such as names or dates, is an error."""
+MOSTLY = 0.9
+"""A column with a larger share of numbers is not meant as categories."""
 LARGEST_NUMBER = 1e100
 """The largest absolute value of a feature: the squares of larger ones are infinite."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
@@ -53,7 +53,7 @@ def table(
     task: Task,
     exclude: list[ColumnName],
     validation_fraction: Fraction,
-    test_fraction: FractionOrNone,
+    test_fraction: FractionOrZero,
 ) -> Dataset:
     """The rows of a table, with one of its columns as the target; all others, unless excluded, are features.
 
@@ -62,10 +62,8 @@ def table(
     """
     file = existing_file(path, Path(data_dir), key="dataset.path")
     frame = read_table(file)
+    rows = _rows_with(frame, target, file)
     excluded = _excluded([*map(str, frame)], target, exclude, file)
-    rows = frame[frame[target].notna()]
-    if rows.empty:
-        raise UsageError(f"{printable(file)}: has no rows with a value in the column {shortened(target)}")
     labels, classifies = _labels(rows[target], task)
     classes, targets = _targets(labels, target, file, classifies=classifies)
     whole = Split(torch.arange(len(rows)), targets)
@@ -84,8 +82,6 @@ def table(
     parts = {part: replace(split, pool_x=x, raw=features) for part, split in parts.items()}
     about = _about(frame, features, encoder, target, excluded)
     log.info("%s", "; ".join(_facts(file, about, classes, parts)))
-    with file.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     return Dataset(
         name=file.name.partition(".")[0],
         train=parts["train"],
@@ -93,17 +89,41 @@ def table(
         test=parts.get("test"),
         normalize=Normalization.of_pixels(0.0, 1.0, largest=1, shape=tuple(x.shape[1:])),
         classes=classes,
-        sha256=sha256,
+        sha256=_sha256(file),
         about=about,
         prepare=encoder,
     )
 
 
-def _excluded(names: list[str], target: str, patterns: Sequence[str], file: Path) -> list[str]:
-    """Return the columns that a pattern excludes. Raise UsageError if the target or a pattern names no column."""
-    if target not in names:
-        hint = expected_one_of(target, names)
+def labelled_rows(path: str, data_dir: str | Path, *, target: str, classifies: bool) -> tuple[pd.DataFrame, Array, str]:
+    """Return all rows of a table that have a target, these targets, and the file's SHA-256, for an evaluation.
+
+    The targets are names of classes, or numbers to predict. Raise UsageError.
+    """
+    file = existing_file(path, Path(data_dir), key="dataset.path")
+    rows = _rows_with(read_table(file), target, file)
+    targets = rows[target]
+    return rows, np.array(texts(targets), object) if classifies else targets.to_numpy(), _sha256(file)
+
+
+def _rows_with(frame: pd.DataFrame, target: str, file: Path) -> pd.DataFrame:
+    """Return the rows that have a target. Raise UsageError if there is no such column or no such row."""
+    if target not in frame:
+        hint = expected_one_of(target, [*map(str, frame)])
         raise UsageError(f"dataset.target={shortened(target)}: {printable(file)} has no such column{hint}")
+    rows = frame[frame[target].notna()]
+    if rows.empty:
+        raise UsageError(f"{printable(file)}: has no rows with a value in the column {shortened(target)}")
+    return rows
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _excluded(names: list[str], target: str, patterns: Sequence[str], file: Path) -> list[str]:
+    """Return the columns that a pattern excludes. Raise UsageError if a pattern names no column."""
     columns = [name for name in names if name != target]
     matched = {
         pattern: [name for name in columns if name == pattern or fnmatchcase(name, pattern)] for pattern in patterns
@@ -155,6 +175,8 @@ def _first_text(values: pd.Series[Any]) -> str:
 
 def _require_usable(values: pd.Series[Any], file: Path) -> None:
     """Raise UsageError if a feature has a number that is too large, decimal commas or too many categories."""
+    import pandas as pd
+
     where, name = printable(file), shortened(values.name)
     known = values.dropna()
     if is_number(values):
@@ -169,11 +191,17 @@ def _require_usable(values: pd.Series[Any], file: Path) -> None:
             f"{where}: column {name} has numbers with a comma, such as {shortened(known.iloc[0])}; expected a decimal "
             "point and no separator of thousands"
         )
-    if len(different) > MOST_CATEGORIES:
+    are_numbers = pd.to_numeric(known.map(str), errors="coerce").notna()
+    if are_numbers.mean() > MOSTLY:
         raise UsageError(
-            f"{where}: column {name} has {len(different)} different texts, such as "
-            f"{shortened(_first_text(values))}; expected numbers or at most {MOST_CATEGORIES} categories; leave it "
-            f"out with dataset.exclude=[{name}]"
+            f"{where}: column {name} has numbers, but also {shortened(known[~are_numbers].iloc[0])}; expected numbers "
+            f"or empty cells; leave it out with dataset.exclude=[{name}]"
+        )
+    if len(different) > MOST_CATEGORIES or MOST_CLASSES < len(different) > len(known) / 2:
+        raise UsageError(
+            f"{where}: column {name} has {len(different)} different texts in {len(known)} cells, such as "
+            f"{shortened(_first_text(values))}; expected numbers, or at most {MOST_CATEGORIES} categories that occur "
+            f"several times; leave it out with dataset.exclude=[{name}]"
         )
 
 

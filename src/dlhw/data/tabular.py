@@ -6,18 +6,15 @@ import csv
 import pickle
 import zlib
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from dlhw.data.arrays import from_arrays
 from dlhw.data.tensors import Dataset
 from dlhw.errors import UsageError
 from dlhw.runtime.downloads import removing_empty
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+from dlhw.runtime.options import Fraction
 
 BOSTON = ("CRIM", "ZN", "INDUS", "CHAS", "NOX", "RM", "AGE", "DIS", "RAD", "TAX", "PTRATIO", "B", "LSTAT", "MEDV")
 BOSTON_ROWS = 506

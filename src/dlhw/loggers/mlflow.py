@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from dlhw.errors import UsageError
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
+from dlhw.runtime.downloads import require_answer
 from dlhw.storage.record import Row
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
 """The largest batches that MLflow accepts."""
 _LONGEST_PARAMETER = 6000
+DEFAULT_URI = "sqlite:///mlflow.db"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 
 
@@ -29,14 +34,20 @@ class MLflow:
     The id of MLflow's run is kept, so a resumed run continues it. Its metric ``epoch`` says which rows it has.
 
     Args:
-        uri: a tracking server or a database, such as ``http://host:5000`` or ``sqlite:///mlflow.db``.
+        uri: a tracking server or a database, such as ``http://host:5000``; None: that of the environment variable
+            MLFLOW_TRACKING_URI, which is not written to any file, or else ``sqlite:///mlflow.db``.
         experiment: the experiment of MLflow that holds the run; it is created if it does not exist.
     """
 
     package = "mlflow"
 
-    def __init__(self, *, uri: str, experiment: str) -> None:
-        self.uri = uri
+    def __init__(self, *, uri: str | None, experiment: str) -> None:
+        if uri is not None and urlsplit(uri).password:
+            raise UsageError(
+                "logger.mlflow.uri: must not contain a password, because configs are written to files; expected the "
+                "password in MLFLOW_TRACKING_PASSWORD, or all in MLFLOW_TRACKING_URI"
+            )
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self.experiment = experiment
         self.id = ""
         self.status = "KILLED"
@@ -51,6 +62,7 @@ class MLflow:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
+        require_answer(self.uri)
         for name in ("mlflow", "alembic"):  # which report each step of creating a database
             logging.getLogger(name).setLevel(logging.WARNING)
         self.client: MlflowClient = MlflowClient(_absolute(self.uri))

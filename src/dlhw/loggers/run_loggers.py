@@ -6,14 +6,13 @@ import functools
 import json
 import logging
 import queue
-import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dlhw.loggers.content import LoggedRun, Logger, conclusion
 from dlhw.runtime.files import write_atomically
-from dlhw.runtime.paths import printable
+from dlhw.runtime.paths import printable, shell_line
 from dlhw.storage.record import Row, as_written
 from dlhw.storage.stored import RESTORE, Unreadable, read_text
 
@@ -123,7 +122,7 @@ class _BackgroundLog:
             reason = why if isinstance(why, str) else f"{type(why).__name__}: {why}".partition("\n")[0]
             self._on = False
             name, directory = self.log.name, self.log.directory
-            command = f"dlhw export {shlex.quote(str(directory))} --to {name}"
+            command = shell_line(["dlhw", "export", str(directory), "--to", name])
             log.warning("logger=%s: off for this run (%s); write the rest with: %s", name, printable(reason), command)
 
     def close(self) -> None:

@@ -6,15 +6,12 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
+from dlhw.runtime.downloads import require_answer
 from dlhw.storage.record import Row
-
-_SECONDS_TO_CONNECT = 3.0
 
 
 class WandB:
@@ -101,10 +98,8 @@ def _is_logged_in(wandb: Any) -> bool:
 
 def _answers() -> bool:
     """Return whether the server of wandb accepts connections."""
-    url = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    port = url.port or (80 if url.scheme == "http" else 443)
     try:
-        with socket.create_connection((url.hostname or "", port), timeout=_SECONDS_TO_CONNECT):
-            return True
+        require_answer(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     except OSError:
         return False
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,23 @@ def configure_torch(
         if deterministic:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # slow
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Restore at the end torch's random numbers and what :func:`configure_torch` sets."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    settings = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = settings
 
 
 def use_threads(threads: int | None = None) -> None:

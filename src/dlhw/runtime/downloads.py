@@ -8,8 +8,10 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 TIMEOUT_SECONDS = 20
+SECONDS_TO_CONNECT = 3.0
 
 
 class DownloadFailed(Exception):
@@ -44,3 +46,11 @@ def removing_empty(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
         raise
+
+
+def require_answer(url: str) -> None:
+    """Raise OSError if the server of an ``http`` or ``https`` URL does not accept connections within seconds."""
+    parts = urlsplit(url)
+    if parts.scheme in ("http", "https"):
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=SECONDS_TO_CONNECT).close()

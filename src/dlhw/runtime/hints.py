@@ -112,6 +112,8 @@ def expected_one_of(word: str, valid: Sequence[str], *, shown_by: str = "") -> s
 
     A list of more than twelve words is not shown, only how many there are. ``shown_by`` is the flag that shows it.
     """
+    if not valid:
+        return "; none is valid here"
     near = nearest(word, valid)
     hint = f" (did you mean {either(near)}?)" if near else ""
     if len(valid) <= LONGEST_LIST:

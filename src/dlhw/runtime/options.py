@@ -19,6 +19,8 @@ Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 """A side of a picture in pixels."""
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+FractionOrZero = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _expanded(text: str) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_PARTS = {"train": "training", "val": "validation", "test": "test"}
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 _QUANTITIES = {"error_percent": "error", "mse": "squared error"}
 
 
 def metric_name(column: str) -> str:
     """Return the name of a column of ``metrics.csv``: ``validation error`` for ``val_error_percent``."""
     part, _, quantity = column.partition("_")
-    if part not in _PARTS:
+    if part not in PART_NAMES:
         return column.removesuffix("_percent").replace("_", " ")
-    return f"{_PARTS[part]} {_QUANTITIES.get(quantity, quantity.replace('_', ' '))}"
+    return f"{PART_NAMES[part]} {_QUANTITIES.get(quantity, quantity.replace('_', ' '))}"
 
 
 def metric_value(column: str, value: float) -> str:

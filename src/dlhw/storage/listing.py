@@ -18,7 +18,7 @@ from dlhw.errors import UsageError
 from dlhw.runtime.files import LOCK_FILE, is_locked
 from dlhw.runtime.paths import printable
 from dlhw.storage import stored
-from dlhw.storage.directories import DEBUG_FOLDER, explanation, is_output
+from dlhw.storage.directories import DEBUG_FOLDER, explanation, has_config, is_output, is_sweep
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,8 @@ def locate(path: Path, wanted: Wanted = "run", *, output_dir: Path = Path("outpu
 def chosen(path: Path, wanted: Wanted) -> Path:
     """Return what :func:`locate` returns. If that is another directory than ``path``, log which one."""
     directory = locate(path, wanted)
+    if str(path) == "last" and _kind_of(directory) is None:
+        raise UsageError(f"last: no {wanted} in {printable(directory)}")
     if directory != path and _kind_of(directory) is not None:
         log.warning("%s: the newest %s is %s", printable(path), wanted, printable(directory))
     return directory
@@ -160,10 +162,9 @@ def _walk(folder: Path, *, jobs: bool, deepest: int) -> Iterator[tuple[Path, Kin
 
 
 def _kind_of(folder: Path) -> Kind | None:
-    if os.path.lexists(folder / "config.yaml"):
+    if has_config(folder):
         return "run"
-    is_sweep = any(os.path.lexists(folder / name) for name in ("multirun.yaml", "sweep.csv"))
-    return "sweep" if is_sweep else None
+    return "sweep" if is_sweep(folder) else None
 
 
 def _entry(path: Path, kind: Kind) -> Entry:

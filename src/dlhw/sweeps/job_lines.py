@@ -36,15 +36,16 @@ class JobLines:
 
     def line(self, number: int, job: str) -> str:
         """Return the line about job ``number``, counted from 1, in the subdirectory ``job``, which has ended."""
-        summaries = dict(_summaries(self.directory))
-        own = summaries.get(job, (0.0, {}))[1]
+        path = self.directory / job
+        summaries = dict(_summaries(path.parent))  # a confirmation has a folder of its own
+        own = summaries.get(path.name, (0.0, {}))[1]
         parts = [", ".join(filter(None, [_result(own), _seconds(own)]))]
         done = sum(ended >= self.started for ended, _ in summaries.values())
         if 0 < done < self.jobs:
             parts.append(f"{short_time((time.time() - self.started) / done * (self.jobs - done))} left")
         line = f"job {number} of {self.jobs}: {job}: {'; '.join(parts)}"
         best = _best({name: summary for name, (_, summary) in summaries.items()})
-        if best is None or best[0] == [job]:
+        if best is None or best[0] == [path.name]:
             return line
         names = best[0][0] if len(best[0]) == 1 else f"{len(best[0])} jobs"
         shorter = f"{line}; best {best[1]}"

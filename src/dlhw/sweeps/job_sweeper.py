@@ -143,6 +143,7 @@ class JobSweeper(Sweeper):
         directory = Path(self.cfg.hydra.sweep.dir)
         if not (program.names_directory(self.cfg, "sweep") and is_sweep_of_dlhw(directory)):
             directory = program.claim(self.cfg, "sweep")
+        program.use(directory)
         with contextlib.ExitStack() as locks:
             try:
                 locks.enter_context(Record(directory).locked())

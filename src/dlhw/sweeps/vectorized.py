@@ -13,7 +13,7 @@ import json
 import logging
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ class Vectorized(Launcher):
 
         They are grouped by finished epochs, and by what must be equal in their datasets.
         """
-        groups: dict[tuple[int, object], list[GroupedJob]] = defaultdict(list)
+        groups: dict[tuple[int, Hashable], list[GroupedJob]] = defaultdict(list)
 
         def begin(cfg: DictConfig) -> tuple[Parts, TrainingRun]:
             record = Record(Path(HydraConfig.get().runtime.output_dir))
@@ -186,9 +186,7 @@ class Vectorized(Launcher):
             if not job.ended:
                 job.parts, job.run = returned.return_value
                 returned.return_value = None
-                data = job.parts.trained_on
-                sizes = {name: len(part) for name, part in data.parts.items()}
-                groups[len(job.run.record.rows), (data.shape, data.classes, *sizes.items())].append(job)
+                groups[len(job.run.record.rows), ensembles.must_be_equal(job.parts.trained_on)].append(job)
         return list(groups.values())
 
     def _enter_quickly(self, cfg: DictConfig, function: Callable[[DictConfig], Any]) -> JobReturn:
