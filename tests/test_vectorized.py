@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -355,3 +356,16 @@ def test_data_sets_of_the_playground_are_trained_at_once(tmp_path: Path) -> None
         assert_same_metrics(tmp_path / "at_once" / name, tmp_path / "single" / name)
         pair = [summary(tmp_path / sweep / name)["data"] for sweep in ("at_once", "single")]
         assert pair[0] == pair[1]
+
+
+def test_seeds_with_other_normalizations_are_trained_apart(tmp_path: Path) -> None:
+    """Bytes in a file are standardized by the training part, which depends on the seed."""
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=generator.integers(0, 256, (60, 4, 4), np.uint8), y=np.arange(60) % 2)
+    base = ("-m", "dataset=npz", "dataset.path=a.npz", *BASE[1:], "seed=0,1", "optimizer.lr=0.1,0.2")
+    at_once = dlhw(*base, "hydra/launcher=vectorized", "hydra.sweep.dir=at_once", at=tmp_path)
+    assert at_once.code == 0, at_once.err
+    assert at_once.lines.count("training 2 jobs at once") == 2
+    assert dlhw(*base, "hydra.sweep.dir=single", at=tmp_path).code == 0
+    for path in (tmp_path / "single").glob("seed=*"):
+        assert_same_metrics(tmp_path / "at_once" / path.name, path)

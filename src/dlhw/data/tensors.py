@@ -73,10 +73,12 @@ class Split:
         return rows.view(-1, len(self))
 
     def rows_at(self, order: Tensor) -> Tensor:
-        """Return the rows of the pool (K, n) for the positions ``order`` (K, n) in this part."""
+        """Return the rows of the pool (K, n) for the positions ``order``, (K, n) or (1, n), in this part."""
         if self.rows is None:
             return order
-        return self.rows.expand(len(order), -1).gather(1, order)
+        rows = self.all_rows()
+        variants = max(len(rows), len(order))
+        return rows.expand(variants, -1).gather(1, order.expand(variants, -1))
 
     def gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return samples (K, B, *shape) and labels (K, B) at ``rows`` (K, B) of the pool."""
@@ -259,13 +261,19 @@ def split_at(split: Split, index: Tensor) -> Split:
 def combine(parts: Sequence[Split]) -> Split:
     """Combine K parts of equal length: rows (K, n), or the first part if all are equal.
 
-    Different pools are concatenated.
+    Different pools are concatenated; equal ones, such as a file that was read for each run, are one.
     """
     first = parts[0]
-    pools = {id(part.pool_x): part for part in parts}
+    pools: dict[int, Split] = {}
+    owners: dict[int, int] = {}
+    for part in parts:
+        if id(part.pool_x) not in owners:
+            known = next((name for name, other in pools.items() if _same_pool(part, other)), id(part.pool_x))
+            owners[id(part.pool_x)] = known
+            pools.setdefault(known, part)
     ends = itertools.accumulate(len(part.pool_y) for part in pools.values())
     starts = {name: end - len(part.pool_y) for (name, part), end in zip(pools.items(), ends, strict=True)}
-    rows = torch.cat([part.all_rows() + starts[id(part.pool_x)] for part in parts])
+    rows = torch.cat([part.all_rows() + starts[owners[id(part.pool_x)]] for part in parts])
     if (rows == rows[0]).all():
         return first
     if len(pools) == 1:
@@ -273,6 +281,10 @@ def combine(parts: Sequence[Split]) -> Split:
     return Split(
         torch.cat([part.pool_x for part in pools.values()]), torch.cat([part.pool_y for part in pools.values()]), rows
     )
+
+
+def _same_pool(part: Split, other: Split) -> bool:
+    return torch.equal(part.pool_x, other.pool_x) and torch.equal(part.pool_y, other.pool_y)
 
 
 def _rows_of(part: Split, variant: int) -> Split:
