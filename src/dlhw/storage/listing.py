@@ -142,7 +142,7 @@ def locate(path: Path, wanted: Wanted = "run", *, output_dir: Path = Path("outpu
 def chosen(path: Path, wanted: Wanted) -> Path:
     """Return what :func:`locate` returns. If that is another directory than ``path``, log which one."""
     directory = locate(path, wanted)
-    if str(path) == "last" and _kind_of(directory) is None:
+    if str(path) == "last" and directory != path and _kind_of(directory) is None:
         raise UsageError(f"last: no {wanted} in {printable(directory)}")
     if directory != path and _kind_of(directory) is not None:
         log.warning("%s: the newest %s is %s", printable(path), wanted, printable(directory))
