@@ -39,8 +39,8 @@ KeyboardInterrupt
 @pytest.mark.parametrize(
     ("sent", "code", "printed", "kinds"),
     [
-        (signal.SIGTERM, 143, "interrupted; resume with resume=killed\n", []),
-        (signal.SIGINT, 130, "interrupted; resume with resume=killed\n", []),
+        (signal.SIGTERM, 143, "interrupted; next: dlhw resume=killed\n", []),
+        (signal.SIGINT, 130, "interrupted; next: dlhw resume=killed\n", []),
         (signal.SIGKILL, -9, "", []),
         (signal.SIGTERM, 0, "epoch 2\n", ["lost interrupt"]),
         (signal.SIGINT, 1, "flag_override failed\n", ["lost interrupt"]),

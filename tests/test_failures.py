@@ -97,7 +97,7 @@ def test_interrupted_run_is_kept_if_it_has_started(
     assert raised_exception(error, tmp_path / "run", in_sweep=in_sweep, started=started) is error
     assert (tmp_path / "run").exists() is started
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    resume = [] if in_sweep else [f"interrupted; resume with resume={tmp_path / 'run'}"]
+    resume = [] if in_sweep else [f"interrupted; next: dlhw resume={tmp_path / 'run'}"]
     assert warnings == (resume if started else ["interrupted before the run began"])
 
 

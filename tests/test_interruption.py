@@ -79,7 +79,7 @@ def test_interrupted_run_prints_the_resume_command_and_resumes_exactly(
 ) -> None:
     run = interrupted[sent]
     assert run.ended.code == code
-    assert run.ended.lines[-1] == f"interrupted; resume with resume={run.path}"
+    assert run.ended.lines[-1] == f"interrupted; next: dlhw resume={run.path}"
     assert "Traceback" not in run.ended.err
     assert run.rows == 2
     assert "summary.json" not in run.files

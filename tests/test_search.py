@@ -187,7 +187,7 @@ def test_interrupted_search_ends_like_another_one(
     result = search(*options, at=tmp_path)
     for _ in range(3):
         assert result.code == 130, "\n".join(result.lines)
-        assert result.lines[-1].startswith("stopped early; resume with resume=")
+        assert result.lines[-1].startswith("stopped early; next: dlhw resume=")
         result = dlhw("resume=S", at=tmp_path)
     assert result.code == 0, "\n".join(result.lines)
     assert contents(tmp_path / "S") == contents(tmp_path / "whole" / "S")

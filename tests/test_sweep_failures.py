@@ -62,7 +62,7 @@ def test_fail_fast_stops_the_sweep_at_the_first_failed_job(tmp_path: Path, compa
     assert result.code == 1
     assert summary_statuses(tmp_path / "S") == {"optimizer.lr=0.1": "finished", "optimizer.lr=1e+35": "failed"}
     assert list(comparisons[0].failures) == ["optimizer.lr=1e+35"]
-    assert result.lines[-1] == "stopped early; resume with resume=S"
+    assert result.lines[-1] == "stopped early; next: dlhw resume=S"
 
 
 def test_unexpected_error_is_logged_with_its_traceback_and_the_job_can_be_resumed(
@@ -119,7 +119,7 @@ def test_interruption_is_reported_even_if_the_disk_is_full(tmp_path: Path, monke
     result = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
     assert (result.code, result.lines[1:]) == (
         143,
-        ["S: No space left on device", "stopped early; resume with resume=S"],
+        ["S: No space left on device", "stopped early; next: dlhw resume=S"],
     )
 
 
@@ -139,7 +139,7 @@ def test_interrupted_sweep_resumes_to_the_same_metrics(
         patch.setattr(Record, "append", append_and_signal)
         result = dlhw(*line, "hydra.sweep.dir=S", at=tmp_path)
     assert result.code == code
-    assert result.lines[-1] == "stopped early; resume with resume=S"
+    assert result.lines[-1] == "stopped early; next: dlhw resume=S"
     assert summary_statuses(tmp_path / "S") == {"seed=0": "finished"}
     assert comparisons == [(Path("S"), ["seed=0", "seed=1"], {})]
 
@@ -161,5 +161,5 @@ def test_sweep_interrupted_before_its_first_job_has_a_table_of_unfinished_jobs(
 
     monkeypatch.setattr(grid.Grid, "_launch", interrupt)
     result = dlhw("-m", *QUICK, "seed=0,1", at=tmp_path)
-    assert (result.code, result.lines[-1]) == (130, "stopped early; resume with resume=S")
+    assert (result.code, result.lines[-1]) == (130, "stopped early; next: dlhw resume=S")
     assert table_statuses(tmp_path / "S") == {"seed=0": "unfinished", "seed=1": "unfinished"}

@@ -56,7 +56,7 @@ def recorded(cfg: DictConfig, record: Record, *, in_sweep: bool) -> Iterator[Non
             log.warning("interrupted before the run began")
             record.discard()
         elif not in_sweep:
-            log.warning("interrupted; resume with %s", shell_line([f"resume={record.path}"]))
+            log.warning("interrupted; next: %s", shell_line(["dlhw", f"resume={record.path}"]))
         raise
     except UsageError as error:
         if in_sweep and not record.finished:

@@ -248,7 +248,7 @@ class JobSweeper(Sweeper):
                 log.debug("the comparison failed", exc_info=True)
                 log.error("%s", failures.one_line(error, directory))
             if self.ended == "":
-                log.warning("stopped early; resume with %s", shell_line([f"resume={self.cfg.hydra.sweep.dir}"]))
+                log.warning("stopped early; next: %s", shell_line(["dlhw", f"resume={self.cfg.hydra.sweep.dir}"]))
         if not concluded:
             sys.exit(1)
 
