@@ -101,35 +101,65 @@ def make_model(
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Restore what a command line changes in its process: arguments, logging, signals, torch's and Hydra's state."""
+    """Restore at the end what a command line changes in its process. Raise UsageError in a second thread."""
+    with _only_thread(), _hydra_restored(), _logging_restored(), _signals_restored(), devices.restored():
+        arguments = sys.argv
+        try:
+            yield
+        finally:
+            sys.argv = arguments
+
+
+@contextlib.contextmanager
+def _only_thread() -> Iterator[None]:
     if not _busy.acquire(blocking=False):
         raise UsageError("another thread of this process uses dlhw; start runs that train side by side as processes")
-    composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
-    singletons, root = Singleton.get_state(), logging.getLogger()
-    handlers, level, argv = list(root.handlers), root.level, sys.argv
-    levels = {name: logging.getLogger(name).level for name in ("hydra", "hydra_plugins")}
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    signal_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    if in_main_thread:
-        signals.install()
-    progress.console.cache_clear()
     try:
-        with devices.restored():
-            yield
+        yield
     finally:
-        sys.argv = argv
-        logging.disable(logging.NOTSET)
-        if in_main_thread:
-            signals.install()  # forgets a signal that ended the run
-            for number, handler in signal_handlers.items():
-                signal.signal(number, handler)
-        for log_handler in root.handlers:
-            if log_handler not in handlers:
-                log_handler.close()
-        root.handlers[:], root.level = handlers, level
-        for name, other in levels.items():
-            logging.getLogger(name).setLevel(other)
+        _busy.release()
+
+
+@contextlib.contextmanager
+def _hydra_restored() -> Iterator[None]:
+    composition.prepare()  # finds Hydra's plugins, which register their configs only the first time
+    singletons = Singleton.get_state()
+    try:
+        yield
+    finally:
         Singleton.set_state(singletons)
         composition.prepare()
+
+
+@contextlib.contextmanager
+def _logging_restored() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "hydra", "hydra_plugins")]
+    root, levels = loggers[0], [logger.level for logger in loggers]
+    handlers = list(root.handlers)
+    progress.console.cache_clear()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:] = handlers
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         progress.console.cache_clear()
-        _busy.release()
+
+
+@contextlib.contextmanager
+def _signals_restored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signals.install()
+    try:
+        yield
+    finally:
+        signals.install()  # forgets a signal that ended the run
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
