@@ -269,6 +269,7 @@ def test_message_names_the_file_of_the_mistake(
 @pytest.mark.parametrize(
     ("file", "override", "remedy"),
     [
+        ("model/mine.yml", "model=mine", "rename FOLDER/model/mine.yml to FOLDER/model/mine.yaml"),
         ("experiment/mine.yml", "experiment=mine", "rename FOLDER/experiment/mine.yml to FOLDER/experiment/mine.yaml"),
         ("model/mine", "model=mine", "rename FOLDER/model/mine to FOLDER/model/mine.yaml"),
         ("model/mine.yaml.txt", "model=mine", "rename FOLDER/model/mine.yaml.txt to FOLDER/model/mine.yaml"),
@@ -290,6 +291,16 @@ def test_file_that_hydra_does_not_find_is_named(tmp_path: Path, file: str, overr
     line = message(tmp_path, override.replace("FOLDER", str(tmp_path)))
     assert line.startswith(f"{override}: unknown {override.partition('=')[0]}")
     assert line.endswith(f"; {remedy}")
+
+
+def test_file_of_a_group_with_another_suffix_is_named_in_the_experiment_that_uses_it(tmp_path: Path) -> None:
+    """The experiment has the same name; it is not a misplaced model."""
+    write(tmp_path / "experiment" / "mine.yaml", "# @package _global_\ndefaults: [override /model: mine]\nname: x\n")
+    write(tmp_path / "model" / "mine.yml", "_target_: x.y\n")
+    assert message(tmp_path, "experiment=mine") == (
+        "FOLDER/experiment/mine.yaml: - override /model: mine: unknown model; rename FOLDER/model/mine.yml to "
+        "FOLDER/model/mine.yaml"
+    )
 
 
 def test_folder_of_a_group_is_not_a_config_dir(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dlhw.cli.origins import content, includes
 from dlhw.errors import UsageError
 from dlhw.runtime.hints import expected_one_of, nearest
 from dlhw.runtime.paths import printable, shortened
+from dlhw.storage.schemas import GROUPS
 from dlhw.storage.stored import INVALID_VALUES
 
 GLOBAL = "# @package _global_"
@@ -289,7 +290,9 @@ def _check_group(repository: Repository, default: GroupDefault, group: str, wher
     options = repository.get_group_options(group)
     for value in default.value if isinstance(default.value, list) else [default.value]:
         if value not in (None, "???") and value.removesuffix(".yaml") not in options and not default.optional:
-            raise UsageError(f"{where}: {line}: unknown {group}{expected_one_of(value, options, shown_by='--help')}")
+            hint = misplaced(group, value, repository.config_dir())
+            hint = hint or expected_one_of(value, options, shown_by="--help")
+            raise UsageError(f"{where}: {line}: unknown {group}{hint}")
     if not default.override and repository.is_chosen_by_default(group):
         raise UsageError(
             f"{where}: {line}: this group has a default option; write - override /{group}: {default.value}"
@@ -318,12 +321,13 @@ def misplaced(group: str, option: str, folder: str | None) -> str:
     expected = Path(folder, group, f"{option}.yaml")
     if Path(folder).name == group and Path(folder, f"{option}.yaml").is_file():
         return f"; write --config-dir {printable(Path(folder).parent)}, the folder that contains {group}/"
-    for suffix in (".yaml", ".yml", ".YAML", ".YML", "", ".yaml.txt", ".yml.txt", ".txt", ".json"):
-        path = next(_files_below(Path(folder), option + suffix), None)
-        if path is not None:
-            verb = "rename" if path.parent == expected.parent else "move"
-            return f"; {verb} {printable(path)} to {printable(expected)}"
-    return ""
+    suffixes = (".yaml", ".yml", ".YAML", ".YML", "", ".yaml.txt", ".yml.txt", ".txt", ".json")
+    files = [path for suffix in suffixes for path in _files_below(Path(folder), option + suffix)]
+    if renamed := [path for path in files if path.parent == expected.parent]:
+        return f"; rename {printable(renamed[0])} to {printable(expected)}"
+    groups = [Path(folder, name) for name in (*GROUPS, "experiment")]
+    moved = [path for path in files if path.parent not in groups]  # there it is an option
+    return f"; move {printable(moved[0])} to {printable(expected)}" if moved else ""
 
 
 def _files_below(folder: Path, name: str) -> Iterator[Path]:

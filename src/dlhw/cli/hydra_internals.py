@@ -208,8 +208,7 @@ class ComposingLoader(ConfigLoaderImpl):
 
     def config_dir(self) -> str | None:
         """Return the folder of ``--config-dir``; None without one."""
-        folders = [item.path for item in self.config_search_path.get_path() if item.provider == COMMAND_LINE]
-        return folders[0].removeprefix("file://") if folders else None
+        return self.repository.config_dir()
 
     def use_config_dir(self, folder: str) -> None:
         """Read config files from this folder, too, as with ``--config-dir``."""
@@ -274,6 +273,10 @@ class Repository(ConfigRepository):
     def path(self, name: str) -> Path | None:
         """Return the file with this name that Hydra reads; None if there is none."""
         return next(iter(self.paths(name)), None)
+
+    def config_dir(self) -> str | None:
+        """Return the folder of ``--config-dir``; None without one."""
+        return next((source.path for source in self.get_sources() if source.provider == COMMAND_LINE), None)
 
     def groups(self) -> list[str]:
         """Return the names of all top-level groups, and of Hydra's as ``hydra/launcher``."""
