@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from dlhw.errors import UsageError
 from dlhw.runtime.devices import Precision, configure_torch, pick_device
 from dlhw.runtime.randomness import generator
+from support.processes import environment
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -103,3 +106,12 @@ def test_products_on_cuda_have_the_requested_precision(name: str, least: float, 
         product = a @ b
     exact = a.double() @ b.double()
     assert least <= ((product.double() - exact).norm() / exact.norm()).item() < most
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch is older")
+def test_settings_of_the_newer_interface_are_accepted() -> None:
+    code = (
+        "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'; from dlhw.runtime import devices\n"
+        "with devices.restored(): pass"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)

@@ -101,7 +101,7 @@ def test_own_data_as_other_data_is_mentioned(run: Run, caplog: pytest.LogCapture
         (["dataset.path=["], r"^dataset.path=\[: "),
         (["dataset.path=nowhere.csv"], r"^dataset.path=nowhere.csv: "),
         (["dataset.paht=flowers.csv"], r"^dataset.paht: unknown option of dataset=table \(did you mean path\?\)"),
-        (["dataset=digits"], r"^samples are a ndarray; this network was trained on a table"),
+        (["dataset=digits"], r"^samples are a Tensor; this network was trained on a table"),
         (["dataset.path=weeds.csv"], r"^label weed: not a class of this run; expected one of iris, rose, tulip$"),
         (["dataset.path=narrow.csv"], r"^no column width; the network was trained with it$"),
     ],
@@ -195,6 +195,7 @@ def test_columns_of_numbers_are_not_broadcast(folder: Path) -> None:
         (("a", "b", "c"), ["c", "a"], [2, 0]),
         (("1", "2", "3"), [3, 1], [2, 0]),
         (("-1", "1"), [1, -1], [1, 0]),
+        (("00", "01"), [1, 0], [1, 0]),
     ],
 )
 def test_whole_numbers_are_indices_unless_all_classes_are_numbers(
@@ -221,7 +222,7 @@ def test_validation_part_is_named_if_there_is_no_test_part(
     lines = "dataset=table dataset.path=flowers.csv dataset.target=kind dataset.test_fraction=0 trainer.epochs=1"
     run = dlhw.run(lines)
     evaluate.main([str(run.path)])
-    assert "no test part: this is the validation part, which selected the epoch of these weights" in caplog.text
+    assert "no test part: this is the validation part, which selects the best epoch" in caplog.text
     assert re.match(r"18 validation samples: accuracy ", capsys.readouterr().out)
     evaluate.main([str(run.path), "--json"])
     assert json.loads(capsys.readouterr().out)["part"] == "val"
@@ -266,3 +267,26 @@ def test_table_without_rows_and_wrong_columns_name_the_file(
 
 def test_naming_the_dataset_of_the_run_keeps_its_options(run: Run) -> None:
     assert len(evaluate.evaluate(run, ["dataset=table", "dataset.path=flowers.csv"])) == ROWS
+
+
+def test_own_function_that_reads_a_table(folder: Path) -> None:
+    (folder / "own_table.py").write_text(
+        "from dlhw.data.tables import table\n"
+        "def flowers(seed, data_dir, *, path: str):\n"
+        "    return table(seed=seed, data_dir=data_dir, path=path, target='kind', task='auto', exclude=[],\n"
+        "                 validation_fraction=0.2, test_fraction=0.2)\n"
+    )
+    (folder / "own" / "dataset").mkdir(parents=True)
+    (folder / "own" / "dataset" / "own.yaml").write_text("_target_: own_table.flowers\npath: flowers.csv\n")
+    run = dlhw.run("dataset=own trainer.epochs=1 model.hidden=[4]", config_dir="own")
+    assert isinstance(run, Run)
+    FLOWERS[::2].to_csv(folder / "half.csv", index=False)
+    assert len(evaluate.evaluate(run, ["dataset.path=half.csv"])) == ROWS // 2
+
+
+def test_wrong_number_of_features_names_both_shapes(folder: Path) -> None:
+    np.savez(folder / "features.npz", x=np.random.default_rng(0).normal(size=(40, 4)), y=np.arange(40) % 2)
+    run = dlhw.run("dataset=npz dataset.path=features.npz trainer.epochs=1 model.hidden=[4]")
+    assert isinstance(run, Run)
+    with pytest.raises(UsageError, match=r"^samples of shape \(2, 5\); expected \(N, 4\), as in training$"):
+        run.predict(np.zeros((2, 5)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socketserver
 import threading
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,22 @@ def test_a_password_of_mlflow_is_in_no_file(tmp_path: Path, monkeypatch: pytest.
     given = dlhw(*RUN, "logger=mlflow", "logger.mlflow.uri=http://me:s3cret@127.0.0.1:9", at=tmp_path)
     assert (given.code, len(given.lines)) == (1, 1)
     assert given.lines[0].startswith("logger.mlflow.uri: must not contain a password")
+
+
+def test_a_server_that_fails_later_does_not_get_the_password_into_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts connections and closes them, so the error is that of MLflow."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3cret@127.0.0.1:{server.server_address[1]}")
+        result = dlhw(*RUN, "logger=mlflow", at=tmp_path)
+        server.shutdown()
+    assert os.environ.get("MLFLOW_TRACKING_PASSWORD") == "s3cret"
+    assert "logger=mlflow: off for this run (" in result.err
+    assert "s3cret" not in result.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]

@@ -307,3 +307,17 @@ def test_whole_numbers_of_more_than_64_bits_are_numbers(tmp_path: Path) -> None:
     data = table(written(tmp_path, f"a,y\n{rows}"))
     assert data.about["numbers"] == ["a"]
     assert data.shape == (1,)
+
+
+def test_digits_in_texts_of_parquet_are_categories(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    codes = [f"{i % 30:02d}" for i in range(120)]
+    pd.DataFrame({"code": codes, "y": codes}).to_parquet(tmp_path / "t.parquet")
+    data = table(tmp_path / "t.parquet")
+    assert len(data.classes) == 30
+    assert data.about["categories"] == {"code": 30}
+
+
+def test_a_few_numbers_and_a_text_are_categories(tmp_path: Path) -> None:
+    rows = "".join(f"{'3+' if i % 12 == 0 else i % 3},{i % 2}\n" for i in range(120))
+    assert table(written(tmp_path, f"a,y\n{rows}")).about["categories"] == {"a": 4}

@@ -31,7 +31,7 @@ def test_help_lists_the_verbs(tmp_path: Path) -> None:
 
 
 def test_version_is_that_of_dlhw(tmp_path: Path) -> None:
-    for arguments in (["--version"], ["search", "--version"], ["experiment=flooding", "--version"]):
+    for arguments in (["--version"], ["compare", "--version"], ["experiment=flooding", "--version"]):
         assert dlhw(*arguments, at=tmp_path, main=command.main).out == f"dlhw {package.__version__}\n"
 
 

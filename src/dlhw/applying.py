@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -71,22 +71,27 @@ class Network:
 
         Raise UsageError for samples of another shape or type, and for values that are not finite.
         """
-        try:
-            pool = torch.as_tensor(raw) if self.prepare is None else self.prepare(raw)
-        except UsageError:
-            raise
-        except (TypeError, ValueError, RuntimeError) as error:
-            shape = ", ".join(["N", *map(str, self.shape)])
-            kind = type(raw).__name__
-            raise UsageError(f"samples are a {kind}; expected an array or tensor of numbers ({shape})") from error
-        expected = self.shape if self.normalize.size is None else (self.shape[0], *pool.shape[2:])
-        if pool.ndim != len(self.shape) + 1 or tuple(pool.shape[1:]) != expected:
-            shape = ", ".join(["N", *map(str, self.shape)])
-            raise UsageError(f"samples of shape {tuple(pool.shape)}; expected ({shape}), as in training")
+        if isinstance(self.prepare, TableEncoder):
+            pool = self.prepare(raw)
+        else:
+            pool = self._of_known_shape(raw)
+            pool = pool if self.prepare is None else self.prepare(pool)
         if not (finite := pool.isfinite().flatten(1).all(1)).all():
             row = int(finite.long().argmin())
             raise UsageError(f"sample {row}, counted from 0, has a value that is missing or not finite")
         return pool
+
+    def _of_known_shape(self, raw: Any) -> Tensor:
+        shape = ", ".join(["N", *map(str, self.shape)])
+        try:
+            samples = torch.as_tensor(raw)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(raw).__name__
+            raise UsageError(f"samples are a {kind}; expected an array or tensor of numbers ({shape})") from error
+        expected = self.shape if self.normalize.size is None else (self.shape[0], *samples.shape[2:])
+        if samples.ndim != len(self.shape) + 1 or tuple(samples.shape[1:]) != expected:
+            raise UsageError(f"samples of shape {tuple(samples.shape)}; expected ({shape}), as in training")
+        return samples
 
     def outputs(self, raw: Any) -> Tensor:
         """Return logits (N, C), or numbers (N, 1), for raw samples, float64 on the CPU."""
@@ -129,17 +134,21 @@ class Network:
             raise UsageError(f"{len(outputs)} samples, but {len(labels)} labels")
         if self.classes:
             return Evaluation(self.classes, self.class_indices(labels), self._indices(outputs).numpy())
-        if labels.dtype.kind not in "buif":
-            raise UsageError(f"labels such as {shortened(labels[0])}; expected numbers, as in training")
-        return Evaluation((), labels.astype(float), outputs[:, 0].numpy())
+        try:
+            numbers = labels.astype(float)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"labels such as {shortened(labels[0])}; expected numbers, as in training") from error
+        if not np.isfinite(numbers).all():
+            raise UsageError("y: has a value that is missing or not finite")
+        return Evaluation((), numbers, outputs[:, 0].numpy())
 
     def class_indices(self, labels: Array) -> Array:
         """Return the index of each label (N,), which is the name of a class.
 
-        Whole numbers are indices, unless the names of all classes are whole numbers themselves.
+        Whole numbers are indices, unless the names of all classes are whole numbers, such as 3; 03 is a text.
         """
         known = {name: index for index, name in enumerate(self.classes)}
-        if labels.dtype.kind in "iu" and not all(name.removeprefix("-").isdecimal() for name in self.classes):
+        if labels.dtype.kind in "iu" and not all(map(_is_whole_number, self.classes)):
             known = {str(index): index for index in range(len(self.classes))}
         values, inverse = np.unique(labels.astype(str), return_inverse=True)
         unknown = [value for value in values.tolist() if value not in known]
@@ -149,6 +158,10 @@ class Network:
             )
         indices: Array = np.array([known[value] for value in values.tolist()], np.int64)[inverse]
         return indices
+
+
+def _is_whole_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and str(int(name)) == name
 
 
 def _preparation(state: Mapping[str, Any] | None) -> Preparation | None:
@@ -174,6 +187,12 @@ class Evaluation:
     labels: Array
     predicted: Array
     part: str = ""
+
+    @classmethod
+    def joined(cls, results: Sequence[Evaluation]) -> Evaluation:
+        """Return the evaluation of the samples of all of these, which are of the same run."""
+        labels = np.concatenate([result.labels for result in results])
+        return cls(results[0].classes, labels, np.concatenate([result.predicted for result in results]))
 
     def __len__(self) -> int:
         return len(self.labels)

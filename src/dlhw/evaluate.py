@@ -64,33 +64,37 @@ def evaluate(run: Run, overrides: Sequence[str] = (), *, part: str | None = None
 
     Raise UsageError.
     """
+    from dlhw.applying import Evaluation
+
     network = run.network(weights)
     if not overrides:
         return run.evaluate_part(network, part)
     if part is not None:
         raise UsageError(f"--part {part}: invalid with other data, of which all samples are used")
-    x, y, sha256 = labelled_samples(other_config(run, overrides), classifies=bool(network.classes))
+    pairs, sha256 = labelled_samples(other_config(run, overrides), classifies=bool(network.classes))
     if run.summary.get("data", {}).get("sha256") == sha256:
         log.warning("these are the samples that the run was trained on; --part test evaluates its test part")
-    return network.evaluate(x, y)
+    return Evaluation.joined([network.evaluate(x, y) for x, y in pairs])
 
 
-def labelled_samples(config: DictConfig, *, classifies: bool) -> tuple[Any, Any, str]:
-    """Return all raw samples of a config's dataset, their labels, and the SHA-256 of the data. Raise UsageError."""
-    import numpy as np
+def labelled_samples(config: DictConfig, *, classifies: bool) -> tuple[list[tuple[Any, Any]], str]:
+    """Return raw samples and labels of each part of a config's dataset, and the SHA-256 of the data.
 
+    Raise UsageError.
+    """
     from dlhw.cli.build import validated
     from dlhw.data import tables
-    from dlhw.data.arrays import as_array
     from dlhw.reading import raw_part
 
     component = validated(config, "dataset", {"data_dir", "seed"})
     if component.target is tables.table:  # the columns are prepared as in training, whatever values they have
         options = component.options
-        return tables.labelled_rows(options["path"], config.data_dir, target=options["target"], classifies=classifies)
+        x, y, sha256 = tables.labelled_rows(
+            options["path"], config.data_dir, target=options["target"], classifies=classifies
+        )
+        return [(x, y)], sha256
     data = component.build(data_dir=config.data_dir, seed=config.seed)
-    samples, labels = zip(*(raw_part(data, name) for name in data.parts), strict=True)
-    return np.concatenate([as_array(x) for x in samples]), np.concatenate(labels), data.sha256
+    return [raw_part(data, name) for name in data.parts], data.sha256
 
 
 def other_config(run: Run, overrides: Sequence[str]) -> DictConfig:

@@ -34,10 +34,13 @@ def main() -> None:
         print(HELP, end="")
         return
     from dlhw import train
-    from dlhw.cli import program
+    from dlhw.cli import failures, program
 
     keys = {word.partition("=")[0] for word in sys.argv[1:]}
-    sys.argv += [] if "resume" in keys else ["study=find_lr", *([] if "name" in keys else ["name=find_lr"])]
+    with failures.end_program():
+        if "resume" in keys:
+            raise UsageError("resume: invalid for find-lr; dlhw resume=DIR continues its runs as all others")
+    sys.argv += ["study=find_lr", *([] if "name" in keys else ["name=find_lr"])]
     program.command_line(program.Program(train.task, refuse_sweep))
 
 

@@ -37,10 +37,11 @@ def execute(lines: tuple[str, ...], values: Mapping[str, Any], *, config_dir: st
     arguments = [*overrides(lines, values, sweep=sweep)]
     arguments += ["-m"] if sweep else []
     arguments += [] if config_dir is None else ["--config-dir", os.fspath(config_dir)]
-    with restored(), failures.raised(), signals.stoppable():
+    with restored(), signals.stoppable():
         sys.argv = ["dlhw", *arguments]  # the run's summary has the command
-        program.execute(program.Program(train.task, train.check), arguments)
-    directory = program.directory()
+        with failures.raised():
+            program.execute(program.Program(train.task, train.check), arguments)
+        directory = program.directory()
     if directory is None:
         raise UsageError(f"{' '.join(arguments)}: trains nothing; expected overrides, key=value")
     return directory

@@ -168,7 +168,7 @@ class Run:
         if part is None:
             part = "test" if "test" in self.dataset.parts else "val"
             if part == "val":
-                log.warning("no test part: this is the validation part, which selected the epoch of these weights")
+                log.warning("no test part: this is the validation part, which selects the best epoch")
         return replace(network.evaluate(*self.data(part)), part=part)
 
     def plot(self) -> Figure:

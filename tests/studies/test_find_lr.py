@@ -234,10 +234,14 @@ def test_the_command_adds_the_study(tmp_path: Path) -> None:
     assert result.code == 0, result.err
     run = only(list(tmp_path.glob("outputs/*/*")))
     assert run.parent.name == "find_lr"
-    table = (run / "tables" / "learning_rates.csv").read_text()
-    (run / "summary.json").unlink()
-    assert dlhw(f"resume={run}", at=tmp_path, main=command.main).code == 0
-    assert (run / "tables" / "learning_rates.csv").read_text() == table
+    assert (run / "tables" / "learning_rates.csv").is_file()
+
+
+def test_the_command_does_not_resume(tmp_path: Path) -> None:
+    """It would train a run of another kind further."""
+    result = dlhw("resume=DIR", at=tmp_path, main=command.main)
+    message = "resume: invalid for find-lr; dlhw resume=DIR continues its runs as all others\n"
+    assert (result.code, result.err) == (1, message)
 
 
 def test_a_table_is_described_once_for_all_seeds(tmp_path: Path) -> None:

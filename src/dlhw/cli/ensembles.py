@@ -134,12 +134,17 @@ def _of_all(configs: Sequence[DictConfig]) -> Training | None:
         raise NotVectorizable("on a CPU, training convolutional networks at once is slower")
     if first.trainer.frozen_views is not None:
         raise NotVectorizable("augmented features depend on the seed (trainer.frozen_views)")
+    _require_equal_inputs(parts)
+    if largest_that_fits(parts) < len(configs):
+        raise NotVectorizable("the models do not fit into memory at once")
     parts += [_uncompiled(assemble(config)) for config in configs[2:]]
+    _require_equal_inputs(parts)
+    return training_at_once(parts, list(map(_unrecorded, parts)), [first.schedule] * len(parts))
+
+
+def _require_equal_inputs(parts: Sequence[Parts]) -> None:
     if len({must_be_equal(other.trained_on) for other in parts}) > 1:
         raise NotVectorizable("the inputs depend on the seed")
-    if largest_that_fits(parts[:2]) < len(configs):
-        raise NotVectorizable("the models do not fit into memory at once")
-    return training_at_once(parts, list(map(_unrecorded, parts)), [first.schedule] * len(parts))
 
 
 def _with_unit_rate(cfg: DictConfig, seed: int) -> DictConfig:

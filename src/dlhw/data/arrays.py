@@ -61,12 +61,8 @@ def from_arrays(
         UsageError: a sample or label is missing or not finite, the numbers of samples and labels differ, the labels
             do not fit the task, or a part would be empty.
     """
-    given = {"train": (x, y)}
-    for part, pair in (("val", val), ("test", test)):
-        if pair is not None:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise UsageError(f"{part}: a {type(pair).__name__}; expected a pair of samples and labels, (x, y)")
-            given[part] = tuple(pair)
+    others = {part: _pair(pair, part) for part, pair in (("val", val), ("test", test)) if pair is not None}
+    given = {"train": (x, y), **others}
     samples = {part: _samples(as_array(pair[0]), part) for part, pair in given.items()}
     names, targets = targets_of({part: as_array(pair[1]) for part, pair in given.items()}, task=task, classes=classes)
     _require_fitting(samples, targets)
@@ -89,6 +85,13 @@ def from_arrays(
         about=about or {},
         prepare=preparation,
     )
+
+
+def _pair(pair: object, part: str) -> tuple[Any, Any]:
+    """Return samples and labels. Raise UsageError for anything else."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UsageError(f"{part}: a {type(pair).__name__}; expected a pair of samples and labels, (x, y)")
+    return pair[0], pair[1]
 
 
 def as_array(values: Any) -> Array:

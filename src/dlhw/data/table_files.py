@@ -54,11 +54,6 @@ def read_table(path: Path) -> pd.DataFrame:
     repeated = named.columns[named.columns.duplicated()]
     if len(repeated):
         raise UsageError(f"{printable(path)}: two columns have the name {shortened(repeated[0])}; rename one of them")
-    for name in [name for name in named if named[name].dtype.kind == "O"]:  # whole numbers of more than 64 bits
-        known = named[name].dropna()
-        numbers = pd.to_numeric(known.map(str), errors="coerce")
-        if len(known) and numbers.notna().all():
-            named[name] = numbers.astype(float).reindex(named.index)
     return named
 
 
@@ -76,6 +71,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
         warnings.simplefilter("error", pd.errors.ParserWarning)
         header = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
         frame: pd.DataFrame = pd.read_csv(path, low_memory=False, **options)
+    for name in [name for name in frame if frame[name].dtype.kind == "O"]:  # whole numbers of more than 64 bits
+        known = frame[name].dropna()
+        numbers = pd.to_numeric(known.map(str), errors="coerce")
+        if len(known) and numbers.notna().all():
+            frame[name] = numbers.astype(float).reindex(frame.index)
     frame.columns = header.iloc[0].fillna("")  # pandas numbers repeated names, and names those that are empty
     return frame
 

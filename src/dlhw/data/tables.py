@@ -38,7 +38,7 @@ MOST_CLASSES = 20
 MOST_CATEGORIES = 200
 """A column of texts with more different values, such as names or dates, is an error."""
 MOSTLY = 0.9
-"""A column with a larger share of numbers is not meant as categories."""
+"""A column with a larger share of numbers, and many of them, is not meant as categories."""
 LARGEST_NUMBER = 1e100
 """The largest absolute value of a feature: the squares of larger ones are infinite."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
@@ -192,7 +192,7 @@ def _require_usable(values: pd.Series[Any], file: Path) -> None:
             "point and no separator of thousands"
         )
     are_numbers = pd.to_numeric(known.map(str), errors="coerce").notna()
-    if are_numbers.mean() > MOSTLY:
+    if MOSTLY < are_numbers.mean() < 1 and len(different) > MOST_CLASSES:
         raise UsageError(
             f"{where}: column {name} has numbers, but also {shortened(known[~are_numbers].iloc[0])}; expected numbers "
             f"or empty cells; leave it out with dataset.exclude=[{name}]"

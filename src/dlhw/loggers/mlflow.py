@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dlhw.errors import UsageError
 from dlhw.loggers.content import Conclusion, LoggedRun, Started
@@ -47,7 +47,7 @@ class MLflow:
                 "logger.mlflow.uri: must not contain a password, because configs are written to files; expected the "
                 "password in MLFLOW_TRACKING_PASSWORD, or all in MLFLOW_TRACKING_URI"
             )
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+        self.uri = uri or _without_password(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
         self.experiment = experiment
         self.id = ""
         self.status = "KILLED"
@@ -140,6 +140,16 @@ class MLflow:
         """Set the status of MLflow's run, ``KILLED`` for an interrupted run."""
         if self.id:
             self.client.set_terminated(self.id, self.status)
+
+
+def _without_password(uri: str) -> str:
+    """Return the URI without user and password, which MLflow gets in its other variables: its errors have the URI."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.username is None:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _absolute(uri: str) -> str:

@@ -78,7 +78,11 @@ def restored() -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    settings = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    try:
+        tf32 = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:  # the caller has set fp32_precision, which is newer
+        tf32 = None
+    benchmark = cudnn.benchmark
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         try:
@@ -86,7 +90,9 @@ def restored() -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = settings
+            cudnn.benchmark = benchmark
+            if tf32 is not None:
+                matmul.allow_tf32, cudnn.allow_tf32 = tf32
 
 
 def use_threads(threads: int | None = None) -> None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 TIMEOUT_SECONDS = 20
 SECONDS_TO_CONNECT = 3.0
@@ -49,8 +50,14 @@ def removing_empty(folder: Path) -> Iterator[None]:
 
 
 def require_answer(url: str) -> None:
-    """Raise OSError if the server of an ``http`` or ``https`` URL does not accept connections within seconds."""
+    """Raise OSError if the server of an ``http`` or ``https`` URL does not accept connections within seconds.
+
+    A server that is reached through a proxy is not asked.
+    """
     parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return
     if parts.scheme in ("http", "https"):
         port = parts.port or (80 if parts.scheme == "http" else 443)
-        socket.create_connection((parts.hostname or "", port), timeout=SECONDS_TO_CONNECT).close()
+        socket.create_connection((host, port), timeout=SECONDS_TO_CONNECT).close()
