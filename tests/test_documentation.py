@@ -92,7 +92,7 @@ def commands(text: str) -> Iterator[Command]:
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     for line in [*lines, *inline]:
         if match := re.fullmatch(PROGRAM, line.strip()):
-            words = shlex.split(re.split(r"\s{2,}|\s#", match["arguments"])[0])
+            words = shlex.split(re.split(r"\s{2,}|\s[#|]\s", match["arguments"])[0])
             module = match["module"] or module_of(match["verb"] or "train")
             trains = module in ("dlhw.train", "dlhw.find_lr")
             if not trains or words[0][0] in "-~+" or "=" in words[0] or "/" in words[0]:  # otherwise it is a sentence
