@@ -187,7 +187,7 @@ def _require_forms(node: yaml.MappingNode, where: str) -> None:
 
 
 def _require_references(node: yaml.Node, where: str) -> None:
-    """Raise UsageError for a value with an interpolation that cannot be read."""
+    """Raise UsageError for a value with an invalid interpolation."""
     for scalar in _scalars(node):
         try:
             references(scalar.value)

@@ -57,8 +57,8 @@ def table(
 ) -> Dataset:
     """The rows of a table, with one of its columns as the target; all others, unless excluded, are features.
 
-    Rows without a target are left out. Missing numbers are replaced by the median of the training part, with another
-    input that says so. Raise UsageError for a file, column or value that cannot be used.
+    Rows without a target are left out. Missing numbers are replaced by the median of the training part; another
+    input is 1 where a number is missing. Raise UsageError for an invalid file, column or value.
     """
     file = existing_file(path, Path(data_dir), key="dataset.path")
     frame = read_table(file)

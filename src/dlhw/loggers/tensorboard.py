@@ -21,7 +21,7 @@ _PARTS = {"train": "train", "val": "validation", "test": "test"}
 class TensorBoard:
     """Event files with the metrics, hyperparameters, config, result and figures of a run.
 
-    The files are written anew whenever a run continues, because rows before its checkpoint may be missing, and those
+    The files are replaced whenever a run continues, because rows before its checkpoint may be missing, and those
     after it are computed again. A new file begins with the note that makes a running TensorBoard forget the old one.
     """
 

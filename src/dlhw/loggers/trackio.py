@@ -16,7 +16,7 @@ _RENAMED = {"step": "steps"}
 class Trackio:
     """A run of Trackio with the metrics, hyperparameters and figures of a run.
 
-    A run that continues is written anew, because Trackio would keep rows that are computed again twice.
+    A resumed run replaces its earlier log. Otherwise Trackio would have two copies of each epoch that is repeated.
 
     Args:
         project: the project that holds the run.

@@ -17,8 +17,8 @@ from dlhw.storage.record import Row
 class WandB:
     """A run of wandb with the metrics, hyperparameters, tags and figures of a run.
 
-    The id of wandb's run is kept, so a resumed run continues it. An offline run cannot be continued: it is written anew
-    with all rows, and its files replace the earlier ones.
+    The id of wandb's run is kept, so a resumed run continues it. An offline run cannot be continued: all
+    rows are written again, and its files replace the earlier ones.
 
     Args:
         project: the project that holds the run.

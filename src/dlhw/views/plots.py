@@ -126,8 +126,7 @@ def curves_png(
     results at the best and the last epoch, and the epoch from which the train loss is not finite.
     """
     quantities = _quantities(rows, loss_label)
-    notes = "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
-    heading, heading_inches = _heading(title, notes)
+    heading, heading_inches = _heading(title, _notes(rows, best_epoch))
     height = _PANEL_INCHES + heading_inches
     panels = [Panel() for _ in quantities]
     lines = _draw_curves(panels, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
@@ -157,11 +156,14 @@ def curves_figure(
 ) -> Figure:
     """Return the picture of :func:`curves_png` as a figure of matplotlib, which takes longer and can be changed."""
     quantities = _quantities(rows, loss_label)
-    notes = "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
-    figure, all_axes = new_figure(len(quantities), title=title, subtitle=notes, foot_inches=0.24)
+    figure, all_axes = new_figure(len(quantities), title=title, subtitle=_notes(rows, best_epoch), foot_inches=0.24)
     lines = _draw_curves(all_axes, rows, quantities, best_epoch=best_epoch, flood=flood, train_label=train_label)
     add_legend(figure, list(lines.values()), list(lines), loc="outside lower center", columns=len(lines))
     return figure
+
+
+def _notes(rows: Sequence[Mapping[str, float]], best_epoch: int | None) -> str:
+    return "\n".join(filter(None, [_results(rows, best_epoch), _divergence(rows)]))
 
 
 def _quantities(rows: Sequence[Mapping[str, float]], loss_label: str) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from torch import nn
 
 
 def test_one_step_of_training_lowers_the_loss() -> None:
+    """The network maps samples (N, 2) to logits (N, 2), and a step of SGD with a small rate decreases their loss."""
     data = spirals(seed=0, count=100, noise=0.1)
     torch.manual_seed(0)
     model = Network(data.shape, data.outputs, width=8).double()
